@@ -1,0 +1,38 @@
+"""Every trigger of the app on one screen: route, method, who may call it, and the one call that answers."""
+
+import azure.functions as func
+from azurefunctions.extensions.http.fastapi import Request, Response
+
+from shared import web
+
+app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
+
+
+@app.route("api/chat", methods=["POST"])
+async def chat(req: Request) -> Response:
+    return await web.post_chat(req)
+
+
+@app.route("api/sessions/{session_id}", methods=["GET"])
+async def session(req: Request) -> Response:
+    return await web.get_session(req)
+
+
+@app.route("api/sessions/{session_id}", methods=["DELETE"])
+async def erase_session(req: Request) -> Response:
+    return await web.delete_session(req)
+
+
+@app.route("api/sessions/{session_id}/messages", methods=["GET"])
+async def messages(req: Request) -> Response:
+    return await web.get_messages(req)
+
+
+@app.route("api/sessions/{session_id}/messages", methods=["DELETE"])
+async def clear_messages(req: Request) -> Response:
+    return await web.delete_messages(req)
+
+
+@app.route("api/health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def health(req: Request) -> Response:
+    return await web.get_health(req)

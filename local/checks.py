@@ -1,0 +1,32 @@
+"""Every check, all of them run even where one fails, and one last line that says how each went."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from local.console import say
+from local.places import ROOT
+
+
+def run(pytest_arguments: Sequence[str]) -> int:
+    """Returns 0 where all passed, else 1."""
+    python = [sys.executable, "-m"]
+    commands = {
+        "ruff check": [*python, "ruff", "check"],
+        "ruff format": [*python, "ruff", "format", "--check"],
+        "mypy": [*python, "mypy"],
+        "pytest": [*python, "pytest", "--cov", "--cov-report=term", *pytest_arguments],
+    }
+    failed = [name for name, command in commands.items() if not _passes(name, command)]
+    passed = [name for name in commands if name not in failed]
+    say()
+    if failed:
+        say(f"FAILED: {', '.join(failed)}. Passed: {', '.join(passed) or 'none'}.")
+        return 1
+    say(f"All checks passed: {', '.join(passed)}.")
+    return 0
+
+
+def _passes(name: str, command: Sequence[str]) -> bool:
+    say(f"\n== {name}")
+    return subprocess.call(command, cwd=ROOT) == 0  # noqa: S603

@@ -1,0 +1,115 @@
+"""What has to run for these settings, and the environment that the app is then given.
+
+Decides, and starts nothing. What the developer has set wins over an embedded part; that part is then not started.
+"""
+
+import json
+import socket
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from local import azurite, keys, model
+from local.environment import layered
+
+# A small model follows a short instruction best. The prices are those of a small paid model, so that a newcomer sees
+# how cost accumulates; the embedded one costs nothing.
+MODEL_SETTINGS = {
+    "AZURE_OPENAI_MODEL": model.NAME,
+    "AZURE_OPENAI_MAX_TOKENS": "200",
+    "CONTEXT_TOKENS": "3000",  # below model.SLOT_TOKENS, since what was not measured yet is estimated
+    "SYSTEM_PROMPT": "You are a helpful assistant. Answer in one or two short sentences.",
+    "PRICES": json.dumps({model.NAME: {"input": 0.15, "cached_input": 0.075, "output": 0.60}}),
+}
+WITHOUT_MODEL = (
+    "There is no embedded model for this machine. Set AZURE_OPENAI_ENDPOINT and, unless you sign in with an identity,\n"
+    "AZURE_OPENAI_API_KEY, in the environment or in local.settings.json; any OpenAI-compatible server will do."
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    command: list[str]
+    answers: Callable[[], bool]
+    environment: Mapping[str, str]
+
+
+@dataclass
+class Plan:
+    """The parts in the order of starting, the host last, and what the developer should be told."""
+
+    parts: list[Part] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def plan(own: Mapping[str, str], process: Mapping[str, str], state: Path, port: int) -> Plan:
+    """`own` are the settings file's values, `process` the process's environment."""
+    result, settings = Plan(), layered(own, process)
+    defaults, embedded = _unconditional(settings, state), dict[str, str]()
+    if not (settings.get("TABLES_ENDPOINT") or settings.get("TABLES_CONNECTION_STRING")):
+        embedded |= _azurite(result, process, state)
+    if not settings.get("AZURE_OPENAI_ENDPOINT"):
+        defaults |= MODEL_SETTINGS
+        embedded |= _model(result, process)
+    # Where a part is embedded its address and key go together: a key that was meant for another server is not sent.
+    environment = layered(defaults, own, process, embedded)
+    host = [sys.executable, "-m", "local.host", "--port", str(port)]
+    result.parts.append(Part("host", host, lambda: healthy(f"http://127.0.0.1:{port}/api/health"), environment))
+    return result
+
+
+def _unconditional(settings: Mapping[str, str], state: Path) -> dict[str, str]:
+    defaults = {"SUMMARY_SCHEDULE": "0 0 6 * * *"}
+    if not (settings.get("ACS_ENDPOINT") or settings.get("SMTP_URL")):
+        defaults["OUTBOX_DIR"] = str(state / "outbox")
+    for setting, key in keys.local_keys(state / "keys.json").items():
+        defaults[setting] = keys.line("local", key)
+    return defaults
+
+
+def _azurite(result: Plan, process: Mapping[str, str], state: Path) -> dict[str, str]:
+    port = free_port()
+    command = azurite.command(port, state / "azurite-data")
+    result.parts.append(Part("Azurite", command, lambda: azurite.answers(port), process))
+    return {"TABLES_CONNECTION_STRING": azurite.connection_string(port)}
+
+
+def _model(result: Plan, process: Mapping[str, str]) -> dict[str, str]:
+    if not model.installed():
+        result.notes.append(WITHOUT_MODEL)
+        return {}
+    port = free_port()
+    command = [sys.executable, "-m", "local.model", "--port", str(port)]
+    result.parts.append(Part("model", command, lambda: healthy(f"http://127.0.0.1:{port}/health"), process))
+    return {"AZURE_OPENAI_ENDPOINT": f"http://127.0.0.1:{port}/v1", "AZURE_OPENAI_API_KEY": "local"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def taken(port: int) -> bool:
+    with socket.socket() as probe:
+        if sys.platform != "win32":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is closing is not taken
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def healthy(url: str) -> bool:
+    """Whether a GET is answered 200, without any proxy that the machine may have."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False

@@ -1,0 +1,93 @@
+"""HTTP triggers, routed as the platform does it.
+
+Sources: Azure/azure-webjobs-sdk-extensions, WebJobsRouteBuilder.cs (routes are tried in the order of declaration), and
+Azure/azure-functions-host, WebScriptHostHttpRoutesManager.cs (a trigger's methods are a constraint of its route, so
+the wrong method is a 404, not a 405; azure-functions-host#10098 and #11625 show it) and FunctionInvocationMiddleware.cs
+(a wrong key is a 401 before the function runs). All of these answers have no body.
+"""
+
+import asyncio
+import hmac
+import inspect
+import logging
+import re
+from urllib.parse import unquote
+
+from fastapi import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
+
+from local.triggers import DeclarationError, HttpTrigger
+
+log = logging.getLogger("local.host")
+
+
+class FunctionRoute(BaseRoute):
+    def __init__(self, trigger: HttpTrigger, prefix: str, function_key: str | None) -> None:
+        self._trigger, self._key = trigger, function_key
+        self._pattern = pattern(f"{prefix}/{trigger.route}" if prefix else trigger.route, trigger.function)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] != "http" or (self._trigger.methods and scope["method"] not in self._trigger.methods):
+            return Match.NONE, {}
+        found = self._pattern.fullmatch(decoded(scope["raw_path"]))
+        if found is None:
+            return Match.NONE, {}
+        given = {name: value for name, value in found.groupdict().items() if value is not None}
+        return Match.FULL, {"path_params": given}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        response = await self._answer(request) if self._may_call(request) else Response(status_code=401)
+        await response(scope, receive, send)
+
+    def _may_call(self, request: Request) -> bool:
+        if self._key is None or self._trigger.auth_level == "anonymous":
+            return True
+        if self._trigger.auth_level != "function":
+            return False  # level admin wants the host's master key, and there is none here
+        given = request.headers.get("x-functions-key", request.query_params.get("code", ""))
+        return hmac.compare_digest(given.encode(), self._key.encode())
+
+    async def _answer(self, request: Request) -> Response:
+        function, arguments = self._trigger.function, {self._trigger.parameter: request}
+        try:
+            if inspect.iscoroutinefunction(self._trigger.handler):
+                response = await self._trigger.handler(**arguments)
+            else:
+                response = await asyncio.to_thread(self._trigger.handler, **arguments)
+        except Exception:
+            log.exception("%s failed", function)
+            return Response(status_code=500)
+        if isinstance(response, Response):
+            return response
+        log.error("%s returned %r, which is no response", function, type(response))
+        return Response(status_code=500)
+
+
+def decoded(raw_path: bytes) -> str:
+    """As Kestrel hands it on: `%2F` stays as it is, so that it cannot pass for a separator."""
+    return re.sub(r"(%2[Ff])|((?:%[0-9A-Fa-f]{2})+?(?=%2[Ff]|[^%]|$))", _unquoted, raw_path.decode("latin-1"))
+
+
+def _unquoted(match: re.Match[str]) -> str:
+    return match[1] or unquote(match[2])
+
+
+def pattern(template: str, function: str) -> re.Pattern[str]:
+    """ASP.NET's route templates: {name}, {name?} at the end, {*rest} at the end; case and a last slash do not count."""
+    segments = "".join(_segment(segment, function) for segment in template.strip("/").split("/"))
+    return re.compile(segments + "/?", re.IGNORECASE | re.DOTALL)
+
+
+def _segment(segment: str, function: str) -> str:
+    if rest := re.fullmatch(r"\{\*{1,2}(\w+)\}", segment):
+        return f"(?:/(?P<{rest[1]}>.*))?"
+    if optional := re.fullmatch(r"\{(\w+)\?\}", segment):
+        return f"(?:/(?P<{optional[1]}>[^/]+))?"
+    parts = re.split(r"\{(\w+)\}", segment)
+    if any("{" in part or "}" in part for part in parts[::2]):
+        raise DeclarationError(f"{function}: the local host does not know the route parameter in {segment!r}")
+    names = (f"(?P<{part}>[^/]+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    return "/" + "".join(names)

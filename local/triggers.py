@@ -1,0 +1,66 @@
+"""What a function app declares, read from its bindings: its HTTP and timer triggers.
+
+The app is the only route table; nothing here adds to it or knows any route by name.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import azure.functions as func
+
+
+class DeclarationError(Exception):
+    """Something declared that cannot be served; the message names the function."""
+
+
+@dataclass(frozen=True)
+class HttpTrigger:
+    function: str
+    handler: Callable[..., Any]
+    parameter: str
+    route: str
+    methods: frozenset[str]  # empty: all
+    auth_level: str  # anonymous, function or admin
+
+
+@dataclass(frozen=True)
+class TimerTrigger:
+    function: str
+    handler: Callable[..., Any]
+    parameter: str
+    schedule: str
+
+
+def declared(app: func.FunctionApp, environ: Mapping[str, str]) -> list[HttpTrigger | TimerTrigger]:
+    """In the order of declaration. To be called once per app: the library's `get_functions` fails the second time."""
+    return [_trigger(function, environ) for function in app.get_functions()]
+
+
+def _trigger(function: Any, environ: Mapping[str, str]) -> HttpTrigger | TimerTrigger:
+    name, binding = function.get_function_name(), function.get_trigger().get_dict_repr()
+    handler, parameter = function.get_user_function(), binding["name"]
+    if binding["type"] == "httpTrigger":
+        methods = frozenset(_text(method).upper() for method in binding.get("methods") or ())
+        level = _text(binding.get("authLevel") or "function").lower()
+        return HttpTrigger(name, handler, parameter, binding.get("route") or name, methods, level)
+    if binding["type"] == "timerTrigger":
+        return TimerTrigger(name, handler, parameter, _resolved(name, binding["schedule"], environ))
+    raise DeclarationError(f"{name}: the local host serves HTTP and timer triggers, not {binding['type']}")
+
+
+def _text(value: Any) -> str:
+    return str(getattr(value, "value", value))
+
+
+def _resolved(function: str, schedule: str, environ: Mapping[str, str]) -> str:
+    """`%NAME%` comes from the settings, as the platform resolves it before Python runs."""
+
+    def setting(match: re.Match[str]) -> str:
+        value = environ.get(match[1])
+        if not value:
+            raise DeclarationError(f"{function}: its schedule is {schedule}, and the setting {match[1]} is not set")
+        return value
+
+    return re.sub(r"%([^%]+)%", setting, schedule)

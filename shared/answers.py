@@ -1,0 +1,108 @@
+"""From a conversation's values to the contract's answers, and those to JSON. Pure."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import orjson
+from pydantic import BaseModel
+
+from shared.contract import ChatAnswer, HistoryAnswer, SessionAnswer, SessionTotals, TokenUsage, TurnAnswer
+from shared.conversation import Session, Turn, Usage
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON with Decimals as numbers in plain digits: an amount never goes through a float."""
+    return orjson.dumps(value, default=_plain)
+
+
+def dump(model: BaseModel) -> dict[str, Any]:
+    """The fields that were given, null ones included."""
+    return model.model_dump(exclude_unset=True)
+
+
+def chat_answer(session: Session, turn: Turn) -> ChatAnswer:
+    call = turn.call
+    rest = dict(turn.extras)
+    if turn.truncated:
+        rest["truncated"] = True
+    return ChatAnswer(
+        session_id=session.id,
+        turn=turn.number,
+        message=dict(turn.messages[-1]),
+        finish_reason=turn.finish_reason,
+        deployment=call.deployment,
+        model=call.model,
+        usage=_usage(call.usage) if call.usage else None,
+        cost_usd=call.cost,
+        session=SessionTotals(**_totals(session)),
+        **rest,
+    )
+
+
+def session_answer(session: Session, now: datetime) -> SessionAnswer:
+    return SessionAnswer(
+        session_id=session.id,
+        created=session.created,
+        updated=session.updated,
+        system=session.system,
+        deployment=session.deployment,
+        busy=session.busy(now),
+        usage=_usage(session.totals.usage),
+        **_totals(session),
+    )
+
+
+def history_answer(session: Session, turns: list[Turn]) -> HistoryAnswer:
+    """A page of history; there is another unless the page reaches the first turn that is left."""
+    more = bool(turns) and turns[-1].number > session.cleared_through + 1
+    return HistoryAnswer(
+        session_id=session.id,
+        turns=[_turn_answer(turn) for turn in turns],
+        next_before=turns[-1].number if more else None,
+    )
+
+
+def _turn_answer(turn: Turn) -> TurnAnswer:
+    call = turn.call
+    return TurnAnswer(
+        turn=turn.number,
+        state=call.state.value,
+        messages=[dict(message) for message in turn.messages],
+        finish_reason=turn.finish_reason,
+        started=turn.started,
+        finished=turn.finished,
+        deployment=call.deployment,
+        model=call.model,
+        usage=_usage(call.usage) if call.usage else None,
+        cost_usd=call.cost,
+    )
+
+
+def _totals(session: Session) -> dict[str, Any]:
+    totals = session.totals
+    return {
+        "turns": session.turns,
+        "total_tokens": totals.usage.total_tokens,
+        "cost_usd": totals.cost,
+        "unpriced_turns": totals.unpriced_turns,
+        "unaccounted_calls": totals.unaccounted_calls,
+        "unaccounted_usd": totals.unaccounted,
+    }
+
+
+def _usage(usage: Usage) -> TokenUsage:
+    return TokenUsage(
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        completion_tokens=usage.completion_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        total_tokens=usage.total_tokens,
+    )
+
+
+def _plain(value: object) -> orjson.Fragment:
+    if isinstance(value, Decimal):
+        return orjson.Fragment(format(value, "f"))
+    raise TypeError(f"{type(value).__name__} has no place in an answer")

@@ -1,0 +1,93 @@
+"""An answer gathered from its chunks, in the chat completions format. Pure; knows the format, not the service.
+
+Chunks are plain mappings, as read from the wire: typed parsing of every chunk costs several times more CPU time.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from shared.conversation import Message, Usage
+
+Chunk = Mapping[str, Any]
+
+
+class Completion:
+    """What has come of an answer so far. `delta` of the last chunk is what a reader is to be shown."""
+
+    def __init__(self) -> None:
+        self.model: str | None = None
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.extras: dict[str, Any] = {}
+        self._text: dict[str, list[str]] = {"content": [], "refusal": []}
+        self._tool_calls: list[dict[str, Any]] = []
+
+    def add(self, chunk: Chunk) -> dict[str, Any]:
+        """Take in one chunk; returns the content, refusal or tool-call pieces in it, {} where it has none."""
+        self.model = chunk.get("model") or self.model
+        if usage := chunk.get("usage"):
+            self.usage = usage_of(usage)
+        if filtered := chunk.get("prompt_filter_results"):
+            self.extras.setdefault("content_filter", {})["prompt"] = filtered
+        for choice in chunk.get("choices") or ():
+            return self._add_choice(choice)
+        return {}
+
+    def message(self) -> Message:
+        """The assistant's message as far as it has come."""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self._text["content"]) or None}
+        if self._text["refusal"]:
+            message["refusal"] = "".join(self._text["refusal"])
+        if self._tool_calls:
+            message["tool_calls"] = self._tool_calls
+        elif message["content"] is None and "refusal" not in message:
+            message["content"] = ""
+        return message
+
+    def _add_choice(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        if filtered := choice.get("content_filter_results"):
+            self.extras.setdefault("content_filter", {}).setdefault("completion", {}).update(filtered)
+        if logprobs := choice.get("logprobs"):
+            self._add_logprobs(logprobs)
+        return self._add_delta(choice.get("delta") or {})
+
+    def _add_delta(self, delta: Mapping[str, Any]) -> dict[str, Any]:
+        shown: dict[str, Any] = {}
+        for kind, pieces in self._text.items():
+            if piece := delta.get(kind):
+                pieces.append(piece)
+                shown[kind] = piece
+        if calls := delta.get("tool_calls"):
+            for call in calls:
+                self._add_tool_call(call)
+            shown["tool_calls"] = calls
+        return shown
+
+    def _add_tool_call(self, piece: Mapping[str, Any]) -> None:
+        index = piece.get("index", 0)
+        while len(self._tool_calls) <= index:
+            self._tool_calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+        call, function = self._tool_calls[index], piece.get("function") or {}
+        call["id"] = piece.get("id") or call["id"]
+        call["function"]["name"] += function.get("name") or ""
+        call["function"]["arguments"] += function.get("arguments") or ""
+
+    def _add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
+        gathered = self.extras.setdefault("logprobs", {})
+        for kind, tokens in logprobs.items():
+            if tokens:
+                gathered.setdefault(kind, []).extend(tokens)
+
+
+def usage_of(reported: Mapping[str, Any]) -> Usage:
+    """Usage from a service's `usage` object; details that it does not send count as none."""
+    prompt = reported.get("prompt_tokens_details") or {}
+    completion = reported.get("completion_tokens_details") or {}
+    return Usage(
+        prompt_tokens=reported.get("prompt_tokens") or 0,
+        cached_tokens=prompt.get("cached_tokens") or 0,
+        cache_write_tokens=prompt.get("cache_write_tokens") or 0,
+        completion_tokens=reported.get("completion_tokens") or 0,
+        reasoning_tokens=completion.get("reasoning_tokens") or 0,
+    )

@@ -1,0 +1,98 @@
+"""What a call costs: usage and rates to exact USD. Pure; Decimal from end to end.
+
+Prices come from the PRICES setting, by deployment and then by model, else from genai-prices' offline list prices
+(provider azure: the global SKU). Where neither knows a model the cost is None, never zero.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import TieredPrices
+
+from shared.conversation import Rates, Usage
+
+_VERSIONED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})$")
+_PER_MILLION = -6
+
+
+def cost(usage: Usage, rates: Rates) -> Decimal:
+    """USD for the tokens of one call. Cached and cache-write tokens are taken out of the prompt, each at its own rate;
+    reasoning tokens are inside the completion already."""
+    plain = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens
+    micro = (
+        plain * rates.input
+        + usage.cached_tokens * rates.cached_input
+        + usage.cache_write_tokens * rates.cache_write
+        + usage.completion_tokens * rates.output
+    )
+    return micro.scaleb(_PER_MILLION)
+
+
+def worst_case(prompt_tokens: int, completion_tokens: int, rates: Rates) -> Decimal:
+    """USD that a call can't exceed: the whole prompt at the dearest input rate, the whole answer."""
+    dearest = max(rates.input, rates.cached_input, rates.cache_write)
+    return (prompt_tokens * dearest + completion_tokens * rates.output).scaleb(_PER_MILLION)
+
+
+class Prices:
+    """Rates by deployment and model. `configured`: the PRICES setting; `deployments`: deployment -> model[@version]."""
+
+    def __init__(self, configured: Mapping[str, Rates], deployments: Mapping[str, str]) -> None:
+        self._configured = configured
+        self._deployments = deployments
+
+    def rates(self, deployment: str, model: str | None = None, *, prompt_tokens: int = 0) -> Rates | None:
+        """The rates of a call, None where no price is known.
+
+        `model` is the name that the service's answer carried; without it the configured model of the deployment counts.
+        `prompt_tokens` chooses the tier where a model's price depends on the prompt's length.
+        """
+        names = tuple(self._names(deployment, model))
+        for name in (deployment, *names):
+            if name in self._configured:
+                return self._configured[name]
+        return next(filter(None, (_listed(name, prompt_tokens) for name in names)), None)
+
+    def _names(self, deployment: str, model: str | None) -> Iterator[str]:
+        """Names of the model, the one that says most first."""
+        if model and _VERSIONED.search(model):
+            yield model
+        configured, _, version = self._deployments.get(deployment, "").partition("@")
+        if configured and version:
+            yield f"{configured}-{version}"
+        if configured:
+            yield configured
+        elif model:
+            yield model
+        else:
+            yield deployment
+
+
+def _listed(name: str, prompt_tokens: int) -> Rates | None:
+    reference = name.replace("gpt-35-", "gpt-3.5-")  # Azure's spelling of OpenAI's name
+    try:
+        _, model = get_snapshot().find_provider_model(reference, None, "azure", None)
+    except LookupError:
+        return None
+    prices = model.get_prices(datetime.now(UTC))
+    plain, output = _tier(prices.input_mtok, prompt_tokens), _tier(prices.output_mtok, prompt_tokens)
+    if plain is None or output is None:
+        return None
+    cached, written = _tier(prices.cache_read_mtok, prompt_tokens), _tier(prices.cache_write_mtok, prompt_tokens)
+    return Rates(
+        input=plain,
+        cached_input=plain if cached is None else cached,
+        cache_write=plain if written is None else written,
+        output=output,
+    )
+
+
+def _tier(price: Decimal | TieredPrices | None, prompt_tokens: int) -> Decimal | None:
+    """A prompt above a tier's start is charged at the tier's rate whole, as OpenAI does for long contexts."""
+    if not isinstance(price, TieredPrices):
+        return price
+    passed = [tier.price for tier in price.tiers if prompt_tokens > tier.start]
+    return passed[-1] if passed else price.base

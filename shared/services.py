@@ -1,0 +1,131 @@
+"""The composition root: every adapter, built of the settings on first use and never at import, so that a missing
+setting is an answer and not an app without functions."""
+
+import asyncio
+import logging
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+from azure.data.tables.aio import TableServiceClient
+from azure.identity.aio import DefaultAzureCredential, get_bearer_token_provider
+
+from shared.ledger import Ledger
+from shared.model import Model
+from shared.pricing import Prices
+from shared.recovery import Recovery
+from shared.removals import Removals
+from shared.reservation import Reservations, Rules
+from shared.sessions import Sessions
+from shared.settings import Settings
+from shared.tables import Table
+from shared.turns import Turns
+
+log = logging.getLogger(__name__)
+
+SCOPE = "https://cognitiveservices.azure.com/.default"
+_STORAGE_RETRY = {"retry_total": 3, "retry_backoff_factor": 0.2, "connection_timeout": 5, "read_timeout": 15}
+
+
+class Services:
+    """What the triggers use. Belongs to the event loop that it was built in."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._credential = DefaultAzureCredential(managed_identity_client_id=settings.client_id)
+        self._tables = self._table_service()
+        sessions_table = self._table("sessions")
+        self.sessions = Sessions(sessions_table)
+        self.ledger = Ledger(self._table("usage"))
+        self.recovery = Recovery(self.sessions, self.ledger)
+        self.removals = Removals(sessions_table, self.recovery)
+        self._model = Model(
+            settings.endpoints[0],
+            settings.api_key or get_bearer_token_provider(self._credential, SCOPE),
+            timeout=settings.timeout,
+        )
+        prices = Prices(settings.prices, settings.deployments)
+        self.turns = Turns(
+            Reservations(
+                _rules(settings),
+                sessions=self.sessions,
+                prices=prices,
+                recovery=self.recovery,
+                removals=self.removals,
+            ),
+            ledger=self.ledger,
+            model=self._model,
+            prices=prices,
+            turn_timeout=settings.turn_timeout,
+        )
+
+    async def close(self) -> None:
+        """Finish the running turns, then let go of every connection."""
+        await self.turns.finish()
+        await self._model.close()
+        await self._tables.close()
+        await self._credential.close()
+
+    def _table_service(self) -> TableServiceClient:
+        options: dict[str, Any] = dict(_STORAGE_RETRY)
+        if self.settings.tables_connection_string:
+            return TableServiceClient.from_connection_string(self.settings.tables_connection_string, **options)
+        endpoint = self.settings.tables_endpoint or ""
+        return TableServiceClient(endpoint, credential=self._credential, **options)
+
+    def _table(self, name: str) -> Table:
+        return Table(self._tables.get_table_client(f"{self.settings.table_prefix}{name}"))
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        deployment=settings.deployment,
+        deployments=frozenset(settings.deployments),
+        system_prompt=settings.system_prompt,
+        context_tokens=settings.context_tokens,
+        max_tokens=settings.max_tokens,
+        largest_answer=settings.largest_answer,
+        turn_timeout=settings.turn_timeout,
+    )
+
+
+_current: Services | None = None
+
+
+def services() -> Services:
+    """The app's services. Raises SettingsError where a setting is missing or malformed."""
+    global _current
+    if _current is None:
+        _current = Services(Settings.from_env(os.environ))
+        _finish_on_sigterm()
+    return _current
+
+
+async def close() -> None:
+    """Finish the running turns and let go of everything; the next use builds anew."""
+    global _current
+    if _current is not None:
+        closing, _current = _current, None
+        await closing.close()
+
+
+def _finish_on_sigterm() -> None:
+    """Hold SIGTERM back until the running turns are finished, then hand it on to who waited for it before.
+
+    The platform's worker ends with its open responses, and a turn whose caller hung up has none.
+    """
+    loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+
+    def forward(_: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        signal.raise_signal(signal.SIGTERM)
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        log.info("finishing the running turns")
+        loop.call_soon_threadsafe(lambda: loop.create_task(close()).add_done_callback(forward))
+
+    try:
+        signal.signal(signal.SIGTERM, hold)
+    except ValueError:  # not the main thread: whoever runs this loop there decides when it ends
+        log.debug("no signal handler outside the main thread")

@@ -1,0 +1,203 @@
+"""The app's settings, read from the environment once. The only room that reads it.
+
+Every setting is described in `local.settings.sample.json` and in the README. A missing or malformed one is a
+SettingsError that names it. An empty one counts as absent.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from shared.conversation import Rates
+
+T = TypeVar("T")
+
+SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly and say so when you do not know."
+
+
+class SettingsError(Exception):
+    """The setting `name` is missing or malformed; the message says what it should be."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name} {message}")
+        self.name = name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings, parsed. Sizes in bytes or tokens, times in seconds, prices in USD per 1,000,000 tokens."""
+
+    endpoints: tuple[str, ...]  # base URLs that end in /v1/, in order of preference
+    api_key: str | None
+    deployment: str  # the default one
+    deployments: Mapping[str, str]  # deployment -> model, or model@version; "" where only the name is known
+    max_tokens: int
+    timeout: float
+    turn_timeout: float
+    context_tokens: int
+    system_prompt: str
+    max_message_bytes: int
+    prices: Mapping[str, Rates]
+    tables_endpoint: str | None
+    tables_connection_string: str | None
+    table_prefix: str
+    client_id: str | None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        env = _Environment(environ)
+        deployment = env.text("AZURE_OPENAI_MODEL", "gpt-5.4-mini")
+        tables_endpoint = env.optional("TABLES_ENDPOINT")
+        connection_string = env.optional("TABLES_CONNECTION_STRING")
+        if not tables_endpoint and not connection_string:
+            raise SettingsError("TABLES_ENDPOINT", "(or TABLES_CONNECTION_STRING) is not set: where the tables are.")
+        context_tokens = env.whole("CONTEXT_TOKENS", 16_000, least=256)
+        settings = cls(
+            endpoints=env.parsed("AZURE_OPENAI_ENDPOINT", _endpoints),
+            api_key=env.optional("AZURE_OPENAI_API_KEY"),
+            deployment=deployment,
+            deployments=_with_default(env.parsed("AZURE_OPENAI_DEPLOYMENTS", _deployments, {}), deployment),
+            max_tokens=env.whole("AZURE_OPENAI_MAX_TOKENS", 800, least=1),
+            timeout=env.seconds("AZURE_OPENAI_TIMEOUT_SECONDS", 60),
+            turn_timeout=env.seconds("TURN_TIMEOUT_SECONDS", 220),
+            context_tokens=context_tokens,
+            system_prompt=env.text("SYSTEM_PROMPT", SYSTEM_PROMPT),
+            max_message_bytes=env.whole("MAX_MESSAGE_BYTES", 262_144, least=1_024),
+            prices=env.parsed("PRICES", _prices, {}),
+            tables_endpoint=tables_endpoint,
+            tables_connection_string=connection_string,
+            table_prefix=env.parsed("TABLE_PREFIX", _table_prefix, "chat"),
+            client_id=env.optional("AZURE_CLIENT_ID"),
+        )
+        if settings.max_tokens > settings.largest_answer:
+            raise SettingsError(
+                "AZURE_OPENAI_MAX_TOKENS",
+                f"is {settings.max_tokens}: at most half of CONTEXT_TOKENS, which is {settings.largest_answer}.",
+            )
+        return settings
+
+    @property
+    def largest_answer(self) -> int:
+        """The most tokens that a turn may ask for, so that the other half is left for what it answers."""
+        return self.context_tokens // 2
+
+
+class _Environment:
+    """The environment, one setting at a time; each error names the setting."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def optional(self, name: str) -> str | None:
+        value = self._environ.get(name, "").strip()
+        if value.startswith("@Microsoft.KeyVault("):
+            raise SettingsError(
+                name,
+                "still reads @Microsoft.KeyVault(…): the platform could not resolve the reference. Check that the"
+                " app's identity may read the vault's secrets and that keyVaultReferenceIdentity names it.",
+            )
+        return value or None
+
+    def text(self, name: str, default: str) -> str:
+        return self.optional(name) or default
+
+    def parsed(self, name: str, parse: Callable[[str], T], default: T | None = None) -> T:
+        value = self.optional(name)
+        if value is None:
+            if default is None:
+                raise SettingsError(name, "is not set. local.settings.sample.json says what it should be.")
+            return default
+        try:
+            return parse(value)
+        except (ValueError, InvalidOperation) as error:
+            raise SettingsError(name, f"is malformed: {error}") from error
+
+    def whole(self, name: str, default: int, *, least: int) -> int:
+        def parse(value: str) -> int:
+            if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < least:
+                raise ValueError(f"{value!r} is not a whole number of at least {least}.")
+            return int(value)
+
+        return self.parsed(name, parse, default)
+
+    def seconds(self, name: str, default: float) -> float:
+        def parse(value: str) -> float:
+            if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", value) or float(value) <= 0:
+                raise ValueError(f"{value!r} is not a positive number of seconds.")
+            return float(value)
+
+        return self.parsed(name, parse, default)
+
+
+def _endpoints(value: str) -> tuple[str, ...]:
+    return tuple(_endpoint(url.strip()) for url in value.split(",") if url.strip())
+
+
+def _endpoint(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise ValueError(f"{url!r} is not a URL such as https://NAME.openai.azure.com.")
+    path = parts.path.rstrip("/")
+    if path.endswith("/v1"):
+        return f"{parts.scheme}://{parts.netloc}{path}/"
+    if path:
+        raise ValueError(f"{url!r} has a path that does not end in /v1.")
+    return f"{parts.scheme}://{parts.netloc}/openai/v1/"
+
+
+def _deployments(value: str) -> dict[str, str]:
+    found = {}
+    for item in filter(None, (item.strip() for item in value.split(","))):
+        name, _, model = (part.strip() for part in item.partition("="))
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            raise ValueError(f"{item!r} is not deployment=model or deployment=model@version.")
+        found[name] = model
+    return found
+
+
+def _with_default(deployments: dict[str, str], default: str) -> dict[str, str]:
+    return deployments if default in deployments else {default: "", **deployments}
+
+
+def _prices(value: str) -> dict[str, Rates]:
+    try:
+        found = json.loads(value, parse_float=Decimal)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON ({error}).") from error
+    if not isinstance(found, dict):
+        raise ValueError('it should be a JSON object such as {"gpt-5.4-mini": {"input": 0.75, "output": 4.5}}.')
+    return {name: _rates(name, rates) for name, rates in found.items()}
+
+
+def _rates(name: str, given: object) -> Rates:
+    if not isinstance(given, dict) or not {"input", "output"} <= given.keys():
+        raise ValueError(f"{name!r} needs input and output, in USD per 1M tokens.")
+    if unknown := given.keys() - {"input", "cached_input", "cache_write", "output"}:
+        raise ValueError(f"{name!r} has the unknown price {min(unknown)!r}.")
+    rates = {kind: _price(name, kind, amount) for kind, amount in given.items()}
+    return Rates(
+        input=rates["input"],
+        cached_input=rates.get("cached_input", rates["input"]),
+        cache_write=rates.get("cache_write", rates["input"]),
+        output=rates["output"],
+    )
+
+
+def _price(name: str, kind: str, amount: object) -> Decimal:
+    if isinstance(amount, bool) or not isinstance(amount, int | Decimal | str):
+        raise ValueError(f"{kind} of {name!r} is not a number.")
+    price = Decimal(amount)
+    if not price.is_finite() or price < 0:
+        raise ValueError(f"{kind} of {name!r} is not an amount of USD.")
+    return price
+
+
+def _table_prefix(value: str) -> str:
+    # https://learn.microsoft.com/rest/api/storageservices/understanding-the-table-service-data-model#table-names
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,54}", value):
+        raise ValueError(f"{value!r} is not a letter and up to 54 letters or digits.")
+    return value

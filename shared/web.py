@@ -1,0 +1,229 @@
+"""From requests to values and back: JSON, server-sent events, and the one table from errors to statuses."""
+
+import asyncio
+import functools
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
+from pydantic import TypeAdapter, ValidationError
+
+from shared import answers, errors
+from shared.contract import ChatRequest, SessionId
+from shared.errors import ChatError, InvalidRequest, MessageTooLarge, UnsupportedMediaType
+from shared.reservation import Post
+from shared.services import Services, services
+from shared.settings import SettingsError
+from shared.turns import Answer, Delta, Event, Running, Started
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE = 15.0  # seconds: proxies close a stream that says nothing, Azure's front end after 230 s
+MOST_TURNS = 100  # of a page of history
+_DRAINED = 16  # times the limit of a body: read and thrown away, so that the caller reads the 413 and not a reset
+
+STATUS: Mapping[type[ChatError], int] = {
+    errors.InvalidRequest: 400,
+    errors.Unauthorized: 401,
+    errors.SessionNotFound: 404,
+    errors.SessionBusy: 409,
+    errors.MessageTooLarge: 413,
+    errors.UnsupportedMediaType: 415,
+    errors.IdempotencyMismatch: 422,
+    errors.RateLimited: 429,
+    errors.UpstreamError: 502,
+    errors.StorageUnavailable: 503,
+    errors.UpstreamUnavailable: 503,
+    errors.UpstreamTimeout: 504,
+}
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def answering(handler: Callable[[Request, Services], Awaitable[Response]]) -> Handler:
+    """A handler whose errors are answers: JSON with a code and the status that belongs to it."""
+
+    @functools.wraps(handler)
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request, services())
+        except Exception as error:
+            body = error_body(error)
+            return _json(body, body.pop("status"), body.pop("retry_after"))
+
+    return answer
+
+
+@answering
+async def post_chat(request: Request, services: Services) -> Response:
+    body = await _body(request, services.settings.max_message_bytes)
+    asked = _validated(body)
+    running = services.turns.take_turn(
+        Post(
+            messages=asked.messages(),
+            session_id=asked.session_id,
+            system=asked.system,
+            deployment=asked.deployment,
+            max_tokens=asked.max_tokens,
+            options=asked.options(),
+        )
+    )
+    first = await running.next()
+    if asked.stream or "text/event-stream" in request.headers.get("accept", ""):
+        return StreamingResponse(_events(first, running), media_type="text/event-stream", headers=_STREAM_HEADERS)
+    event = first
+    while not isinstance(event, Answer):
+        event = await running.next()
+    return _json(answers.dump(answers.chat_answer(event.session, event.turn)))
+
+
+@answering
+async def get_session(request: Request, services: Services) -> Response:
+    session = await services.removals.visible(_session_id(request), None)
+    return _json(answers.dump(answers.session_answer(session, datetime.now(UTC))))
+
+
+@answering
+async def get_messages(request: Request, services: Services) -> Response:
+    limit = _whole(request, "limit", default=20, most=MOST_TURNS)
+    session = await services.removals.visible(_session_id(request), None)
+    before = _whole(request, "before", default=session.turns + 1, most=10**9)
+    turns = await services.sessions.history(session, before=before, limit=limit)
+    return _json(answers.dump(answers.history_answer(session, turns)))
+
+
+@answering
+async def delete_messages(request: Request, services: Services) -> Response:
+    await services.removals.clear(_session_id(request), None)
+    return Response(status_code=204)
+
+
+@answering
+async def delete_session(request: Request, services: Services) -> Response:
+    await services.removals.erase(_session_id(request), None)
+    return Response(status_code=204)
+
+
+async def get_health(request: Request) -> Response:
+    """Alive; it asks nothing of anybody, so that a probe costs nothing."""
+    return _json({"status": "ok"})
+
+
+def error_body(error: Exception) -> dict[str, Any]:
+    """The error's answer, with its `status` and `retry_after` (seconds, or None) beside it."""
+    if isinstance(error, ChatError):
+        status = next(code for kind, code in STATUS.items() if isinstance(error, kind))
+        fields = {"code": error.code, "message": error.message, "param": error.param}
+        return {"error": fields, "status": status, "retry_after": error.retry_after}
+    incident = uuid.uuid4().hex
+    log.error("incident %s", incident, exc_info=error)
+    message = f"Something went wrong here. The log has it as {incident}."
+    if isinstance(error, SettingsError):
+        message = f"This app is not set up: {error.name} is missing or malformed. The log has it as {incident}."
+    return {
+        "error": {"code": ChatError.code, "message": message, "param": None},
+        "status": 500,
+        "retry_after": None,
+    }
+
+
+_STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+async def _events(first: Event, running: Running) -> AsyncIterator[bytes]:
+    """A turn's events as they come, and a comment where nothing has come for a while."""
+    event = first
+    yield _event(event)
+    while not isinstance(event, Answer):
+        try:
+            async with asyncio.timeout(KEEP_ALIVE):
+                event = await running.next()
+        except TimeoutError:
+            yield b": still working\n\n"
+        except Exception as error:
+            body = error_body(error)
+            yield _frame("error", {**body.pop("error"), **body})
+            return
+        else:
+            yield _event(event)
+
+
+def _event(event: Event) -> bytes:
+    match event:
+        case Started(session_id, turn, deployment):
+            return _frame("start", {"session_id": session_id, "turn": turn, "deployment": deployment})
+        case Delta(pieces):
+            return _frame("delta", pieces)
+        case Answer(session, turn):
+            return _frame("done", answers.dump(answers.chat_answer(session, turn)))
+
+
+def _frame(name: str, fields: Mapping[str, Any]) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), answers.json_bytes(fields))
+
+
+def _json(body: Any, status: int = 200, retry_after: int | None = None) -> Response:
+    headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+    return Response(answers.json_bytes(body), status, headers, media_type="application/json")
+
+
+async def _body(request: Request, limit: int) -> dict[str, Any]:
+    """The request's JSON object. Its size is counted before it is parsed."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType("Send the body as JSON, with the header Content-Type: application/json.")
+    body, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limit:
+            body += chunk
+        elif size > limit * _DRAINED:
+            break
+    if size > limit:
+        raise MessageTooLarge(f"The request's body is larger than {limit} bytes. Send a shorter message.")
+    try:
+        parsed = orjson.loads(body)
+        orjson.dumps(parsed)  # what nests too deeply could be read here and not written again
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError) as error:
+        raise InvalidRequest(f"The body is not valid JSON in UTF-8: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise InvalidRequest("The body is not a JSON object.")
+    return parsed
+
+
+def _validated(body: Mapping[str, Any]) -> ChatRequest:
+    try:
+        return ChatRequest.model_validate(body)
+    except ValidationError as error:
+        problem = max(error.errors(include_url=False), key=lambda problem: len(problem["loc"]))
+        field = str(problem["loc"][0]) if problem["loc"] else None
+        if problem["type"] == "extra_forbidden":
+            raise InvalidRequest(f"There is no field {field!r}.", param=field) from error
+        message = problem["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(f"{field}: {message}." if field else f"{message}.", param=field) from error
+
+
+_session_ids: TypeAdapter[str] = TypeAdapter(SessionId)
+
+
+def _session_id(request: Request) -> str:
+    with suppress(ValidationError):
+        return _session_ids.validate_python(request.path_params["session_id"])
+    raise InvalidRequest(
+        "A session id is 1 to 64 letters, digits, dots, underscores or hyphens, and begins with a letter or digit.",
+        param="session_id",
+    )
+
+
+def _whole(request: Request, name: str, *, default: int, most: int) -> int:
+    given = request.query_params.get(name)
+    if given is None:
+        return default
+    if not given.isascii() or not given.isdigit() or len(given) > 10 or not 1 <= int(given) <= most:
+        raise InvalidRequest(f"{name} is not a whole number from 1 to {most}.", param=name)
+    return int(given)

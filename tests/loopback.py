@@ -1,0 +1,224 @@
+"""What the test servers share: a port, a thread with an event loop of its own, and HTTP/1.1 by the byte.
+
+The code under test, or a process of its own, meets them over real TCP. They know nothing of chats or tables.
+"""
+
+import asyncio
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Self, TypeVar
+
+import h11
+
+T = TypeVar("T")
+LONGEST_HEAD = 256 * 1024
+
+
+class Gate:
+    """A place where a server waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self._reached = threading.Event()
+        self._opened: Future[None] = Future()
+
+    @property
+    def reached(self) -> bool:
+        return self._reached.is_set()
+
+    @property
+    def open(self) -> bool:
+        return self._opened.done()
+
+    def wait(self, timeout: float = 10) -> None:
+        """Until the server stands at the gate; blocks the thread, so never inside the loop whose request is awaited."""
+        if not self._reached.wait(timeout):
+            raise TimeoutError(f"nothing came to the gate within {timeout} s")
+
+    async def until_reached(self, timeout: float = 10) -> None:  # noqa: ASYNC109 - it bounds a thread, not a task
+        await asyncio.to_thread(self.wait, timeout)
+
+    def release(self) -> None:
+        if not self._opened.done():
+            self._opened.set_result(None)
+
+    def arrive(self) -> None:
+        self._reached.set()
+
+    async def enter(self) -> None:
+        self.arrive()
+        await asyncio.shield(asyncio.wrap_future(self._opened))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Message:
+    """A whole HTTP request or response."""
+
+    def __init__(self, head: h11.Request | h11.Response, body: bytes) -> None:
+        self.head, self.body = head, body
+
+
+class Wire:
+    """One side of an HTTP/1.1 connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, server: bool) -> None:
+        writer.transport.set_write_buffer_limits(high=0)  # drain() then means that the kernel has it all
+        self._reader, self._writer = reader, writer
+        self.http = h11.Connection(h11.SERVER if server else h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
+
+    async def event(self) -> object:
+        while True:
+            event = self.http.next_event()
+            if event is h11.NEED_DATA:
+                self.http.receive_data(await self._reader.read(65536))
+            elif not isinstance(event, h11.InformationalResponse):
+                return event
+
+    async def message(self) -> Message | None:
+        """The next whole message; None once the peer has finished."""
+        head = await self.event()
+        if not isinstance(head, h11.Request | h11.Response):
+            return None
+        body = bytearray()
+        while isinstance(part := await self.event(), h11.Data):
+            body += part.data
+        return Message(head, bytes(body))
+
+    async def send(self, *events: h11.Event) -> None:
+        self._writer.write(b"".join(self.http.send(event) or b"" for event in events))
+        await self._writer.drain()
+
+    async def until_gone(self, work: Coroutine[object, object, T]) -> T:
+        """What `work` returns; if the peer hangs up first, `work` is cancelled and ConnectionResetError raised."""
+        job, watch = asyncio.ensure_future(work), asyncio.ensure_future(self._hangs_up())
+        try:
+            await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not job.done():
+                raise ConnectionResetError("the peer hung up")
+            return job.result()
+        finally:
+            job.cancel()
+            watch.cancel()
+            await asyncio.gather(job, watch, return_exceptions=True)
+
+    async def _hangs_up(self) -> None:
+        while received := await self._reader.read(65536):
+            self.http.receive_data(received)
+        self.http.receive_data(b"")
+
+    def reset(self) -> None:
+        """Ends the connection with a TCP RST."""
+        connection = self._writer.get_extra_info("socket")
+        if not self._writer.transport.is_closing():
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Loopback:
+    """A server on 127.0.0.1 that can be stopped (every connection is reset, new ones are refused) and started again."""
+
+    def __init__(self, port: int = 0) -> None:
+        # Bound and never listening: connections are refused, yet nobody else is given the port in the meantime.
+        self._reserved = _bound(port)
+        self.port: int = self._reserved.getsockname()[1]
+        self.crashes: list[Exception] = []
+        self._thread: threading.Thread | None = None
+        self._stopping = Gate()
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def converse(self, wire: Wire) -> None:
+        """Speaks with one client until it has gone."""
+        raise NotImplementedError
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.open
+
+    def start(self) -> None:
+        if self._thread is None:
+            listening = _bound(self.port)
+            listening.listen(512)
+            self._stopping = Gate()
+            self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(listening)), daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._stopping.release()
+            self._thread.join()
+            self._thread = None
+
+    def close(self) -> None:
+        """Stops for good, and raises what went wrong inside."""
+        self.stop()
+        self._reserved.close()
+        if self.crashes:
+            raise self.crashes[0]
+
+    def wait_for(self, condition: Callable[[], object], timeout: float = 10) -> None:
+        """Until `condition()` is true; blocks the thread."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"still not so after {timeout} s")
+            time.sleep(0.002)
+
+    async def until(self, condition: Callable[[], object], timeout: float = 10) -> None:  # noqa: ASYNC109 - as above
+        await asyncio.to_thread(self.wait_for, condition, timeout)
+
+    async def _serve(self, listening: socket.socket) -> None:
+        server = await asyncio.start_server(self._accept, sock=listening)
+        await self._stopping.enter()
+        server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.ensure_future(self._connected(Wire(reader, writer, server=True)))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _connected(self, wire: Wire) -> None:
+        try:
+            await self.converse(wire)
+        except asyncio.CancelledError:
+            wire.reset()
+            raise
+        except ConnectionError:
+            wire.reset()
+        except h11.RemoteProtocolError:
+            pass  # it hung up in mid-message; or speaks something else, and is hung up on
+        except Exception as crash:
+            self.crashes.append(crash)
+        finally:
+            wire.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _bound(port: int) -> socket.socket:
+    # asyncio turns Nagle's delays (40 ms) off only where the protocol is named.
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
