@@ -2,8 +2,10 @@
 
 from datetime import datetime
 from decimal import Decimal
+from hashlib import sha256
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z")]
@@ -73,6 +75,12 @@ class ChatRequest(Wire):
         if isinstance(self.message, str):
             return ({"role": "user", "content": self.message},)
         return ({"role": "user", "content": [part.model_dump(exclude_none=True) for part in self.message or ()]},)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what is asked: a retry may differ in where it goes (a session id it has learned) and in how it
+        wants the answer sent."""
+        asked = self.model_dump(exclude={"session_id", "stream"}, exclude_none=True)
+        return sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def options(self) -> dict[str, Any]:
         """What goes to the model as it is, for this turn alone."""

@@ -177,7 +177,6 @@ class Turn:
     finish_reason: str | None = None
     truncated: bool = False
     extras: Mapping[str, Any] = field(default_factory=dict)  # content_filter, logprobs: as the service sent them
-    used_key: str | None = None  # SHA-256 of its Idempotency-Key
     etag: str = field(default="", compare=False)
 
     @property
@@ -208,6 +207,16 @@ def raised(session: Session, turn: Turn, call: Call) -> tuple[Session, Turn] | N
     totals = session.totals.plus(Totals.of(call)).plus(Totals.of(before), sign=-1)
     held = session.lease is not None and session.lease.call == call.id
     return replace(session, totals=totals, lease=None if held else session.lease), turn.with_call(call)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Used:
+    """An Idempotency-Key that was used: by which turn, and the SHA-256 of what it asked. `turn` is 0 before that."""
+
+    key: str  # SHA-256 of caller and key
+    request: str
+    turn: int = 0
+    etag: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ async def persist(call: Call, write: Callable[[], Awaitable[None]]) -> None:
     """Write, and while storage can't be reached try again until the call's deadline. Raises StorageUnavailable."""
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(StorageUnavailable),
-        wait=wait_exponential_jitter(initial=0.2, max=5),
+        wait=wait_exponential_jitter(multiplier=0.2, max=5),
         stop=lambda _: datetime.now(UTC) > call.deadline,
         reraise=True,
     )

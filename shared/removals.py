@@ -104,7 +104,8 @@ class Removals:
             batch += _removed(row, head, removal)
             if len(batch) == _BATCH:
                 head, batch = await self._commit(head, batch, left=head), []
-        left = None if removal.erase else replace(head, removal=None)
+        await self._forget_first_key(head)
+        left = None if removal.erase else replace(head, removal=None, first_key=None)
         await self._commit(head, batch, left)
 
     async def _commit(self, head: Session, batch: Sequence[Write], left: Session | None) -> Session:
@@ -117,6 +118,12 @@ class Removals:
         return self._table.query(
             "PartitionKey eq @session and RowKey gt @head", {"session": session.id, "head": rows.HEAD}
         )
+
+    async def _forget_first_key(self, head: Session) -> None:
+        pointer = await self._table.get(head.first_key, rows.POINTER) if head.first_key else None
+        if pointer and pointer["session"] == head.id:
+            with suppress(Changed):
+                await self._table.delete(pointer["PartitionKey"], rows.POINTER, pointer["etag"])
 
     async def _forget(self, removal: Removal) -> None:
         if mark := await self._table.get(ERASING, removal.id):
@@ -131,5 +138,5 @@ def _removed(row: Row, head: Session, removal: Removal) -> list[Write]:
     turn = rows.to_turn(row)
     if not turn.messages or turn.number > head.cleared_through:
         return []
-    bare = replace(turn, messages=(), extras={}, used_key=None)
+    bare = replace(turn, messages=(), extras={})
     return [Write("put", rows.from_turn(head.id, bare), turn.etag)]

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from shared import rows
-from shared.conversation import Call, Message, Session, Turn
-from shared.errors import Changed, InvalidRequest, MessageTooLarge, SessionBusy, SessionNotFound
+from shared.conversation import Call, Message, Session, State, Turn, Used, digest
+from shared.errors import Changed, IdempotencyMismatch, InvalidRequest, MessageTooLarge, SessionBusy, SessionNotFound
 from shared.lease import Held, lease_for
 from shared.ports import Removals, Sessions
 from shared.pricing import Prices, worst_case
@@ -22,6 +22,7 @@ from shared.window import Past, Window
 
 GRACE = timedelta(seconds=60)  # after a turn's time is up, for settling it
 _PROMPT_OPTIONS = ("tools", "tool_choice", "response_format")  # what the service counts as part of the prompt
+_SHORTEST_KEY = 22  # characters: 128 random bits in base64
 _ATTEMPTS = 3  # at finding a session free, where a recovery or removal had to be finished first
 
 
@@ -49,6 +50,16 @@ class Post:
     max_tokens: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     caller: str | None = None
+    key: str | None = None  # the Idempotency-Key
+    fingerprint: str = ""  # SHA-256 of what is asked, by which a key's second use is compared
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The post's Idempotency-Key was answered before, by this turn."""
+
+    session: Session
+    turn: Turn
 
 
 @dataclass(slots=True)
@@ -72,10 +83,31 @@ class Reservations:
         self._recovery = recovery
         self._removals = removals
 
-    async def reserve(self, post: Post) -> Reserved:
-        """Raises InvalidRequest, MessageTooLarge, SessionNotFound, SessionBusy or StorageUnavailable."""
+    async def reserve(self, post: Post) -> Reserved | Replay:
+        """Raises InvalidRequest, MessageTooLarge, SessionNotFound, SessionBusy, IdempotencyMismatch or
+        StorageUnavailable."""
         self._check(post)
-        session, turns = await self._free_session(post)
+        session_id, first_key = await self._session_id(post)
+        for _ in range(_ATTEMPTS):
+            used = await self._used(session_id, post)
+            session, turns = await self._sessions.read(session_id)
+            if session is None:
+                return await self._take(post, self._new_session(session_id, first_key, post), [], used)
+            if not session.open_to(post.caller):
+                raise SessionNotFound
+            if session.removal:
+                await self._removals.finish(session)
+                continue
+            if used and (answered := await self._answered(session, used)):
+                return Replay(session, answered)
+            if session.lease is None:
+                return await self._take(post, self._known(session, post), turns, used)
+            if session.busy(now := datetime.now(UTC)):
+                raise SessionBusy(math.ceil((session.lease.until - now).total_seconds()))
+            await self._recovery.free(session)
+        raise SessionBusy
+
+    async def _take(self, post: Post, session: Session, turns: list[Turn], used: Used | None) -> Reserved:
         attached = {name: post.options[name] for name in _PROMPT_OPTIONS if name in post.options}
         past = Past.of(session, turns, post.messages, attached)
         max_tokens = post.max_tokens or self._rules.max_tokens
@@ -91,7 +123,7 @@ class Reservations:
         if not rows.fits(turn, max_tokens):
             raise MessageTooLarge("The message, with room for its answer, is more than one turn can hold.")
         session = replace(session, turns=turn.number, window_start=window.first, lease=lease_for(call))
-        held = Held(self._sessions, *await self._commit(session, turn))
+        held = Held(self._sessions, *await self._commit(session, turn, used))
         return Reserved(post, held, past, window, max_tokens)
 
     def new_call(self, deployment: str, window: Window, max_tokens: int) -> Call:
@@ -116,26 +148,39 @@ class Reservations:
         if post.max_tokens is not None and post.max_tokens > rules.largest_answer:
             raise InvalidRequest(f"max_tokens may be at most {rules.largest_answer}.", param="max_tokens")
 
-    async def _free_session(self, post: Post) -> tuple[Session, list[Turn]]:
-        """The session, free to be taken, and its latest turns; a new one where there is none."""
-        session_id = post.session_id or secrets.token_hex(16)
-        for _ in range(_ATTEMPTS):
-            session, turns = await self._sessions.read(session_id)
-            if session is None:
-                return self._new_session(session_id, post), []
-            if not session.open_to(post.caller):
-                raise SessionNotFound
-            if session.removal:
-                await self._removals.finish(session)
-            elif session.lease is None:
-                return self._known(session, post), turns
-            elif session.busy(now := datetime.now(UTC)):
-                raise SessionBusy(math.ceil((session.lease.until - now).total_seconds()))
-            else:
-                await self._recovery.free(session)
-        raise SessionBusy
+    async def _session_id(self, post: Post) -> tuple[str, str | None]:
+        """The session's id, and where the pointer to it is kept if a first post's key made it."""
+        if post.session_id:
+            return post.session_id, None
+        session_id = secrets.token_hex(16)
+        if post.key is None:
+            return session_id, None
+        if post.caller is None and len(post.key) < _SHORTEST_KEY:
+            raise InvalidRequest(
+                f"Without a session_id the Idempotency-Key is the only secret that leads to the session: use at least"
+                f" {_SHORTEST_KEY} random characters, such as a UUID.",
+                param="Idempotency-Key",
+            )
+        asked = _used_by(post, post.key)
+        session_id, stored = await self._sessions.first(asked, session_id)
+        _check_same(asked, stored)
+        return session_id, rows.pointer_partition(asked.key)
 
-    def _new_session(self, session_id: str, post: Post) -> Session:
+    async def _used(self, session_id: str, post: Post) -> Used | None:
+        """The post's Idempotency-Key as the session knows it; None where there is no key."""
+        if post.key is None:
+            return None
+        asked = _used_by(post, post.key)
+        stored = await self._sessions.used(session_id, asked.key) or asked
+        _check_same(asked, stored)
+        return stored
+
+    async def _answered(self, session: Session, used: Used) -> Turn | None:
+        """The turn that answered this key; one that failed or can't be accounted for may be tried again."""
+        turn = await self._sessions.turn(session.id, used.turn) if used.turn else None
+        return turn if turn and turn.call.state is State.SETTLED else None
+
+    def _new_session(self, session_id: str, first_key: str | None, post: Post) -> Session:
         now = datetime.now(UTC)
         return Session(
             id=session_id,
@@ -144,6 +189,7 @@ class Reservations:
             owner=post.caller,
             system=self._rules.system_prompt if post.system is None else post.system,
             deployment=post.deployment or self._rules.deployment,
+            first_key=first_key,
         )
 
     def _known(self, session: Session, post: Post) -> Session:
@@ -153,11 +199,26 @@ class Reservations:
             return replace(session, deployment=self._rules.deployment)
         return session
 
-    async def _commit(self, session: Session, turn: Turn) -> tuple[Session, Turn]:
+    async def _commit(self, session: Session, turn: Turn, used: Used | None) -> tuple[Session, Turn]:
+        if used:
+            used = replace(used, turn=turn.number)
         try:
-            return await self._sessions.commit(session, turn)
+            return await self._sessions.commit(session, turn, used)
         except Changed:  # somebody was quicker, or it is committed and only the answer was lost: whose call holds it?
             stored, reserved = await find(self._sessions, session.id, turn.number)
             if stored and reserved and stored.lease and stored.lease.call == turn.call.id:
                 return stored, reserved
             raise SessionBusy from None
+
+
+def _used_by(post: Post, key: str) -> Used:
+    """Keys are per caller. A line break can't be in either, so no two pairs meet in one hash."""
+    return Used(key=digest(f"{post.caller or ''}\n{key}"), request=post.fingerprint)
+
+
+def _check_same(asked: Used, stored: Used) -> None:
+    if asked.request != stored.request:
+        raise IdempotencyMismatch(
+            "This Idempotency-Key was used with another request. Use a new key for a new request.",
+            param="Idempotency-Key",
+        )

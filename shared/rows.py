@@ -11,11 +11,12 @@ from typing import Any
 
 import orjson
 
-from shared.conversation import Call, Entry, Lease, Rates, Removal, Session, State, Totals, Turn, Usage, digest
+from shared.conversation import Call, Entry, Lease, Rates, Removal, Session, State, Totals, Turn, Usage, Used, digest
 
 Row = dict[str, Any]
 
 HEAD = "head"
+POINTER = "first"  # in a partition of its own: which session a first post's Idempotency-Key made
 _NEWEST_FIRST = 9_999_999_999
 _SHARDS = 16
 _USAGE = ("prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens")
@@ -32,6 +33,11 @@ def turn_key(number: int) -> str:
 def used_key(key_hash: str) -> str:
     """RowKey of a used Idempotency-Key: sorts behind the turns."""
     return f"used-{key_hash}"
+
+
+def pointer_partition(key_hash: str) -> str:
+    """Partitions that begin with ~ are the app's own: no session id does."""
+    return f"~key-{key_hash}"
 
 
 def ledger_keys(call: Call, session_id: str | None, turn: int) -> tuple[str, str]:
@@ -108,7 +114,6 @@ def from_turn(session_id: str, turn: Turn) -> Row:
         "extras": _json(turn.extras) if turn.extras else None,
         "window_start": turn.window_start,
         "truncated": turn.truncated or None,
-        "used_key": turn.used_key,
     }
 
 
@@ -123,9 +128,22 @@ def to_turn(row: Row) -> Turn:
         extras=orjson.loads(row.get("extras", "{}")),
         window_start=row["window_start"],
         truncated=row.get("truncated", False),
-        used_key=row.get("used_key"),
         etag=row["etag"],
     )
+
+
+def from_used(session_id: str, used: Used) -> Row:
+    return {
+        "PartitionKey": session_id,
+        "RowKey": used_key(used.key),
+        "turn": used.turn,
+        "request": used.request,
+    }
+
+
+def to_used(row: Row) -> Used:
+    key = row["RowKey"].removeprefix("used-")
+    return Used(key=key, request=row["request"], turn=row["turn"], etag=row["etag"])
 
 
 def fits(turn: Turn, answer_tokens: int) -> bool:

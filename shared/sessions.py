@@ -2,11 +2,13 @@
 transaction guarded by the head's ETag."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from shared import rows
-from shared.conversation import Session, Turn
+from shared.conversation import Session, Turn, Used
+from shared.errors import Changed
 from shared.tables import Row, Table, Write
 from shared.window import MOST_TURNS
 
@@ -55,14 +57,32 @@ class Sessions:
                 break
         return turns
 
-    async def commit(self, session: Session, turn: Turn) -> tuple[Session, Turn]:
-        """Write head and turn in one transaction, each over the version that was read (or as new); returns them as
-        stored."""
+    async def used(self, session_id: str, key: str) -> Used | None:
+        row = await self._table.get(session_id, rows.used_key(key))
+        return rows.to_used(row) if row else None
+
+    async def first(self, used: Used, session_id: str) -> tuple[str, Used]:
+        """The session that a first post's key leads to, and what it was used for: `session_id` and `used` where the
+        key is new. Never overwritten, so that every retry finds the same session."""
+        partition = rows.pointer_partition(used.key)
+        while True:
+            row: Row = {"PartitionKey": partition, "RowKey": rows.POINTER, "session": session_id}
+            with suppress(Changed):
+                await self._table.put({**row, "request": used.request})
+                return session_id, used
+            if stored := await self._table.get(partition, rows.POINTER):
+                return stored["session"], replace(used, request=stored["request"])
+
+    async def commit(self, session: Session, turn: Turn, used: Used | None = None) -> tuple[Session, Turn]:
+        """Write head, turn and used key in one transaction, each over the version that was read (or as new); returns
+        head and turn as stored."""
         session = replace(session, updated=datetime.now(UTC))
         writes = [
             Write("put", rows.from_session(session), session.etag),
             Write("put", rows.from_turn(session.id, turn), turn.etag),
         ]
+        if used:
+            writes.append(Write("put", rows.from_used(session.id, used), used.etag))
         etags = await self._table.commit(writes)
         return replace(session, etag=etags[0]), replace(turn, etag=etags[1])
 

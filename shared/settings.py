@@ -46,6 +46,14 @@ class Settings:
     tables_connection_string: str | None
     table_prefix: str
     client_id: str | None
+    client_keys: Mapping[str, str]  # name -> SHA-256 of the key, in hex
+    usage_keys: Mapping[str, str]
+    recipients: tuple[str, ...]  # of the daily summary
+    sender: str | None
+    acs_endpoint: str | None
+    acs_connection_string: str | None
+    smtp_url: str | None
+    outbox: str | None  # a folder
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":
@@ -72,6 +80,14 @@ class Settings:
             tables_connection_string=connection_string,
             table_prefix=env.parsed("TABLE_PREFIX", _table_prefix, "chat"),
             client_id=env.optional("AZURE_CLIENT_ID"),
+            client_keys=env.parsed("CLIENT_KEYS", _keys, {}),
+            usage_keys=env.parsed("USAGE_KEYS", _keys, {}),
+            recipients=env.parsed("SUMMARY_RECIPIENTS", _addresses, ()),
+            sender=env.optional("SUMMARY_SENDER"),
+            acs_endpoint=env.optional("ACS_ENDPOINT"),
+            acs_connection_string=env.optional("ACS_CONNECTION_STRING"),
+            smtp_url=env.optional("SMTP_URL"),
+            outbox=env.optional("OUTBOX_DIR"),
         )
         if settings.max_tokens > settings.largest_answer:
             raise SettingsError(
@@ -194,6 +210,24 @@ def _price(name: str, kind: str, amount: object) -> Decimal:
     if not price.is_finite() or price < 0:
         raise ValueError(f"{kind} of {name!r} is not an amount of USD.")
     return price
+
+
+def _keys(value: str) -> dict[str, str]:
+    keys = {}
+    for item in filter(None, (item.strip() for item in value.split(","))):
+        name, _, hashed = (part.strip() for part in item.partition("="))
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or not re.fullmatch(r"[0-9a-fA-F]{64}", hashed):
+            raise ValueError("an entry is not name=SHA-256 of the key in hex; 'make key NAME=…' prints one.")
+        keys[name] = hashed.lower()
+    return keys
+
+
+def _addresses(value: str) -> tuple[str, ...]:
+    addresses = tuple(address.strip() for address in re.split("[,;]", value) if address.strip())
+    for address in addresses:
+        if not re.fullmatch(r"[^@\s<>]+@[^@\s<>]+", address):
+            raise ValueError(f"{address!r} is not an e-mail address.")
+    return addresses
 
 
 def _table_prefix(value: str) -> str:

@@ -101,7 +101,7 @@ class Table:
             try:
                 return await request()
             except HttpResponseError as error:
-                if not _code(error).startswith("TableNotFound"):
+                if "TableNotFound" not in str(error):  # an insert's error carries its code in the text alone
                     raise
             await self._create()
             return await request()

@@ -29,7 +29,7 @@ from shared.errors import (
 from shared.lease import persist
 from shared.ports import Ledger, Model, Prompt
 from shared.pricing import Prices, cost
-from shared.reservation import Post, Reservations, Reserved
+from shared.reservation import Post, Replay, Reservations, Reserved
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Started:
     session_id: str
     turn: int
     deployment: str
+    replayed: bool = False  # its Idempotency-Key was answered before
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,9 @@ class Turns:
         deadline = asyncio.get_running_loop().time() + self._turn_timeout
         try:
             reserved = await self._reservations.reserve(post)
+            if isinstance(reserved, Replay):
+                _replay(reserved, running)
+                return
             held = reserved.held
             running.tell(Started(held.session.id, held.turn.number, held.turn.call.deployment))
             async with held.renewing():
@@ -228,6 +232,14 @@ class Turns:
         )
         running.tell(error or Answer(reserved.held.session, reserved.held.turn))
         await persist(outcome, lambda: self._ledger.settle(entry, outcome))
+
+
+def _replay(answered: Replay, running: Running) -> None:
+    session, turn = answered.session, answered.turn
+    running.tell(Started(session.id, turn.number, turn.call.deployment, replayed=True))
+    pieces = {kind: turn.messages[-1].get(kind) for kind in ("content", "refusal", "tool_calls")}
+    running.tell(Delta({kind: piece for kind, piece in pieces.items() if piece}))
+    running.tell(Answer(session, turn))
 
 
 def _outcome(call: Call, error: Exception) -> Call:

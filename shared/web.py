@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -54,7 +55,8 @@ def answering(handler: Callable[[Request, Services], Awaitable[Response]]) -> Ha
             return await handler(request, services())
         except Exception as error:
             body = error_body(error)
-            return _json(body, body.pop("status"), body.pop("retry_after"))
+            status, retry_after = body.pop("status"), body.pop("retry_after")
+            return _json(body, status, {} if retry_after is None else {"retry-after": str(retry_after)})
 
     return answer
 
@@ -71,15 +73,20 @@ async def post_chat(request: Request, services: Services) -> Response:
             deployment=asked.deployment,
             max_tokens=asked.max_tokens,
             options=asked.options(),
+            key=_idempotency_key(request),
+            fingerprint=asked.fingerprint(),
         )
     )
     first = await running.next()
+    headers = {"idempotent-replayed": "true"} if isinstance(first, Started) and first.replayed else {}
     if asked.stream or "text/event-stream" in request.headers.get("accept", ""):
-        return StreamingResponse(_events(first, running), media_type="text/event-stream", headers=_STREAM_HEADERS)
+        return StreamingResponse(
+            _events(first, running), media_type="text/event-stream", headers=_STREAM_HEADERS | headers
+        )
     event = first
     while not isinstance(event, Answer):
         event = await running.next()
-    return _json(answers.dump(answers.chat_answer(event.session, event.turn)))
+    return _json(answers.dump(answers.chat_answer(event.session, event.turn)), headers=headers)
 
 
 @answering
@@ -155,8 +162,9 @@ async def _events(first: Event, running: Running) -> AsyncIterator[bytes]:
 
 def _event(event: Event) -> bytes:
     match event:
-        case Started(session_id, turn, deployment):
-            return _frame("start", {"session_id": session_id, "turn": turn, "deployment": deployment})
+        case Started():
+            fields = {"session_id": event.session_id, "turn": event.turn, "deployment": event.deployment}
+            return _frame("start", fields)
         case Delta(pieces):
             return _frame("delta", pieces)
         case Answer(session, turn):
@@ -167,8 +175,7 @@ def _frame(name: str, fields: Mapping[str, Any]) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), answers.json_bytes(fields))
 
 
-def _json(body: Any, status: int = 200, retry_after: int | None = None) -> Response:
-    headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(answers.json_bytes(body), status, headers, media_type="application/json")
 
 
@@ -218,6 +225,14 @@ def _session_id(request: Request) -> str:
         "A session id is 1 to 64 letters, digits, dots, underscores or hyphens, and begins with a letter or digit.",
         param="session_id",
     )
+
+
+def _idempotency_key(request: Request) -> str | None:
+    """https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/"""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+        raise InvalidRequest("Idempotency-Key is not 1 to 255 visible ASCII characters.", param="Idempotency-Key")
+    return key
 
 
 def _whole(request: Request, name: str, *, default: int, most: int) -> int:
