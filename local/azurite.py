@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from local.places import AZURITE, VENV
+from local.places import AZURITE, HERE, VENV
 
 ACCOUNT = "devstoreaccount1"
 # Every Azurite in the world has this key; it is published with its documentation.
@@ -60,7 +60,17 @@ def command(port: int, location: Path | None = None) -> list[str]:
     storage = ["--inMemoryPersistence"] if location is None else ["--location", str(location)]
     script = AZURITE / "node_modules/azurite/dist/src/table/main.js"
     where = ["--tableHost", "127.0.0.1", "--tablePort", str(port)]
-    return [program, str(script), *where, *storage, "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+    return [
+        program,
+        "--require",
+        str(HERE / "azurite/stop.cjs"),
+        str(script),
+        *where,
+        *storage,
+        "--silent",
+        "--disableTelemetry",
+        "--skipApiVersionCheck",
+    ]
 
 
 def connection_string(port: int) -> str:

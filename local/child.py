@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,6 @@ from local.places import ROOT
 
 LAST_LINES = 20
 PR_SET_PDEATHSIG = 1
-if sys.platform == "win32":
-    STOP = signal.CTRL_BREAK_EVENT
-else:
-    STOP = signal.SIGTERM
 
 
 class Child:
@@ -43,7 +40,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                **_apart(),
+                **_apart(self.part),
             )
 
     @property
@@ -87,21 +84,25 @@ def _unbuffered(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 if sys.platform == "win32":
+    STOP = signal.CTRL_BREAK_EVENT
 
-    def _apart() -> dict[str, Any]:
+    def _apart(_: Part) -> dict[str, Any]:
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 
-elif sys.platform == "linux":
-    _libc = ctypes.CDLL(None)
-
-    def _die_with_the_supervisor() -> None:
-        """The kernel sends it when the supervisor is gone, be it by kill -9; it survives exec, so Node gets it too."""
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    def _apart() -> dict[str, Any]:
-        return {"start_new_session": True, "preexec_fn": _die_with_the_supervisor}
-
 else:
+    STOP = signal.SIGTERM
 
-    def _apart() -> dict[str, Any]:
-        return {"start_new_session": True}
+    def _apart(part: Part) -> dict[str, Any]:
+        return {"start_new_session": True, "preexec_fn": partial(_die_with_the_supervisor, part.saves)}
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _die_with_the_supervisor(saves: bool) -> None:
+    """On Linux the kernel sends it once the supervisor is gone, be it by kill -9. It survives exec, so Node gets it.
+
+    No time to finish turns: the tables and the model are gone as soon, and the app recovers from a crash.
+    """
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM if saves else signal.SIGKILL)

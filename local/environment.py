@@ -21,7 +21,7 @@ def layered(*layers: Mapping[str, str]) -> dict[str, str]:
 
 
 def settings_file(path: Path) -> dict[str, str]:
-    """The `Values` of a local.settings.json; empty where there is no such file."""
+    """The `Values` of a local.settings.json; empty where there is none. A name that begins with // is a comment."""
     if not path.exists():
         return {}
     values = _document(path).get("Values", {})
@@ -30,7 +30,7 @@ def settings_file(path: Path) -> dict[str, str]:
     for name, value in values.items():
         if not isinstance(value, str):
             raise SettingsError(f'{path.name}: the value of "{name}" must be a string: put {value!r} into quotes')
-    return values
+    return {name: value for name, value in values.items() if not name.startswith("//")}
 
 
 def _document(path: Path) -> dict[str, object]:

