@@ -3,7 +3,7 @@
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-from shared import web
+from shared import usage, web
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 
@@ -31,6 +31,26 @@ async def messages(req: Request) -> Response:
 @app.route("api/sessions/{session_id}/messages", methods=["DELETE"])
 async def clear_messages(req: Request) -> Response:
     return await web.delete_messages(req)
+
+
+@app.route("api/usage/daily/{date}", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def usage_of_day(req: Request) -> Response:
+    return await usage.get_day(req)
+
+
+@app.route("api/usage/daily", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def usage_of_days(req: Request) -> Response:
+    return await usage.get_days(req)
+
+
+@app.route("api/usage/daily/{date}/email", methods=["POST"], auth_level=func.AuthLevel.ANONYMOUS)
+async def email_usage_of_day(req: Request) -> Response:
+    return await usage.post_email(req)
+
+
+@app.timer_trigger("timer", "%SUMMARY_SCHEDULE%")
+async def daily_cost_summary(timer: func.TimerRequest) -> None:
+    await usage.fire()
 
 
 @app.route("api/health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)

@@ -1,14 +1,31 @@
 """From a conversation's values to the contract's answers, and those to JSON. Pure."""
 
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel
 
-from shared.contract import ChatAnswer, HistoryAnswer, SessionAnswer, SessionTotals, TokenUsage, TurnAnswer
+from shared.contract import (
+    CallerCost,
+    ChatAnswer,
+    CostliestSession,
+    DailyAnswer,
+    DayCostAnswer,
+    DayTotals,
+    HistoryAnswer,
+    ModelCost,
+    SessionAnswer,
+    SessionTotals,
+    TokenUsage,
+    TurnAnswer,
+)
 from shared.conversation import Session, Turn, Usage
+from shared.summary import DailySummary, Figures, Share
+
+T = TypeVar("T")
 
 
 def json_bytes(value: Any) -> bytes:
@@ -61,6 +78,66 @@ def history_answer(session: Session, turns: list[Turn]) -> HistoryAnswer:
         turns=[_turn_answer(turn) for turn in turns],
         next_before=turns[-1].number if more else None,
     )
+
+
+def day_totals(day: date, figures: Figures, *, final: bool) -> DayTotals:
+    return DayTotals(**_day(day, figures, final))
+
+
+def daily_answer(summary: DailySummary) -> DailyAnswer:
+    figures = summary.figures
+    return DailyAnswer(
+        **_day(summary.day, figures, summary.final),
+        cost_per_turn_usd=_rounded(figures.cost_per_turn),
+        cache_hit_rate=round(figures.cache_hit_rate, 4),
+        cache_saved_usd=figures.saved,
+        by_model=[
+            ModelCost(deployment=deployment, model=model, **_share(share))
+            for (deployment, model), share in _costliest_first(figures.models)
+        ],
+        by_caller=[CallerCost(caller=name, **_share(share)) for name, share in _costliest_first(figures.callers)],
+        costliest_sessions=[
+            CostliestSession(session_id=session.session_id, cost_usd=session.cost) for session in figures.costliest
+        ],
+        previous_day_usd=summary.day_before,
+        week_average_usd=_rounded(summary.week_average),
+        month_to_date_usd=summary.month_to_date,
+        history=[DayCostAnswer(date=day.day, cost_usd=day.cost) for day in summary.history],
+    )
+
+
+def _day(day: date, figures: Figures, final: bool) -> dict[str, Any]:
+    return {
+        "date": day,
+        "final": final,
+        "cost_usd": figures.cost,
+        "usage": _usage(figures.usage),
+        "turns": figures.turns,
+        "calls": figures.calls,
+        "sessions": figures.sessions,
+        "failed_calls": figures.failed,
+        "unaccounted_calls": figures.unaccounted,
+        "unaccounted_usd": figures.unaccounted_cost,
+        "unpriced_turns": figures.unpriced,
+    }
+
+
+def _share(share: Share) -> dict[str, Any]:
+    return {
+        "calls": share.calls,
+        "prompt_tokens": share.prompt_tokens,
+        "completion_tokens": share.completion_tokens,
+        "cost_usd": share.cost,
+    }
+
+
+def _costliest_first(shares: Mapping[T, Share]) -> list[tuple[T, Share]]:
+    return sorted(shares.items(), key=lambda item: item[1].cost, reverse=True)
+
+
+def _rounded(average: Decimal) -> Decimal:
+    """An average has no last digit: ten decimals are more than any price."""
+    return average.quantize(Decimal("1e-10"))
 
 
 def _turn_answer(turn: Turn) -> TurnAnswer:

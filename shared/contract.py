@@ -1,14 +1,17 @@
 """The wire of api/*: what requests and answers look like. Validation and the published contract both come from here."""
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import date, datetime
 from decimal import Decimal
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z")]
+_SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z"
+_IMAGE_URL = r"^(https?://|data:image/)"
+SessionId = Annotated[str, StringConstraints(pattern=_SESSION_ID)]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -24,7 +27,7 @@ class TextPart(Wire):
 
 
 class ImageUrl(Wire):
-    url: Annotated[str, StringConstraints(pattern=r"^(https?://|data:image/)")]
+    url: Annotated[str, StringConstraints(pattern=_IMAGE_URL)]
     detail: Literal["auto", "low", "high"] | None = None
 
 
@@ -65,7 +68,7 @@ class ChatRequest(Wire):
     @model_validator(mode="after")
     def _one_of(self) -> "ChatRequest":
         if (self.message is None) == (self.tool_results is None):
-            raise ValueError("give either message or tool_results")
+            raise ValueError("Give either message or tool_results")
         return self
 
     def messages(self) -> tuple[dict[str, Any], ...]:
@@ -119,6 +122,72 @@ class SessionTotals(BaseModel):
     unaccounted_usd: Decimal
 
 
+class ModelCost(BaseModel):
+    deployment: str
+    model: str
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: Decimal
+
+
+class CallerCost(BaseModel):
+    caller: str
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: Decimal
+
+
+class CostliestSession(BaseModel):
+    session_id: str
+    cost_usd: Decimal
+
+
+class DayCostAnswer(BaseModel):
+    date: date
+    cost_usd: Decimal
+
+
+class DayTotals(BaseModel):
+    """One UTC day. Not final: turns that began in it may still be running or unaccounted."""
+
+    date: date
+    final: bool
+    cost_usd: Decimal
+    usage: TokenUsage
+    turns: int
+    calls: int
+    sessions: int
+    failed_calls: int
+    unaccounted_calls: int
+    unaccounted_usd: Decimal
+    unpriced_turns: int
+
+
+class DailyAnswer(DayTotals):
+    cost_per_turn_usd: Decimal
+    cache_hit_rate: float
+    cache_saved_usd: Decimal
+    by_model: list[ModelCost]
+    by_caller: list[CallerCost]
+    costliest_sessions: list[CostliestSession]
+    previous_day_usd: Decimal
+    week_average_usd: Decimal
+    month_to_date_usd: Decimal
+    history: list[DayCostAnswer]
+
+
+class DaysAnswer(BaseModel):
+    days: list[DayTotals]
+    cost_usd: Decimal
+
+
+class EmailAnswer(BaseModel):
+    date: date
+    sent_to: list[str]
+
+
 class ChatAnswer(BaseModel):
     """A turn's answer. `cost_usd` is null where the model's price is not known."""
 
@@ -165,3 +234,65 @@ class HistoryAnswer(BaseModel):
     session_id: str
     turns: list[TurnAnswer]
     next_before: int | None
+
+
+_SAID = {  # pydantic's type of an error, in our words
+    "string_type": "should be a string",
+    "list_type": "should be a list",
+    "dict_type": "should be an object",
+    "model_type": "should be an object",
+    "model_attributes_type": "should be an object",
+    "bool_type": "should be true or false",
+    "int_type": "should be a whole number",
+    "float_type": "should be a number",
+    "string_too_short": "should not be empty",
+    "too_short": "should not be empty",
+    "too_long": "should have at most {max_length} items",
+    "greater_than_equal": "should be at least {ge}",
+    "less_than": "should be less than {lt}",
+    "less_than_equal": "should be at most {le}",
+    "literal_error": "should be {expected}",
+    "missing": "is missing",
+    "union_tag_not_found": "should have the type 'text' or 'image_url'",
+    "union_tag_invalid": "should have the type 'text' or 'image_url'",
+    _SESSION_ID: "should be 1 to 64 letters, digits, dots, underscores or hyphens, and begin with a letter or digit",
+    _IMAGE_URL: "should begin with https://, http:// or data:image/",
+}
+_EITHER = {  # fields that may be of two kinds
+    "message": "should be a string or a list of content parts",
+    "stop": "should be a string or a list of strings",
+    "tool_choice": "should be a string or an object",
+}
+_KINDS = frozenset({"string_type", "list_type", "dict_type"})
+_LONGEST_NAME = 100
+
+
+def problem(error: ValidationError) -> tuple[str | None, str]:
+    """The field that is wrong in a ChatRequest, such as `message[0].text`, and a sentence that says what is wrong."""
+    found = error.errors(include_url=False)
+    field = str(found[0]["loc"][0]) if found[0]["loc"] else None
+    if field in _EITHER:
+        inside = [each for each in found if each["loc"][0] == field and not _of_another_kind(each)]
+        if not inside:
+            return field, f"{field} {_EITHER[field]}."
+        found = inside
+    kind, context = found[0]["type"], found[0].get("ctx", {})
+    if field is None:
+        return None, f"{context['error']}."
+    path = _path(found[0]["loc"])
+    if kind == "extra_forbidden":
+        return path, f"There is no field {path!r}."
+    return path, f"{path} {_SAID.get(context.get('pattern', kind), 'is not valid').format_map(context)}."
+
+
+def _of_another_kind(error: Any) -> bool:
+    return len(error["loc"]) == 2 and error["type"] in _KINDS
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """As a caller would write it. Pydantic names the kind that it tried, and a part's type, beside the fields."""
+    field, *rest = location
+    if field in _EITHER:
+        rest = rest[1:2] + (rest[3:] if field == "message" else rest[2:])
+    names = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in rest)
+    return f"{field}{''.join(names)}"[:_LONGEST_NAME]

@@ -138,8 +138,9 @@ class Removal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """The head of a conversation. `turns` is the number of the latest turn; `window_start` of the first that is sent
-    to the model; `etag` storage's mark of the version that was read, empty for one that is not stored yet."""
+    """The head of a conversation. `turns` is the number of the latest turn; `window_start` of the first that was sent
+    to the model in a turn that was answered; `etag` storage's mark of the version that was read, empty for one that is
+    not stored yet."""
 
     id: str
     created: datetime
@@ -173,6 +174,7 @@ class Turn:
     calls: tuple[Call, ...]
     messages: tuple[Message, ...] = ()
     window_start: int = 1
+    past_tokens: int = 0  # what its prompt held before its own messages, as far as was known
     finished: datetime | None = None
     finish_reason: str | None = None
     truncated: bool = False
@@ -206,7 +208,11 @@ def raised(session: Session, turn: Turn, call: Call) -> tuple[Session, Turn] | N
         return None
     totals = session.totals.plus(Totals.of(call)).plus(Totals.of(before), sign=-1)
     held = session.lease is not None and session.lease.call == call.id
-    return replace(session, totals=totals, lease=None if held else session.lease), turn.with_call(call)
+    start = session.window_start
+    if call.state is State.SETTLED:  # a turn that was refused forgets nothing
+        start = max(start, turn.window_start)
+    session = replace(session, totals=totals, window_start=start, lease=None if held else session.lease)
+    return session, turn.with_call(call)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from shared.errors import Changed, StorageUnavailable
 from shared.ports import Sessions
 from shared.recovery import find
 from shared.rows import fitted
+from shared.window import Window
 
 LEASE = timedelta(seconds=30)
 RENEWAL = timedelta(seconds=10)
@@ -58,16 +59,19 @@ class Held:
         finally:
             task.cancel()
 
-    async def settle(self, call: Call, **said: Any) -> None:
-        """Raise the call, with the session's totals, and write what was said into its turn.
+    async def settle(self, call: Call, **said: Any) -> tuple[Session, Turn]:
+        """Raise the call, with the session's totals, and write what was said into its turn; returns both as their
+        caller is to see them.
 
         Tried again while storage can't be reached, until the call's deadline; then StorageUnavailable. A session that
         was erased meanwhile is left alone; of a turn that was cleared, only the money is written.
         """
         async with self._lock:
             await persist(call, lambda: self._settle(call, said))
+            session, turn = raised(self.session, self.turn, call) or (self.session, self.turn)
+            return session, fitted(replace(turn, **said))
 
-    async def retry(self, failed: Call, again: Call, window_start: int) -> bool:
+    async def retry(self, failed: Call, again: Call, window: Window) -> bool:
         """Mark the failed call and open another under the same lease, in one transaction. False: the lease is lost."""
         async with self._lock:
             while self._holds(failed):
@@ -75,12 +79,16 @@ class Held:
                 if after is None:
                     break
                 session, turn = after
-                turn = replace(turn, calls=(*turn.calls, again), window_start=window_start)
+                calls = (*turn.calls, again)
+                turn = replace(turn, calls=calls, window_start=window.first, past_tokens=window.past_tokens)
                 try:
-                    await self._commit(replace(session, lease=lease_for(again), window_start=window_start), turn)
-                except Changed:  # or it is committed, and only the answer was lost: then the lease says so
+                    await self._commit(replace(session, lease=lease_for(again)), turn)
+                except (Changed, StorageUnavailable) as error:
+                    # Or it is committed, and only the answer was lost: then the lease says so.
                     if not await self._read_again():
                         break
+                    if isinstance(error, StorageUnavailable) and self._holds(failed):
+                        raise
             return self._holds(again)
 
     async def _settle(self, call: Call, said: dict[str, Any]) -> None:

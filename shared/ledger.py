@@ -3,10 +3,12 @@
 A row is inserted `open` before its call and raised afterwards. Rows are never lowered and never removed.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import date
 
 from shared import rows
-from shared.conversation import Call, Entry
+from shared.conversation import Call, Entry, State
 from shared.errors import Changed
 from shared.tables import Table
 
@@ -35,3 +37,19 @@ class Ledger:
                 found = await self.find(call, entry.session_id, entry.turn)
             else:
                 return
+
+    async def shard(self, day: date, shard: int) -> AsyncIterator[Entry]:
+        """A sixteenth of a day's rows; those of one session together, in the order of its turns."""
+        partition = rows.ledger_partition(day, shard)
+        selected = self._table.query("PartitionKey eq @partition", {"partition": partition}, select=rows.COUNTED)
+        async for row in selected:
+            yield rows.to_entry(row)
+
+    async def unfinished(self, day: date) -> AsyncIterator[Entry]:
+        """The day's rows that are open or unaccounted."""
+        # A parameter ends at a space: the parentheses stand apart.
+        condition = "PartitionKey ge @first and PartitionKey le @last and ( state eq @open or state eq @unaccounted )"
+        span = {"first": rows.ledger_partition(day, 0), "last": rows.ledger_partition(day, rows.SHARDS - 1)}
+        states = {"open": State.OPEN.value, "unaccounted": State.UNACCOUNTED.value}
+        async for row in self._table.query(condition, span | states):
+            yield rows.to_entry(row)

@@ -35,16 +35,16 @@ _CONNECT_SECONDS = 10.0
 class Answering:
     """An answer on its way, chunk by chunk."""
 
-    def __init__(self, lines: AsyncIterator[str], endpoint: str) -> None:
-        self._lines = lines
+    def __init__(self, parts: AsyncIterator[bytes], endpoint: str) -> None:
+        self._parts = parts
         self.endpoint = endpoint
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         try:
-            async for line in self._lines:
-                if not line.startswith("data:"):
+            async for line in _lines(self._parts):
+                if not line.startswith(b"data:"):
                     continue
-                if (data := line[5:].strip()) == "[DONE]":
+                if (data := line[5:].strip()) == b"[DONE]":
                     return
                 yield _chunk(data)
         except httpx2.TimeoutException as error:
@@ -72,10 +72,14 @@ class Model:
         create: Any = self._client.chat.completions.with_streaming_response.create
         asking = create(
             model=prompt.deployment,
-            messages=list(prompt.messages),
+            messages=[],  # they go as they are: it would walk through them by their types, 22 ms of CPU for 126 of them
             stream=True,
             stream_options={"include_usage": True},
-            extra_body={"max_completion_tokens": prompt.max_tokens, **prompt.options},
+            extra_body={
+                "messages": prompt.messages,
+                "max_completion_tokens": prompt.max_tokens,
+                **prompt.options,
+            },
             extra_headers={"x-ms-client-request-id": prompt.call_id},
         )
         async with contextlib.AsyncExitStack() as stack:
@@ -87,13 +91,24 @@ class Model:
             except APIConnectionError as error:
                 log.warning("call %s: %s", prompt.call_id, type(error.__cause__ or error).__name__)
                 raise _unreached(error) from error
-            yield Answering(response.iter_lines(), self._endpoint)
+            yield Answering(response.iter_bytes(), self._endpoint)
 
     async def close(self) -> None:
         await self._client.close()
 
 
-def _chunk(data: str) -> Chunk:
+async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The lines of server-sent events. httpx's own would end one at U+2028 or U+0085 too, which JSON may hold as they
+    are."""
+    rest = b""
+    async for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line
+    yield rest
+
+
+def _chunk(data: bytes) -> Chunk:
     try:
         chunk = orjson.loads(data)
     except orjson.JSONDecodeError as error:

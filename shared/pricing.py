@@ -51,7 +51,7 @@ class Prices:
         `prompt_tokens` chooses the tier where a model's price depends on the prompt's length.
         """
         names = tuple(self._names(deployment, model))
-        for name in (deployment, *names):
+        for name in (deployment, *names, *(_VERSIONED.sub("", name) for name in names)):
             if name in self._configured:
                 return self._configured[name]
         return next(filter(None, (_listed(name, prompt_tokens) for name in names)), None)

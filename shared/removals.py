@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from shared import rows
 from shared.conversation import Removal, Session
@@ -18,6 +18,7 @@ from shared.recovery import Recovery
 from shared.tables import Row, Table, Write
 
 ERASING = "~erasing"
+_STALE = timedelta(minutes=15)  # of a row of `~erasing`: by then its head is marked, or never will be
 _BATCH = 99  # rows of one transaction beside the head; it takes 100 writes
 _ATTEMPTS = 10  # at marking a head that others write to at the same time
 
@@ -75,6 +76,16 @@ class Removals:
                 head = await self._head(session.id)
         if removal:
             await self._forget(removal)
+
+    async def finish_interrupted(self, now: datetime) -> None:
+        """Carry out what was begun and left, and drop rows of `~erasing` that never reached their session's head."""
+        async for mark in self._table.query("PartitionKey eq @erasing", {"erasing": ERASING}):
+            head = await self._head(mark["session"])
+            if head and head.removal and head.removal.id == mark["RowKey"]:
+                await self.finish(head)
+            elif now - mark["begun"] > _STALE:
+                with suppress(Changed):
+                    await self._table.delete(ERASING, mark["RowKey"], mark["etag"])
 
     async def _head(self, session_id: str) -> Session | None:
         row = await self._table.get(session_id, rows.HEAD)

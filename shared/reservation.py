@@ -13,7 +13,15 @@ from typing import Any
 
 from shared import rows
 from shared.conversation import Call, Message, Session, State, Turn, Used, digest
-from shared.errors import Changed, IdempotencyMismatch, InvalidRequest, MessageTooLarge, SessionBusy, SessionNotFound
+from shared.errors import (
+    Changed,
+    IdempotencyMismatch,
+    InvalidRequest,
+    MessageTooLarge,
+    SessionBusy,
+    SessionNotFound,
+    StorageUnavailable,
+)
 from shared.lease import Held, lease_for
 from shared.ports import Removals, Sessions
 from shared.pricing import Prices, worst_case
@@ -109,20 +117,22 @@ class Reservations:
 
     async def _take(self, post: Post, session: Session, turns: list[Turn], used: Used | None) -> Reserved:
         attached = {name: post.options[name] for name in _PROMPT_OPTIONS if name in post.options}
-        past = Past.of(session, turns, post.messages, attached)
+        deployment = post.deployment or session.deployment
+        past = Past.of(session, turns, post.messages, attached, deployment)
         max_tokens = post.max_tokens or self._rules.max_tokens
         window = past.window(self._rules.context_tokens - max_tokens)
-        call = self.new_call(post.deployment or session.deployment, window, max_tokens)
+        call = self.new_call(deployment, window, max_tokens)
         turn = Turn(
             number=session.turns + 1,
             started=datetime.now(UTC),
             calls=(call,),
             messages=post.messages,
             window_start=window.first,
+            past_tokens=window.past_tokens,
         )
         if not rows.fits(turn, max_tokens):
             raise MessageTooLarge("The message, with room for its answer, is more than one turn can hold.")
-        session = replace(session, turns=turn.number, window_start=window.first, lease=lease_for(call))
+        session = replace(session, turns=turn.number, lease=lease_for(call))
         held = Held(self._sessions, *await self._commit(session, turn, used))
         return Reserved(post, held, past, window, max_tokens)
 
@@ -204,11 +214,14 @@ class Reservations:
             used = replace(used, turn=turn.number)
         try:
             return await self._sessions.commit(session, turn, used)
-        except Changed:  # somebody was quicker, or it is committed and only the answer was lost: whose call holds it?
+        except (Changed, StorageUnavailable) as error:
+            # Somebody was quicker, or it is committed and only the answer was lost: whose call holds it?
             stored, reserved = await find(self._sessions, session.id, turn.number)
             if stored and reserved and stored.lease and stored.lease.call == turn.call.id:
                 return stored, reserved
-            raise SessionBusy from None
+            if isinstance(error, Changed):
+                raise SessionBusy from None
+            raise
 
 
 def _used_by(post: Post, key: str) -> Used:

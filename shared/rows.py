@@ -3,7 +3,7 @@
 Contracts: keys and names here are stored for good; change them only together with what is stored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -18,11 +18,14 @@ Row = dict[str, Any]
 HEAD = "head"
 POINTER = "first"  # in a partition of its own: which session a first post's Idempotency-Key made
 _NEWEST_FIRST = 9_999_999_999
-_SHARDS = 16
+SHARDS = 16  # of a day in the ledger
 _USAGE = ("prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens")
 _ROW_LIMIT = 1_000_000  # bytes: an entity may have 1 MiB, some of which its names, keys and calls take
 _BYTES_PER_TOKEN = 8  # of an answer: four characters, two bytes each
 _RATES = ("input", "cached_input", "cache_write", "output")
+# What a day's summary reads of a ledger row: a fifth less to parse.
+_ALWAYS = ("RowKey", "id", "day", "deadline", "state", "deployment")
+COUNTED = [*_ALWAYS, "caller", "worst_case", *_USAGE, "cost", "rates", "model"]
 
 
 def turn_key(number: int) -> str:
@@ -40,10 +43,14 @@ def pointer_partition(key_hash: str) -> str:
     return f"~key-{key_hash}"
 
 
+def ledger_partition(day: date, shard: int) -> str:
+    return f"{day}-{shard:02}"
+
+
 def ledger_keys(call: Call, session_id: str | None, turn: int) -> tuple[str, str]:
     """PartitionKey and RowKey of a call in the ledger. The same for whoever writes it, whenever."""
-    shard = int(digest(session_id or call.id)[:2], 16) % _SHARDS
-    return f"{call.day}-{shard:02}", f"{session_id}~{turn:010}~{call.id}" if session_id else f"~{call.id}"
+    shard = int(digest(session_id or call.id)[:2], 16) % SHARDS
+    return ledger_partition(call.day, shard), f"{session_id}~{turn:010}~{call.id}" if session_id else f"~{call.id}"
 
 
 def from_session(session: Session) -> Row:
@@ -113,6 +120,7 @@ def from_turn(session_id: str, turn: Turn) -> Row:
         "calls": _json([_call_fields(call) for call in turn.calls]),
         "extras": _json(turn.extras) if turn.extras else None,
         "window_start": turn.window_start,
+        "past_tokens": turn.past_tokens,
         "truncated": turn.truncated or None,
     }
 
@@ -127,6 +135,7 @@ def to_turn(row: Row) -> Turn:
         calls=tuple(_call(fields) for fields in orjson.loads(row["calls"])),
         extras=orjson.loads(row.get("extras", "{}")),
         window_start=row["window_start"],
+        past_tokens=row["past_tokens"],
         truncated=row.get("truncated", False),
         etag=row["etag"],
     )
@@ -157,11 +166,19 @@ def fitted(turn: Turn) -> Turn:
         return turn
     turn = replace(turn, extras={k: v for k, v in turn.extras.items() if k != "logprobs"}, truncated=True)
     *sent, answer = turn.messages
-    text = answer.get("content") or ""
-    while _size(turn) > _ROW_LIMIT and text:
-        text = text[: len(text) // 2]
+    for text in _cuts(answer.get("content") or answer.get("refusal") or ""):
+        if _size(turn) <= _ROW_LIMIT:
+            break
         turn = replace(turn, messages=(*sent, {"role": "assistant", "content": text}))
     return turn
+
+
+def _cuts(text: str) -> Iterator[str]:
+    """The text, its first half, the half of that, and so on."""
+    yield text
+    while text:
+        text = text[: len(text) // 2]
+        yield text
 
 
 def _size(turn: Turn) -> int:

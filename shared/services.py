@@ -5,18 +5,25 @@ import asyncio
 import logging
 import os
 import signal
+from datetime import timedelta
+from functools import cache
 from types import FrameType
 from typing import Any
 
 from azure.data.tables.aio import TableServiceClient
 from azure.identity.aio import DefaultAzureCredential, get_bearer_token_provider
 
+from shared.days import Days
+from shared.delivery import Addressed, Delivery
+from shared.keys import Keys
 from shared.ledger import Ledger
+from shared.mail import transport
 from shared.model import Model
 from shared.pricing import Prices
 from shared.recovery import Recovery
 from shared.removals import Removals
-from shared.reservation import Reservations, Rules
+from shared.reports import Reports
+from shared.reservation import GRACE, Reservations, Rules
 from shared.sessions import Sessions
 from shared.settings import Settings
 from shared.tables import Table
@@ -40,6 +47,16 @@ class Services:
         self.ledger = Ledger(self._table("usage"))
         self.recovery = Recovery(self.sessions, self.ledger)
         self.removals = Removals(sessions_table, self.recovery)
+        days = Days(self._table("daily"))
+        self.reports = Reports(
+            self.ledger,
+            days,
+            recovery=self.recovery,
+            removals=self.removals,
+            grace=timedelta(seconds=settings.turn_timeout) + GRACE,
+        )
+        self.delivery = Delivery(days, self.reports, self._addressed())
+        self.usage_keys = Keys("USAGE_KEYS", settings.usage_keys)
         self._model = Model(
             settings.endpoints[0],
             settings.api_key or get_bearer_token_provider(self._credential, SCOPE),
@@ -73,6 +90,14 @@ class Services:
             return TableServiceClient.from_connection_string(self.settings.tables_connection_string, **options)
         endpoint = self.settings.tables_endpoint or ""
         return TableServiceClient(endpoint, credential=self._credential, **options)
+
+    def _addressed(self) -> Addressed:
+        settings = self.settings
+        return Addressed(
+            sender=settings.sender or "",
+            recipients=settings.recipients,
+            transport=cache(lambda: transport(settings, self._credential)),
+        )
 
     def _table(self, name: str) -> Table:
         return Table(self._tables.get_table_client(f"{self.settings.table_prefix}{name}"))

@@ -16,6 +16,8 @@ from shared.conversation import Rates
 
 T = TypeVar("T")
 
+_MOST_BYTES = 500_000  # of a body: a system prompt of that size fills its row, at two bytes a character
+
 SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly and say so when you do not know."
 
 
@@ -59,8 +61,8 @@ class Settings:
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":
         env = _Environment(environ)
         deployment = env.text("AZURE_OPENAI_MODEL", "gpt-5.4-mini")
-        tables_endpoint = env.optional("TABLES_ENDPOINT")
-        connection_string = env.optional("TABLES_CONNECTION_STRING")
+        tables_endpoint = env.parsed_or_none("TABLES_ENDPOINT", _tables_endpoint)
+        connection_string = env.parsed_or_none("TABLES_CONNECTION_STRING", _connection_string)
         if not tables_endpoint and not connection_string:
             raise SettingsError("TABLES_ENDPOINT", "(or TABLES_CONNECTION_STRING) is not set: where the tables are.")
         context_tokens = env.whole("CONTEXT_TOKENS", 16_000, least=256)
@@ -74,7 +76,7 @@ class Settings:
             turn_timeout=env.seconds("TURN_TIMEOUT_SECONDS", 220),
             context_tokens=context_tokens,
             system_prompt=env.text("SYSTEM_PROMPT", SYSTEM_PROMPT),
-            max_message_bytes=env.whole("MAX_MESSAGE_BYTES", 262_144, least=1_024),
+            max_message_bytes=env.whole("MAX_MESSAGE_BYTES", 262_144, least=1_024, most=_MOST_BYTES),
             prices=env.parsed("PRICES", _prices, {}),
             tables_endpoint=tables_endpoint,
             tables_connection_string=connection_string,
@@ -132,10 +134,13 @@ class _Environment:
         except (ValueError, InvalidOperation) as error:
             raise SettingsError(name, f"is malformed: {error}") from error
 
-    def whole(self, name: str, default: int, *, least: int) -> int:
+    def parsed_or_none(self, name: str, parse: Callable[[str], T]) -> T | None:
+        return self.parsed(name, parse) if self.optional(name) else None
+
+    def whole(self, name: str, default: int, *, least: int, most: int = 999_999_999) -> int:
         def parse(value: str) -> int:
-            if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < least:
-                raise ValueError(f"{value!r} is not a whole number of at least {least}.")
+            if not re.fullmatch(r"[0-9]{1,9}", value) or not least <= int(value) <= most:
+                raise ValueError(f"{value!r} is not a whole number from {least} to {most}.")
             return int(value)
 
         return self.parsed(name, parse, default)
@@ -150,19 +155,44 @@ class _Environment:
 
 
 def _endpoints(value: str) -> tuple[str, ...]:
-    return tuple(_endpoint(url.strip()) for url in value.split(",") if url.strip())
+    urls = [url.strip() for url in value.split(",") if url.strip()]
+    if not urls:
+        raise ValueError("it holds no URL.")
+    return tuple(map(_endpoint, urls))
 
 
 def _endpoint(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("https", "http") or not parts.hostname:
+    if parts.scheme not in ("https", "http") or not parts.hostname or parts.port == 0:
         raise ValueError(f"{url!r} is not a URL such as https://NAME.openai.azure.com.")
+    if parts.query or parts.fragment:
+        raise ValueError(f"{url!r} has something behind its path: leave that out.")
     path = parts.path.rstrip("/")
     if path.endswith("/v1"):
         return f"{parts.scheme}://{parts.netloc}{path}/"
     if path:
         raise ValueError(f"{url!r} has a path that does not end in /v1.")
     return f"{parts.scheme}://{parts.netloc}/openai/v1/"
+
+
+def _tables_endpoint(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme != "https" or not parts.hostname or parts.port == 0:  # a token is never sent in the clear
+        raise ValueError(f"{value!r} is not a URL such as https://NAME.table.core.windows.net.")
+    return value
+
+
+def _connection_string(value: str) -> str:
+    """Its parts hold a key: what is wrong is said without them."""
+    parts = [part.partition("=") for part in value.split(";") if part.strip()]
+    if not all(name.strip() and rest.strip() for name, _, rest in parts):
+        raise ValueError("it has a part that is not name=value.")
+    names = {name.strip().lower() for name, _, _ in parts}
+    if value.lower() != "usedevelopmentstorage=true" and not (
+        {"accountname", "accountkey"} <= names or {"tableendpoint", "sharedaccesssignature"} <= names
+    ):
+        raise ValueError("it needs AccountName and AccountKey, or TableEndpoint and SharedAccessSignature.")
+    return value
 
 
 def _deployments(value: str) -> dict[str, str]:
@@ -182,7 +212,7 @@ def _with_default(deployments: dict[str, str], default: str) -> dict[str, str]:
 def _prices(value: str) -> dict[str, Rates]:
     try:
         found = json.loads(value, parse_float=Decimal)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"it is not JSON ({error}).") from error
     if not isinstance(found, dict):
         raise ValueError('it should be a JSON object such as {"gpt-5.4-mini": {"input": 0.75, "output": 4.5}}.')
@@ -207,8 +237,9 @@ def _price(name: str, kind: str, amount: object) -> Decimal:
     if isinstance(amount, bool) or not isinstance(amount, int | Decimal | str):
         raise ValueError(f"{kind} of {name!r} is not a number.")
     price = Decimal(amount)
-    if not price.is_finite() or price < 0:
-        raise ValueError(f"{kind} of {name!r} is not an amount of USD.")
+    # So many digits leave room for the tokens: every cost and total is exact in the 28 digits of Decimal's arithmetic.
+    if not price.is_finite() or not 0 <= price < 1_000_000 or price != round(price, 12):
+        raise ValueError(f"{kind} of {name!r} is not an amount of USD with at most 12 digits after the point.")
     return price
 
 

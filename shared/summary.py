@@ -102,6 +102,7 @@ class Adjustment:
 
     day: date
     difference: Decimal
+    cost: Decimal  # what it comes to now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,16 +85,21 @@ class Table:
         made = await self._attempt(lambda: self._client.submit_transaction(operations))
         return [str(metadata.get("etag", "")) for metadata in made]
 
-    async def query(self, condition: str, parameters: Mapping[str, Any], *, page: int = 1_000) -> AsyncIterator[Row]:
-        """Rows in key order. Continuation tokens are followed as far as the caller reads on."""
-        pages = self._client.query_entities(condition, parameters=dict(parameters), results_per_page=page).by_page()
+    async def query(
+        self, condition: str, parameters: Mapping[str, Any], *, page: int = 1_000, select: list[str] | None = None
+    ) -> AsyncIterator[Row]:
+        """Rows in key order; of each just the properties `select`, or all. Continuation tokens are followed as far as
+        the caller reads on."""
+        pages = self._client.query_entities(
+            condition, parameters=dict(parameters), results_per_page=page, select=select
+        ).by_page()
         while True:
             try:
-                found = [_decoded(entity) async for entity in await self._attempt(pages.__anext__)]
+                found = await self._attempt(pages.__anext__)
             except (StopAsyncIteration, Changed):
                 return
-            for row in found:
-                yield row
+            async for entity in found:
+                yield _decoded(entity)
 
     async def _attempt(self, request: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -169,7 +174,8 @@ def _pieces(text: str) -> list[str]:
 def _decoded(entity: TableEntity) -> Row:
     row: Row = {"etag": entity.metadata["etag"]}
     for name, value in entity.items():
-        row[name] = _plain(value)
+        if value is not None:  # what is selected and not there may come as null
+            row[name] = _plain(value)
     for name in [name for name in row if f"{name}_1" in row]:
         pieces = [row.pop(name)]
         while (piece := row.pop(f"{name}_{len(pieces)}", None)) is not None:

@@ -133,7 +133,8 @@ class Turns:
                 if not isinstance(error, ChatError):
                     log.exception("call %s", entry.call.id)
                 outcome = _outcome(entry.call, error)
-                if not last and not running.told and await self._retry(reserved, entry, outcome, error):
+                again = not (last or running.told) and asyncio.get_running_loop().time() < deadline
+                if again and await self._retry(reserved, entry, outcome, error):
                     continue
                 await self._settle(reserved, entry, outcome, completion, running, error)
             else:
@@ -198,7 +199,7 @@ class Turns:
             return False
         again = self._reservations.new_call(failed.deployment, window, reserved.max_tokens)
         try:
-            if not await held.retry(failed, again, window.first):
+            if not await held.retry(failed, again, window):
                 return False
         except StorageUnavailable:
             return False
@@ -223,14 +224,14 @@ class Turns:
         """The session first, then the caller's answer, then the ledger: a row that is final means its session is."""
         said = completion.message()
         sent = reserved.post.messages
-        await reserved.held.settle(
+        session, turn = await reserved.held.settle(
             outcome,
             messages=sent if error and not running.told else (*sent, said),
             finish_reason="error" if error else completion.finish_reason,
             finished=datetime.now(UTC),
             extras=completion.extras,
         )
-        running.tell(error or Answer(reserved.held.session, reserved.held.turn))
+        running.tell(error or Answer(session, turn))
         await persist(outcome, lambda: self._ledger.settle(entry, outcome))
 
 

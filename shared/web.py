@@ -15,7 +15,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response, StreamingR
 from pydantic import TypeAdapter, ValidationError
 
 from shared import answers, errors
-from shared.contract import ChatRequest, SessionId
+from shared.contract import ChatRequest, SessionId, problem
 from shared.errors import ChatError, InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from shared.reservation import Post
 from shared.services import Services, services
@@ -56,7 +56,7 @@ def answering(handler: Callable[[Request, Services], Awaitable[Response]]) -> Ha
         except Exception as error:
             body = error_body(error)
             status, retry_after = body.pop("status"), body.pop("retry_after")
-            return _json(body, status, {} if retry_after is None else {"retry-after": str(retry_after)})
+            return json_response(body, status, {} if retry_after is None else {"retry-after": str(retry_after)})
 
     return answer
 
@@ -86,22 +86,22 @@ async def post_chat(request: Request, services: Services) -> Response:
     event = first
     while not isinstance(event, Answer):
         event = await running.next()
-    return _json(answers.dump(answers.chat_answer(event.session, event.turn)), headers=headers)
+    return json_response(answers.dump(answers.chat_answer(event.session, event.turn)), headers=headers)
 
 
 @answering
 async def get_session(request: Request, services: Services) -> Response:
     session = await services.removals.visible(_session_id(request), None)
-    return _json(answers.dump(answers.session_answer(session, datetime.now(UTC))))
+    return json_response(answers.dump(answers.session_answer(session, datetime.now(UTC))))
 
 
 @answering
 async def get_messages(request: Request, services: Services) -> Response:
-    limit = _whole(request, "limit", default=20, most=MOST_TURNS)
+    limit = whole(request, "limit", default=20, most=MOST_TURNS)
     session = await services.removals.visible(_session_id(request), None)
-    before = _whole(request, "before", default=session.turns + 1, most=10**9)
+    before = whole(request, "before", default=session.turns + 1, most=10**9)
     turns = await services.sessions.history(session, before=before, limit=limit)
-    return _json(answers.dump(answers.history_answer(session, turns)))
+    return json_response(answers.dump(answers.history_answer(session, turns)))
 
 
 @answering
@@ -118,7 +118,7 @@ async def delete_session(request: Request, services: Services) -> Response:
 
 async def get_health(request: Request) -> Response:
     """Alive; it asks nothing of anybody, so that a probe costs nothing."""
-    return _json({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
 def error_body(error: Exception) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def _frame(name: str, fields: Mapping[str, Any]) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), answers.json_bytes(fields))
 
 
-def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(answers.json_bytes(body), status, headers, media_type="application/json")
 
 
@@ -207,12 +207,8 @@ def _validated(body: Mapping[str, Any]) -> ChatRequest:
     try:
         return ChatRequest.model_validate(body)
     except ValidationError as error:
-        problem = max(error.errors(include_url=False), key=lambda problem: len(problem["loc"]))
-        field = str(problem["loc"][0]) if problem["loc"] else None
-        if problem["type"] == "extra_forbidden":
-            raise InvalidRequest(f"There is no field {field!r}.", param=field) from error
-        message = problem["msg"].removeprefix("Value error, ")
-        raise InvalidRequest(f"{field}: {message}." if field else f"{message}.", param=field) from error
+        field, message = problem(error)
+        raise InvalidRequest(message, param=field) from error
 
 
 _session_ids: TypeAdapter[str] = TypeAdapter(SessionId)
@@ -235,7 +231,7 @@ def _idempotency_key(request: Request) -> str | None:
     return key
 
 
-def _whole(request: Request, name: str, *, default: int, most: int) -> int:
+def whole(request: Request, name: str, *, default: int, most: int) -> int:
     given = request.query_params.get(name)
     if given is None:
         return default

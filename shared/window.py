@@ -5,145 +5,136 @@ estimated. The window's start moves rarely and in big steps, so that the prompt'
 service's prompt cache keeps hitting.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from shared.conversation import Message, Session, Turn
+from shared.conversation import Message, Session, Turn, Usage
 from shared.errors import ContextTooLong, InvalidRequest
 
 MOST_TURNS = 64  # with the new one; a page of storage holds them and the session's head
 BYTES_PER_TOKEN = 3  # an estimate, for what the service has not measured
 IMAGE_TOKENS = 1_500  # an estimate
+MESSAGE_TOKENS = 4  # an estimate: role and separators
 IMAGE_BOUND = 16_384  # more than any current model charges for one image
 MESSAGE_BOUND = 16  # tokens that a message costs beside its text: role, separators, tool-call wrapping
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The prompt of a turn: its messages, the number of the first turn in it, and the most tokens it can come to."""
+    """The prompt of a turn: its messages, the number of the first turn in it, and the most tokens it can come to.
+
+    `past_tokens`: what is believed to come before the new messages; what a turn adds is measured against it.
+    """
 
     messages: tuple[Message, ...]
     first: int
     bound: int
+    past_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A past turn as the model is shown it, and the tokens that it adds to a prompt."""
+
+    turn: Turn
+    messages: tuple[Message, ...]
+    tokens: int
+
+    @property
+    def begins(self) -> bool:
+        """Whether it begins with a user's message, as a window does."""
+        return bool(self.messages[0]["role"] == "user")
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What a new turn is built on: the session, its replayable turns (oldest first), the new messages, and the other
-    parts of the request that the service counts as prompt (tools, schemas)."""
+    """What a new turn is built on: the session, its turns as the model is shown them (oldest first), the new messages,
+    the other parts of the request that the service counts as prompt (tools, schemas), and who is asked."""
 
     session: Session
-    turns: tuple[Turn, ...]
+    turns: tuple[Shown, ...]
     new: tuple[Message, ...]
-    attached: Any = None
+    attached: Any
+    deployment: str
 
     @classmethod
-    def of(cls, session: Session, turns: Sequence[Turn], new: Sequence[Message], attached: Any = None) -> "Past":
+    def of(
+        cls,
+        session: Session,
+        turns: Sequence[Turn],
+        new: Sequence[Message],
+        attached: Any = None,
+        deployment: str | None = None,
+    ) -> "Past":
         """From the turns as storage lists them, newest first. Raises InvalidRequest where tool results do not answer
         the pending tool calls, ContextTooLong where the exchange that they belong to is too long to be sent whole."""
-        kept = tuple(t for t in reversed(turns) if t.replayable and t.number > session.cleared_through)
-        past = cls(session, kept, tuple(new), attached)
-        past._check_tool_results()
-        return past
+        kept = [turn for turn in reversed(turns) if turn.replayable and turn.number > session.cleared_through]
+        if new[0]["role"] == "tool":
+            _check_tool_results(kept, new)
+        return cls(session, tuple(_shown(kept, new)), tuple(new), attached, deployment or session.deployment)
 
     def window(self, budget: int) -> Window:
         """The window for a prompt of at most `budget` tokens. The new messages are sent whatever their size."""
         exchange = self._exchange()
-        kept = [t for t in self.turns if t.number >= self.session.window_start or t in exchange]
-        if len(kept) >= MOST_TURNS or self._size(kept) > budget:
-            kept = self._shortened(kept, exchange, budget)
-        return self._window(kept)
+        kept = [turn for turn in self.turns if turn.turn.number >= self.session.window_start or turn in exchange]
+        if len(kept) >= MOST_TURNS or self._past_tokens(kept) + estimate(self.new) > budget:
+            kept = self._shortened(kept, budget)
+        return self._window(_from_user(kept))
 
     def halved(self, window: Window) -> Window | None:
         """The same with half of its turns, for a service that says that the context is too long. None where nothing is
         left to drop."""
-        exchange = self._exchange()
-        kept = [t for t in self.turns if t.number >= window.first]
-        droppable = len(kept) - len(exchange)
+        kept = [turn for turn in self.turns if turn.turn.number >= window.first]
+        droppable = len(kept) - len(self._exchange())
         if droppable == 0:
             return None
-        return self._window(_from_user(kept[(droppable + 1) // 2 :], exchange))
+        return self._window(_from_user(kept[(droppable + 1) // 2 :]))
 
-    def _exchange(self) -> tuple[Turn, ...]:
+    def _exchange(self) -> Sequence[Shown]:
         """The turns that new tool results belong to, back to their user's message; none for a plain message."""
-        if self.new[0]["role"] != "tool":
-            return ()
-        starts = [i for i, turn in enumerate(self.turns) if turn.messages[0]["role"] == "user"]
-        return self.turns[starts[-1] :]
+        return self._latest() if self.new[0]["role"] == "tool" else ()
 
-    def _check_tool_results(self) -> None:
-        if self.new[0]["role"] != "tool":
-            return
-        pending = _calls(self.turns[-1].messages[-1]) if self.turns else []
-        given = [message["tool_call_id"] for message in self.new]
-        if not pending:
-            raise InvalidRequest("No tool call is waiting for an answer. Send a message instead.", param="tool_results")
-        if sorted(given) != sorted(pending):
-            raise InvalidRequest(
-                f"tool_results must answer each pending tool call once: {', '.join(pending)}.", param="tool_results"
-            )
-        users = [turn for turn in self.turns[-MOST_TURNS:] if turn.messages[0]["role"] == "user"]
-        if not users:
-            raise ContextTooLong(
-                f"This exchange of tool calls is longer than {MOST_TURNS} turns. Send a message instead.",
-                param="tool_results",
-            )
+    def _latest(self) -> Sequence[Shown]:
+        """The turns since the last user's message."""
+        begins = [at for at, turn in enumerate(self.turns) if turn.begins]
+        return self.turns[begins[-1] :] if begins else ()
 
-    def _shortened(self, kept: list[Turn], exchange: Sequence[Turn], budget: int) -> list[Turn]:
-        fixed = estimate([_system(self.session), *self.new], self.attached)
-        room = min(budget // 2, budget - fixed)
-        sizes = {turn.number: self._turn_size(turn) for turn in kept}
-        while len(kept) > MOST_TURNS // 2 or sum(sizes[t.number] for t in kept) > room:
-            if len(kept) == len(exchange):
-                break
+    def _shortened(self, kept: list[Shown], budget: int) -> list[Shown]:
+        """Down to half of what the budget leaves for the past, so that the next move is far off; but what was said
+        last stays as long as it fits at all."""
+        room = budget - self._past_tokens(())
+        left, least = room - estimate(self.new), len(self._latest())
+        while len(kept) > least and (len(kept) > MOST_TURNS // 2 or _tokens(kept) > min(room // 2, left)):
             kept = kept[1:]
-        return _from_user(kept, exchange)
+        fits = len(kept) < MOST_TURNS and _tokens(kept) <= left
+        return kept if fits or self._exchange() else []
 
-    def _window(self, kept: Sequence[Turn]) -> Window:
-        first = kept[0].number if kept else self.session.turns + 1
+    def _window(self, kept: Sequence[Shown]) -> Window:
+        first = kept[0].turn.number if kept else self.session.turns + 1
         said = [message for turn in kept for message in turn.messages]
-        messages = (_system(self.session), *_answered([*said, *self.new]))
-        return Window(messages, first, self._bound(kept, messages))
+        messages = (_system(self.session), *said, *self.new)
+        return Window(messages, first, self._bound(kept, messages), self._past_tokens(kept))
 
-    def _measured(self, kept: Sequence[Turn]) -> int | None:
-        """Tokens through the last kept turn, where the service has measured just this prefix."""
-        if not kept or kept[-1] is not self.turns[-1] or kept[-1].window_start != kept[0].number:
-            return None
-        return _through(kept[-1])
+    def _past_tokens(self, kept: Sequence[Shown]) -> int:
+        """What comes before the new messages, in tokens. Where the last kept turn was sent with the same, this is what
+        the service measured, because each turn's size takes up what was estimated wrongly before it."""
+        return estimate([_system(self.session)], self.attached) + _tokens(kept)
 
-    def _size(self, kept: Sequence[Turn]) -> int:
-        """The prompt in tokens: measured as far as the service has, the rest estimated."""
-        measured = self._measured(kept)
-        if measured is not None:
-            return measured + estimate(self.new, self.attached)
-        fixed = estimate([_system(self.session), *self.new], self.attached)
-        return fixed + sum(self._turn_size(turn) for turn in kept)
-
-    def _bound(self, kept: Sequence[Turn], messages: Sequence[Message]) -> int:
+    def _bound(self, kept: Sequence[Shown], messages: Sequence[Message]) -> int:
         """The most tokens that the prompt can come to: a bound, not an estimate."""
-        measured = self._measured(kept)
-        if measured is not None:
-            return measured + MESSAGE_BOUND + bound(self.new, self.attached)
+        last = kept[-1].turn if kept else None
+        if last and last.call.deployment == self.deployment and last.past_tokens == self._past_tokens(kept[:-1]):
+            return _usage(last).through + MESSAGE_BOUND + bound(self.new, self.attached)
         return bound(messages, self.attached)
-
-    def _turn_size(self, turn: Turn) -> int:
-        """What a turn adds to the prompt, in tokens: the difference of two measurements where the one before it was
-        taken with the same window, kept within what is possible (tools of one turn may lie in the difference)."""
-        at = self.turns.index(turn)
-        before = self.turns[at - 1] if at else None
-        if before is None or before.window_start != turn.window_start:
-            return estimate(turn.messages)
-        difference = _through(turn) - _through(before)
-        return min(max(difference, 1), bound(turn.messages))
 
 
 def estimate(messages: Sequence[Message], attached: Any = None) -> int:
     """Tokens that messages (and tools, schemas) probably come to."""
     text, images = _measure(messages, attached)
-    return -(-text // BYTES_PER_TOKEN) + images * IMAGE_TOKENS
+    return -(-text // BYTES_PER_TOKEN) + MESSAGE_TOKENS * len(messages) + images * IMAGE_TOKENS
 
 
 def bound(messages: Sequence[Message], attached: Any = None) -> int:
@@ -169,27 +160,59 @@ def _system(session: Session) -> Message:
     return {"role": "system", "content": session.system}
 
 
-def _through(turn: Turn) -> int:
-    return turn.call.usage.through if turn.call.usage else 0
+def _usage(turn: Turn) -> Usage:
+    return turn.call.usage or Usage()
+
+
+def _tokens(kept: Sequence[Shown]) -> int:
+    return sum(turn.tokens for turn in kept)
 
 
 def _calls(message: Message) -> list[str]:
     return [call["id"] for call in message.get("tool_calls") or ()]
 
 
-def _from_user(kept: Sequence[Turn], exchange: Sequence[Turn]) -> list[Turn]:
+def _from_user(kept: Sequence[Shown]) -> Sequence[Shown]:
     """The turns from the first one that begins with a user's message, so that no tool result stands alone."""
-    starts = (i for i, turn in enumerate(kept) if turn.messages[0]["role"] == "user" or turn in exchange)
-    return list(kept[next(starts, len(kept)) :])
+    begins = (at for at, turn in enumerate(kept) if turn.begins)
+    return kept[next(begins, len(kept)) :]
 
 
-def _answered(messages: Sequence[Message]) -> list[Message]:
-    """The messages without tool calls that were never answered, which the service would refuse."""
-    kept: list[Message] = []
-    for at, message in enumerate(messages):
-        answers = {m.get("tool_call_id") for m in messages[at + 1 :] if m["role"] == "tool"}
-        if answers.issuperset(_calls(message)):
-            kept.append(message)
-        elif message.get("content"):
-            kept.append({key: value for key, value in message.items() if key != "tool_calls"})
-    return kept
+def _check_tool_results(turns: Sequence[Turn], new: Sequence[Message]) -> None:
+    pending = _calls(turns[-1].messages[-1]) if turns else []
+    if not pending:
+        raise InvalidRequest("No tool call is waiting for an answer. Send a message instead.", param="tool_results")
+    if sorted(message["tool_call_id"] for message in new) != sorted(pending):
+        raise InvalidRequest(
+            f"tool_results must answer each pending tool call once: {', '.join(pending)}.", param="tool_results"
+        )
+    if not any(turn.messages[0]["role"] == "user" for turn in turns[1 - MOST_TURNS :]):
+        raise ContextTooLong(
+            f"This exchange of tool calls is longer than {MOST_TURNS} turns. Send a message instead.",
+            param="tool_results",
+        )
+
+
+def _shown(turns: Sequence[Turn], new: Sequence[Message]) -> Iterator[Shown]:
+    """The turns without what the service would refuse: tool calls that were not answered right after, and results of
+    such calls (a turn that was settled late can come to lie between)."""
+    awaited: set[str] = set()
+    for turn, following in zip(turns, [*(turn.messages for turn in turns[1:]), new], strict=False):
+        *sent, said = turn.messages
+        sent = [message for message in sent if message["role"] != "tool" or message["tool_call_id"] in awaited]
+        calls, answers = set(_calls(said)), {message.get("tool_call_id") for message in following}
+        awaited = calls if calls <= answers else set()
+        tokens = _usage(turn).through - turn.past_tokens + MESSAGE_TOKENS
+        left = [_said(said, awaited)]
+        if calls and not awaited:
+            left = [message for message in left if message["content"]]
+            tokens = _usage(turn).prompt_tokens - turn.past_tokens + estimate(left)
+        if messages := (*sent, *left):
+            yield Shown(turn, messages, min(max(tokens, 1), bound(messages)))
+
+
+def _said(said: Message, awaited: Set[str]) -> Message:
+    """An answer as it is shown again: with its tool calls where they were answered, else with some content."""
+    if awaited:
+        return said
+    return {**{key: value for key, value in said.items() if key != "tool_calls"}, "content": said.get("content") or ""}

@@ -1,0 +1,166 @@
+"""The tables of the daily summary's letter: names and values, as text. Pure.
+
+An amount is exact here; those of one table have the same number of decimals, so that they can be compared at a glance.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import reduce
+
+from shared.amounts import about, decimals, exact, many, short
+from shared.summary import NOBODY, DailySummary, Figures, Share
+
+LONGEST = 20  # rows of a table: an inbox cuts a long letter off
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    name: str
+    value: str
+    detail: str = ""
+    bar: int | None = None  # percent of the longest; None where the table has no bars
+    strong: bool = False
+    part: bool = False  # of the row above
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    title: str
+    rows: Sequence[Row]
+    unit: str = ""
+    note: str = ""
+
+
+def tables(summary: DailySummary) -> list[Table]:
+    """Those that have something to say."""
+    figures = summary.figures
+    found = [
+        Table(title="The last 14 days", unit="USD", rows=_days(summary)),
+        Table(title="The day", rows=_day(summary)),
+        Table(title="Tokens", rows=_tokens(figures)),
+        Table(title="By deployment and model", unit="USD", rows=_models(figures)),
+        Table(title="By caller", unit="USD", rows=_callers(figures)),
+        Table(
+            title="Costliest sessions",
+            unit="USD",
+            rows=_amounts([(session.label, session.cost) for session in figures.costliest]),
+            note="A label is the start of the SHA-256 of a session's id. The id itself would open the conversation.",
+        ),
+    ]
+    adjustments = Table(
+        title="Earlier days, adjusted",
+        unit="USD",
+        rows=_amounts([(short(moved.day), moved.difference) for moved in summary.adjustments], sign="+"),
+        note="What became known after the letters of those days had left.",
+    )
+    return [table for table in [*(found if figures.turns else []), adjustments] if table.rows]
+
+
+def unpriced_models(figures: Figures) -> set[tuple[str, str]]:
+    """The models without a cost, where their calls are just the unpriced ones: a model may be free."""
+    without = {model: share.calls for model, share in figures.models.items() if not share.cost}
+    return set(without) if figures.unpriced and sum(without.values()) == figures.unpriced else set()
+
+
+def model_name(model: tuple[str, str]) -> str:
+    return clean(" · ".join(filter(None, model)))
+
+
+def clean(name: str) -> str:
+    """A name from outside, on one line."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in name).split())
+
+
+def _days(summary: DailySummary) -> list[Row]:
+    costs = [day.cost for day in summary.history]
+    places, most = _places(costs), max(costs) or 1
+    return [
+        Row(
+            name=short(day.day),
+            value=exact(day.cost, places),
+            bar=max(round(100 * day.cost / most), 1 if day.cost else 0),
+            strong=day.day == summary.day,
+        )
+        for day in summary.history
+    ]
+
+
+def _day(summary: DailySummary) -> list[Row]:
+    figures = summary.figures
+    return _present(
+        ("Cost", f"${exact(figures.cost)}"),
+        ("Average per turn", about(figures.cost_per_turn)),
+        ("Average of the seven days before", about(summary.week_average)),
+        ("Month to date", f"${exact(summary.month_to_date)}"),
+        ("Turns", f"{figures.turns:,}"),
+        ("Sessions", f"{figures.sessions:,}"),
+        ("Calls", f"{figures.calls:,}"),
+        ("of which unaccounted", _count(figures.unaccounted)),
+        ("their worst case, on top", f"${exact(figures.unaccounted_cost)}" if figures.unaccounted_cost else ""),
+        ("of which unpriced", _count(figures.unpriced)),
+        ("of which failed", _count(figures.failed)),
+        ("of which still open", _count(figures.open)),
+    )
+
+
+def _tokens(figures: Figures) -> list[Row]:
+    usage = figures.usage
+    if not usage.total_tokens:
+        return []
+    return _present(
+        ("Prompt", f"{usage.prompt_tokens:,}"),
+        ("of which cached", f"{usage.cached_tokens:,}"),
+        ("of which written to the cache", _count(usage.cache_write_tokens)),
+        ("Completion", f"{usage.completion_tokens:,}"),
+        ("of which reasoning", f"{usage.reasoning_tokens:,}"),
+        ("Cache hit rate", f"{figures.cache_hit_rate:.1%}"),
+        ("Saved by the cache", f"${exact(figures.saved)}" if figures.saved else ""),
+    )
+
+
+def _models(figures: Figures) -> list[Row]:
+    unpriced = unpriced_models(figures)
+    return _shares([(model_name(model), share, model in unpriced) for model, share in figures.models.items()])
+
+
+def _callers(figures: Figures) -> list[Row]:
+    if set(figures.callers) <= {NOBODY}:
+        return []
+    return _shares([(clean(caller), share, False) for caller, share in figures.callers.items()])
+
+
+def _shares(shares: Iterable[tuple[str, Share, bool]]) -> list[Row]:
+    """The costliest first; those that are too many as one."""
+    ranked = sorted(shares, key=lambda named: (-named[1].cost, named[0]))
+    if others := ranked[LONGEST:]:
+        rest = reduce(Share.plus, (share for _, share, _ in others))
+        ranked = [*ranked[:LONGEST], (f"{len(others)} others", rest, False)]
+    places = _places(share.cost for _, share, _ in ranked)
+    return [
+        Row(
+            name=name,
+            value="not known" if unpriced else exact(share.cost, places),
+            detail=f"{many(share.calls, 'call')}, {share.prompt_tokens:,} prompt and"
+            f" {share.completion_tokens:,} completion tokens",
+        )
+        for name, share, unpriced in ranked
+    ]
+
+
+def _amounts(amounts: Sequence[tuple[str, Decimal]], sign: str = "") -> list[Row]:
+    places = _places(amount for _, amount in amounts)
+    return [Row(name=name, value=exact(amount, places, sign)) for name, amount in amounts]
+
+
+def _places(amounts: Iterable[Decimal]) -> int:
+    return max((2, *map(decimals, amounts)))
+
+
+def _count(count: int) -> str:
+    return f"{count:,}" if count else ""
+
+
+def _present(*rows: tuple[str, str]) -> list[Row]:
+    """The rows that have a value; one whose name goes on in lower case is part of the one above."""
+    return [Row(name=name, value=value, part=name[0].islower()) for name, value in rows if value]
