@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from local.console import say
 from local.places import ROOT
 
+PARALLEL = ("-n", "logical", "--dist", "loadfile")  # files share what their set-up costs
+
 
 def run(pytest_arguments: Sequence[str]) -> int:
     """Returns 0 where all passed, else 1."""
@@ -15,7 +17,7 @@ def run(pytest_arguments: Sequence[str]) -> int:
         "ruff check": [*python, "ruff", "check"],
         "ruff format": [*python, "ruff", "format", "--check"],
         "mypy": [*python, "mypy"],
-        "pytest": [*python, "pytest", "--cov", "--cov-report=term", *pytest_arguments],
+        "pytest": [*python, "pytest", *PARALLEL, "--cov", "--cov-report=term", *pytest_arguments],
     }
     failed = [name for name, command in commands.items() if not _passes(name, command)]
     passed = [name for name in commands if name not in failed]

@@ -45,11 +45,14 @@ class Plan:
 
     parts: list[Part] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    usage_key: str | None = None  # this machine's own, where no others are set
 
 
 def plan(own: Mapping[str, str], process: Mapping[str, str], state: Path, port: int) -> Plan:
     """`own` are the settings file's values, `process` the process's environment."""
     result, settings = Plan(), layered(own, process)
+    if not settings.get("USAGE_KEYS"):
+        result.usage_key = keys.local_keys(state / "keys.json")["USAGE_KEYS"]
     defaults, embedded = _unconditional(settings, state), dict[str, str]()
     if not (settings.get("TABLES_ENDPOINT") or settings.get("TABLES_CONNECTION_STRING")):
         embedded |= _azurite(result, process, state)
@@ -65,8 +68,8 @@ def plan(own: Mapping[str, str], process: Mapping[str, str], state: Path, port: 
 
 def _unconditional(settings: Mapping[str, str], state: Path) -> dict[str, str]:
     defaults = {"SUMMARY_SCHEDULE": "0 0 6 * * *"}
-    if not (settings.get("ACS_ENDPOINT") or settings.get("SMTP_URL")):
-        defaults["OUTBOX_DIR"] = str(state / "outbox")
+    if not any(settings.get(way) for way in ("ACS_ENDPOINT", "ACS_CONNECTION_STRING", "SMTP_URL")):
+        defaults |= {"OUTBOX_DIR": str(state / "outbox"), "SUMMARY_RECIPIENTS": "you@localhost"}
     for setting, key in keys.local_keys(state / "keys.json").items():
         defaults[setting] = keys.line("local", key)
     return defaults

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from local import places
@@ -129,12 +130,11 @@ class Supervisor:
 
     async def _welcome(self, seconds: float) -> None:
         address = f"http://127.0.0.1:{self._port}"
-        body = '"{\\"message\\": \\"Hello! Who are you?\\"}"' if os.name == "nt" else """'{"message": "Hello!"}'"""
-        quote = '"' if os.name == "nt" else "'"
         say(f"\nReady on {address} after {seconds:.1f} s. Logs are in {places.shown(self._logs)}. Ctrl-C stops all.\n")
         for note in self._plan.notes:
             say(note + "\n")
-        say(f"  curl {address}/api/chat -H {quote}Content-Type: application/json{quote} -d {body}\n")
+        for line in _curl_lines(address, self._plan.usage_key):
+            say(f"  {line}\n")
         for page in PAGES:
             if await asyncio.to_thread(healthy, f"{address}/{page}"):
                 say(f"  {address}/{page}")
@@ -167,6 +167,19 @@ class Supervisor:
         *others, host = self._children
         await host.stop(DRAIN_SECONDS)
         await asyncio.gather(*(child.stop(STOP_SECONDS) for child in others))
+
+
+def _curl_lines(address: str, usage_key: str | None) -> list[str]:
+    """A chat, what today cost, and the morning's mail now: each works as pasted, in this system's shell."""
+    quote, escaped = ('"', '\\"') if os.name == "nt" else ("'", '"')
+    json_type = f"-H {quote}Content-Type: application/json{quote}"
+    message = f"{quote}{{{escaped}message{escaped}: {escaped}Hello!{escaped}}}{quote}"
+    lines = [f"curl {address}/api/chat {json_type} -d {message}"]
+    if usage_key:
+        bearer = f"-H {quote}Authorization: Bearer {usage_key}{quote}"
+        lines.append(f"curl {address}/api/usage/daily/{datetime.now(UTC):%Y-%m-%d} {bearer}")
+    lines.append(f"curl {address}/admin/functions/daily_cost_summary {json_type} -d {{}}")
+    return lines
 
 
 async def _follow(log: Path) -> None:
