@@ -110,6 +110,7 @@ class TcpProxy(Loopback):
         super().__init__(port)
         self.target_port = target_port
         self.seen: list[Seen] = []  # what was forwarded, in order
+        self.busy = 0  # exchanges that have not ended
         self._rules: list[Rule] = []
 
     @property
@@ -141,7 +142,11 @@ class TcpProxy(Loopback):
 
     async def converse(self, wire: Wire) -> None:
         while request := await wire.message():
-            await self._exchange(wire, request)
+            self.busy += 1
+            try:
+                await self._exchange(wire, request)
+            finally:
+                self.busy -= 1
             if wire.http.our_state is not h11.DONE or wire.http.their_state is not h11.DONE:
                 return
             wire.http.start_next_cycle()

@@ -1,0 +1,191 @@
+"""What the tests run against: a real table service, a fake of the model service, and the app on the local host."""
+
+import asyncio
+import os
+import socket
+import ssl
+import subprocess
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache
+from typing import Any, Protocol
+
+import httpx
+import httpx2
+import hypothesis
+import pytest
+import uvicorn
+from azure.data.tables import TableServiceClient as TableService
+from azure.data.tables.aio import TableClient, TableServiceClient
+from starlette.applications import Starlette
+
+import function_app
+from local import azurite as azurite_server
+from local.host import application
+from shared import services as composition
+from shared.tables import Table
+from tests.azure_openai import AzureOpenAI
+from tests.proxy import TcpProxy
+
+pytest.register_assert_rewrite("tests.talking", "tests.conservation")  # so that they say what differs
+
+hypothesis.settings.register_profile("patient", deadline=None)  # the machine may be busy with other things
+hypothesis.settings.load_profile("patient")
+
+FUNCTION_KEY = "a-function-key-of-the-tests"
+PRICES = '{"chat": {"input": 0.75, "cached_input": 0.075, "cache_write": 0.9, "output": 4.5}}'
+FEBRUARY_29 = "0 0 0 29 2 *"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def azurite_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """One Azurite for all tests; each has tables of its own."""
+    port, log = free_port(), tmp_path_factory.mktemp("azurite") / "log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(azurite_server.command(port), stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 60
+        while not azurite_server.answers(port):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, "Azurite does not answer"
+            time.sleep(0.05)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def certificates_read_once() -> Iterator[None]:
+    """Every client of the model reads the machine's certificates, which takes 50 ms; here it finds them read."""
+
+    @cache
+    def read(file: str | None, **options: Any) -> ssl.SSLContext:
+        return httpx2.create_ssl_context(**options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "httpx2._transports.default.create_ssl_context",
+            lambda **options: read(os.environ.get("SSL_CERT_FILE"), **options),
+        )
+        yield
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine reaches a test."""
+    for name in os.environ:
+        if name.startswith(("AZURE_", "TABLE", "SUMMARY_", "SMTP_", "ACS_", "OUTBOX_", "APPLICATIONINSIGHTS_")):
+            monkeypatch.delenv(name)
+    for name in ("PRICES", "CLIENT_KEYS", "USAGE_KEYS", "CONTEXT_TOKENS", "SYSTEM_PROMPT", "MAX_MESSAGE_BYTES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def fake() -> Iterator[AzureOpenAI]:
+    with AzureOpenAI() as server:
+        yield server
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix for this test's tables alone."""
+    return f"t{uuid.uuid4().hex[:20]}"
+
+
+@pytest.fixture
+def environ(azurite_port: int, fake: AzureOpenAI, prefix: str) -> dict[str, str]:
+    """The app's settings; a test may change them before it serves."""
+    return {
+        "AZURE_OPENAI_ENDPOINT": fake.endpoint,
+        "AZURE_OPENAI_API_KEY": "test-key",
+        "AZURE_OPENAI_MODEL": "chat",
+        "PRICES": PRICES,
+        "TABLES_CONNECTION_STRING": azurite_server.connection_string(azurite_port),
+        "TABLE_PREFIX": prefix,
+    }
+
+
+@pytest.fixture
+def storage(azurite_port: int, environ: dict[str, str], prefix: str) -> Iterator[TcpProxy]:
+    """Stands before Azurite and breaks what a test says. Named before `api`, the app goes through it.
+
+    The tables are there already, so that a turn's requests are the same each time.
+    """
+    with TableService.from_connection_string(azurite_server.connection_string(azurite_port)) as service:
+        for name in ("sessions", "usage", "daily"):
+            service.create_table(f"{prefix}{name}")
+    with TcpProxy(azurite_port) as proxy:
+        environ["TABLES_CONNECTION_STRING"] = azurite_server.connection_string(proxy.port)
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def host() -> Starlette:
+    """The app on the local host. Built once, since a function app can be indexed once."""
+    return application(function_app.app, {"SUMMARY_SCHEDULE": FEBRUARY_29}, "", FUNCTION_KEY)
+
+
+class Serve(Protocol):
+    def __call__(self, environ: dict[str, str]) -> AbstractAsyncContextManager[httpx.AsyncClient]: ...
+
+
+@pytest.fixture
+def serve(host: Starlette, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Serves the app with the given settings for as long as the block lasts; gives a client that has the key."""
+
+    @asynccontextmanager
+    async def serving(environ: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listening.bind(("127.0.0.1", 0))
+        options = uvicorn.Config(host, log_config=None, access_log=False, server_header=False, lifespan="on")
+        server = uvicorn.Server(options)
+        task = asyncio.create_task(server.serve([listening]))
+        while not server.started:
+            await asyncio.sleep(0.005)
+            assert not task.done(), task
+        base, headers = f"http://127.0.0.1:{listening.getsockname()[1]}", {"x-functions-key": FUNCTION_KEY}
+        try:
+            # No certificates: reading them takes 50 ms, and everything here is plain HTTP on loopback.
+            async with httpx.AsyncClient(
+                base_url=base, headers=headers, verify=False, trust_env=False, timeout=60
+            ) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            await task
+            await composition.close()
+
+    return serving
+
+
+@pytest.fixture
+async def api(serve: Serve, environ: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
+    """The app with its usual settings."""
+    async with serve(environ) as client:
+        yield client
+
+
+class Tables:
+    """The test's own view of what is stored."""
+
+    def __init__(self, sessions: TableClient, usage: TableClient) -> None:
+        self.sessions = Table(sessions)
+        self.usage = Table(usage)
+
+
+@pytest.fixture
+async def tables(azurite_port: int, prefix: str) -> AsyncIterator[Tables]:
+    connection = azurite_server.connection_string(azurite_port)
+    async with TableServiceClient.from_connection_string(connection) as service:
+        yield Tables(service.get_table_client(f"{prefix}sessions"), service.get_table_client(f"{prefix}usage"))

@@ -1,0 +1,40 @@
+// Loaded into Azurite: one write at a time, and none is acknowledged before it is on disk. By itself Azurite writes every
+// five seconds, so that a kill would take back what it had acknowledged, which the real service never does.
+const http = require("http");
+const Loki = require(require.resolve("lokijs", { paths: [process.argv[1]] }));
+
+let database;
+let last = Promise.resolve();
+
+const { configureOptions } = Loki.prototype;
+Loki.prototype.configureOptions = function (options, ...rest) {
+  database = this;
+  return configureOptions.call(this, { ...options, autosave: false }, ...rest); // it would save half of a transaction
+};
+
+const { emit } = http.Server.prototype;
+http.Server.prototype.emit = function (event, request, response) {
+  if (event !== "request" || request.method === "GET") return emit.apply(this, arguments);
+  last = last.then(() => {
+    const written = answeredWhenSaved(response);
+    emit.call(this, event, request, response);
+    return written;
+  });
+  return true;
+};
+
+function answeredWhenSaved(response) {
+  const { write, end } = response;
+  const said = [];
+  response.write = (...piece) => said.push(piece) > 0;
+  return new Promise((written) => {
+    response.end = (...piece) => {
+      database.saveDatabase(() => {
+        said.forEach((earlier) => write.apply(response, earlier));
+        end.apply(response, piece);
+        written();
+      });
+      return response;
+    };
+  });
+}

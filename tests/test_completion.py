@@ -1,0 +1,147 @@
+"""An answer gathered from its chunks is the same however the service cuts it."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.completion import Completion, usage_of
+from shared.conversation import Usage
+from tests.azure_openai_answers import Answer, Reply
+
+CALL = ("call_1", "look", '{"city": "Zürich"}')
+REPLIES = st.builds(
+    Reply,
+    st.text(max_size=80),
+    tool_calls=st.lists(
+        st.tuples(st.text(min_size=1, max_size=9), st.text(min_size=1, max_size=9), st.text(max_size=40)), max_size=3
+    ).map(tuple),
+    refusal=st.none() | st.text(min_size=1, max_size=20),
+    reasoning_tokens=st.integers(0, 9),
+)
+
+
+def chunks(reply: Reply, size: int = 1, **body: Any) -> list[dict[str, Any]]:
+    """What the service sends, `size` tokens in a chunk."""
+    asked = {"stream_options": {"include_usage": True}, **body}
+    answer = Answer(asked, reply, model="m-2026-01-01", prompt_tokens=9, cached_tokens=4, chunk_tokens=size)
+    return [*answer.opening(), *answer.content(), *answer.closing()]
+
+
+def gathered(parts: list[dict[str, Any]]) -> Completion:
+    completion = Completion()
+    for part in parts:
+        completion.add(part)
+    return completion
+
+
+def piece(**delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta}]}
+
+
+@given(REPLIES, st.integers(1, 50))
+def test_an_answer_cut_anywhere_gives_the_message_that_came_whole(reply: Reply, size: int) -> None:
+    asked: dict[str, Any] = {}
+    whole = Answer(asked, reply, model="m", prompt_tokens=9, cached_tokens=4, chunk_tokens=1).whole()
+    message = whole["choices"][0]["message"]
+    shown = {name: value for name, value in message.items() if name not in ("annotations",) and value is not None}
+    if message["content"] is None:
+        shown["content"] = None
+    assert gathered(chunks(reply, size)).message() == shown
+
+
+@given(REPLIES, st.integers(1, 50))
+def test_the_pieces_that_a_reader_is_shown_come_to_the_message(reply: Reply, size: int) -> None:
+    completion, read = Completion(), Completion()
+    for chunk in chunks(reply, size):
+        if pieces := completion.add(chunk):
+            read.add(piece(**pieces))
+    assert read.message() == completion.message()
+
+
+@given(st.text(min_size=1), st.lists(st.integers(0, 200)))
+def test_text_cut_between_any_characters_is_put_together_again(text: str, cuts: list[int]) -> None:
+    edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    parts = [piece(content=text[start:end]) for start, end in pairwise(edges)]
+    assert gathered(parts).message()["content"] == text
+
+
+class TestMessage:
+    def test_an_answer_without_a_word_has_empty_content(self) -> None:
+        assert gathered(chunks(Reply(""))).message() == {"role": "assistant", "content": ""}
+
+    def test_a_refusal_is_no_content(self) -> None:
+        message = gathered(chunks(Reply(refusal="I will not."))).message()
+        assert message == {"role": "assistant", "content": None, "refusal": "I will not."}
+
+    def test_tool_calls_are_put_together_by_their_index(self) -> None:
+        other = ("call_2", "add", "[1, 2]")
+        assert gathered(chunks(Reply(tool_calls=(CALL, other)))).message()["tool_calls"] == [
+            {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Zürich"}'}},
+            {"id": "call_2", "type": "function", "function": {"name": "add", "arguments": "[1, 2]"}},
+        ]
+
+    def test_pieces_of_two_calls_may_be_mixed(self) -> None:
+        def call(index: int, arguments: str, **rest: Any) -> dict[str, Any]:
+            return {"index": index, "function": {"arguments": arguments, **rest.pop("function", {})}, **rest}
+
+        parts = [
+            piece(tool_calls=[call(1, "", id="b", function={"name": "two"}), call(0, "", id="a")]),
+            piece(tool_calls=[call(0, "{", function={"name": "one"})]),
+            piece(tool_calls=[call(1, "[")]),
+            piece(tool_calls=[call(0, "}"), call(1, "]")]),
+        ]
+        assert gathered(parts).message()["tool_calls"] == [
+            {"id": "a", "type": "function", "function": {"name": "one", "arguments": "{}"}},
+            {"id": "b", "type": "function", "function": {"name": "two", "arguments": "[]"}},
+        ]
+
+    def test_words_beside_tool_calls_stay(self) -> None:
+        message = gathered(chunks(Reply("Let me look.", tool_calls=(CALL,)))).message()
+        assert message["content"] == "Let me look."
+        assert len(message["tool_calls"]) == 1
+
+    def test_what_has_come_of_a_broken_answer_is_there(self) -> None:
+        completion = gathered(chunks(Reply("one two three"))[:4])
+        assert completion.message()["content"] == "one two"
+        assert completion.finish_reason is None
+        assert completion.usage is None
+
+
+class TestRest:
+    def test_the_finish_reason_and_the_model_stay_when_later_chunks_have_none(self) -> None:
+        completion = gathered(chunks(Reply("hi", finish_reason="length")))
+        assert completion.finish_reason == "length"
+        assert completion.model == "m-2026-01-01"
+
+    def test_usage_comes_from_the_last_chunk(self) -> None:
+        completion = gathered(chunks(Reply("hi", reasoning_tokens=5, cache_write_tokens=3)))
+        assert completion.usage == Usage(
+            prompt_tokens=9, cached_tokens=4, cache_write_tokens=3, completion_tokens=6, reasoning_tokens=5
+        )
+
+    @pytest.mark.parametrize("details", [{}, {"prompt_tokens_details": None, "completion_tokens_details": None}])
+    def test_details_that_are_not_sent_count_as_none(self, details: dict[str, None]) -> None:
+        reported = {"prompt_tokens": 3, "completion_tokens": 2, **details}
+        assert usage_of(reported) == Usage(prompt_tokens=3, completion_tokens=2)
+
+    def test_the_filters_results_come_along(self) -> None:
+        completion = gathered(chunks(Reply("hi", finish_reason="content_filter")))
+        found = completion.extras["content_filter"]
+        assert found["prompt"][0]["content_filter_results"]["jailbreak"] == {"filtered": False, "detected": False}
+        assert found["completion"]["violence"] == {"filtered": True, "severity": "high"}
+
+    def test_logprobs_are_gathered_in_order(self) -> None:
+        completion = gathered(chunks(Reply("one two three"), logprobs=True))
+        assert [token["token"] for token in completion.extras["logprobs"]["content"]] == ["one", " two", " thre", "e"]
+
+    def test_an_answer_without_extras_has_none(self) -> None:
+        assert gathered([piece(content="hi")]).extras == {}
+
+    def test_a_chunk_without_anything_new_shows_nothing(self) -> None:
+        completion = Completion()
+        assert completion.add({"choices": []}) == {}
+        assert completion.add({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}) == {}
+        assert completion.add({"choices": [{"index": 0, "finish_reason": "stop"}]}) == {}

@@ -1,0 +1,234 @@
+"""A day's figures: added up from the ledger, final once nothing in them can be open any more, and kept from then on."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+
+import pytest
+
+from local.azurite import connection_string
+from shared.conversation import Entry, State
+from shared.days import Days
+from shared.errors import StorageUnavailable
+from shared.ledger import Ledger
+from shared.reports import Reports
+from shared.services import Services
+from shared.settings import Settings
+from shared.summary import Figures
+from tests.ledger_rows import entry, settled, spent, write
+from tests.proxy import Answer, Match, TcpProxy
+from tests.test_summary import naive
+
+MONDAY = date(2024, 3, 11)
+DAY = timedelta(days=1)
+GRACE = timedelta(seconds=280)  # TURN_TIMEOUT_SECONDS and 60 s
+MIDNIGHT = datetime.combine(MONDAY + DAY, time(), UTC)
+
+
+@pytest.fixture
+async def services(environ: dict[str, str]) -> AsyncIterator[Services]:
+    services = Services(Settings.from_env(environ))
+    yield services
+    await services.close()
+
+
+@pytest.fixture
+def reports(services: Services) -> Reports:
+    return services.reports
+
+
+@pytest.fixture
+def days(services: Services) -> Days:
+    return Days(services._table("daily"))
+
+
+async def spend(services: Services, *entries: Entry) -> None:
+    await write(services.ledger._table, entries)
+
+
+def mixed(day: date) -> list[Entry]:
+    """300 calls of 60 sessions in every state, and some that belong to none."""
+    states = (*[State.SETTLED] * 6, State.FAILED, State.UNACCOUNTED, State.ABANDONED)
+    return [
+        entry(
+            day,
+            f"session.{n // 5}" if n % 11 else None,
+            n % 3 + 1,
+            state=states[n % len(states)],
+            prompt=1000 + n,
+            cached=n,
+            caller=(None, "web", "batch")[n % 3],
+            deployment=("chat", "large")[n % 2],
+        )
+        for n in range(300)
+    ]
+
+
+async def test_a_days_figures_are_those_of_its_rows_and_no_others(services: Services, reports: Reports) -> None:
+    found = mixed(MONDAY)
+    await spend(services, *found, *mixed(MONDAY - DAY)[:50], *mixed(MONDAY + DAY)[:50])
+
+    assert await reports.figures(MONDAY) == naive(found)
+
+
+async def test_a_day_without_rows_has_no_figures(reports: Reports) -> None:
+    assert await reports.figures(MONDAY) == Figures()
+
+
+async def test_rows_are_let_go_as_they_are_counted(services: Services, days: Days) -> None:
+    class Watched(Ledger):
+        most = 0
+
+        async def shard(self, day: date, shard: int) -> AsyncIterator[Entry]:
+            n = 0
+            async for row in super().shard(day, shard):
+                yield row
+                n += 1
+                if n == 25:
+                    self.most = max(self.most, sum(type(one) is Entry for one in gc.get_objects()))
+
+    await spend(services, *(spent(MONDAY, 1, f"s{n // 10}", n) for n in range(1_200)))
+    gc.collect()
+    ledger = Watched(services.ledger._table)
+    reports = Reports(ledger, days, recovery=services.recovery, removals=services.removals, grace=GRACE)
+
+    assert (await reports.figures(MONDAY)).cost == 1_200
+    assert 0 < ledger.most < 100
+
+
+async def test_storage_that_fails_half_way_is_no_figure(environ: dict[str, str], azurite_port: int) -> None:
+    with TcpProxy(azurite_port) as proxy:
+        services = Services(Settings.from_env(environ | {"TABLES_CONNECTION_STRING": connection_string(proxy.port)}))
+        await spend(services, spent(MONDAY, 1))
+        proxy.on(Match("GET", "usage"), Answer(403), nth=9)
+
+        with pytest.raises(StorageUnavailable):
+            await services.reports.figures(MONDAY)
+        await services.close()
+
+
+# When a day is final
+
+
+async def test_a_day_is_final_once_its_last_turns_time_is_up(services: Services, reports: Reports, days: Days) -> None:
+    await spend(services, spent(MONDAY, 1))
+
+    running = await reports.day(MONDAY, MIDNIGHT + GRACE - timedelta(seconds=1))
+    assert (running.final, running.figures.cost) == (False, Decimal(1))
+    assert await days.get(MONDAY) is None
+
+    over = await reports.day(MONDAY, MIDNIGHT + GRACE)
+    assert over.final
+    assert await days.get(MONDAY) == over
+
+
+async def test_a_day_with_an_open_row_is_not_final_however_old(services: Services, reports: Reports) -> None:
+    await spend(services, entry(MONDAY, state=State.OPEN))
+
+    assert not (await reports.day(MONDAY, MIDNIGHT + 30 * DAY)).final
+
+    await reports.recover(MIDNIGHT + 30 * DAY)
+    recovered = await reports.day(MONDAY, MIDNIGHT + 30 * DAY)
+    assert recovered.final
+    assert recovered.figures.unaccounted == 1
+
+
+async def test_a_final_day_is_added_up_once(services: Services, reports: Reports) -> None:
+    await spend(services, spent(MONDAY, 1))
+    first = await reports.day(MONDAY, MIDNIGHT + DAY)
+    await spend(services, spent(MONDAY, 2, "never"))
+
+    await reports.recover(MIDNIGHT + DAY)
+
+    assert await reports.day(MONDAY, MIDNIGHT + DAY) == first
+
+
+async def test_a_final_day_with_unaccounted_calls_is_added_up_anew_by_each_recovery(
+    services: Services, reports: Reports, days: Days
+) -> None:
+    doubtful = entry(MONDAY, state=State.UNACCOUNTED)
+    await spend(services, doubtful)
+    await reports.day(MONDAY, MIDNIGHT + DAY)
+    found = await services.ledger.find(doubtful.call, doubtful.session_id, doubtful.turn)
+    assert found is not None
+    await services.ledger.settle(found, settled(doubtful))
+
+    await reports.recover(MIDNIGHT + DAY)
+
+    kept = await days.get(MONDAY)
+    assert kept is not None
+    assert (kept.final, kept.figures.unaccounted, kept.figures.cost) == (True, 0, Decimal("0.0012"))
+
+
+async def test_todays_calls_are_recovered_too(services: Services, reports: Reports) -> None:
+    await spend(services, entry(MONDAY, state=State.OPEN))
+
+    await reports.recover(MIDNIGHT - timedelta(hours=6))
+
+    figures = await reports.figures(MONDAY)
+    assert (figures.open, figures.unaccounted) == (0, 1)
+
+
+async def test_many_who_ask_for_a_day_at_once_are_told_the_same(services: Services, reports: Reports) -> None:
+    await spend(services, spent(MONDAY, 1))
+
+    told = await asyncio.gather(*(reports.day(MONDAY, MIDNIGHT + DAY) for _ in range(5)))
+
+    assert all(day == told[0] and day.etag == told[0].etag for day in told)
+
+
+# A day beside those before it
+
+
+async def test_a_summary_has_the_days_before_it(services: Services, reports: Reports) -> None:
+    first = date(2024, 2, 20)
+    await spend(services, *(spent(first + n * DAY, 2**n, f"s{n}") for n in range(16)))
+    day = date(2024, 3, 5)
+
+    summary = await reports.summary(day, datetime(2024, 3, 6, 6, tzinfo=UTC))
+
+    assert [one.day for one in summary.history] == [day - n * DAY for n in range(13, -1, -1)]
+    assert [int(one.cost) for one in summary.history] == [2**n for n in range(1, 15)]
+    assert summary.figures.cost == 2**14
+    assert summary.day_before == 2**13
+    assert summary.week_average == Decimal(sum(2**n for n in range(7, 14))) / 7
+    assert summary.month_to_date == sum(2**n for n in range(10, 15))
+
+
+async def test_month_to_date_reaches_back_further_than_the_history(services: Services, reports: Reports) -> None:
+    await spend(services, spent(date(2024, 3, 1), 1), spent(date(2024, 2, 29), 50), spent(date(2024, 3, 31), 4))
+
+    summary = await reports.summary(date(2024, 3, 31), datetime(2024, 4, 1, 6, tzinfo=UTC))
+
+    assert summary.month_to_date == 5
+    assert len(summary.history) == 14
+
+
+async def test_a_span_of_days_is_kept_in_order_and_read_from_there(
+    services: Services, reports: Reports, days: Days
+) -> None:
+    await spend(services, spent(MONDAY, 1), spent(MONDAY + 2 * DAY, 3))
+    last = MONDAY + 3 * DAY
+
+    found = await reports.days(MONDAY, last, datetime.combine(last, time(12), UTC))
+
+    assert [(day.day, int(day.figures.cost), day.final) for day in found] == [
+        (MONDAY, 1, True),
+        (MONDAY + DAY, 0, True),
+        (MONDAY + 2 * DAY, 3, True),
+        (last, 0, False),
+    ]
+    assert sorted(await days.between(MONDAY, last)) == [MONDAY, MONDAY + DAY, MONDAY + 2 * DAY]
+
+
+async def test_what_changed_since_a_day_was_read_is_not_overwritten(
+    services: Services, reports: Reports, days: Days
+) -> None:
+    await spend(services, entry(MONDAY, state=State.UNACCOUNTED))
+    kept = await reports.day(MONDAY, MIDNIGHT + DAY)
+    sent = await days.put(replace(kept, outcome="sent"))
+
+    assert await reports._keep(replace(kept, figures=Figures())) == sent

@@ -1,0 +1,278 @@
+"""Settings: each has its default, a wrong one is named, and none is needed until the first request."""
+
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.conversation import Rates
+from shared.settings import Settings, SettingsError
+from tests.azure_openai import AzureOpenAI
+from tests.conftest import FUNCTION_KEY, Serve
+from tests.talking import answer
+
+ROOT = Path(__file__).resolve().parent.parent
+ENDPOINT = "https://name.openai.azure.com/openai/v1/"
+LEAST = {"AZURE_OPENAI_ENDPOINT": "https://name.openai.azure.com", "TABLES_ENDPOINT": "https://name.table.example"}
+
+
+class Asking(dict[str, str]):
+    """An environment that notes what it is asked for."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        super().__init__(environ)
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+
+def asked() -> set[str]:
+    environ = Asking(LEAST)
+    Settings.from_env(environ)
+    return environ.names
+
+
+NAMES = asked()
+
+
+def read(**environ: str) -> Settings:
+    return Settings.from_env(LEAST | environ)
+
+
+def refused(**environ: str) -> SettingsError:
+    with pytest.raises(SettingsError) as error:
+        read(**environ)
+    return error.value
+
+
+class TestDefaults:
+    @pytest.mark.parametrize(
+        ("field", "default"),
+        [
+            ("endpoints", (ENDPOINT,)),
+            ("api_key", None),
+            ("deployment", "gpt-5.4-mini"),
+            ("deployments", {"gpt-5.4-mini": ""}),
+            ("max_tokens", 800),
+            ("timeout", 60.0),
+            ("turn_timeout", 220.0),
+            ("context_tokens", 16_000),
+            ("max_message_bytes", 262_144),
+            ("prices", {}),
+            ("tables_connection_string", None),
+            ("table_prefix", "chat"),
+            ("client_id", None),
+            ("client_keys", {}),
+            ("usage_keys", {}),
+            ("recipients", ()),
+            ("sender", None),
+            ("acs_endpoint", None),
+            ("smtp_url", None),
+            ("outbox", None),
+        ],
+    )
+    def test_each_setting_has_its_default(self, field: str, default: Any) -> None:
+        assert getattr(read(), field) == default
+
+    def test_the_system_prompt_has_one_too(self) -> None:
+        assert read().system_prompt.startswith("You are a helpful assistant.")
+
+    @pytest.mark.parametrize("name", sorted(NAMES - LEAST.keys()))
+    @pytest.mark.parametrize("empty", ["", "  ", "\n"])
+    def test_an_empty_setting_counts_as_absent(self, name: str, empty: str) -> None:
+        assert read(**{name: empty}) == read()
+
+    @pytest.mark.parametrize("name", ["AZURE_OPENAI_ENDPOINT", "TABLES_ENDPOINT"])
+    @pytest.mark.parametrize("empty", [None, "", " "])
+    def test_a_required_one_that_is_missing_or_empty_is_named(self, name: str, empty: str | None) -> None:
+        environ = {key: value for key, value in LEAST.items() if key != name}
+        with pytest.raises(SettingsError, match=f"^{name} .*is not set") as error:
+            Settings.from_env(environ if empty is None else environ | {name: empty})
+        assert error.value.name == name
+
+    def test_either_way_to_the_tables_will_do(self) -> None:
+        connection = "AccountName=a;AccountKey=a2V5"
+        assert read(TABLES_ENDPOINT="", TABLES_CONNECTION_STRING=connection).tables_connection_string == connection
+
+
+class TestEndpoints:
+    @pytest.mark.parametrize(
+        ("given", "used"),
+        [
+            ("https://name.openai.azure.com", ENDPOINT),
+            ("https://name.openai.azure.com/", ENDPOINT),
+            (" https://name.openai.azure.com ", ENDPOINT),
+            ("https://name.openai.azure.com/openai/v1", ENDPOINT),
+            ("https://name.openai.azure.com/openai/v1/", ENDPOINT),
+            ("http://127.0.0.1:8080/v1", "http://127.0.0.1:8080/v1/"),
+            ("https://host/some/path/v1", "https://host/some/path/v1/"),
+        ],
+    )
+    def test_a_bare_host_gets_the_path_and_one_that_ends_in_v1_is_used_as_it_is(self, given: str, used: str) -> None:
+        assert read(AZURE_OPENAI_ENDPOINT=given).endpoints == (used,)
+
+    def test_several_keep_their_order(self) -> None:
+        several = read(AZURE_OPENAI_ENDPOINT="https://b, https://a/v1 ,").endpoints
+        assert several == ("https://b/openai/v1/", "https://a/v1/")
+
+
+class TestMalformed:
+    @pytest.mark.parametrize(
+        ("name", "value", "said"),
+        [
+            ("AZURE_OPENAI_ENDPOINT", "name.openai.azure.com", "not a URL such as https://"),
+            ("AZURE_OPENAI_ENDPOINT", "ftp://name", "not a URL such as https://"),
+            ("AZURE_OPENAI_ENDPOINT", "https://", "not a URL such as https://"),
+            ("AZURE_OPENAI_ENDPOINT", "https://[::1", "Invalid IPv6"),
+            ("AZURE_OPENAI_ENDPOINT", "https://host:99999", "[Pp]ort"),
+            ("AZURE_OPENAI_ENDPOINT", " , ", "holds no URL"),
+            ("AZURE_OPENAI_ENDPOINT", "https://a, b", "'b' is not a URL"),
+            ("AZURE_OPENAI_ENDPOINT", "https://a/openai/deployments/b", "does not end in /v1"),
+            ("AZURE_OPENAI_ENDPOINT", "https://a/openai/v1?api-version=preview", "something behind its path"),
+            ("AZURE_OPENAI_DEPLOYMENTS", "a b=gpt-4.1", "is not deployment=model"),
+            ("AZURE_OPENAI_DEPLOYMENTS", "=gpt-4.1", "is not deployment=model"),
+            ("AZURE_OPENAI_MAX_TOKENS", "0", "whole number from 1 to"),
+            ("AZURE_OPENAI_MAX_TOKENS", "1.5", "whole number from 1 to"),
+            ("AZURE_OPENAI_MAX_TOKENS", "\N{ARABIC-INDIC DIGIT ONE}", "whole number from 1 to"),
+            ("AZURE_OPENAI_MAX_TOKENS", "8001", "at most half of CONTEXT_TOKENS, which is 8000"),
+            ("AZURE_OPENAI_TIMEOUT_SECONDS", "0", "positive number of seconds"),
+            ("AZURE_OPENAI_TIMEOUT_SECONDS", "inf", "positive number of seconds"),
+            ("TURN_TIMEOUT_SECONDS", "-1", "positive number of seconds"),
+            ("TURN_TIMEOUT_SECONDS", "1m", "positive number of seconds"),
+            ("CONTEXT_TOKENS", "255", "whole number from 256 to"),
+            ("CONTEXT_TOKENS", "9" * 10, "whole number from 256 to"),
+            ("MAX_MESSAGE_BYTES", "1023", "whole number from 1024 to 500000"),
+            ("MAX_MESSAGE_BYTES", "500001", "whole number from 1024 to 500000"),
+            ("TABLES_ENDPOINT", "name", "not a URL such as https://"),
+            ("TABLES_ENDPOINT", "http://name.table.example", "not a URL such as https://"),
+            ("TABLES_CONNECTION_STRING", "mine", "has a part that is not name=value"),
+            ("TABLES_CONNECTION_STRING", "AccountName=a", "needs AccountName and AccountKey"),
+            ("TABLES_CONNECTION_STRING", "AccountName=a;AccountKey=b;c", "has a part that is not name=value"),
+            ("TABLE_PREFIX", "1st", "is not a letter and up to 54"),
+            ("TABLE_PREFIX", "a-b", "is not a letter and up to 54"),
+            ("TABLE_PREFIX", "a" * 56, "is not a letter and up to 54"),
+            ("CLIENT_KEYS", "ada", "not name=SHA-256"),
+            ("USAGE_KEYS", f"ada={'0' * 63}", "not name=SHA-256"),
+            ("SUMMARY_RECIPIENTS", "ada@example.com, bob", "'bob' is not an e-mail address"),
+        ],
+    )
+    def test_the_setting_is_named_and_what_is_wrong_with_it(self, name: str, value: str, said: str) -> None:
+        error = refused(**{name: value})
+        assert error.name == name
+        with pytest.raises(SettingsError, match=f"^{name} .*{said}"):
+            raise error
+
+    @pytest.mark.parametrize("name", sorted(NAMES))
+    def test_a_key_vault_reference_that_was_not_resolved_is_named(self, name: str) -> None:
+        error = refused(**{name: "@Microsoft.KeyVault(SecretUri=https://v.vault.azure.net/secrets/s)"})
+        assert error.name == name
+        assert "could not resolve" in str(error)
+
+    @pytest.mark.parametrize("name", ["TABLES_CONNECTION_STRING", "CLIENT_KEYS", "USAGE_KEYS"])
+    def test_a_secret_is_not_said_again(self, name: str) -> None:
+        assert "hunter2" not in str(refused(**{name: "AccountKey=hunter2"}))
+
+    @given(st.sampled_from(sorted(NAMES)), st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+    def test_whatever_a_setting_holds_it_is_taken_or_named(self, name: str, value: str) -> None:
+        try:
+            read(**{name: value})
+        except SettingsError as error:
+            if name not in str(error):
+                raise
+
+
+class TestDeployments:
+    def test_models_and_versions_are_read(self) -> None:
+        given = "a=gpt-4.1@2025-04-14, b = gpt-4o ,c,"
+        assert read(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS=given).deployments == {
+            "a": "gpt-4.1@2025-04-14",
+            "b": "gpt-4o",
+            "c": "",
+        }
+
+    def test_the_default_one_is_always_among_them(self) -> None:
+        assert read(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS="b=gpt-4o").deployments == {"a": "", "b": "gpt-4o"}
+
+
+class TestPrices:
+    def test_amounts_are_exact_whether_numbers_or_text(self) -> None:
+        prices = read(
+            PRICES='{"chat": {"input": 0.1, "cached_input": "0.025", "cache_write": 1, "output": 1e-3}}'
+        ).prices
+        assert prices == {
+            "chat": Rates(
+                input=Decimal("0.1"), cached_input=Decimal("0.025"), cache_write=Decimal(1), output=Decimal("0.001")
+            )
+        }
+
+    def test_what_is_not_priced_apart_costs_as_input(self) -> None:
+        prices = read(PRICES='{"chat": {"input": 2, "output": 8}}').prices
+        assert prices["chat"] == Rates(
+            input=Decimal(2), cached_input=Decimal(2), cache_write=Decimal(2), output=Decimal(8)
+        )
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            ("{", "it is not JSON"),
+            ("[" * 100_000, "it is not JSON"),
+            ("[]", "should be a JSON object"),
+            ('{"chat": 1}', "'chat' needs input and output"),
+            ('{"chat": {"input": 1}}', "'chat' needs input and output"),
+            ('{"chat": {"input": 1, "output": 1, "cached": 1}}', "unknown price 'cached'"),
+            ('{"chat": {"input": "cheap", "output": 1}}', ""),
+            ('{"chat": {"input": true, "output": 1}}', "input of 'chat' is not a number"),
+            ('{"chat": {"input": NaN, "output": 1}}', "input of 'chat' is not a number"),
+            ('{"chat": {"input": "NaN", "output": 1}}', "input of 'chat' is not an amount"),
+            ('{"chat": {"input": 1, "output": -0.1}}', "output of 'chat' is not an amount"),
+            ('{"chat": {"input": 1, "output": "Infinity"}}', "output of 'chat' is not an amount"),
+            ('{"chat": {"input": 1, "output": 1e6}}', "output of 'chat' is not an amount"),
+            ('{"chat": {"input": 0.0000000000001, "output": 1}}', "at most 12 digits"),
+            ('{"chat": {"input": 1e-999999, "output": 1}}', "at most 12 digits"),
+        ],
+    )
+    def test_a_malformed_price_is_named(self, value: str, said: str) -> None:
+        error = refused(PRICES=value)
+        assert error.name == "PRICES"
+        assert said in str(error)
+
+
+class TestTheApp:
+    def test_it_imports_with_an_empty_environment(self) -> None:
+        program = "import function_app; print(len(function_app.app.get_functions()))"
+        ran = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program],
+            cwd=ROOT,
+            env={},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert int(ran.stdout) >= 6
+
+    @pytest.mark.parametrize("name", ["AZURE_OPENAI_ENDPOINT", "TABLES_CONNECTION_STRING", "PRICES"])
+    async def test_a_setting_that_is_missing_or_wrong_is_named_at_the_first_request_and_works_once_it_is_there(
+        self, serve: Serve, environ: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch, fake: AzureOpenAI
+    ) -> None:
+        async with serve(environ | {name: "hunter2" if name == "PRICES" else ""}) as api:
+            first = await api.post("/api/chat", json={"message": "hi"})
+            assert first.status_code == 500
+            said = first.json()["error"]["message"]
+            assert name.removesuffix("_CONNECTION_STRING") in said
+            assert "hunter2" not in first.text
+            assert "Traceback" not in first.text
+            assert fake.meter == []
+            monkeypatch.setenv(name, environ[name])
+            await answer(api)
+
+    async def test_it_is_alive_without_any_setting(self, serve: Serve) -> None:
+        async with serve({}) as api:
+            assert (await api.get("/api/health", headers={"x-functions-key": FUNCTION_KEY})).json() == {"status": "ok"}
