@@ -12,7 +12,7 @@ Chunk = Mapping[str, Any]
 
 
 class Completion:
-    """What has come of an answer so far. `delta` of the last chunk is what a reader is to be shown."""
+    """What has come of an answer so far."""
 
     def __init__(self) -> None:
         self.model: str | None = None

@@ -150,7 +150,7 @@ class DayCostAnswer(BaseModel):
 
 
 class DayTotals(BaseModel):
-    """One UTC day. Not final: turns that began in it may still be running or unaccounted."""
+    """One UTC day. Not final: its turns may still be running. A final day may have unaccounted calls."""
 
     date: date
     final: bool

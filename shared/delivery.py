@@ -16,7 +16,7 @@ from functools import partial
 from shared.days import Day, Days
 from shared.errors import Changed, InvalidRequest, UpstreamError
 from shared.letter import letter
-from shared.mail import Mail, MailFailed, Transport
+from shared.message import Mail, MailFailed, Transport
 from shared.reports import DAY, LOOK_BACK, Reports
 from shared.settings import SettingsError
 from shared.summary import ZERO, Adjustment

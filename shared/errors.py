@@ -11,7 +11,7 @@ ChatError
 ├── UnsupportedMediaType   the body is not application/json
 ├── IdempotencyMismatch    the key was used with another request
 ├── StorageUnavailable     the tables can't be reached
-└── UpstreamFailure        the model service; `maybe_billed` says whether the attempt may cost money
+└── UpstreamFailure        a service that we call; `maybe_billed`: whether the attempt may cost money
     ├── RateLimited
     ├── UpstreamError
     ├── UpstreamUnavailable

@@ -20,6 +20,8 @@ from shared.recovery import find
 from shared.rows import fitted
 from shared.window import Window
 
+log = logging.getLogger(__name__)
+
 LEASE = timedelta(seconds=30)
 RENEWAL = timedelta(seconds=10)
 
@@ -121,7 +123,7 @@ class Held:
                     if not await self._renew():
                         return
                 except StorageUnavailable:
-                    logging.warning("lease not renewed: storage can't be reached")
+                    log.warning("lease not renewed: storage can't be reached")
 
     async def _renew(self) -> bool:
         """False where the lease is lost: another turn, recovery or an erasure took the session."""

@@ -139,7 +139,7 @@ def _refusal(error: APIStatusError, deployment: str) -> ChatError:
         case 400 | 413 | 422:
             return _bad_request(error)
         case 401 | 403:
-            message = "The model service refused this app's credentials. The README's troubleshooting section helps."
+            message = "The model service refused this app's credentials: check its key or its role."
             return UpstreamUnavailable(message, maybe_billed=False, retry_after=30)
         case 404:
             return UpstreamError(f"The model service has no deployment {deployment!r}.", maybe_billed=False)

@@ -107,6 +107,8 @@ class Reservations:
                 await self._removals.finish(session)
                 continue
             if used and (answered := await self._answered(session, used)):
+                if session.lease and answered.find(session.lease.call):
+                    continue  # it was settled after the head was read: its totals are in the next one
                 return Replay(session, answered)
             if session.lease is None:
                 return await self._take(post, self._known(session, post), turns, used)

@@ -1,4 +1,4 @@
-"""The app's settings, read from the environment once. The only room that reads it.
+"""The app's settings, parsed once. What they are read from is handed in.
 
 Every setting is described in `local.settings.sample.json` and in the README. A missing or malformed one is a
 SettingsError that names it. An empty one counts as absent.

@@ -10,14 +10,14 @@ from typing import TypeAlias
 import httpx
 import pytest
 
-from shared.errors import StorageUnavailable
+from shared.errors import Changed, StorageUnavailable
 from shared.services import services
 from shared.tables import Table
 from tests.azure_openai import AzureOpenAI, Fault, Hold, Kind, Request, Script
 from tests.conftest import Serve, Tables
 from tests.conservation import assert_conserved, everything
 from tests.faults import FORGETTING, REFUSED, UNAVAILABLE, entering, kept, marking, raising, transaction
-from tests.proxy import Action, Close, Match, Stall, TcpProxy
+from tests.proxy import Action, Close, Match, Rule, Stall, TcpProxy
 from tests.talking import (
     JSON,
     age_lease,
@@ -46,7 +46,8 @@ async def past_their_deadline(tables: Tables) -> None:
     async for row in everything(tables.usage):
         if row["state"] == "open":
             key = {name: row[name] for name in ("PartitionKey", "RowKey")}
-            await tables.usage.merge({**key, "deadline": over}, row["etag"])
+            with suppress(Changed):  # it is being settled
+                await tables.usage.merge({**key, "deadline": over}, row["etag"])
 
 
 async def versions(*tables: Table) -> list[tuple[str, str, str]]:
@@ -657,11 +658,13 @@ async def test_a_post_finishes_an_erasure_before_it_begins_again(
 # All of it at once
 
 
-def unlucky(storage: TcpProxy, chance: random.Random) -> None:
-    """Sixty faults, each at some write or read that is still to come."""
+def unlucky(storage: TcpProxy, chance: random.Random) -> list[Rule]:
+    """Fifty faults, each at some write or read that is still to come."""
     matches = [transaction("s.."), entering("s.."), raising("s.."), Match("GET", "sessions"), Match("PUT|DELETE")]
-    for _ in range(60):
-        storage.on(chance.choice(matches), chance.choice(list(LOST.values())), nth=chance.randint(1, 90))
+    return [
+        storage.on(chance.choice(matches), chance.choice(list(LOST.values())), nth=chance.randint(1, 60))
+        for _ in range(50)
+    ]
 
 
 def moody(plain: Callable[[Request], Script], chance: random.Random) -> Callable[[Request], Script]:
@@ -687,7 +690,7 @@ class Life:
         self.erased = False
 
     async def live(self) -> None:
-        for number in range(6):
+        for number in range(5):
             await self._chance.choice([self._talk, self._talk, self._hang_up, self._repeat])(number)
             if self._chance.random() < 0.1:
                 await self._api.delete(f"/api/sessions/{self.session}/messages")
@@ -715,14 +718,14 @@ class Life:
                         return
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 async def test_after_any_mix_of_misfortunes_the_money_adds_up(
     storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, seed: int
 ) -> None:
     chance = random.Random(seed)
-    unlucky(storage, chance)
+    faults = unlucky(storage, chance)
     kind, fake.responder = fake.responder, moody(fake.responder, chance)
-    sessions = [f"s{index:02}" for index in range(20)]
+    sessions = [f"s{index:02}" for index in range(14)]
     lives = [Life(api, session, random.Random(f"{seed} {session}")) for session in sessions]
 
     await asyncio.gather(*(life.live() for life in lives))
@@ -740,4 +743,5 @@ async def test_after_any_mix_of_misfortunes_the_money_adds_up(
     entries = await assert_conserved(tables, fake, erased={life.session for life in lives if life.erased})
     reached = {entry.call.state for entry in entries}
     assert {"settled", "unaccounted", "failed"} <= reached
-    assert len(fake.meter) >= 60
+    assert len(fake.meter) >= 40
+    assert sum(fault.hits for fault in faults) >= 25
