@@ -9,6 +9,7 @@ import orjson
 from pydantic import BaseModel
 
 from shared.contract import (
+    AdjustmentAnswer,
     CallerCost,
     ChatAnswer,
     CostliestSession,
@@ -102,6 +103,10 @@ def daily_answer(summary: DailySummary) -> DailyAnswer:
         previous_day_usd=summary.day_before,
         week_average_usd=_rounded(summary.week_average),
         month_to_date_usd=summary.month_to_date,
+        adjustments=[
+            AdjustmentAnswer(date=told.day, difference_usd=told.difference, cost_usd=told.cost)
+            for told in summary.adjustments
+        ],
         history=[DayCostAnswer(date=day.day, cost_usd=day.cost) for day in summary.history],
     )
 

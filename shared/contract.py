@@ -165,6 +165,14 @@ class DayTotals(BaseModel):
     unpriced_turns: int
 
 
+class AdjustmentAnswer(BaseModel):
+    """An earlier day whose cost this day's mail corrected."""
+
+    date: date
+    difference_usd: Decimal
+    cost_usd: Decimal
+
+
 class DailyAnswer(DayTotals):
     cost_per_turn_usd: Decimal
     cache_hit_rate: float
@@ -175,6 +183,7 @@ class DailyAnswer(DayTotals):
     previous_day_usd: Decimal
     week_average_usd: Decimal
     month_to_date_usd: Decimal
+    adjustments: list[AdjustmentAnswer]
     history: list[DayCostAnswer]
 
 

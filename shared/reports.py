@@ -56,8 +56,10 @@ class Reports:
         kept = await self._days.between(first, last)
         return [kept.get(day) or await self._added_up(day, now) for day in _span(first, last)]
 
-    async def summary(self, day: date, now: datetime, adjustments: tuple[Adjustment, ...] = ()) -> DailySummary:
-        """The day beside those before it."""
+    async def summary(
+        self, day: date, now: datetime, adjustments: tuple[Adjustment, ...] | None = None
+    ) -> DailySummary:
+        """The day beside those before it, with what its mail said of them."""
         first_of_month = day.replace(day=1)
         days = await self.days(min(first_of_month, day - HISTORY), day, now)
         return DailySummary(
@@ -66,7 +68,7 @@ class Reports:
             figures=days[-1].figures,
             history=tuple(DayCost(day=d.day, cost=d.figures.cost) for d in days if d.day >= day - HISTORY),
             month_to_date=sum((d.figures.cost for d in days if d.day >= first_of_month), ZERO),
-            adjustments=adjustments,
+            adjustments=days[-1].adjustments if adjustments is None else adjustments,
         )
 
     async def figures(self, day: date) -> Figures:

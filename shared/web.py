@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
 from pydantic import TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
 
 from shared import answers, errors
 from shared.contract import ChatRequest, SessionId, problem
@@ -185,12 +186,15 @@ async def _body(request: Request, limit: int) -> dict[str, Any]:
     if media_type != "application/json":
         raise UnsupportedMediaType("Send the body as JSON, with the header Content-Type: application/json.")
     body, size = bytearray(), 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= limit:
-            body += chunk
-        elif size > limit * _DRAINED:
-            break
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size <= limit:
+                body += chunk
+            elif size > limit * _DRAINED:
+                break
+    except ClientDisconnect:  # no bug of ours, so no incident
+        raise InvalidRequest("The request broke off before its body was complete.") from None
     if size > limit:
         raise MessageTooLarge(f"The request's body is larger than {limit} bytes. Send a shorter message.")
     try:

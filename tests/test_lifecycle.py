@@ -81,6 +81,26 @@ async def test_a_caller_that_hangs_up_before_its_json_loses_nothing(
     await assert_adds_up(tables, fake)
 
 
+async def test_a_caller_that_hangs_up_in_mid_request_is_no_incident(
+    api: httpx.AsyncClient, fake: AzureOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    await answer(api)
+    caplog.set_level("INFO")
+    _, writer = await asyncio.open_connection(api.base_url.host, api.base_url.port)
+    head = f"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nx-functions-key: {FUNCTION_KEY}\r\n"
+    writer.write(head.encode() + b'Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"message"')
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+    async def ended() -> bool | None:
+        return "POST /api/chat 400" in caplog.text or None
+
+    await until(ended)
+    assert "incident" not in caplog.text
+    assert len(fake.requests) == 1
+
+
 async def test_a_turn_that_fails_behind_its_callers_back_is_accounted_for(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:

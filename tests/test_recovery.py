@@ -335,7 +335,7 @@ async def test_a_turn_whose_time_was_up_before_its_row_came_spends_nothing(
 # Sessions that are not there any more
 
 
-async def test_a_call_of_an_erased_session_is_unaccounted_only_past_their_deadline(
+async def test_a_call_of_an_erased_session_is_unaccounted_only_past_its_deadline(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     async with in_the_model(api, fake) as interrupted:

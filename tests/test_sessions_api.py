@@ -319,6 +319,7 @@ async def test_a_running_turn_does_not_meet_the_session_that_was_begun_after_it(
         old = answered(await running)
 
         assert old["message"]["content"] == "echo: old"
+        assert old["session"]["cost_usd"] == old["cost_usd"] > 0
         assert (await look(api, SESSION))["busy"]
         second.release()
 

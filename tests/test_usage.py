@@ -17,7 +17,7 @@ from local.keys import line, new_key
 from shared.conversation import Entry, State, Usage
 from shared.days import Day, Days
 from shared.services import services
-from shared.summary import Figures
+from shared.summary import Adjustment, Figures
 from tests.azure_openai import AzureOpenAI
 from tests.conftest import FUNCTION_KEY, Serve, Tables
 from tests.ledger_rows import RATES, WORST, entry, keep_quiet, spent, write
@@ -75,6 +75,18 @@ def refusal(response: httpx.Response, status: int) -> dict[str, Any]:
 
 
 # A day as JSON
+
+
+@pytest.mark.usefixtures("quiet_month")
+async def test_a_day_tells_what_its_mail_corrected(api: httpx.AsyncClient) -> None:
+    told = Adjustment(day=MONDAY - DAY, difference=Decimal("0.10"), cost=Decimal("0.30"))
+    await days().put(Day(day=MONDAY, figures=Figures(), final=True, adjustments=(told,)))
+
+    said = await look(api, ROUTE)
+
+    assert said["adjustments"] == [
+        {"date": str(MONDAY - DAY), "difference_usd": Decimal("0.10"), "cost_usd": Decimal("0.30")}
+    ]
 
 
 async def test_a_day_tells_all_that_its_ledger_rows_come_to(api: httpx.AsyncClient, tables: Tables) -> None:
@@ -137,6 +149,7 @@ async def test_a_day_tells_all_that_its_ledger_rows_come_to(api: httpx.AsyncClie
         "previous_day_usd": Decimal("0.2"),
         "week_average_usd": (Decimal("0.2") / 7).quantize(Decimal("1e-10")),
         "month_to_date_usd": cost + Decimal("0.25"),
+        "adjustments": [],
     }
     assert [one["date"] for one in history] == [str(MONDAY - n * DAY) for n in range(13, -1, -1)]
     assert [one["cost_usd"] for one in history if one["cost_usd"]] == [
