@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import orjson
+from azure.core.exceptions import AzureError
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, Timeout
 
 from shared.completion import Chunk
@@ -40,17 +41,21 @@ class Answering:
         self.endpoint = endpoint
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
+        done = False
         try:
             async for line in _lines(self._parts):
                 if not line.startswith(b"data:"):
                     continue
                 if (data := line[5:].strip()) == b"[DONE]":
-                    return
-                yield _chunk(data)
+                    done = True  # and read to the very end, or the connection could not be used again
+                elif not done:
+                    yield _chunk(data)
         except httpx2.TimeoutException as error:
-            raise UpstreamTimeout("The model stopped in mid-answer. Send this again.", maybe_billed=True) from error
+            if not done:
+                raise UpstreamTimeout("The model stopped in mid-answer. Send this again.", maybe_billed=True) from error
         except httpx2.TransportError as error:
-            raise UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True) from error
+            if not done:
+                raise UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True) from error
 
 
 class Model:
@@ -88,6 +93,10 @@ class Model:
             except APIStatusError as error:
                 log.warning("call %s: the model service answered %s %s", prompt.call_id, error.status_code, error.code)
                 raise _refusal(error, prompt.deployment) from error
+            except AzureError as error:
+                log.warning("call %s: no token for the model service: %s", prompt.call_id, type(error).__name__)
+                message = "This app can't sign in to the model service just now. Send this again in a while."
+                raise UpstreamUnavailable(message, maybe_billed=False, retry_after=30) from error
             except APIConnectionError as error:
                 log.warning("call %s: %s", prompt.call_id, type(error.__cause__ or error).__name__)
                 raise _unreached(error) from error

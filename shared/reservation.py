@@ -107,8 +107,8 @@ class Reservations:
                 await self._removals.finish(session)
                 continue
             if used and (answered := await self._answered(session, used)):
-                if session.lease and answered.find(session.lease.call):
-                    continue  # it was settled after the head was read: its totals are in the next one
+                if not answered.messages or (session.lease and answered.find(session.lease.call)):
+                    continue  # it was cleared, or settled, after the head was read: the next one knows
                 return Replay(session, answered)
             if session.lease is None:
                 return await self._take(post, self._known(session, post), turns, used)

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 _MOST_BYTES = 500_000  # of a body: a system prompt of that size fills its row, at two bytes a character
 
+MOST_ANSWER_TOKENS = 100_000  # more might not fit into a table's row
 SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly and say so when you do not know."
 
 
@@ -68,7 +69,7 @@ class Settings:
         context_tokens = env.whole("CONTEXT_TOKENS", 16_000, least=256)
         settings = cls(
             endpoints=env.parsed("AZURE_OPENAI_ENDPOINT", _endpoints),
-            api_key=env.optional("AZURE_OPENAI_API_KEY"),
+            api_key=env.parsed_or_none("AZURE_OPENAI_API_KEY", _api_key),
             deployment=deployment,
             deployments=_with_default(env.parsed("AZURE_OPENAI_DEPLOYMENTS", _deployments, {}), deployment),
             max_tokens=env.whole("AZURE_OPENAI_MAX_TOKENS", 800, least=1),
@@ -94,14 +95,15 @@ class Settings:
         if settings.max_tokens > settings.largest_answer:
             raise SettingsError(
                 "AZURE_OPENAI_MAX_TOKENS",
-                f"is {settings.max_tokens}: at most half of CONTEXT_TOKENS, which is {settings.largest_answer}.",
+                f"is {settings.max_tokens}: at most half of CONTEXT_TOKENS and {MOST_ANSWER_TOKENS}, so here"
+                f" {settings.largest_answer}.",
             )
         return settings
 
     @property
     def largest_answer(self) -> int:
-        """The most tokens that a turn may ask for, so that the other half is left for what it answers."""
-        return self.context_tokens // 2
+        """The most tokens that a turn may ask for: half is left for what it answers, and a row must hold the text."""
+        return min(self.context_tokens // 2, MOST_ANSWER_TOKENS)
 
 
 class _Environment:
@@ -192,6 +194,12 @@ def _connection_string(value: str) -> str:
         {"accountname", "accountkey"} <= names or {"tableendpoint", "sharedaccesssignature"} <= names
     ):
         raise ValueError("it needs AccountName and AccountKey, or TableEndpoint and SharedAccessSignature.")
+    return value
+
+
+def _api_key(value: str) -> str:
+    if not value.isascii() or not value.isprintable():  # it goes into a header; said without it
+        raise ValueError("it holds characters that no key has.")
     return value
 
 

@@ -173,19 +173,22 @@ class Turns:
             max_tokens=reserved.max_tokens,
             options=reserved.post.options,
         )
+        failure: UpstreamFailure = UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True)
+        endpoint = ""
         try:
             async with asyncio.timeout_at(deadline), self._model.stream(prompt) as stream:
+                endpoint = stream.endpoint
                 async for chunk in stream:
                     if pieces := completion.add(chunk):
                         running.tell(Delta(pieces))
         except TimeoutError:
-            raise UpstreamTimeout(
-                f"The turn took longer than {self._turn_timeout:g} s. Ask for less, or try again later.",
-                maybe_billed=True,
-            ) from None
+            message = f"The turn took longer than {self._turn_timeout:g} s. Ask for less, or try again later."
+            failure = UpstreamTimeout(message, maybe_billed=True)
+        except UpstreamFailure as error:
+            failure = error
         if completion.finish_reason is None or completion.usage is None:
-            raise UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True)
-        return stream.endpoint, completion.usage
+            raise failure
+        return endpoint, completion.usage  # the answer is whole, whatever became of the connection behind it
 
     async def _retry(self, reserved: Reserved, entry: Entry, failed: Call, error: Exception) -> bool:
         """Open another call in place of one that may have been billed. False where there is to be none."""

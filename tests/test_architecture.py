@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCAL = sorted(ROOT.glob("local/*.py"))
 KNOWN_BY = {  # what only some rooms may know
     "azure.communication": {"communication_services"},
-    "azure.core": {"tables", "mail", "communication_services"},
+    "azure.core": {"tables", "mail", "communication_services", "model"},
     "azure.data": {"tables", "services"},
     "azure.functions": set[str](),
     "azure.identity": {"services"},
@@ -27,7 +27,7 @@ KNOWN_BY = {  # what only some rooms may know
     "jinja2": {"letter"},
     "openai": {"model"},
     "pydantic": {"contract", "answers", "web"},
-    "starlette": set[str](),
+    "starlette": {"web"},
     "tenacity": {"lease"},
 }
 OUTSIDE = ("azure", "azurefunctions", "fastapi", "httpx", "httpx2", "openai", "starlette", "aiohttp", "aiosmtplib")

@@ -206,6 +206,10 @@ async def test_line_separators_inside_an_answer_do_not_break_it(
 class Dribble(Loopback):
     """A model whose answer comes one byte at a time, so that every character is cut somewhere."""
 
+    def __init__(self, *, ends: bool = True) -> None:
+        super().__init__()
+        self._ends = ends
+
     async def converse(self, wire: Wire) -> None:
         await wire.message()
         chunks = [
@@ -217,16 +221,35 @@ class Dribble(Loopback):
         await wire.send(h11.Response(status_code=200, headers=[("content-type", "text/event-stream")]))
         for byte in "".join(f"data: {chunk}\n\n" for chunk in chunks).encode():
             await wire.send(h11.Data(data=bytes([byte])))
-        await wire.send(h11.EndOfMessage())
+        if self._ends:
+            await wire.send(h11.EndOfMessage())
 
 
-async def test_an_answer_may_be_cut_anywhere_on_its_way(serve: Serve, environ: dict[str, str]) -> None:
-    with Dribble() as model:
+@pytest.mark.parametrize("ends", [True, False])
+async def test_an_answer_may_be_cut_anywhere_on_its_way(serve: Serve, environ: dict[str, str], ends: bool) -> None:
+    with Dribble(ends=ends) as model:
         async with serve(environ | {"AZURE_OPENAI_ENDPOINT": f"http://127.0.0.1:{model.port}"}) as api:
             said = await answer(api)
 
     assert said["message"] == assistant("né 🙂日本")
     assert said["usage"]["total_tokens"] == 12
+
+
+async def test_one_connection_to_the_model_serves_turn_after_turn(
+    fake: AzureOpenAI, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wires: set[Wire] = set()
+    converse = fake.converse
+
+    async def noticed(wire: Wire) -> None:
+        wires.add(wire)
+        await converse(wire)
+
+    monkeypatch.setattr(fake, "converse", noticed)
+    for _ in range(3):
+        await answer(api)
+
+    assert len(wires) == 1
 
 
 # Memory

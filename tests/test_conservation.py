@@ -104,8 +104,8 @@ class House:
     async def at_rest(self, session: str) -> None:
         """Until the turn of a caller that hung up is over."""
 
-        async def idle() -> bool:
-            return not (await look(self.api, f"/api/sessions/{session}"))["busy"]
+        async def idle() -> bool | None:
+            return None if (await look(self.api, f"/api/sessions/{session}"))["busy"] else True
 
         await until(idle)
 

@@ -141,7 +141,7 @@ class TestMalformed:
             ("AZURE_OPENAI_MAX_TOKENS", "0", "whole number from 1 to"),
             ("AZURE_OPENAI_MAX_TOKENS", "1.5", "whole number from 1 to"),
             ("AZURE_OPENAI_MAX_TOKENS", "\N{ARABIC-INDIC DIGIT ONE}", "whole number from 1 to"),
-            ("AZURE_OPENAI_MAX_TOKENS", "8001", "at most half of CONTEXT_TOKENS, which is 8000"),
+            ("AZURE_OPENAI_MAX_TOKENS", "8001", "at most half of CONTEXT_TOKENS and 100000, so here 8000"),
             ("AZURE_OPENAI_TIMEOUT_SECONDS", "0", "positive number of seconds"),
             ("AZURE_OPENAI_TIMEOUT_SECONDS", "inf", "positive number of seconds"),
             ("TURN_TIMEOUT_SECONDS", "-1", "positive number of seconds"),
