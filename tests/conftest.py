@@ -31,7 +31,9 @@ from tests.proxy import TcpProxy
 
 pytest.register_assert_rewrite("tests.talking", "tests.conservation")  # so that they say what differs
 
-hypothesis.settings.register_profile("patient", deadline=None)  # the machine may be busy with other things
+hypothesis.settings.register_profile(  # the machine may be busy with other things
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("patient")
 
 FUNCTION_KEY = "a-function-key-of-the-tests"

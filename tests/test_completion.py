@@ -112,7 +112,7 @@ class TestMessage:
 
 class TestRest:
     def test_the_finish_reason_and_the_model_stay_when_later_chunks_have_none(self) -> None:
-        completion = gathered(chunks(Reply("hi", finish_reason="length")))
+        completion = gathered([*chunks(Reply("hi", finish_reason="length")), piece()])
         assert completion.finish_reason == "length"
         assert completion.model == "m-2026-01-01"
 

@@ -88,6 +88,13 @@ def test_raising_the_same_again_changes_nothing(attempts: list[Call]) -> None:
             assert raised(head, turn, call) is None
 
 
+def test_states_rise_from_open_by_abandoned_and_unaccounted_to_a_final_one() -> None:
+    order = [State.OPEN, State.ABANDONED, State.UNACCOUNTED, State.SETTLED]
+    assert sorted(order, key=lambda state: state.rank) == order
+    assert len({state.rank for state in order}) == 4
+    assert State.FAILED.rank == State.SETTLED.rank
+
+
 def test_what_is_final_stays() -> None:
     for final in (State.SETTLED, State.FAILED):
         for later in State:

@@ -122,7 +122,8 @@ class TestListed:
         assert (priced.input, priced.output) == (Decimal("0.75"), Decimal("4.5"))
 
     def test_azures_spelling_of_gpt_3_5_is_known(self) -> None:
-        assert Prices({}, {}).rates("x", "gpt-35-turbo") == Prices({}, {}).rates("x", "gpt-3.5-turbo") is not None
+        prices = Prices({}, {})
+        assert prices.rates("x", "gpt-35-turbo-0125") == prices.rates("x", "gpt-3.5-turbo-0125") is not None
 
     def test_gpt_4_1_is_not_priced_as_gpt_4(self) -> None:
         prices = Prices({}, {})

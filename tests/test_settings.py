@@ -135,6 +135,7 @@ class TestMalformed:
             ("AZURE_OPENAI_ENDPOINT", " , ", "holds no URL"),
             ("AZURE_OPENAI_ENDPOINT", "https://a, b", "'b' is not a URL"),
             ("AZURE_OPENAI_ENDPOINT", "https://a/openai/deployments/b", "does not end in /v1"),
+            ("AZURE_OPENAI_ENDPOINT", "https://a/dev1", "does not end in /v1"),
             ("AZURE_OPENAI_ENDPOINT", "https://a/openai/v1?api-version=preview", "something behind its path"),
             ("AZURE_OPENAI_DEPLOYMENTS", "a b=gpt-4.1", "is not deployment=model"),
             ("AZURE_OPENAI_DEPLOYMENTS", "=gpt-4.1", "is not deployment=model"),

@@ -177,7 +177,7 @@ class TestWrites:
         await table.delete("p", "k", etag)
 
     async def test_a_transaction_writes_everything_and_tells_the_new_versions(self, table: Table) -> None:
-        old, gone = await table.put(row("old", value=1)), await table.put(row("gone"))
+        old, gone = await table.put(row("old", value=1, dropped=True)), await table.put(row("gone"))
         etags = await table.commit(
             [
                 Write("put", row("old", value=2), old),

@@ -605,7 +605,7 @@ class Play:
 
 
 class TestRandomConversations:
-    @settings(max_examples=80)
+    @settings(max_examples=60)
     @given(SCRIPTS)
     def test_history_never_pushes_the_prompt_over_the_budget(self, script: list[Step]) -> None:
         play = Play(sized=False)
@@ -621,7 +621,7 @@ class TestRandomConversations:
                 assert history + fixed <= step.budget
             play.answer(number, step, window, attached)
 
-    @settings(max_examples=80)
+    @settings(max_examples=60)
     @given(SCRIPTS, st.integers(0, 600))
     def test_a_prompt_is_never_larger_than_its_bound(self, script: list[Step], system: int) -> None:
         play = Play(sized=True, system=system)
@@ -636,7 +636,7 @@ class TestRandomConversations:
                 assert play.chat.prompt(halved, attached) <= halved.bound
             play.answer(number, step, window, attached)
 
-    @settings(max_examples=60)
+    @settings(max_examples=40)
     @given(SCRIPTS)
     def test_the_service_never_has_a_reason_to_refuse_the_messages(self, script: list[Step]) -> None:
         play = Play(sized=True)
