@@ -1,0 +1,25 @@
+// All switches that go together.
+using '../../infra/main.bicep'
+
+param environmentName = 'test'
+param location = 'swedencentral'
+param principalId = '11111111-1111-1111-1111-111111111111'
+param budgetStartDate = '2026-11-01'
+
+param openAiSecondaryLocation = 'eastus2'
+param contentFilter = 'Low'
+param vnetEnabled = true
+param summaryRecipients = 'ada@example.com, bob@example.com'
+param alwaysReadyInstances = 1
+param maximumInstances = 100
+param httpConcurrency = 16
+param purgeProtection = true
+param restoreDeleted = true
+param storageRedundancy = 'Standard_ZRS'
+param rollingUpdates = false
+param usageKeys = 'ada=0000000000000000000000000000000000000000000000000000000000000000'
+param extraSettings = { AZURE_OPENAI_MAX_TOKENS: '1600' }
+param modelDeployments = [
+  { name: 'chat', model: 'gpt-5.4-mini', version: '2026-03-17', sku: 'GlobalStandard', capacity: 50 }
+  { name: 'cheap', model: 'gpt-5.6-luna', version: '2026-07-09', sku: 'GlobalStandard', capacity: 20 }
+]

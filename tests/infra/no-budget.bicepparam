@@ -1,0 +1,10 @@
+// No budget and no cost alert.
+using '../../infra/main.bicep'
+
+param environmentName = 'test'
+param location = 'swedencentral'
+param principalId = '11111111-1111-1111-1111-111111111111'
+param budgetStartDate = '2026-11-01'
+
+param budgetAmount = 0
+param dailyCostAlertUsd = 0
