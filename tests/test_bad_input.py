@@ -1,5 +1,6 @@
 """Whatever is sent, the answer says what is wrong with it, and nothing is stored, asked or billed."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.azure_openai import AzureOpenAI
-from tests.conftest import Serve, Tables
+from tests.conftest import FUNCTION_KEY, Serve, Tables
 from tests.conservation import everything
 from tests.talking import answer, say
 
@@ -341,6 +342,19 @@ class TestSizes:
         response = await api.post("/api/chat", content=content, headers=JSON)
         message, _ = refusal(response, 413, "message_too_large")
         assert f"larger than {LIMIT} bytes" in message
+
+    async def test_a_caller_that_sends_all_before_it_reads_is_not_cut_off(self, api: httpx.AsyncClient) -> None:
+        size = 3_000_000
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
+        head = f"POST /api/chat?code={FUNCTION_KEY} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
+        writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode())
+        for _ in range(size // 100_000):
+            writer.write(b" " * 100_000)
+            await writer.drain()
+            await asyncio.sleep(0.005)  # as a network would: the answer could be there before the end is sent
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+        writer.close()
+        await writer.wait_closed()
 
     @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "in chunks"])
     async def test_a_body_of_just_the_limit_is_read(self, api: httpx.AsyncClient, chunked: bool) -> None:

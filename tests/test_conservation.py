@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from azure.data.tables.aio import TableServiceClient
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from local.azurite import connection_string
@@ -166,7 +166,11 @@ async def house(
         yield House(api, fake, service, monkeypatch)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to look for a smaller example would take an hour
+)
 @given(st.lists(CONVERSATIONS, min_size=5, max_size=5))
 async def test_the_money_adds_up_whatever_is_said_and_whatever_goes_wrong(
     house: House, conversations: list[list[Step]]
