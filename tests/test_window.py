@@ -246,10 +246,10 @@ class TestBudget:
         assert texts(chat.window(new)) == [new["content"]]
 
     def test_calls_that_were_left_out_do_not_hide_the_size_of_the_next_turn(self) -> None:
-        chat = Chat()
-        chat.say("one", said=calling("c" * 3 * 500))
+        chat = Chat(budget=2_000)
+        chat.say("w" * 3 * 300, said=calling("c" * 3 * 500))
         chat.say("x" * 3 * 450)
-        new = user("y" * 3 * 700)
+        new = user("y" * 3 * 1_600)
         assert texts(chat.window(new)) == [new["content"]]
 
     @pytest.mark.parametrize("believed", [-10_000, 10_000])
