@@ -6,9 +6,7 @@ the wrong method is a 404, not a 405; azure-functions-host#10098 and #11625 show
 (a wrong key is a 401 before the function runs). All of these answers have no body.
 """
 
-import asyncio
 import hmac
-import inspect
 import logging
 import re
 from urllib.parse import unquote
@@ -18,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from local.triggers import DeclarationError, HttpTrigger
+from local.triggers import DeclarationError, HttpTrigger, invoke
 
 log = logging.getLogger("local.host")
 
@@ -51,12 +49,9 @@ class FunctionRoute(BaseRoute):
         return hmac.compare_digest(given.encode(), self._key.encode())
 
     async def _answer(self, request: Request) -> Response:
-        function, arguments = self._trigger.function, {self._trigger.parameter: request}
+        function = self._trigger.function
         try:
-            if inspect.iscoroutinefunction(self._trigger.handler):
-                response = await self._trigger.handler(**arguments)
-            else:
-                response = await asyncio.to_thread(self._trigger.handler, **arguments)
+            response = await invoke(self._trigger, request)
         except Exception:
             log.exception("%s failed", function)
             return Response(status_code=500)

@@ -4,7 +4,6 @@ A schedule is the platform's NCRONTAB: seconds first, six fields. Knows nothing 
 """
 
 import asyncio
-import inspect
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +12,7 @@ from datetime import UTC, datetime
 from azure.functions.timer import TimerRequest
 from croniter import croniter  # type: ignore[import-untyped]
 
-from local.triggers import DeclarationError, TimerTrigger
+from local.triggers import DeclarationError, TimerTrigger, invoke
 
 log = logging.getLogger("local.host")
 LONGEST_NAP = 60  # seconds; a laptop that slept wakes to a clock that has moved
@@ -34,10 +33,7 @@ class Timer:
         async with self._running:
             request = TimerRequest(past_due=past_due)
             try:
-                if inspect.iscoroutinefunction(self._trigger.handler):
-                    await self._trigger.handler(**{self._trigger.parameter: request})
-                else:
-                    await asyncio.to_thread(self._trigger.handler, **{self._trigger.parameter: request})
+                await invoke(self._trigger, request)
                 log.info("%s ran", self.function)
             except Exception:
                 log.exception("%s failed", self.function)

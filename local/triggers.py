@@ -3,6 +3,8 @@
 The app is the only route table; nothing here adds to it or knows any route by name.
 """
 
+import asyncio
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +33,14 @@ class TimerTrigger:
     handler: Callable[..., Any]
     parameter: str
     schedule: str
+
+
+async def invoke(trigger: HttpTrigger | TimerTrigger, argument: Any) -> Any:
+    """Call the function as the worker does: one that is not async in a thread."""
+    arguments = {trigger.parameter: argument}
+    if inspect.iscoroutinefunction(trigger.handler):
+        return await trigger.handler(**arguments)
+    return await asyncio.to_thread(trigger.handler, **arguments)
 
 
 def declared(app: func.FunctionApp, environ: Mapping[str, str]) -> list[HttpTrigger | TimerTrigger]:

@@ -42,11 +42,6 @@ def letter(summary: DailySummary) -> Letter:
     return Letter(subject=_subject(summary), text=text, html=html)
 
 
-def page(summary: DailySummary) -> str:
-    """The summary as a whole HTML document."""
-    return letter(summary).html
-
-
 def _subject(summary: DailySummary) -> str:
     start, figures = f"Chat cost {summary.day}:", summary.figures
     if not figures.turns:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from shared import rows
 from shared.conversation import Removal, Session
 from shared.errors import Changed, SessionBusy, SessionNotFound
+from shared.ports import Sessions
 from shared.recovery import Recovery
 from shared.tables import Row, Table, Write
 
@@ -26,16 +27,17 @@ _ATTEMPTS = 10  # at marking a head that others write to at the same time
 class Removals:
     """Sessions as their callers may see and end them. Raises SessionNotFound and StorageUnavailable."""
 
-    def __init__(self, table: Table, recovery: Recovery) -> None:
+    def __init__(self, table: Table, sessions: Sessions, recovery: Recovery) -> None:
         self._table = table
+        self._sessions = sessions
         self._recovery = recovery
 
     async def visible(self, session_id: str, caller: str | None) -> Session:
         """The session as it stands, an interrupted removal finished first."""
-        session = await self._head(session_id)
+        session = await self._sessions.head(session_id)
         if session and session.removal:
             await self.finish(session)
-            session = await self._head(session_id)
+            session = await self._sessions.head(session_id)
         if session is None or not session.open_to(caller):
             raise SessionNotFound
         return session
@@ -73,23 +75,19 @@ class Removals:
                 await self._carry_out(head, removal)
                 break
             except Changed:  # a turn that still runs has settled, or another process is doing the same
-                head = await self._head(session.id)
+                head = await self._sessions.head(session.id)
         if removal:
             await self._forget(removal)
 
     async def finish_interrupted(self, now: datetime) -> None:
         """Carry out what was begun and left, and drop rows of `~erasing` that never reached their session's head."""
         async for mark in self._table.query("PartitionKey eq @erasing", {"erasing": ERASING}):
-            head = await self._head(mark["session"])
+            head = await self._sessions.head(mark["session"])
             if head and head.removal and head.removal.id == mark["RowKey"]:
                 await self.finish(head)
             elif now - mark["begun"] > _STALE:
                 with suppress(Changed):
                     await self._table.delete(ERASING, mark["RowKey"], mark["etag"])
-
-    async def _head(self, session_id: str) -> Session | None:
-        row = await self._table.get(session_id, rows.HEAD)
-        return rows.to_session(row) if row else None
 
     async def _mark(self, session: Session, *, erase: bool) -> Session | None:
         """Put the removal on the head, where it takes effect. None: the head has changed, read it again."""
@@ -103,7 +101,7 @@ class Removals:
         try:
             return replace(marked, etag=await self._table.put(rows.from_session(marked), session.etag))
         except Changed:
-            stored = await self._head(session.id)
+            stored = await self._sessions.head(session.id)
             if stored and stored.removal == removal:  # it was written, and only the answer was lost
                 return stored
             await self._forget(removal)

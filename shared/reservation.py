@@ -145,7 +145,7 @@ class Reservations:
         return Call(
             id=uuid.uuid4().hex,
             day=now.date(),
-            deadline=now + timedelta(seconds=self._rules.turn_timeout) + GRACE,
+            deadline=now + lifetime(self._rules.turn_timeout),
             deployment=deployment,
             worst_case=worst_case(window.bound, max_tokens, rates) if rates else None,
         )
@@ -224,6 +224,11 @@ class Reservations:
             if isinstance(error, Changed):
                 raise SessionBusy from None
             raise
+
+
+def lifetime(turn_timeout: float) -> timedelta:
+    """How long after its reservation a call may still write."""
+    return timedelta(seconds=turn_timeout) + GRACE
 
 
 def _used_by(post: Post, key: str) -> Used:

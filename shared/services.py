@@ -5,7 +5,6 @@ import asyncio
 import logging
 import os
 import signal
-from datetime import timedelta
 from functools import cache
 from types import FrameType
 from typing import Any
@@ -23,7 +22,7 @@ from shared.pricing import Prices
 from shared.recovery import Recovery
 from shared.removals import Removals
 from shared.reports import Reports
-from shared.reservation import GRACE, Reservations, Rules
+from shared.reservation import Reservations, Rules, lifetime
 from shared.sessions import Sessions
 from shared.settings import Settings
 from shared.tables import Table
@@ -46,14 +45,14 @@ class Services:
         self.sessions = Sessions(sessions_table)
         self.ledger = Ledger(self._table("usage"))
         self.recovery = Recovery(self.sessions, self.ledger)
-        self.removals = Removals(sessions_table, self.recovery)
+        self.removals = Removals(sessions_table, self.sessions, self.recovery)
         days = Days(self._table("daily"))
         self.reports = Reports(
             self.ledger,
             days,
             recovery=self.recovery,
             removals=self.removals,
-            grace=timedelta(seconds=settings.turn_timeout) + GRACE,
+            grace=lifetime(settings.turn_timeout),
         )
         self.delivery = Delivery(days, self.reports, self._addressed())
         self.usage_keys = Keys("USAGE_KEYS", settings.usage_keys)

@@ -34,7 +34,7 @@ class SettingsError(Exception):
 class Settings:
     """All settings, parsed. Sizes in bytes or tokens, times in seconds, prices in USD per 1,000,000 tokens."""
 
-    endpoints: tuple[str, ...]  # base URLs that end in /v1/, in order of preference
+    endpoints: tuple[str, ...]  # base URLs that end in /v1/; the first is asked
     api_key: str | None
     deployment: str  # the default one
     deployments: Mapping[str, str]  # deployment -> model, or model@version; "" where only the name is known

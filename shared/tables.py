@@ -58,26 +58,18 @@ class Table:
             made = await self._attempt(lambda: self._client.create_entity(entity))
         else:
             made = await self._attempt(
-                lambda: self._client.update_entity(
-                    entity, UpdateMode.REPLACE, etag=etag, match_condition=MatchConditions.IfNotModified
-                )
+                lambda: self._client.update_entity(entity, UpdateMode.REPLACE, **_unchanged(etag))
             )
         return str(made["etag"])
 
     async def merge(self, row: Row, etag: str) -> str:
         """Change just the given properties of the version `etag`; returns the new etag."""
         entity = _encoded(row)
-        made = await self._attempt(
-            lambda: self._client.update_entity(
-                entity, UpdateMode.MERGE, etag=etag, match_condition=MatchConditions.IfNotModified
-            )
-        )
+        made = await self._attempt(lambda: self._client.update_entity(entity, UpdateMode.MERGE, **_unchanged(etag)))
         return str(made["etag"])
 
     async def delete(self, partition: str, key: str, etag: str) -> None:
-        await self._attempt(
-            lambda: self._client.delete_entity(partition, key, etag=etag, match_condition=MatchConditions.IfNotModified)
-        )
+        await self._attempt(lambda: self._client.delete_entity(partition, key, **_unchanged(etag)))
 
     async def commit(self, writes: Sequence[Write]) -> list[str]:
         """All writes or none, in one partition; returns the new etag of each (empty for a deletion)."""
@@ -129,13 +121,17 @@ def _code(error: HttpResponseError) -> str:
     return str(getattr(code, "value", code))
 
 
+def _unchanged(etag: str) -> dict[str, Any]:
+    """The condition that the row is still the version `etag`."""
+    return {"etag": etag, "match_condition": MatchConditions.IfNotModified}
+
+
 def _operation(write: Write) -> tuple[Any, ...]:
-    condition = {"etag": write.etag, "match_condition": MatchConditions.IfNotModified}
     if write.kind == "delete":
-        return "delete", write.row, condition
+        return "delete", write.row, _unchanged(write.etag)
     if not write.etag:
         return "create", _encoded(write.row)
-    return "update", _encoded(write.row), {"mode": UpdateMode.REPLACE, **condition}
+    return "update", _encoded(write.row), {"mode": UpdateMode.REPLACE, **_unchanged(write.etag)}
 
 
 def _encoded(row: Row) -> dict[str, Any]:

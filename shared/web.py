@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 KEEP_ALIVE = 15.0  # seconds: proxies close a stream that says nothing, Azure's front end after 230 s
 MOST_TURNS = 100  # of a page of history
-_DRAINED = 16  # times the limit of a body: read and thrown away, so that the caller reads the 413 and not a reset
 
 STATUS: Mapping[type[ChatError], int] = {
     errors.InvalidRequest: 400,
@@ -185,17 +184,15 @@ async def _body(request: Request, limit: int) -> dict[str, Any]:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("Send the body as JSON, with the header Content-Type: application/json.")
-    body, size = bytearray(), 0
+    body = bytearray()
     try:
         async for chunk in request.stream():
-            size += len(chunk)
-            if size <= limit:
-                body += chunk
-            elif size > limit * _DRAINED:
+            body += chunk
+            if len(body) > limit:
                 break
     except ClientDisconnect:  # no bug of ours, so no incident
         raise InvalidRequest("The request broke off before its body was complete.") from None
-    if size > limit:
+    if len(body) > limit:
         raise MessageTooLarge(f"The request's body is larger than {limit} bytes. Send a shorter message.")
     try:
         parsed = orjson.loads(body)
