@@ -33,6 +33,7 @@ Kind = Literal[
     "close",  # the connection is closed properly, the answer is not ended
     "truncated",  # the answer ends properly, without finish_reason, usage or [DONE]
     "no_usage",  # all is there but the usage
+    "unended",  # all is there, usage too, and the connection is lost before [DONE]
     "malformed",  # an event that is no JSON, then a proper end
     "error_event",  # an event that is an error object, then a proper end
     "content_filter",  # 400: the filter stopped the prompt
@@ -44,7 +45,7 @@ REFUSED_BY_REASONING |= frozenset({"logprobs", "top_logprobs", "logit_bias"})
 UNBILLED: frozenset[Kind] = frozenset({"status", "context_length"})
 PROMPT_ONLY: frozenset[Kind] = frozenset({"content_filter", "context_length"})
 LOST: frozenset[Kind] = frozenset({"stall", "reset", "close"})
-FINISHED: frozenset[Kind] = frozenset({"none", "slow", "no_usage", "completion_filter"})
+FINISHED: frozenset[Kind] = frozenset({"none", "slow", "no_usage", "unended", "completion_filter"})
 CHAT = re.compile(r"/openai/(?:v1|deployments/(?P<deployment>[^/]+))/chat/completions")
 
 
@@ -273,6 +274,9 @@ class AzureOpenAI(Loopback):
         await self._speak(wire, content if fault.kind in FINISHED else content[: fault.chunks], hold)
         bill.charge(fault.outcome)
         if fault.kind in LOST:
+            return await _lose(wire, fault)
+        if fault.kind == "unended":
+            await wire.send(*map(_data, closing[:-1]))
             return await _lose(wire, fault)
         return await wire.send(*map(_data, _ending(fault, closing)), h11.EndOfMessage())
 

@@ -234,6 +234,36 @@ async def test_an_answer_without_usage_is_in_doubt(api: httpx.AsyncClient, fake:
     await assert_adds_up(tables, fake)
 
 
+async def test_an_answer_that_is_whole_settles_though_the_connection_breaks_behind_it(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    fake.fault("unended")
+
+    said = await answer(api)
+
+    assert (said["message"]["content"], said["finish_reason"]) == ("echo: hi", "stop")
+    assert said["session"]["unaccounted_calls"] == 0
+    assert [entry.call.state for entry in await closed_ledger(tables)] == [State.SETTLED]
+    assert len(fake.requests) == 1
+    await assert_adds_up(tables, fake)
+
+
+async def test_a_call_for_which_no_token_was_to_be_had_costs_nothing(
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
+) -> None:
+    del environ["AZURE_OPENAI_API_KEY"]
+    environ["AZURE_TOKEN_CREDENTIALS"] = "ManagedIdentityCredential"
+    nowhere = {"IDENTITY_ENDPOINT": f"{fake.endpoint}/no-identity", "IDENTITY_HEADER": "secret-of-the-platform"}
+    async with serve(environ | nowhere) as api:
+        failed = await say(api)
+
+    error = failed.json()["error"]
+    assert (failed.status_code, error["code"], failed.headers["retry-after"]) == (503, "upstream_unavailable", "30")
+    assert_nothing_leaks(failed.text, environ, fake)
+    assert [entry.call.state for entry in await closed_ledger(tables)] == [State.FAILED]
+    assert not fake.meter
+
+
 async def test_a_model_that_nobody_can_reach_costs_nothing(
     api: httpx.AsyncClient, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
 ) -> None:
