@@ -150,7 +150,14 @@ def serve(host: Starlette, monkeypatch: pytest.MonkeyPatch) -> Serve:
             monkeypatch.setenv(name, value)
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.bind(("127.0.0.1", 0))
-        options = uvicorn.Config(host, log_config=None, access_log=False, server_header=False, lifespan="on")
+        options = uvicorn.Config(
+            host,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_keep_alive=120,  # or it closes an idle connection just as a client on a busy machine uses it
+        )
         server = uvicorn.Server(options)
         task = asyncio.create_task(server.serve([listening]))
         while not server.started:

@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from asyncio import gather, sleep
+from asyncio import TaskGroup, sleep
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -177,7 +177,9 @@ async def test_the_money_adds_up_whatever_is_said_and_whatever_goes_wrong(
 ) -> None:
     """200 conversations, five at a time."""
     tables = await house.move()
-    ends = await gather(*(house.converse(f"s{number}", steps) for number, steps in enumerate(conversations)))
+    async with TaskGroup() as group:  # where one ends badly the others end too, or they would bill the next example
+        talks = [group.create_task(house.converse(f"s{n}", steps)) for n, steps in enumerate(conversations)]
+    ends = [talk.result() for talk in talks]
     settled = [entry for entry in await assert_conserved(tables, house.fake) if entry.call.state is State.SETTLED]
     for shown in ends:
         costs = [entry.call.cost or Decimal(0) for entry in settled if entry.session_id == shown["session_id"]]
