@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared.amounts import about, change, dollars, exact
 from shared.conversation import Usage
-from shared.letter import WIDTH, Letter, letter, page
+from shared.letter import WIDTH, Letter, letter
 from shared.summary import Adjustment, DailySummary, DayCost, Figures, SessionCost, Share
 
 DAY = date(2026, 11, 20)
@@ -295,7 +295,7 @@ def test_many_callers_are_added_up_in_the_last_row() -> None:
 
 
 def test_the_page_is_a_whole_document_that_needs_nothing_else() -> None:
-    html = page(summary(unaccounted=3, failed=1))
+    html = letter(summary(unaccounted=3, failed=1)).html
     document = Document(html)
     assert html.startswith("<!doctype html>")
     assert {"html", "head", "title", "body"} <= document.tags
