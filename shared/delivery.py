@@ -49,8 +49,10 @@ class Delivery:
         await self._reports.recover(now)
         first = max(first_ever, now.date() - LOOK_BACK)
         for day in await self._reports.days(first, yesterday, now):
-            if day.final and day.outcome is None and not await self._deliver(day, now):
-                return
+            if day.final and day.outcome is None:
+                _log_cost(day)
+                if not await self._deliver(day, now):
+                    return
 
     async def send_again(self, day: date, now: datetime) -> None:
         """Send a final day once more, by hand; the timer takes no notice. Raises InvalidRequest where the day is not
@@ -103,6 +105,7 @@ class Delivery:
                 await self._update(day.day, partial(_released, claimed.claim, now))
             return False
         await self._record_sent(claimed, now)
+        log.info("the summary of %s was sent to %d", day.day, len(self._to.recipients))
         return True
 
     async def _claim(self, day: Day, now: datetime) -> Day | None:
@@ -153,6 +156,18 @@ class Delivery:
                 raise LookupError(f"{day} is not kept")
             with suppress(Changed):
                 return await self._days.put(change(known))
+
+
+def _log_cost(day: Day) -> None:
+    """infra/queries/alert-daily-cost.kql parses this line."""
+    figures = day.figures
+    log.info(
+        "daily cost: day=%s cost_usd=%s unaccounted_usd=%s calls=%d",
+        day.day,
+        f"{figures.cost:f}",
+        f"{figures.unaccounted_cost:f}",
+        figures.calls,
+    )
 
 
 def _released(claim: str | None, now: datetime, known: Day) -> Day:

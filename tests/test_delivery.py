@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from email import message_from_bytes
+from pathlib import Path
 
 import pytest
 from aiosmtpd.controller import Controller
@@ -30,6 +31,7 @@ from tests.ledger_rows import entry, keep_quiet, settled, spent, write
 from tests.loopback import Gate
 from tests.proxy import Answer, Close, Match, TcpProxy
 
+ROOT = Path(__file__).resolve().parent.parent
 MONDAY = date(2024, 3, 11)
 DAY = timedelta(days=1)
 TUESDAY, WEDNESDAY, THURSDAY, FRIDAY = (MONDAY + DAY * n for n in range(1, 5))
@@ -173,6 +175,22 @@ async def test_a_mail_goes_to_all_recipients_and_is_recorded_with_its_time(runni
     kept = await running.kept(MONDAY)
     assert (kept.outcome, kept.sent_to, kept.told) == ("sent", RECIPIENTS, Decimal("12.34"))
     assert kept.sent == datetime(2024, 3, 12, 6, tzinfo=UTC)
+
+
+async def test_a_final_days_cost_is_logged_as_the_alert_reads_it(
+    running: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    await running.spend(spent(MONDAY, "12.34"), entry(MONDAY, turn=2, state=State.UNACCOUNTED))
+
+    with caplog.at_level("INFO", "shared.delivery"):
+        await running.fire(TUESDAY)
+        await running.fire(TUESDAY)
+
+    told = [message for message in caplog.messages if message.startswith("daily cost: ")]
+    assert told == ["daily cost: day=2024-03-11 cost_usd=12.34000000 unaccounted_usd=0.0123456 calls=2"]
+    alert = (ROOT / "infra/queries/alert-daily-cost.kql").read_text()
+    names = re.findall(r"(\w+)=", told[0])
+    assert re.findall(r'[" ](\w+)="', alert) == names
 
 
 async def test_missed_nights_are_caught_up_in_order_and_quiet_ones_are_only_recorded(
