@@ -25,11 +25,15 @@ The heart: knows the world by Protocols alone
     turns                   one turn, from the post to the settled cost
 
 Adapters: each the only room that knows its part of the world
+    identity                azure-identity: who the app is, and what is said where it is refused
     tables                  azure-data-tables: plain rows in and out
     sessions                the sessions table
     ledger                  the usage table
     days                    the daily table
-    model                   openai: one call of the model service, as a stream of chunks
+    endpoint                openai: one endpoint of the model service, its answers as chunks, its errors
+    model                   several endpoints: what was certainly not billed, again or elsewhere
+    journal                 how each call went: a line of the log
+    tracing                 OpenTelemetry: how each call went, as spans and metrics
     keys                    callers' keys: who is asking, and may they
     message                 a mail, as a value and in the form that mail programs know
     communication_services  mail by Azure Communication Services

@@ -28,6 +28,11 @@ from shared.summary import DailySummary, Figures, Share
 
 T = TypeVar("T")
 
+EMPTY = (
+    "The answer is empty because the model used up its maximum of tokens for reasoning. Send this again with a larger"
+    " max_tokens, or a lower reasoning_effort."
+)
+
 
 def json_bytes(value: Any) -> bytes:
     """JSON with Decimals as numbers in plain digits: an amount never goes through a float."""
@@ -44,6 +49,8 @@ def chat_answer(session: Session, turn: Turn) -> ChatAnswer:
     rest = dict(turn.extras)
     if turn.truncated:
         rest["truncated"] = True
+    if turn.finish_reason == "length" and not turn.messages[-1].get("content"):
+        rest["notice"] = EMPTY
     return ChatAnswer(
         session_id=session.id,
         turn=turn.number,

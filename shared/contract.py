@@ -13,6 +13,7 @@ _SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z"
 _IMAGE_URL = r"^(https?://|data:image/)"
 SessionId = Annotated[str, StringConstraints(pattern=_SESSION_ID)]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class Wire(BaseModel):
@@ -63,7 +64,7 @@ class ChatRequest(Wire):
     tool_choice: str | dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: ReasoningEffort | None = None
 
     @model_validator(mode="after")
     def _one_of(self) -> "ChatRequest":
@@ -212,6 +213,7 @@ class ChatAnswer(BaseModel):
     content_filter: dict[str, Any] | None = None
     logprobs: dict[str, Any] | None = None
     truncated: bool | None = None
+    notice: str | None = None  # what a reader of the answer should know of it
 
 
 class SessionAnswer(SessionTotals):

@@ -239,3 +239,8 @@ class Entry:
 def digest(text: str) -> str:
     """SHA-256 of a text, in hex: how ids and keys are written where they must not be readable."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hashed(session_id: str) -> str:
+    """A session as logs, traces and mails name it."""
+    return digest(session_id)[:12]

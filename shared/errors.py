@@ -20,6 +20,8 @@ ChatError
 Changed is not for callers: storage tells the rooms that a row is not as they thought.
 """
 
+import math
+
 
 class ChatError(Exception):
     """Base of every error that a caller may see.
@@ -87,26 +89,33 @@ class StorageUnavailable(ChatError):
     code = "storage_unavailable"
 
     def __init__(
-        self, message: str = "The conversation store can't be reached just now. Send this again in a few seconds."
+        self,
+        message: str = "The conversation store can't be reached just now. Send this again in a few seconds.",
+        *,
+        retry_after: int = 5,
     ) -> None:
-        super().__init__(message, retry_after=5)
+        super().__init__(message, retry_after=retry_after)
 
 
 class UpstreamFailure(ChatError):
     """The model service did not answer as it should.
 
-    `maybe_billed`: the attempt may have cost money, so its call is unaccounted rather than failed.
+    `maybe_billed`: the attempt may have cost money, so its call is unaccounted rather than failed. `pause`: seconds
+    that the service asks to wait.
     """
 
     code = "upstream_error"
+    usual_pause: int | None = None
 
-    def __init__(self, message: str, *, maybe_billed: bool, retry_after: int | None = None) -> None:
-        super().__init__(message, retry_after=retry_after)
+    def __init__(self, message: str, *, maybe_billed: bool, pause: float | None = None) -> None:
+        super().__init__(message, retry_after=self.usual_pause if pause is None else max(1, math.ceil(pause)))
         self.maybe_billed = maybe_billed
+        self.pause = pause
 
 
 class RateLimited(UpstreamFailure):
     code = "rate_limited"
+    usual_pause = 1
 
 
 class UpstreamError(UpstreamFailure):
@@ -115,10 +124,12 @@ class UpstreamError(UpstreamFailure):
 
 class UpstreamUnavailable(UpstreamFailure):
     code = "upstream_unavailable"
+    usual_pause = 5
 
 
 class UpstreamTimeout(UpstreamFailure):
     code = "upstream_timeout"
+    usual_pause = 5
 
 
 class Changed(Exception):

@@ -1,185 +1,153 @@
-"""The only room that knows openai: one call of the model service, as a stream of chunks, and what its errors mean.
+"""The model service as a turn sees it: several endpoints in order of preference, and what was certainly not billed
+tried again, on the same call. What may have been billed is the turn's business.
 
-Always streaming, so that time-outs are for the next byte and not for a whole long answer. Chunks are read raw, because
-typed parsing of each costs several times the CPU time.
+An endpoint that is rate limited or failing is passed over while it cools, and then preferred again: a process keeps to
+one endpoint for as long as it can, so that the service's prompt cache keeps hitting.
 """
 
-import contextlib
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx2
-import orjson
-from azure.core.exceptions import AzureError
-from openai import APIConnectionError, APIStatusError, AsyncOpenAI, Timeout
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from shared.completion import Chunk
-from shared.errors import (
-    ChatError,
-    ContentFiltered,
-    ContextTooLong,
-    InvalidRequest,
-    RateLimited,
-    UpstreamError,
-    UpstreamTimeout,
-    UpstreamUnavailable,
-)
+from shared.endpoint import Endpoint, NoDeployment, NotAuthorized, OptionRefused
+from shared.errors import RateLimited, UpstreamFailure, UpstreamUnavailable
+from shared.identity import Identity
 from shared.ports import Prompt
 
 log = logging.getLogger(__name__)
 
-_CONNECT_SECONDS = 10.0
-
-
-class Answering:
-    """An answer on its way, chunk by chunk."""
-
-    def __init__(self, parts: AsyncIterator[bytes], endpoint: str) -> None:
-        self._parts = parts
-        self.endpoint = endpoint
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        done = False
-        try:
-            async for line in _lines(self._parts):
-                if not line.startswith(b"data:"):
-                    continue
-                if (data := line[5:].strip()) == b"[DONE]":
-                    done = True  # and read to the very end, or the connection could not be used again
-                elif not done:
-                    yield _chunk(data)
-        except httpx2.TimeoutException as error:
-            if not done:
-                raise UpstreamTimeout("The model stopped in mid-answer. Send this again.", maybe_billed=True) from error
-        except httpx2.TransportError as error:
-            if not done:
-                raise UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True) from error
+COOLING = 30.0  # seconds that a failing endpoint is passed over, where it names none itself
+ABSENT = 600.0  # seconds until an endpoint is asked again for a deployment that it did not have
+_back_off = wait_exponential_jitter(multiplier=0.5, max=20)
 
 
 class Model:
-    """`api_key`: a key, or a provider of tokens. `timeout`: seconds to the first byte and between chunks."""
+    """`endpoints`: in order of preference. `identity`: None where a key is used. `defaults`: options that settings
+    give, sent unless a turn names its own. `retries`: rounds through the endpoints beyond the first."""
 
-    def __init__(self, endpoint: str, api_key: str | Callable[[], Awaitable[str]], *, timeout: float) -> None:
-        # Its own retries would multiply ours, and make calls that the ledger never heard of.
-        self._client = AsyncOpenAI(
-            base_url=endpoint,
-            api_key=api_key,
-            max_retries=0,
-            timeout=Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
-        )
-        self._endpoint = urlsplit(endpoint).hostname or endpoint
+    def __init__(
+        self, endpoints: Sequence[Endpoint], *, identity: Identity | None, defaults: Mapping[str, Any], retries: int
+    ) -> None:
+        self._endpoints = endpoints
+        self._identity = identity
+        self._defaults = defaults
+        self.retries = retries
+        self._cool: dict[Endpoint, float] = {}  # from when on it may be preferred again, on the loop's clock
+        self._absent: dict[tuple[Endpoint, str], float] = {}  # until when it is not asked for a deployment
+        self._refused: dict[str, set[str]] = {}  # deployment -> options that it does not take
 
-    @contextlib.asynccontextmanager
-    async def stream(self, prompt: Prompt) -> AsyncIterator[Answering]:
-        """Ask the model. Raises InvalidRequest where the service refuses the prompt, else UpstreamFailure."""
-        create: Any = self._client.chat.completions.with_streaming_response.create
-        asking = create(
-            model=prompt.deployment,
-            messages=[],  # they go as they are: it would walk through them by their types, 22 ms of CPU for 126 of them
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={
-                "messages": prompt.messages,
-                "max_completion_tokens": prompt.max_tokens,
-                **prompt.options,
-            },
-            extra_headers={"x-ms-client-request-id": prompt.call_id},
-        )
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                response = await stack.enter_async_context(asking)
-            except APIStatusError as error:
-                log.warning("call %s: the model service answered %s %s", prompt.call_id, error.status_code, error.code)
-                raise _refusal(error, prompt.deployment) from error
-            except AzureError as error:
-                log.warning("call %s: no token for the model service: %s", prompt.call_id, type(error).__name__)
-                message = "This app can't sign in to the model service just now. Send this again in a while."
-                raise UpstreamUnavailable(message, maybe_billed=False, retry_after=30) from error
-            except APIConnectionError as error:
-                log.warning("call %s: %s", prompt.call_id, type(error.__cause__ or error).__name__)
-                raise _unreached(error) from error
-            yield Answering(response.iter_bytes(), self._endpoint)
+    def ask(self, prompt: Prompt) -> "Asking":
+        return Asking(self, prompt)
 
     async def close(self) -> None:
-        await self._client.close()
+        for endpoint in self._endpoints:
+            await endpoint.close()
+
+    def available(self, deployment: str) -> list[Endpoint]:
+        """The endpoints to try, in order of preference; where all are cooling, the one that will have cooled first."""
+        now = _now()
+        having = [end for end in self._endpoints if self._absent.get((end, deployment), now) <= now]
+        cool = {end: self._cool.get(end, now) for end in having or self._endpoints}
+        return [end for end, since in cool.items() if since <= now] or [min(cool, key=cool.__getitem__)]
+
+    def failed(self, endpoint: Endpoint, deployment: str, failure: UpstreamFailure) -> None:
+        """Pass this endpoint over for a while."""
+        if isinstance(failure, NoDeployment):
+            log.warning("%s has no deployment %r", endpoint.name, deployment)
+            self._absent[endpoint, deployment] = _now() + ABSENT
+        else:
+            self._cool[endpoint] = _now() + (COOLING if failure.pause is None else failure.pause)
+
+    def options(self, prompt: Prompt) -> dict[str, Any]:
+        """The options that are sent: the settings' and the turn's, without what the deployment is known to refuse."""
+        refused = self._refused.get(prompt.deployment, set())
+        return {name: value for name, value in {**self._defaults, **prompt.options}.items() if name not in refused}
+
+    def leave_out(self, name: str | None, prompt: Prompt) -> bool:
+        """Whether the prompt may go without the option that was refused: temperature, or one that no caller asked for.
+        From then on it is left out for this deployment."""
+        if name is None or (name != "temperature" and (name in prompt.options or name not in self._defaults)):
+            return False
+        log.warning("deployment %r does not take %s: left out from now on", prompt.deployment, name)
+        self._refused.setdefault(prompt.deployment, set()).add(name)
+        return True
+
+    async def renewed(self, failure: NotAuthorized) -> bool:
+        """Whether a fresh token may help; the next attempt then has one."""
+        if self._identity is None or not failure.stale:
+            return False
+        await self._identity.renew()
+        return True
 
 
-async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The lines of server-sent events. httpx's own would end one at U+2028 or U+0085 too, which JSON may hold as they
-    are."""
-    rest = b""
-    async for part in parts:
-        *lines, rest = (rest + part).split(b"\n")
-        for line in lines:
-            yield line
-    yield rest
+class Asking:
+    """One call of the model: as many attempts as it takes until one answers, or may have been billed."""
+
+    def __init__(self, model: Model, prompt: Prompt) -> None:
+        self._model = model
+        self._prompt = prompt
+        self._stack = AsyncExitStack()
+        self.endpoint: str | None = None
+        self.attempts = 0
+
+    async def __aenter__(self) -> AsyncIterator[Chunk]:
+        retrying = AsyncRetrying(retry=retry_if_exception(_passing), wait=_wait, stop=self._over, reraise=True)
+        return await retrying(self._somewhere)
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self._stack.aclose()
+
+    def _over(self, state: RetryCallState) -> bool:
+        return state.attempt_number > self._model.retries or _now() + state.upcoming_sleep > self._prompt.deadline
+
+    async def _somewhere(self) -> AsyncIterator[Chunk]:
+        """The answer of the first endpoint that gives one. Raises the failure that will pass soonest."""
+        failures: list[UpstreamFailure] = []
+        for endpoint in self._model.available(self._prompt.deployment):
+            try:
+                return await self._at(endpoint)
+            except UpstreamFailure as failure:
+                self._model.failed(endpoint, self._prompt.deployment, failure)
+                if failure.maybe_billed:
+                    raise
+                failures.append(failure)
+        raise min(failures, key=lambda failure: (not _passing(failure), failure.pause or 0))
+
+    async def _at(self, endpoint: Endpoint) -> AsyncIterator[Chunk]:
+        """One endpoint: again without an option that it refused, and once with a fresh token."""
+        renewed = False
+        while True:
+            self.endpoint = endpoint.name
+            self.attempts += 1
+            options = self._model.options(self._prompt)
+            try:
+                return await endpoint.ask(self._prompt, options, self._stack)
+            except OptionRefused as refusal:
+                if refusal.param not in options or not self._model.leave_out(refusal.param, self._prompt):
+                    raise
+            except NotAuthorized as failure:
+                if renewed or not await self._model.renewed(failure):
+                    raise
+                renewed = True
 
 
-def _chunk(data: bytes) -> Chunk:
-    try:
-        chunk = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise UpstreamError("The model's answer was garbled. Send this again.", maybe_billed=True) from error
-    if not isinstance(chunk, dict) or "error" in chunk:
-        log.warning("the model service broke its answer off with an error")
-        raise UpstreamError("The model's answer broke off with an error. Send this again.", maybe_billed=True)
-    return chunk
+def _passing(error: BaseException) -> bool:
+    """Whether the same call may be made again: it was certainly not billed, and may go through later."""
+    passing = isinstance(error, RateLimited | UpstreamUnavailable) and not error.maybe_billed
+    return passing and not isinstance(error, NotAuthorized)
 
 
-def _unreached(error: APIConnectionError) -> ChatError:
-    """Before the request went out nothing can have been billed; afterwards nobody knows."""
-    cause = error.__cause__
-    if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
-        return UpstreamUnavailable(
-            "The model service can't be reached. Send this again in a few seconds.", maybe_billed=False, retry_after=5
-        )
-    if isinstance(cause, httpx2.TimeoutException):
-        return UpstreamTimeout("The model did not answer in time. Send this again.", maybe_billed=True)
-    return UpstreamError("The connection to the model was lost. Send this again.", maybe_billed=True)
+def _wait(state: RetryCallState) -> float:
+    """Seconds: what the service asks for, else exponential back-off with jitter."""
+    error = state.outcome.exception() if state.outcome else None
+    pause = error.pause if isinstance(error, UpstreamFailure) else None
+    return _back_off(state) if pause is None else pause
 
 
-def _refusal(error: APIStatusError, deployment: str) -> ChatError:
-    """What a status of the service means to the caller, and whether it may have cost money: Azure documents only 401
-    and 429 as free, and a gateway's 408, 502 or 504 says nothing of what became of the call."""
-    retry_after = _retry_after(error)
-    match error.status_code:
-        case 400 | 413 | 422:
-            return _bad_request(error)
-        case 401 | 403:
-            message = "The model service refused this app's credentials: check its key or its role."
-            return UpstreamUnavailable(message, maybe_billed=False, retry_after=30)
-        case 404:
-            return UpstreamError(f"The model service has no deployment {deployment!r}.", maybe_billed=False)
-        case 408 | 504:
-            return UpstreamTimeout("The model did not answer in time. Send this again.", maybe_billed=True)
-        case 429:
-            message = "The model service is over its rate limit. Send this again after Retry-After."
-            return RateLimited(message, maybe_billed=False, retry_after=retry_after or 1)
-        case 409 | 500 | 503:
-            message = "The model service is unavailable just now. Send this again in a few seconds."
-            return UpstreamUnavailable(message, maybe_billed=False, retry_after=retry_after or 5)
-        case _:
-            return UpstreamError("The model service failed. Send this again.", maybe_billed=True)
-
-
-def _bad_request(error: APIStatusError) -> ChatError:
-    body = error.body if isinstance(error.body, dict) else {}
-    message, param = str(body.get("message") or "The model service refused the request."), body.get("param")
-    if error.code == "content_filter":
-        return ContentFiltered("The content filter stopped this prompt. Rephrase it.", param="message")
-    if error.code == "context_length_exceeded":
-        return ContextTooLong("This conversation is too long for the model. Send a shorter message.", param="message")
-    return InvalidRequest(message, param=param if isinstance(param, str) else None)
-
-
-def _retry_after(error: APIStatusError) -> int | None:
-    """Seconds to wait, rounded up. https://learn.microsoft.com/azure/ai-services/openai/how-to/quota#rate-limiting"""
-    headers = error.response.headers
-    try:
-        if "retry-after-ms" in headers:
-            return -(-int(headers["retry-after-ms"]) // 1000)
-        return int(headers["retry-after"]) if "retry-after" in headers else None
-    except ValueError:
-        return None
+def _now() -> float:
+    return asyncio.get_running_loop().time()

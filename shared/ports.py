@@ -1,8 +1,8 @@
 """What a turn needs of the world: Protocols that the adapters fulfil and `services` hands in."""
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from shared.completion import Chunk
@@ -38,24 +38,59 @@ class Removals(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What one call of the model is asked."""
+    """What one call of the model is asked. `deadline`: on the event loop's clock; no attempt begins after it."""
 
     call_id: str
     deployment: str
     messages: tuple[Message, ...]
     max_tokens: int
     options: Mapping[str, Any]
+    deadline: float
 
 
-class Stream(Protocol):
-    """An answer on its way. Iterating raises UpstreamFailure where it breaks off."""
+class Asking(Protocol):
+    """One call of the model, over once the block is left. Entering it raises UpstreamFailure, or InvalidRequest where
+    the service refuses the prompt; iterating raises UpstreamFailure where the answer breaks off.
 
-    endpoint: str
+    `endpoint` (asked last) and `attempts` say how it went, whatever came of it.
+    """
 
-    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+    endpoint: str | None
+    attempts: int
+
+    async def __aenter__(self) -> AsyncIterator[Chunk]: ...
+    async def __aexit__(self, *raised: object) -> None: ...
 
 
 class Model(Protocol):
-    """The model service. `stream` raises UpstreamFailure, or InvalidRequest where the service refuses the prompt."""
+    """The model service."""
 
-    def stream(self, prompt: Prompt) -> AbstractAsyncContextManager[Stream]: ...
+    def ask(self, prompt: Prompt) -> Asking: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happened:
+    """A call that is over, for those who run the app. Times in UTC."""
+
+    entry: Entry  # as it was opened
+    call: Call  # as it ended
+    attempts: int
+    max_tokens: int
+    finish_reason: str | None
+    begun: datetime
+    first_token: datetime | None
+    finished: datetime
+
+    @property
+    def seconds(self) -> float:
+        return (self.finished - self.begun).total_seconds()
+
+    @property
+    def seconds_to_first_token(self) -> float | None:
+        return (self.first_token - self.begun).total_seconds() if self.first_token else None
+
+
+class Journal(Protocol):
+    """Where it is written down how each call went. Never raises."""
+
+    def record(self, happened: Happened) -> None: ...

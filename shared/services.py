@@ -10,10 +10,13 @@ from types import FrameType
 from typing import Any
 
 from azure.data.tables.aio import TableServiceClient
-from azure.identity.aio import DefaultAzureCredential, get_bearer_token_provider
+from azure.identity.aio import get_bearer_token_provider
 
 from shared.days import Days
 from shared.delivery import Addressed, Delivery
+from shared.endpoint import Endpoint
+from shared.identity import Access, Identity
+from shared.journal import Journal
 from shared.keys import Keys
 from shared.ledger import Ledger
 from shared.mail import transport
@@ -26,11 +29,11 @@ from shared.reservation import Reservations, Rules, lifetime
 from shared.sessions import Sessions
 from shared.settings import Settings
 from shared.tables import Table
+from shared.tracing import tracing
 from shared.turns import Turns
 
 log = logging.getLogger(__name__)
 
-SCOPE = "https://cognitiveservices.azure.com/.default"
 _STORAGE_RETRY = {"retry_total": 3, "retry_backoff_factor": 0.2, "connection_timeout": 5, "read_timeout": 15}
 
 
@@ -39,8 +42,8 @@ class Services:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._credential = DefaultAzureCredential(managed_identity_client_id=settings.client_id)
-        self._tables = self._table_service()
+        self._identity = Identity(settings.client_id, in_azure=settings.in_azure)
+        self._tables, self._tables_access = self._table_service()
         sessions_table = self._table("sessions")
         self.sessions = Sessions(sessions_table)
         self.ledger = Ledger(self._table("usage"))
@@ -56,11 +59,7 @@ class Services:
         )
         self.delivery = Delivery(days, self.reports, self._addressed())
         self.usage_keys = Keys("USAGE_KEYS", settings.usage_keys)
-        self._model = Model(
-            settings.endpoints[0],
-            settings.api_key or get_bearer_token_provider(self._credential, SCOPE),
-            timeout=settings.timeout,
-        )
+        self._model = self._model_service()
         prices = Prices(settings.prices, settings.deployments)
         self.turns = Turns(
             Reservations(
@@ -72,6 +71,7 @@ class Services:
             ),
             ledger=self.ledger,
             model=self._model,
+            journal=Journal(tracing(settings.insights)),
             prices=prices,
             turn_timeout=settings.turn_timeout,
         )
@@ -81,25 +81,41 @@ class Services:
         await self.turns.finish()
         await self._model.close()
         await self._tables.close()
-        await self._credential.close()
+        await self._identity.close()
 
-    def _table_service(self) -> TableServiceClient:
+    def _table_service(self) -> tuple[TableServiceClient, Access]:
         options: dict[str, Any] = dict(_STORAGE_RETRY)
-        if self.settings.tables_connection_string:
-            return TableServiceClient.from_connection_string(self.settings.tables_connection_string, **options)
-        endpoint = self.settings.tables_endpoint or ""
-        return TableServiceClient(endpoint, credential=self._credential, **options)
+        if connection := self.settings.tables_connection_string:
+            access = Access.of_setting("Table storage", "TABLES_CONNECTION_STRING")
+            return TableServiceClient.from_connection_string(connection, **options), access
+        access = Access.of_identity("Table storage", self._identity, "Storage Table Data Contributor")
+        return TableServiceClient(self.settings.tables_endpoint or "", credential=self._identity, **options), access
+
+    def _model_service(self) -> Model:
+        settings, identity = self.settings, None if self.settings.api_key else self._identity
+        if identity:
+            access = Access.of_identity("The model service", identity, "Cognitive Services OpenAI User")
+        else:
+            access = Access.of_setting("The model service", "AZURE_OPENAI_API_KEY")
+        key = settings.api_key or get_bearer_token_provider(self._identity, settings.scope)
+        effort = settings.reasoning_effort
+        return Model(
+            [Endpoint(url, key, access=access, timeout=settings.timeout) for url in settings.endpoints],
+            identity=identity,
+            defaults={"reasoning_effort": effort} if effort else {},
+            retries=settings.max_retries,
+        )
 
     def _addressed(self) -> Addressed:
         settings = self.settings
         return Addressed(
             sender=settings.sender or "",
             recipients=settings.recipients,
-            transport=cache(lambda: transport(settings, self._credential)),
+            transport=cache(lambda: transport(settings, self._identity)),
         )
 
     def _table(self, name: str) -> Table:
-        return Table(self._tables.get_table_client(f"{self.settings.table_prefix}{name}"))
+        return Table(self._tables.get_table_client(f"{self.settings.table_prefix}{name}"), self._tables_access)
 
 
 def _rules(settings: Settings) -> Rules:

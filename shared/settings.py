@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import TypeVar
+from typing import TypeVar, get_args
 from urllib.parse import urlsplit
 
+from shared.contract import ReasoningEffort
 from shared.conversation import Rates
 
 T = TypeVar("T")
@@ -34,11 +35,14 @@ class SettingsError(Exception):
 class Settings:
     """All settings, parsed. Sizes in bytes or tokens, times in seconds, prices in USD per 1,000,000 tokens."""
 
-    endpoints: tuple[str, ...]  # base URLs that end in /v1/; the first is asked
+    endpoints: tuple[str, ...]  # base URLs that end in /v1/, in order of preference
     api_key: str | None
+    scope: str  # of the model service's tokens
     deployment: str  # the default one
     deployments: Mapping[str, str]  # deployment -> model, or model@version; "" where only the name is known
     max_tokens: int
+    max_retries: int
+    reasoning_effort: str | None
     timeout: float
     turn_timeout: float
     context_tokens: int
@@ -49,6 +53,8 @@ class Settings:
     tables_connection_string: str | None
     table_prefix: str
     client_id: str | None
+    in_azure: bool  # the platform's identity endpoint is there
+    insights: str | None  # Application Insights' connection string
     client_keys: Mapping[str, str]  # name -> SHA-256 of the key, in hex
     usage_keys: Mapping[str, str]
     recipients: tuple[str, ...]  # of the daily summary
@@ -70,9 +76,12 @@ class Settings:
         settings = cls(
             endpoints=env.parsed("AZURE_OPENAI_ENDPOINT", _endpoints),
             api_key=env.parsed_or_none("AZURE_OPENAI_API_KEY", _api_key),
+            scope=env.text("AZURE_OPENAI_SCOPE", "https://cognitiveservices.azure.com/.default"),
             deployment=deployment,
             deployments=_with_default(env.parsed("AZURE_OPENAI_DEPLOYMENTS", _deployments, {}), deployment),
             max_tokens=env.whole("AZURE_OPENAI_MAX_TOKENS", 800, least=1),
+            max_retries=env.whole("AZURE_OPENAI_MAX_RETRIES", 2, least=0, most=10),
+            reasoning_effort=env.parsed_or_none("AZURE_OPENAI_REASONING_EFFORT", _reasoning_effort),
             timeout=env.seconds("AZURE_OPENAI_TIMEOUT_SECONDS", 60),
             turn_timeout=env.seconds("TURN_TIMEOUT_SECONDS", 220),
             context_tokens=context_tokens,
@@ -83,6 +92,8 @@ class Settings:
             tables_connection_string=connection_string,
             table_prefix=env.parsed("TABLE_PREFIX", _table_prefix, "chat"),
             client_id=env.optional("AZURE_CLIENT_ID"),
+            in_azure=env.optional("IDENTITY_ENDPOINT") is not None,
+            insights=env.optional("APPLICATIONINSIGHTS_CONNECTION_STRING"),
             client_keys=env.parsed("CLIENT_KEYS", _keys, {}),
             usage_keys=env.parsed("USAGE_KEYS", _keys, {}),
             recipients=env.parsed("SUMMARY_RECIPIENTS", _addresses, ()),
@@ -200,6 +211,12 @@ def _connection_string(value: str) -> str:
 def _api_key(value: str) -> str:
     if not value.isascii() or not value.isprintable():  # it goes into a header; said without it
         raise ValueError("it holds characters that no key has.")
+    return value
+
+
+def _reasoning_effort(value: str) -> str:
+    if value not in get_args(ReasoningEffort):
+        raise ValueError(f"{value!r} is none of {', '.join(get_args(ReasoningEffort))}.")
     return value
 
 

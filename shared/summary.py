@@ -10,7 +10,7 @@ from datetime import date
 from decimal import Decimal
 from typing import TypeVar
 
-from shared.conversation import Call, Entry, State, Usage, digest
+from shared.conversation import Call, Entry, State, Usage, hashed
 
 COSTLIEST = 10
 NOBODY = "(no key)"  # calls whose caller showed no client key
@@ -45,7 +45,7 @@ class SessionCost:
     @property
     def label(self) -> str:
         """How a session is named where its id, which opens it, must not stand."""
-        return digest(self.session_id)[:12]
+        return hashed(self.session_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,12 @@ from decimal import Decimal
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from azure.core import MatchConditions
-from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError
+from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ResourceExistsError
 from azure.data.tables import EdmType, EntityProperty, TableEntity, UpdateMode
 from azure.data.tables.aio import TableClient
 
 from shared.errors import Changed, StorageUnavailable
+from shared.identity import Access
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,9 @@ class Table:
     """One table. It is made when it is first found missing. Raises Changed where a condition does not hold, and
     StorageUnavailable where the service can't be reached or refuses."""
 
-    def __init__(self, client: TableClient) -> None:
+    def __init__(self, client: TableClient, access: Access) -> None:
         self._client = client
+        self._access = access
 
     async def get(self, partition: str, key: str) -> Row | None:
         """The row with its `etag`, or None."""
@@ -105,6 +107,9 @@ class Table:
         except HttpResponseError as error:
             if error.status_code in (404, 409, 412):
                 raise Changed(_code(error)) from error
+            if error.status_code in (401, 403) or isinstance(error, ClientAuthenticationError):
+                reason = f"{error.status_code} {_code(error)}" if error.status_code else type(error).__name__
+                raise StorageUnavailable(self._access.refused(reason), retry_after=30) from error
             log.warning("storage answered %s %s", error.status_code, _code(error))
             raise StorageUnavailable from error
         except (AzureError, OSError) as error:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
@@ -27,7 +27,7 @@ from shared.errors import (
     UpstreamTimeout,
 )
 from shared.lease import persist
-from shared.ports import Ledger, Model, Prompt
+from shared.ports import Asking, Happened, Journal, Ledger, Model, Prompt
 from shared.pricing import Prices, cost
 from shared.reservation import Post, Replay, Reservations, Reserved
 
@@ -63,14 +63,19 @@ Event: TypeAlias = Started | Delta | Answer
 
 
 class Running:
-    """A turn as its caller sees it. Its queue never waits, so nobody's reading slows or stops the turn."""
+    """A turn as its caller sees it, with or without the answer's `deltas`. Its queue never waits, so nobody's reading
+    slows or stops the turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, deltas: bool) -> None:
         self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._deltas = deltas
         self.told = False  # whether a piece of the answer may have reached the caller
 
     def tell(self, event: Event | Exception) -> None:
-        self.told = self.told or isinstance(event, Delta)
+        if isinstance(event, Delta):
+            if not self._deltas:
+                return
+            self.told = True
         self._queue.put_nowait(event)
 
     async def next(self) -> Event:
@@ -81,20 +86,52 @@ class Running:
         return event
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A turn that holds its session. `deadline`: on the event loop's clock."""
+
+    reserved: Reserved
+    running: Running
+    deadline: float
+
+
+@dataclass(slots=True)
+class _Calling:
+    """One call on its way, and what has come of it so far."""
+
+    entry: Entry
+    asking: Asking
+    completion: Completion = field(default_factory=Completion)
+    begun: datetime = field(default_factory=lambda: datetime.now(UTC))
+    first_token: datetime | None = None
+
+    @property
+    def call(self) -> Call:
+        return self.entry.call
+
+
 class Turns:
     def __init__(
-        self, reservations: Reservations, *, ledger: Ledger, model: Model, prices: Prices, turn_timeout: float
+        self,
+        reservations: Reservations,
+        *,
+        ledger: Ledger,
+        model: Model,
+        journal: Journal,
+        prices: Prices,
+        turn_timeout: float,
     ) -> None:
         self._reservations = reservations
         self._ledger = ledger
         self._model = model
+        self._journal = journal
         self._prices = prices
         self._turn_timeout = turn_timeout  # seconds, retries included
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def take_turn(self, post: Post) -> Running:
+    def take_turn(self, post: Post, *, deltas: bool) -> Running:
         """Begin a turn. It goes on whether or not its events are read."""
-        running = Running()
+        running = Running(deltas=deltas)
         task = asyncio.create_task(self._run(post, running))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -115,38 +152,35 @@ class Turns:
             held = reserved.held
             running.tell(Started(held.session.id, held.turn.number, held.turn.call.deployment))
             async with held.renewing():
-                await self._converse(reserved, running, deadline)
+                await self._converse(_Taken(reserved, running, deadline))
         except ChatError as error:
             running.tell(error)
         except Exception as error:
             log.exception("turn failed")
             running.tell(error)
 
-    async def _converse(self, reserved: Reserved, running: Running, deadline: float) -> None:
+    async def _converse(self, taken: _Taken) -> None:
         """Call the model, once more at most where the first call may have been billed, and settle what came of it."""
         for last in (False, True):
-            entry = await self._enter(reserved, running)
-            completion = Completion()
+            calling = self._ask(taken, await self._enter(taken))
             try:
-                endpoint, usage = await self._listen(reserved, entry.call, completion, running, deadline)
+                usage = await self._listen(taken, calling)
             except Exception as error:
                 if not isinstance(error, ChatError):
-                    log.exception("call %s", entry.call.id)
-                outcome = _outcome(entry.call, error)
-                again = not (last or running.told) and asyncio.get_running_loop().time() < deadline
-                if again and await self._retry(reserved, entry, outcome, error):
+                    log.exception("call %s", calling.call.id)
+                outcome = _outcome(calling, error)
+                if not last and self._may_retry(taken, calling) and await self._retry(taken, calling, outcome, error):
                     continue
-                await self._settle(reserved, entry, outcome, completion, running, error)
+                await self._settle(taken, calling, outcome, error)
             else:
-                outcome = self._settled(entry.call, endpoint, completion.model, usage)
-                await self._settle(reserved, entry, outcome, completion, running)
+                await self._settle(taken, calling, self._settled(calling, usage))
             return
 
-    async def _enter(self, reserved: Reserved, running: Running) -> Entry:
+    async def _enter(self, taken: _Taken) -> Entry:
         """Open the call in the ledger. Only once that is acknowledged may anything be spent."""
-        held, found = reserved.held, None
+        held, found = taken.reserved.held, None
         call = held.turn.call
-        entry = Entry(call=call, session_id=held.session.id, turn=held.turn.number, caller=reserved.post.caller)
+        entry = Entry(call=call, session_id=held.session.id, turn=held.turn.number, caller=taken.reserved.post.caller)
         if datetime.now(UTC) < call.deadline:
             with suppress(Changed, StorageUnavailable):
                 return await self._ledger.insert(entry)
@@ -155,32 +189,35 @@ class Turns:
         if found and found.call.state is State.OPEN:
             return found
         error = StorageUnavailable()
-        running.tell(error)  # nothing was spent: the caller need not wait until that is written down
+        taken.running.tell(error)  # nothing was spent: the caller need not wait until that is written down
         failed = replace(call, state=State.FAILED, reason=error.code)
         await held.settle(failed, finish_reason="error", finished=datetime.now(UTC))
         if found:
             await self._ledger.settle(found, failed)
         raise error
 
-    async def _listen(
-        self, reserved: Reserved, call: Call, completion: Completion, running: Running, deadline: float
-    ) -> tuple[str, Usage]:
-        """Gather the answer and pass its pieces on; returns the endpoint that gave it, and what it used."""
+    def _ask(self, taken: _Taken, entry: Entry) -> _Calling:
+        reserved = taken.reserved
         prompt = Prompt(
-            call_id=call.id,
-            deployment=call.deployment,
+            call_id=entry.call.id,
+            deployment=entry.call.deployment,
             messages=reserved.window.messages,
             max_tokens=reserved.max_tokens,
             options=reserved.post.options,
+            deadline=taken.deadline,
         )
+        return _Calling(entry, self._model.ask(prompt))
+
+    async def _listen(self, taken: _Taken, calling: _Calling) -> Usage:
+        """Gather the answer and pass its pieces on; returns what it used."""
         failure: UpstreamFailure = UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True)
-        endpoint = ""
+        completion = calling.completion
         try:
-            async with asyncio.timeout_at(deadline), self._model.stream(prompt) as stream:
-                endpoint = stream.endpoint
-                async for chunk in stream:
+            async with asyncio.timeout_at(taken.deadline), calling.asking as chunks:
+                async for chunk in chunks:
                     if pieces := completion.add(chunk):
-                        running.tell(Delta(pieces))
+                        calling.first_token = calling.first_token or datetime.now(UTC)
+                        taken.running.tell(Delta(pieces))
         except TimeoutError:
             message = f"The turn took longer than {self._turn_timeout:g} s. Ask for less, or try again later."
             failure = UpstreamTimeout(message, maybe_billed=True)
@@ -188,10 +225,16 @@ class Turns:
             failure = error
         if completion.finish_reason is None or completion.usage is None:
             raise failure
-        return endpoint, completion.usage  # the answer is whole, whatever became of the connection behind it
+        return completion.usage  # the answer is whole, whatever became of the connection behind it
 
-    async def _retry(self, reserved: Reserved, entry: Entry, failed: Call, error: Exception) -> bool:
+    def _may_retry(self, taken: _Taken, calling: _Calling) -> bool:
+        """Not once a piece may have reached the caller, nor where the answer is whole and only its usage is missing."""
+        whole = calling.completion.finish_reason is not None
+        return not (taken.running.told or whole) and asyncio.get_running_loop().time() < taken.deadline
+
+    async def _retry(self, taken: _Taken, calling: _Calling, failed: Call, error: Exception) -> bool:
         """Open another call in place of one that may have been billed. False where there is to be none."""
+        reserved = taken.reserved
         window, held = reserved.window, reserved.held
         if isinstance(error, ContextTooLong):
             shorter = reserved.past.halved(window)
@@ -206,36 +249,51 @@ class Turns:
                 return False
         except StorageUnavailable:
             return False
-        await persist(failed, lambda: self._ledger.settle(entry, failed))
+        await self._close(taken, calling, failed)
         reserved.window = window
         return True
 
-    def _settled(self, call: Call, endpoint: str, model: str | None, usage: Usage) -> Call:
+    def _settled(self, calling: _Calling, usage: Usage) -> Call:
+        call, model = calling.call, calling.completion.model
         rates = self._prices.rates(call.deployment, model, prompt_tokens=usage.prompt_tokens)
-        amount = cost(usage, rates) if rates else None
-        return replace(call, state=State.SETTLED, usage=usage, rates=rates, cost=amount, model=model, endpoint=endpoint)
+        return replace(
+            call,
+            state=State.SETTLED,
+            usage=usage,
+            rates=rates,
+            cost=cost(usage, rates) if rates else None,
+            model=model,
+            endpoint=calling.asking.endpoint,
+        )
 
-    async def _settle(
-        self,
-        reserved: Reserved,
-        entry: Entry,
-        outcome: Call,
-        completion: Completion,
-        running: Running,
-        error: Exception | None = None,
-    ) -> None:
+    async def _settle(self, taken: _Taken, calling: _Calling, outcome: Call, error: Exception | None = None) -> None:
         """The session first, then the caller's answer, then the ledger: a row that is final means its session is."""
-        said = completion.message()
-        sent = reserved.post.messages
-        session, turn = await reserved.held.settle(
+        sent, completion = taken.reserved.post.messages, calling.completion
+        session, turn = await taken.reserved.held.settle(
             outcome,
-            messages=sent if error and not running.told else (*sent, said),
+            messages=sent if error and not calling.first_token else (*sent, completion.message()),
             finish_reason="error" if error else completion.finish_reason,
             finished=datetime.now(UTC),
             extras=completion.extras,
         )
-        running.tell(error or Answer(session, turn))
-        await persist(outcome, lambda: self._ledger.settle(entry, outcome))
+        taken.running.tell(error or Answer(session, turn))
+        await self._close(taken, calling, outcome)
+
+    async def _close(self, taken: _Taken, calling: _Calling, outcome: Call) -> None:
+        """The call is over: in the ledger, and for those who run the app."""
+        self._journal.record(
+            Happened(
+                entry=calling.entry,
+                call=outcome,
+                attempts=calling.asking.attempts,
+                max_tokens=taken.reserved.max_tokens,
+                finish_reason=calling.completion.finish_reason,
+                begun=calling.begun,
+                first_token=calling.first_token,
+                finished=datetime.now(UTC),
+            )
+        )
+        await persist(outcome, lambda: self._ledger.settle(calling.entry, outcome))
 
 
 def _replay(answered: Replay, running: Running) -> None:
@@ -246,11 +304,12 @@ def _replay(answered: Replay, running: Running) -> None:
     running.tell(Answer(session, turn))
 
 
-def _outcome(call: Call, error: Exception) -> Call:
+def _outcome(calling: _Calling, error: Exception) -> Call:
     """What a call that went wrong is to be counted as. A prompt that was refused after it was read may be billed: only
     401 and 429 are documented as free."""
     reason = error.code if isinstance(error, ChatError) else "internal_error"
     free = isinstance(error, ChatError) and not isinstance(error, ContentFiltered | ContextTooLong)
     if isinstance(error, UpstreamFailure):
         free = not error.maybe_billed
-    return replace(call, state=State.FAILED if free else State.UNACCOUNTED, reason=reason)
+    state = State.FAILED if free else State.UNACCOUNTED
+    return replace(calling.call, state=state, reason=reason, endpoint=calling.asking.endpoint)

@@ -65,6 +65,7 @@ def answering(handler: Callable[[Request, Services], Awaitable[Response]]) -> Ha
 async def post_chat(request: Request, services: Services) -> Response:
     body = await _body(request, services.settings.max_message_bytes)
     asked = _validated(body)
+    streamed = asked.stream or "text/event-stream" in request.headers.get("accept", "")
     running = services.turns.take_turn(
         Post(
             messages=asked.messages(),
@@ -75,11 +76,12 @@ async def post_chat(request: Request, services: Services) -> Response:
             options=asked.options(),
             key=_idempotency_key(request),
             fingerprint=asked.fingerprint(),
-        )
+        ),
+        deltas=streamed,
     )
     first = await running.next()
     headers = {"idempotent-replayed": "true"} if isinstance(first, Started) and first.replayed else {}
-    if asked.stream or "text/event-stream" in request.headers.get("accept", ""):
+    if streamed:
         return StreamingResponse(
             _events(first, running), media_type="text/event-stream", headers=_STREAM_HEADERS | headers
         )

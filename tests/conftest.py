@@ -25,6 +25,7 @@ import function_app
 from local import azurite as azurite_server
 from local.host import application
 from shared import services as composition
+from shared.identity import Access
 from shared.tables import Table
 from tests.azure_openai import AzureOpenAI
 from tests.proxy import TcpProxy
@@ -110,6 +111,7 @@ def environ(azurite_port: int, fake: AzureOpenAI, prefix: str) -> dict[str, str]
         "AZURE_OPENAI_ENDPOINT": fake.endpoint,
         "AZURE_OPENAI_API_KEY": "test-key",
         "AZURE_OPENAI_MODEL": "chat",
+        "AZURE_OPENAI_MAX_RETRIES": "0",
         "PRICES": PRICES,
         "TABLES_CONNECTION_STRING": azurite_server.connection_string(azurite_port),
         "TABLE_PREFIX": prefix,
@@ -185,12 +187,16 @@ async def api(serve: Serve, environ: dict[str, str]) -> AsyncIterator[httpx.Asyn
         yield client
 
 
+def seen(client: TableClient) -> Table:
+    return Table(client, Access.of_setting("Table storage", "TABLES_CONNECTION_STRING"))
+
+
 class Tables:
     """The test's own view of what is stored."""
 
     def __init__(self, sessions: TableClient, usage: TableClient) -> None:
-        self.sessions = Table(sessions)
-        self.usage = Table(usage)
+        self.sessions = seen(sessions)
+        self.usage = seen(usage)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 
 from shared import rows
 from shared.conversation import Call, Entry, Session, State, Totals, Turn, Usage
@@ -29,7 +30,7 @@ class Life:
 
 
 async def assert_conserved(
-    tables: Tables, fake: AzureOpenAI, *, erased: Collection[str] = (), freed: bool = True
+    tables: Tables, *fakes: AzureOpenAI, erased: Collection[str] = (), freed: bool = True
 ) -> list[Entry]:
     """Nothing that was billed is lost, doubled or understated; returns the ledger.
 
@@ -37,11 +38,13 @@ async def assert_conserved(
     alone remembers. `freed=False`: only the timer has recovered, which never sees a call that has no row, nor frees its
     session.
     """
-    await fake.until(lambda: fake.busy == 0)  # a call whose caller has gone is billed once that is noticed
+    for fake in fakes:  # a call whose caller has gone is billed once that is noticed
+        await fake.until(partial(_idle, fake))
     entries, lives = await _at_rest(tables)
-    billed = {entry.call_id or "": entry for entry in tuple(fake.meter)}
+    meter = [entry for fake in fakes for entry in tuple(fake.meter)]
+    billed = {entry.call_id or "": entry for entry in meter}
     written = {entry.call.id: entry.call for entry in entries}
-    assert len(billed) == len(fake.meter), "a call was billed twice"
+    assert len(billed) == len(meter), "a call was billed twice"
     assert len(written) == len(entries), "a call has two rows"
     assert billed.keys() <= written.keys(), "a billed call has no row"
     for call in written.values():
@@ -53,6 +56,10 @@ async def assert_conserved(
     for session_id, life in lives.items():
         _assert_agree(life, remembered[session_id], erased=session_id in erased, freed=freed)
     return entries
+
+
+def _idle(fake: AzureOpenAI) -> bool:
+    return fake.busy == 0
 
 
 async def _at_rest(tables: Tables) -> tuple[list[Entry], dict[str, "Life"]]:

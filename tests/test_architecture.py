@@ -15,20 +15,22 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCAL = sorted(ROOT.glob("local/*.py"))
 KNOWN_BY = {  # what only some rooms may know
     "azure.communication": {"communication_services"},
-    "azure.core": {"tables", "mail", "communication_services", "model"},
+    "azure.core": {"tables", "mail", "communication_services", "endpoint", "identity"},
     "azure.data": {"tables", "services"},
     "azure.functions": set[str](),
-    "azure.identity": {"services"},
+    "azure.monitor": {"tracing"},
+    "azure.identity": {"identity", "services"},
     "azurefunctions": {"web", "usage"},
     "fastapi": set[str](),
     "genai_prices": {"pricing"},
     "httpx": set[str](),
-    "httpx2": {"model"},
+    "httpx2": {"endpoint"},
     "jinja2": {"letter"},
-    "openai": {"model"},
+    "opentelemetry": {"tracing"},
+    "openai": {"endpoint"},
     "pydantic": {"contract", "answers", "web"},
     "starlette": {"web"},
-    "tenacity": {"lease"},
+    "tenacity": {"lease", "model"},
 }
 OUTSIDE = ("azure", "azurefunctions", "fastapi", "httpx", "httpx2", "openai", "starlette", "aiohttp", "aiosmtplib")
 

@@ -264,7 +264,7 @@ async def test_how_a_request_is_written_makes_no_difference(api: httpx.AsyncClie
 
 UNLUCKY = {
     "failed": Fault("status", 500),
-    "unaccounted": Fault("error_event"),
+    "unaccounted": Fault("no_usage"),
     "unaccounted for its prompt": Fault("content_filter"),
 }
 
@@ -331,7 +331,7 @@ async def test_a_turn_that_was_abandoned_may_be_tried_again(
 async def test_of_twenty_second_attempts_at_once_one_is_paid(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    fake.fault("error_event")
+    fake.fault("no_usage")
     assert (await post(api, session_id="s")).status_code == 502
     await closed_ledger(tables)
 

@@ -1,0 +1,91 @@
+"""Who the app is: one Azure identity for every service that it calls, and what is said where one of them refuses it."""
+
+import asyncio
+import logging
+from typing import Any
+
+from azure.core.credentials import AccessToken
+from azure.identity.aio import DefaultAzureCredential
+
+log = logging.getLogger(__name__)
+
+_RENEWAL = 60.0  # seconds between two renewals: what a fresh token does not mend, another one will not
+
+
+class Identity:
+    """A credential for every client of the app. It keeps tokens and refreshes them before they expire.
+
+    `client_id`: of a user-assigned identity. `in_azure`: the platform's identity endpoint is there, so no developer's
+    tools are looked for.
+    """
+
+    def __init__(self, client_id: str | None, *, in_azure: bool) -> None:
+        self._client_id = client_id
+        self._in_azure = in_azure
+        self._credential = self._new()
+        self._stale: DefaultAzureCredential | None = None  # requests that began before a renewal may still use it
+        self._renewable = 0.0  # on the loop's clock
+
+    def __str__(self) -> str:
+        return f"this app's identity (client id {self._client_id})" if self._client_id else "this app's identity"
+
+    async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        """Raises azure.core.exceptions.ClientAuthenticationError."""
+        return await self._credential.get_token(*scopes, **options)
+
+    async def renew(self) -> None:
+        """Forget the tokens that were kept: a service has refused one that should still be good."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._renewable:
+            self._renewable = now + _RENEWAL
+            stale, self._stale, self._credential = self._stale, self._credential, self._new()
+            if stale:
+                await stale.close()
+
+    async def close(self) -> None:
+        if self._stale:
+            await self._stale.close()
+        await self._credential.close()
+
+    async def __aenter__(self) -> "Identity":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _new(self) -> DefaultAzureCredential:
+        return DefaultAzureCredential(
+            managed_identity_client_id=self._client_id,
+            exclude_cli_credential=self._in_azure,
+            exclude_developer_cli_credential=self._in_azure,
+            exclude_powershell_credential=self._in_azure,
+            exclude_visual_studio_code_credential=True,
+            exclude_shared_token_cache_credential=True,
+        )
+
+
+class Access:
+    """What this app shows a service, and what is to be done where that does not do: told every caller, logged once."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._logged = False
+
+    @classmethod
+    def of_identity(cls, service: str, identity: Identity, role: str) -> "Access":
+        return cls(
+            f"{service} does not let {identity} in. It must be assigned to the app (on a laptop: az login) and have the"
+            f" role {role}, which takes some minutes to apply after a deployment. Send this again then;"
+            " if it stays so, see Troubleshooting in the README."
+        )
+
+    @classmethod
+    def of_setting(cls, service: str, name: str) -> "Access":
+        return cls(f"{service} refused what {name} holds: it is wrong or revoked. See Troubleshooting in the README.")
+
+    def refused(self, reason: str) -> str:
+        """The message for the caller. `reason` is for the log, and holds no token."""
+        if not self._logged:
+            self._logged = True
+            log.error("%s (%s)", self._message, reason)
+        return self._message

@@ -1,0 +1,48 @@
+"""How each call went, for those who run the app: one line of the log a call. No content, no session's id."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from shared.conversation import State, hashed
+from shared.ports import Happened
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """The log, and `trace` where tracing is set up."""
+
+    def __init__(self, trace: Callable[[Happened], None] | None) -> None:
+        self._trace = trace
+
+    def record(self, happened: Happened) -> None:
+        log.info("call %s: %s", happened.call.id, orjson.dumps(_fields(happened)).decode())
+        if self._trace:
+            self._trace(happened)
+
+
+def _fields(happened: Happened) -> dict[str, Any]:
+    """Amounts in USD are text, so that no reader makes a float of them."""
+    call, usage, first = happened.call, happened.call.usage, happened.seconds_to_first_token
+    return {
+        "session": hashed(happened.entry.session_id) if happened.entry.session_id else None,
+        "turn": happened.entry.turn,
+        "outcome": call.state.value,
+        "reason": call.reason,
+        "finish_reason": happened.finish_reason,
+        "deployment": call.deployment,
+        "model": call.model,
+        "endpoint": call.endpoint,
+        "attempts": happened.attempts,
+        "prompt_tokens": usage and usage.prompt_tokens,
+        "cached_tokens": usage and usage.cached_tokens,
+        "completion_tokens": usage and usage.completion_tokens,
+        "reasoning_tokens": usage and usage.reasoning_tokens,
+        "cost_usd": None if call.cost is None else f"{call.cost:f}",
+        "worst_case_usd": f"{call.worst_case:f}" if call.state is State.UNACCOUNTED and call.worst_case else None,
+        "seconds": round(happened.seconds, 3),
+        "seconds_to_first_token": None if first is None else round(first, 3),
+    }

@@ -1,0 +1,130 @@
+"""The only room that knows OpenTelemetry: a span and metrics for each call, by the conventions for generative AI
+(https://github.com/open-telemetry/semantic-conventions-genai). What is said is never among them.
+
+OpenTelemetry is imported where tracing is set up and nowhere else: every cold start would pay for it.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from shared.conversation import State, hashed
+from shared.ports import Happened
+
+_INSTRUMENTED = [
+    "azure_sdk",
+    "django",
+    "fastapi",
+    "flask",
+    "httpx",
+    "httpx2",
+    "psycopg2",
+    "requests",
+    "urllib",
+    "urllib3",
+]
+_TOKENS = [4**power for power in range(14)]  # the bounds that the conventions name
+_SECONDS = [0.01 * 2**power for power in range(14)]
+
+
+def tracing(connection_string: str | None) -> Callable[[Happened], None] | None:
+    """What records a call in Application Insights; None without a connection string, or without the optional
+    dependency of requirements-tracing.txt. A provider that the platform has set up already is used as it is."""
+    if not connection_string:
+        return None
+    try:
+        from azure.monitor.opentelemetry import configure_azure_monitor
+        from opentelemetry import metrics, trace
+        from opentelemetry.sdk.trace import TracerProvider
+    except ImportError:
+        return None
+    if not isinstance(trace.get_tracer_provider(), TracerProvider):
+        configure_azure_monitor(
+            connection_string=connection_string,
+            logger_name="chat.telemetry",  # no log lines by this way: the platform sends them on already
+            enable_live_metrics=False,
+            enable_performance_counters=False,
+            instrumentation_options={name: {"enabled": False} for name in _INSTRUMENTED},
+        )
+    return _Recorder(trace.get_tracer("chat"), metrics.get_meter("chat"))
+
+
+class _Recorder:
+    def __init__(self, tracer: Any, meter: Any) -> None:
+        self._tracer = tracer
+        self._tokens = meter.create_histogram(
+            "gen_ai.client.token.usage", "{token}", explicit_bucket_boundaries_advisory=_TOKENS
+        )
+        self._seconds = meter.create_histogram(
+            "gen_ai.client.operation.duration", "s", explicit_bucket_boundaries_advisory=_SECONDS
+        )
+        self._first = meter.create_histogram(
+            "gen_ai.client.operation.time_to_first_chunk", "s", explicit_bucket_boundaries_advisory=_SECONDS
+        )
+
+    def __call__(self, happened: Happened) -> None:
+        from opentelemetry.trace import SpanKind, Status, StatusCode
+
+        shared = _shared(happened)
+        span = self._tracer.start_span(
+            f"chat {happened.call.deployment}",
+            kind=SpanKind.CLIENT,
+            attributes=_present(shared | _own(happened)),
+            start_time=_nanoseconds(happened.begun),
+        )
+        if happened.call.state is not State.SETTLED:
+            span.set_status(Status(StatusCode.ERROR, happened.call.reason))
+        span.end(_nanoseconds(happened.finished))
+        self._measure(happened, _present(shared))
+
+    def _measure(self, happened: Happened, attributes: dict[str, Any]) -> None:
+        self._seconds.record(happened.seconds, attributes)
+        if happened.seconds_to_first_token is not None:
+            self._first.record(happened.seconds_to_first_token, attributes)
+        if usage := happened.call.usage:
+            self._tokens.record(usage.prompt_tokens, attributes | {"gen_ai.token.type": "input"})
+            self._tokens.record(usage.completion_tokens, attributes | {"gen_ai.token.type": "output"})
+
+
+def _shared(happened: Happened) -> dict[str, Any]:
+    """The attributes of spans and metrics alike."""
+    call = happened.call
+    host, _, port = (call.endpoint or "").partition(":")
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "azure.ai.openai",
+        "gen_ai.request.model": call.deployment,
+        "gen_ai.response.model": call.model,
+        "server.address": host or None,
+        "server.port": (int(port) if port else 443) if host else None,
+        "error.type": None if call.state is State.SETTLED else call.reason,
+    }
+
+
+def _own(happened: Happened) -> dict[str, Any]:
+    """The attributes of a span alone."""
+    entry, usage = happened.entry, happened.call.usage
+    return {
+        "chat.call": happened.call.id,  # as in the ledger
+        "chat.turn": entry.turn,
+        "chat.attempts": happened.attempts,
+        "chat.cost_usd": None if happened.call.cost is None else f"{happened.call.cost:f}",
+        "gen_ai.conversation.id": hashed(entry.session_id) if entry.session_id else None,
+        "gen_ai.request.max_tokens": happened.max_tokens,
+        "gen_ai.request.stream": True,
+        "gen_ai.response.finish_reasons": [happened.finish_reason] if happened.finish_reason else None,
+        "gen_ai.response.time_to_first_chunk": happened.seconds_to_first_token,
+        "gen_ai.usage.input_tokens": usage and usage.prompt_tokens,
+        "gen_ai.usage.cache_read.input_tokens": usage and usage.cached_tokens,
+        "gen_ai.usage.cache_creation.input_tokens": usage and usage.cache_write_tokens,
+        "gen_ai.usage.output_tokens": usage and usage.completion_tokens,
+        "gen_ai.usage.reasoning.output_tokens": usage and usage.reasoning_tokens,
+    }
+
+
+def _present(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _nanoseconds(at: datetime) -> int:
+    return int(at.timestamp() * 1_000_000) * 1_000
