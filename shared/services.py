@@ -37,6 +37,11 @@ log = logging.getLogger(__name__)
 _STORAGE_RETRY = {"retry_total": 3, "retry_backoff_factor": 0.2, "connection_timeout": 5, "read_timeout": 15}
 
 
+# What they log of every request at INFO names session ids, and is paid for by the line.
+for _talkative in ("azure", "httpx2", "openai"):
+    logging.getLogger(_talkative).setLevel(logging.WARNING)
+
+
 class Services:
     """What the triggers use. Belongs to the event loop that it was built in."""
 

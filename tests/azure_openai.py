@@ -58,7 +58,7 @@ class Fault:
     status: int = 0
     after: int | None = None
     seconds: float = 0
-    retry_after: float | None = None
+    retry_after: float | str | None = None
     retry_after_ms: int | None = None
     message: str | None = None
     billed: bool | None = None
@@ -364,7 +364,7 @@ def _error(request: Request, fault: Fault, answer: Answer) -> tuple[Request, int
 
 def _retry_after(fault: Fault) -> list[tuple[str, str]]:
     told = {"retry-after": fault.retry_after, "retry-after-ms": fault.retry_after_ms}
-    return [(name, f"{value:g}") for name, value in told.items() if value is not None]
+    return [(name, str(value)) for name, value in told.items() if value is not None]
 
 
 async def _send(

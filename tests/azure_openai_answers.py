@@ -372,6 +372,8 @@ _SAID = {
 
 def error(status: int, message: str | None = None) -> JSON | str:
     """The body of an error status; a gateway's own 502 and 504 are no JSON."""
+    if status == 400:
+        return invalid(message or "Bad request.")
     if status not in _SAID:
         return f"<html><head><title>{status}</title></head><body><h1>{message or 'Gateway error'}</h1></body></html>"
     code, said = _SAID[status]

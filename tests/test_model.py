@@ -1,0 +1,406 @@
+"""Several endpoints, several attempts: what a call survives, where it goes, and that it is paid for once."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from shared.conversation import State
+from tests.azure_openai import AzureOpenAI, Fault, Kind, Reply
+from tests.conftest import Serve, Tables
+from tests.conservation import assert_conserved
+from tests.talking import answer, closed_ledger, events, look, say, stored
+
+NOT_BILLED = [409, 429, 500, 503]
+SOON = {"retry_after_ms": 10}
+
+
+@pytest.fixture
+def second() -> Iterator[AzureOpenAI]:
+    with AzureOpenAI() as server:
+        yield server
+
+
+@pytest.fixture
+def environ(environ: dict[str, str]) -> dict[str, str]:
+    return environ | {"AZURE_OPENAI_MAX_RETRIES": "2", "AZURE_OPENAI_TIMEOUT_SECONDS": "0.7"}
+
+
+@pytest.fixture
+async def two(
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI, second: AzureOpenAI
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The app with two endpoints; `fake` is preferred."""
+    async with serve(environ | {"AZURE_OPENAI_ENDPOINT": f"{fake.endpoint}, {second.endpoint}"}) as client:
+        yield client
+
+
+def name(server: AzureOpenAI) -> str:
+    return f"127.0.0.1:{server.port}"
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """What the log says of each call."""
+    told = [record.message for record in caplog.records if record.name == "shared.journal"]
+    return [json.loads(line.partition(": ")[2]) for line in told]
+
+
+# One endpoint, several attempts
+
+
+@pytest.mark.parametrize("status", NOT_BILLED)
+async def test_what_was_certainly_not_billed_is_tried_again_on_the_same_call(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "shared.journal")
+    fake.fault(status, **SOON)
+    fake.fault(status, **SOON)
+
+    await answer(api)
+
+    [entry] = await assert_conserved(tables, fake)
+    assert [request.call_id for request in fake.requests] == [entry.call.id] * 3
+    assert [(line["attempts"], line["outcome"]) for line in lines(caplog)] == [(3, "settled")]
+
+
+async def test_a_refused_connection_is_tried_again(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
+    fake.stop()
+    asked = asyncio.create_task(answer(api))
+    await asyncio.sleep(0.3)
+    fake.start()
+
+    assert (await asked)["turn"] == 1
+    assert len(await assert_conserved(tables, fake)) == 1
+
+
+@pytest.mark.parametrize("pause", [{"retry_after_ms": 600}, {"retry_after": 1}])
+async def test_the_pause_that_the_service_asks_for_is_kept(
+    api: httpx.AsyncClient, fake: AzureOpenAI, pause: dict[str, Any]
+) -> None:
+    fake.fault(429, **pause)
+    began = time.monotonic()
+
+    await answer(api)
+
+    assert time.monotonic() - began >= pause.get("retry_after", 0.6)
+
+
+async def test_without_a_pause_it_backs_off(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+    fake.fault(503)
+    began = time.monotonic()
+
+    await answer(api)
+
+    assert time.monotonic() - began >= 0.5
+
+
+async def test_what_remains_after_the_last_attempt_is_the_callers(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    for _ in range(3):
+        fake.fault(429, **SOON)
+
+    refused = await say(api)
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert len(fake.requests) == 3
+    [entry] = await closed_ledger(tables)
+    assert (entry.call.state, entry.call.endpoint) == (State.FAILED, name(fake))
+
+
+async def test_a_pause_beyond_the_turns_time_is_the_callers_at_once(
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI
+) -> None:
+    fake.fault(429, retry_after=30)
+    async with serve(environ | {"TURN_TIMEOUT_SECONDS": "20"}) as api:
+        began = time.monotonic()
+
+        refused = await say(api)
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "30")
+    assert time.monotonic() - began < 15
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("pause", ["soon", "-1", "nan", "1e9", "Sun, 22 Nov 2026 22:00:00 GMT", "99999999"])
+async def test_a_pause_that_is_no_number_of_seconds_is_passed_over(
+    api: httpx.AsyncClient, fake: AzureOpenAI, pause: str
+) -> None:
+    fake.fault(429, retry_after=pause)
+
+    await answer(api)
+
+    assert len(fake.requests) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+async def test_what_would_fail_again_is_not_tried_again(api: httpx.AsyncClient, fake: AzureOpenAI, status: int) -> None:
+    fake.fault(status)
+
+    await say(api)
+
+    assert len(fake.requests) == 1
+
+
+async def test_nothing_is_tried_again_after_the_first_word(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+    fake.fault("reset", after=1)
+
+    told = events((await say(api, stream=True)).content)
+
+    assert [event.name for event in told] == ["start", "delta", "error"]
+    assert len(fake.requests) == 1
+
+
+# Two endpoints
+
+
+async def test_one_endpoint_answers_for_as_long_as_it_can(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
+) -> None:
+    for _ in range(3):
+        await answer(two)
+
+    assert (len(fake.requests), len(second.requests)) == (3, 0)
+
+
+@pytest.mark.parametrize("status", NOT_BILLED)
+async def test_a_failing_endpoint_is_passed_over_at_once_until_it_has_cooled(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, tables: Tables, status: int
+) -> None:
+    fake.fault(status, retry_after=1)
+    began = time.monotonic()
+
+    await answer(two, "one")
+    at_once = time.monotonic() - began < 0.9
+    await answer(two, "two")
+    await asyncio.sleep(1.1)
+    await answer(two, "three")
+
+    assert at_once
+    assert [request.body["messages"][-1]["content"] for request in fake.requests] == ["one", "three"]
+    assert [request.body["messages"][-1]["content"] for request in second.requests] == ["one", "two"]
+    assert fake.requests[0].call_id == second.requests[0].call_id
+    _, turns = await stored(tables)
+    assert [turn.call.endpoint for turn in turns] == [name(second), name(second), name(fake)]
+    await assert_conserved(tables, fake, second)
+
+
+async def test_an_endpoint_that_cant_be_reached_is_passed_over(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, tables: Tables
+) -> None:
+    fake.stop()
+
+    for _ in range(2):
+        await answer(two)
+
+    assert len(second.requests) == 2
+    await assert_conserved(tables, fake, second)
+
+
+@pytest.mark.parametrize("fault", [408, 502, 504, "stall", "reset", "close"])
+async def test_what_may_have_been_billed_is_another_call_at_the_other_endpoint(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, tables: Tables, fault: Kind | int
+) -> None:
+    fake.fault(fault)
+
+    told = await answer(two)
+
+    first, other = await assert_conserved(tables, fake, second)
+    assert {first.call.state, other.call.state} == {State.UNACCOUNTED, State.SETTLED}
+    assert (len(fake.requests), len(second.requests)) == (1, 1)
+    assert fake.requests[0].call_id != second.requests[0].call_id
+    assert told["session"]["unaccounted_calls"] == 1
+
+
+async def test_where_both_are_limited_the_one_that_is_free_first_is_waited_for(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
+) -> None:
+    fake.fault(429, retry_after=30)
+    second.fault(429, retry_after_ms=300)
+
+    await answer(two)
+
+    assert (len(fake.requests), len(second.requests)) == (1, 2)
+
+
+async def test_a_deployment_that_one_region_lacks_is_asked_of_the_other(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.deployments = {"another": "gpt-5.4-mini-2026-03-17"}
+
+    for _ in range(2):
+        await answer(two)
+
+    assert (len(fake.requests), len(second.requests)) == (1, 2)
+    assert f"{name(fake)} has no deployment 'chat'" in caplog.messages
+
+
+async def test_a_deployment_that_nobody_has_is_looked_for_each_time(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
+) -> None:
+    fake.deployments = second.deployments = {"another": "gpt-5.4-mini-2026-03-17"}
+    refused = await say(two)
+    second.deployments = {"chat": "gpt-5.4-mini-2026-03-17"}
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (502, "upstream_error")
+    assert "'chat'" in refused.json()["error"]["message"]
+    await answer(two)
+
+
+async def test_an_endpoint_that_refuses_the_app_does_not_keep_it_from_the_other(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
+) -> None:
+    fake.api_key = "another"
+
+    for _ in range(2):
+        await answer(two)
+
+    assert (len(fake.requests), len(second.requests)) == (1, 2)
+
+
+async def test_no_turn_is_lost_where_the_preferred_endpoint_dies_under_load(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, tables: Tables
+) -> None:
+    fake.chunk_delay = 0.02
+
+    async def converse(session: str) -> list[int]:
+        return [(await say(two, f"message {turn}", session)).status_code for turn in range(3)]
+
+    talking = [asyncio.create_task(converse(f"s{number}")) for number in range(12)]
+    await fake.until(lambda: len(fake.meter) > 8)
+    fake.stop()
+    statuses = await asyncio.gather(*talking)
+
+    assert statuses == [[200] * 3] * 12
+    entries = await assert_conserved(tables, fake, second)
+    assert len(fake.meter) > 8
+    assert len(second.meter) > 8
+    assert sum(entry.call.state is State.SETTLED for entry in entries) == 36
+
+
+# What a deployment does not take
+
+
+async def test_temperature_is_left_out_where_the_deployment_refuses_it(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    fake.refused = {"chat": frozenset({"temperature"})}
+
+    for _ in range(2):
+        await answer(api, temperature=0.3, top_p=0.9)
+
+    assert ["temperature" in request.body for request in fake.requests] == [True, False, False]
+    assert all(request.body["top_p"] == 0.9 for request in fake.requests)
+    assert len(await assert_conserved(tables, fake)) == 2
+
+
+async def test_ten_turns_at_once_learn_what_to_leave_out(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+    fake.refused = {"chat": frozenset({"temperature"})}
+
+    await asyncio.gather(*(answer(api, "hi", f"s{number}", temperature=0.3) for number in range(10)))
+
+
+@pytest.fixture
+def effort(environ: dict[str, str]) -> dict[str, str]:
+    return environ | {"AZURE_OPENAI_REASONING_EFFORT": "none"}
+
+
+async def test_the_reasoning_effort_is_the_settings_unless_a_turn_has_its_own(
+    serve: Serve, effort: dict[str, str], fake: AzureOpenAI
+) -> None:
+    async with serve(effort) as api:
+        await answer(api)
+        await answer(api, reasoning_effort="high")
+
+    assert [request.body["reasoning_effort"] for request in fake.requests] == ["none", "high"]
+
+
+@pytest.mark.parametrize("worded", ["by its name", "as older models word it"])
+async def test_a_settings_reasoning_effort_is_left_out_where_the_deployment_refuses_it(
+    serve: Serve, effort: dict[str, str], fake: AzureOpenAI, worded: str
+) -> None:
+    if worded == "by its name":
+        fake.refused = {"chat": frozenset({"reasoning_effort"})}
+    else:
+        fake.fault(400, message="Unrecognized request argument supplied: reasoning_effort")
+    async with serve(effort) as api:
+        for _ in range(2):
+            await answer(api)
+
+    assert ["reasoning_effort" in request.body for request in fake.requests] == [True, False, False]
+
+
+async def test_a_turns_own_reasoning_effort_is_not_left_out(
+    serve: Serve, effort: dict[str, str], fake: AzureOpenAI
+) -> None:
+    fake.refused = {"chat": frozenset({"reasoning_effort"})}
+    async with serve(effort) as api:
+        refused = await say(api, reasoning_effort="high")
+
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "reasoning_effort")
+
+
+async def test_an_answer_that_reasoning_used_up_says_why_it_is_empty(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+    used_up = Reply("", finish_reason="length", reasoning_tokens=800)
+    fake.responder = lambda _: used_up
+
+    whole = await answer(api)
+    streamed = events((await say(api, stream=True)).content)[-1].data
+
+    for told in (whole, streamed):
+        assert (told["finish_reason"], told["message"]["content"]) == ("length", "")
+        assert "max_tokens" in told["notice"]
+    fake.responder = lambda _: Reply("cut", finish_reason="length")
+    assert "notice" not in await answer(api)
+
+
+# Who may not in
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refused_key_is_named_by_its_setting_and_logged_once(
+    api: httpx.AsyncClient, fake: AzureOpenAI, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.responder = lambda _: Fault("status", status)
+    for _ in range(2):
+        refused = await say(api)
+
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
+        assert "AZURE_OPENAI_API_KEY" in refused.json()["error"]["message"]
+        assert "Troubleshooting" in refused.json()["error"]["message"]
+
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert "test-key" not in caplog.text
+    assert (await look(api, "/api/sessions/s"))["unaccounted_calls"] == 0
+
+
+# What is written down of it
+
+
+async def test_a_call_leaves_one_line_without_content(
+    api: httpx.AsyncClient, fake: AzureOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")  # as the platform's worker has it, for every library
+    fake.reply("marmalade")
+    told = await answer(api, "xylophone", "a-session-of-mine")
+    fake.fault("no_usage")
+    await say(api, "xylophone", "a-session-of-mine")
+
+    settled, doubtful = lines(caplog)
+    assert settled["session"] == doubtful["session"]
+    assert len(settled["session"]) == 12
+    assert (settled["turn"], settled["outcome"], settled["finish_reason"]) == (1, "settled", "stop")
+    assert (settled["deployment"], settled["endpoint"]) == ("chat", name(fake))
+    assert settled["model"] == told["model"]
+    assert settled["cost_usd"] == format(told["cost_usd"], "f")
+    assert settled["prompt_tokens"] == told["usage"]["prompt_tokens"]
+    assert 0 < settled["seconds_to_first_token"] <= settled["seconds"]
+    assert (doubtful["outcome"], doubtful["reason"], doubtful["cost_usd"]) == ("unaccounted", "upstream_error", None)
+    assert doubtful["worst_case_usd"]
+    for secret in ("xylophone", "marmalade", "a-session-of-mine"):
+        assert secret not in caplog.text
