@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from azure.core.credentials import AccessToken
@@ -25,13 +26,23 @@ class Identity:
         self._credential = self._new()
         self._stale: DefaultAzureCredential | None = None  # requests that began before a renewal may still use it
         self._renewable = 0.0  # on the loop's clock
+        self._asking = asyncio.Lock()  # who comes meanwhile finds the token kept
 
     def __str__(self) -> str:
         return f"this app's identity (client id {self._client_id})" if self._client_id else "this app's identity"
 
     async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
         """Raises azure.core.exceptions.ClientAuthenticationError."""
-        return await self._credential.get_token(*scopes, **options)
+        async with self._asking:
+            return await self._credential.get_token(*scopes, **options)
+
+    def tokens(self, scope: str) -> Callable[[], Awaitable[str]]:
+        """A provider of tokens for one scope."""
+
+        async def token() -> str:
+            return (await self.get_token(scope)).token
+
+        return token
 
     async def renew(self) -> None:
         """Forget the tokens that were kept: a service has refused one that should still be good."""

@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any
 
 from azure.data.tables.aio import TableServiceClient
-from azure.identity.aio import get_bearer_token_provider
 
 from shared.days import Days
 from shared.delivery import Addressed, Delivery
@@ -102,7 +101,7 @@ class Services:
             access = Access.of_identity("The model service", identity, "Cognitive Services OpenAI User")
         else:
             access = Access.of_setting("The model service", "AZURE_OPENAI_API_KEY")
-        key = settings.api_key or get_bearer_token_provider(self._identity, settings.scope)
+        key = settings.api_key or self._identity.tokens(settings.scope)
         effort = settings.reasoning_effort
         return Model(
             [Endpoint(url, key, access=access, timeout=settings.timeout) for url in settings.endpoints],

@@ -19,7 +19,7 @@ KNOWN_BY = {  # what only some rooms may know
     "azure.data": {"tables", "services"},
     "azure.functions": set[str](),
     "azure.monitor": {"tracing"},
-    "azure.identity": {"identity", "services"},
+    "azure.identity": {"identity"},
     "azurefunctions": {"web", "usage"},
     "fastapi": set[str](),
     "genai_prices": {"pricing"},
