@@ -11,18 +11,7 @@ from typing import Any
 from shared.conversation import State, hashed
 from shared.ports import Happened
 
-_INSTRUMENTED = [
-    "azure_sdk",
-    "django",
-    "fastapi",
-    "flask",
-    "httpx",
-    "httpx2",
-    "psycopg2",
-    "requests",
-    "urllib",
-    "urllib3",
-]
+_OTHERS = ("azure_sdk", "django", "fastapi", "flask", "httpx", "httpx2", "psycopg2", "requests", "urllib", "urllib3")
 _TOKENS = [4**power for power in range(14)]  # the bounds that the conventions name
 _SECONDS = [0.01 * 2**power for power in range(14)]
 
@@ -42,9 +31,10 @@ def tracing(connection_string: str | None) -> Callable[[Happened], None] | None:
         configure_azure_monitor(
             connection_string=connection_string,
             logger_name="chat.telemetry",  # no log lines by this way: the platform sends them on already
+            sampling_ratio=1.0,  # every call: it costs far more than its span
             enable_live_metrics=False,
             enable_performance_counters=False,
-            instrumentation_options={name: {"enabled": False} for name in _INSTRUMENTED},
+            instrumentation_options={name: {"enabled": False} for name in _OTHERS},
         )
     return _Recorder(trace.get_tracer("chat"), metrics.get_meter("chat"))
 
