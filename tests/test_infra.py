@@ -59,6 +59,7 @@ READS_SECRETS: Grant = ("app", "Key Vault Secrets User", "Microsoft.KeyVault/vau
 LOCAL = {
     "ACS_CONNECTION_STRING": "a key; ACS_ENDPOINT signs in by identity",
     "AZURE_OPENAI_SCOPE": "the default is right for Azure OpenAI in the public cloud; extraSettings sets another",
+    "IDENTITY_ENDPOINT": "the platform sets it itself where an identity is assigned",
     "OUTBOX_DIR": "a folder of a developer's machine",
     "TABLES_CONNECTION_STRING": "a key; TABLES_ENDPOINT signs in by identity",
 }
@@ -356,8 +357,6 @@ def designed() -> set[str]:
     """Settings that the template gives already and that shared/settings.py may come to read later."""
     return {
         "AZURE_OPENAI_MAX_OUTPUT_TOKENS",
-        "AZURE_OPENAI_MAX_RETRIES",
-        "AZURE_OPENAI_REASONING_EFFORT",
         "MAX_REQUEST_BYTES",
     }
 
@@ -544,7 +543,7 @@ class TestSwitches:
 
     def test_every_setting_is_described_in_the_sample(self) -> None:
         described = settings_file(ROOT / "local.settings.sample.json").keys()
-        assert not settings_read() - described - {"CLIENT_KEYS"}  # of the OpenAI-compatible routes, which are to come
+        assert not settings_read() - described - {"CLIENT_KEYS", "IDENTITY_ENDPOINT"}  # of the OpenAI-compatible routes, which are to come
 
 
 METRIC_ALERTS = "Microsoft.Insights/metricAlerts"

@@ -1,0 +1,90 @@
+"""What one streamed answer costs in CPU time: raw bytes, this app's chunks, the SDK's typed chunks, in one run.
+
+`python -m benchmarks.streaming [answers] [chunks]`. The model's fake is a thread of the same process; only the CPU time
+of the reading thread is counted, and each way takes its turn in every round, so that a busy machine hits all alike.
+"""
+
+import argparse
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from statistics import median
+from typing import Any
+
+import httpx2
+from openai import AsyncOpenAI
+
+from shared.completion import Completion
+from shared.endpoint import Endpoint
+from shared.identity import Access
+from shared.ports import Prompt
+from tests.azure_openai import AzureOpenAI, Reply
+
+MESSAGES = ({"role": "user", "content": "Tell me a story."},)
+BODY: dict[str, Any] = {
+    "model": "chat",
+    "messages": list(MESSAGES),
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+Way = Callable[[], Awaitable[int]]
+
+
+def ways(base: str, endpoint: Endpoint, typed: AsyncOpenAI, raw: httpx2.AsyncClient) -> dict[str, Way]:
+    """Each asks for one answer and returns how much of it there was."""
+
+    async def floor() -> int:
+        headers = {"api-key": "test-key"}
+        async with raw.stream("POST", f"{base}chat/completions", json=BODY, headers=headers) as response:
+            return sum([len(part) async for part in response.aiter_raw()])
+
+    async def ours() -> int:
+        prompt = Prompt(
+            call_id="0", deployment="chat", messages=MESSAGES, max_tokens=800, options={}, deadline=float("inf")
+        )
+        completion = Completion()
+        async with AsyncExitStack() as stack:
+            pieces = [completion.add(chunk) async for chunk in await endpoint.ask(prompt, {}, stack)]
+        return sum(map(bool, pieces))
+
+    async def sdk() -> int:
+        pieces = 0
+        async for chunk in await typed.chat.completions.create(**BODY):
+            pieces += bool(chunk.choices and chunk.choices[0].delta.content)
+        return pieces
+
+    return {"raw bytes": floor, "this app's chunks": ours, "the SDK's typed chunks": sdk}
+
+
+async def measure(answers: int, chunks: int) -> None:
+    with AzureOpenAI() as fake:
+        fake.responder = lambda _: Reply("word " * chunks)
+        base = f"{fake.endpoint}/openai/v1/"
+        endpoint = Endpoint(base, "test-key", access=Access(""), timeout=60)
+        async with AsyncOpenAI(base_url=base, api_key="test-key") as typed, httpx2.AsyncClient() as raw:
+            taken: dict[str, list[tuple[float, float]]] = {}
+            for number in range(answers + 2):  # the first two warm up
+                for name, way in ways(base, endpoint, typed, raw).items():
+                    wall, cpu = time.perf_counter(), time.thread_time()
+                    if await way() < chunks:
+                        raise RuntimeError(f"{name}: the answer was not whole")
+                    if number > 1:
+                        spent = (time.perf_counter() - wall, time.thread_time() - cpu)
+                        taken.setdefault(name, []).append(spent)
+        await endpoint.close()
+    floor = median(cpu for _, cpu in taken["raw bytes"])
+    print(f"{answers} answers of {chunks} chunks, medians per answer:")
+    for name, times in taken.items():
+        wall, cpu = median(wall for wall, _ in times) * 1e3, median(cpu for _, cpu in times)
+        print(
+            f"  {name:24} {cpu * 1e3:6.2f} ms of CPU ({cpu / floor:.1f} times the floor), {wall:6.2f} ms by the clock"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=__doc__)
+    parser.add_argument("answers", type=int, nargs="?", default=100)
+    parser.add_argument("chunks", type=int, nargs="?", default=64)
+    asked = parser.parse_args()
+    asyncio.run(measure(asked.answers, asked.chunks))
