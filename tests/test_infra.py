@@ -543,7 +543,7 @@ class TestSwitches:
 
     def test_every_setting_is_described_in_the_sample(self) -> None:
         described = settings_file(ROOT / "local.settings.sample.json").keys()
-        assert not settings_read() - described - {"CLIENT_KEYS", "IDENTITY_ENDPOINT"}  # of the OpenAI-compatible routes, which are to come
+        assert not settings_read() - described - {"CLIENT_KEYS", "IDENTITY_ENDPOINT"}
 
 
 METRIC_ALERTS = "Microsoft.Insights/metricAlerts"
