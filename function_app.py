@@ -53,6 +53,11 @@ async def daily_cost_summary(timer: func.TimerRequest) -> None:
     await usage.fire()
 
 
+@app.route("api/about", methods=["GET"])
+async def about(req: Request) -> Response:
+    return await web.get_about(req)
+
+
 @app.route("api/health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 async def health(req: Request) -> Response:
     return await web.get_health(req)

@@ -67,7 +67,7 @@ def plan(own: Mapping[str, str], process: Mapping[str, str], state: Path, port: 
 
 
 def _unconditional(settings: Mapping[str, str], state: Path) -> dict[str, str]:
-    defaults = {"SUMMARY_SCHEDULE": "0 0 6 * * *"}
+    defaults = {"SUMMARY_SCHEDULE": "0 0 6 * * *", "REGION_NAME": "this machine"}
     if not any(settings.get(way) for way in ("ACS_ENDPOINT", "ACS_CONNECTION_STRING", "SMTP_URL")):
         defaults |= {"OUTBOX_DIR": str(state / "outbox"), "SUMMARY_RECIPIENTS": "you@localhost"}
     for setting, key in keys.local_keys(state / "keys.json").items():

@@ -216,6 +216,14 @@ class ChatAnswer(BaseModel):
     notice: str | None = None  # what a reader of the answer should know of it
 
 
+class AboutAnswer(BaseModel):
+    """What the service tells of itself: the default deployment, all that may be chosen, and where it runs."""
+
+    deployment: str
+    deployments: list[str]
+    region: str | None
+
+
 class SessionAnswer(SessionTotals):
     session_id: str
     created: datetime

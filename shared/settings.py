@@ -55,6 +55,7 @@ class Settings:
     client_id: str | None
     in_azure: bool  # the platform's identity endpoint is there
     insights: str | None  # Application Insights' connection string
+    region: str | None
     client_keys: Mapping[str, str]  # name -> SHA-256 of the key, in hex
     usage_keys: Mapping[str, str]
     recipients: tuple[str, ...]  # of the daily summary
@@ -94,6 +95,7 @@ class Settings:
             client_id=env.optional("AZURE_CLIENT_ID"),
             in_azure=env.optional("IDENTITY_ENDPOINT") is not None,
             insights=env.optional("APPLICATIONINSIGHTS_CONNECTION_STRING"),
+            region=env.optional("REGION_NAME"),
             client_keys=env.parsed("CLIENT_KEYS", _keys, {}),
             usage_keys=env.parsed("USAGE_KEYS", _keys, {}),
             recipients=env.parsed("SUMMARY_RECIPIENTS", _addresses, ()),

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from shared import answers, errors
-from shared.contract import ChatRequest, SessionId, problem
+from shared.contract import AboutAnswer, ChatRequest, SessionId, problem
 from shared.errors import ChatError, InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from shared.reservation import Post
 from shared.services import Services, services
@@ -116,6 +116,15 @@ async def delete_messages(request: Request, services: Services) -> Response:
 async def delete_session(request: Request, services: Services) -> Response:
     await services.removals.erase(_session_id(request), None)
     return Response(status_code=204)
+
+
+@answering
+async def get_about(request: Request, services: Services) -> Response:
+    settings = services.settings
+    about = AboutAnswer(
+        deployment=settings.deployment, deployments=sorted(settings.deployments), region=settings.region
+    )
+    return json_response(answers.dump(about))
 
 
 async def get_health(request: Request) -> Response:

@@ -86,7 +86,9 @@ def certificates_read_once() -> Iterator[None]:
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine reaches a test."""
     for name in os.environ:
-        if name.startswith(("AZURE_", "TABLE", "SUMMARY_", "SMTP_", "ACS_", "OUTBOX_", "APPLICATIONINSIGHTS_")):
+        if name.startswith(
+            ("AZURE_", "TABLE", "SUMMARY_", "SMTP_", "ACS_", "OUTBOX_", "APPLICATIONINSIGHTS_", "REGION_")
+        ):
             monkeypatch.delenv(name)
     for name in ("PRICES", "CLIENT_KEYS", "USAGE_KEYS", "CONTEXT_TOKENS", "SYSTEM_PROMPT", "MAX_MESSAGE_BYTES"):
         monkeypatch.delenv(name, raising=False)

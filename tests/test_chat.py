@@ -627,3 +627,11 @@ async def test_the_content_type_may_be_spelt_as_clients_do(api: httpx.AsyncClien
     )
 
     assert answered(sent)["message"] == assistant("echo: hi")
+
+
+async def test_the_service_tells_what_it_is(serve: Serve, environ: dict[str, str]) -> None:
+    several = {"AZURE_OPENAI_DEPLOYMENTS": "chat=gpt-5.4-mini, another=gpt-4.1", "REGION_NAME": "East US"}
+    async with serve(environ | several) as api:
+        told = await look(api, "/api/about")
+
+    assert told == {"deployment": "chat", "deployments": ["another", "chat"], "region": "East US"}

@@ -60,6 +60,7 @@ LOCAL = {
     "ACS_CONNECTION_STRING": "a key; ACS_ENDPOINT signs in by identity",
     "AZURE_OPENAI_SCOPE": "the default is right for Azure OpenAI in the public cloud; extraSettings sets another",
     "IDENTITY_ENDPOINT": "the platform sets it itself where an identity is assigned",
+    "REGION_NAME": "the platform sets it itself",
     "OUTBOX_DIR": "a folder of a developer's machine",
     "TABLES_CONNECTION_STRING": "a key; TABLES_ENDPOINT signs in by identity",
 }
@@ -543,7 +544,7 @@ class TestSwitches:
 
     def test_every_setting_is_described_in_the_sample(self) -> None:
         described = settings_file(ROOT / "local.settings.sample.json").keys()
-        assert not settings_read() - described - {"CLIENT_KEYS", "IDENTITY_ENDPOINT"}
+        assert not settings_read() - described - {"CLIENT_KEYS", "IDENTITY_ENDPOINT", "REGION_NAME"}
 
 
 METRIC_ALERTS = "Microsoft.Insights/metricAlerts"

@@ -74,6 +74,7 @@ class TestDefaults:
             ("client_id", None),
             ("in_azure", False),
             ("insights", None),
+            ("region", None),
             ("client_keys", {}),
             ("usage_keys", {}),
             ("recipients", ()),
