@@ -33,6 +33,11 @@ class Keys:
             raise Unauthorized(f"This key is none of {self._setting}.")
         return found
 
+    def caller(self, headers: Mapping[str, str]) -> str | None:
+        """Whose request it is where a key is not asked for: nobody's in particular unless it carries one. Raises
+        Unauthorized where that is none of these."""
+        return None if presented(headers) is None else f"key:{self.name(headers)}"
+
 
 def presented(headers: Mapping[str, str]) -> str | None:
     """The key that a request carries in the headers that OpenAI's clients use."""

@@ -62,6 +62,7 @@ class Services:
             grace=lifetime(settings.turn_timeout),
         )
         self.delivery = Delivery(days, self.reports, self._addressed())
+        self.client_keys = Keys("CLIENT_KEYS", settings.client_keys)
         self.usage_keys = Keys("USAGE_KEYS", settings.usage_keys)
         self._model = self._model_service()
         prices = Prices(settings.prices, settings.deployments)

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from shared import answers, errors
 from shared.contract import AboutAnswer, ChatRequest, SessionId, problem
+from shared.conversation import Session
 from shared.errors import ChatError, InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from shared.reservation import Post
 from shared.services import Services, services
@@ -63,6 +64,7 @@ def answering(handler: Callable[[Request, Services], Awaitable[Response]]) -> Ha
 
 @answering
 async def post_chat(request: Request, services: Services) -> Response:
+    caller = services.client_keys.caller(request.headers)
     body = await _body(request, services.settings.max_message_bytes)
     asked = _validated(body)
     streamed = asked.stream or "text/event-stream" in request.headers.get("accept", "")
@@ -74,6 +76,7 @@ async def post_chat(request: Request, services: Services) -> Response:
             deployment=asked.deployment,
             max_tokens=asked.max_tokens,
             options=asked.options(),
+            caller=caller,
             key=_idempotency_key(request),
             fingerprint=asked.fingerprint(),
         ),
@@ -93,14 +96,14 @@ async def post_chat(request: Request, services: Services) -> Response:
 
 @answering
 async def get_session(request: Request, services: Services) -> Response:
-    session = await services.removals.visible(_session_id(request), None)
+    session = await _visible(request, services)
     return json_response(answers.dump(answers.session_answer(session, datetime.now(UTC))))
 
 
 @answering
 async def get_messages(request: Request, services: Services) -> Response:
     limit = whole(request, "limit", default=20, most=MOST_TURNS)
-    session = await services.removals.visible(_session_id(request), None)
+    session = await _visible(request, services)
     before = whole(request, "before", default=session.turns + 1, most=10**9)
     turns = await services.sessions.history(session, before=before, limit=limit)
     return json_response(answers.dump(answers.history_answer(session, turns)))
@@ -108,14 +111,19 @@ async def get_messages(request: Request, services: Services) -> Response:
 
 @answering
 async def delete_messages(request: Request, services: Services) -> Response:
-    await services.removals.clear(_session_id(request), None)
+    await services.removals.clear(_session_id(request), services.client_keys.caller(request.headers))
     return Response(status_code=204)
 
 
 @answering
 async def delete_session(request: Request, services: Services) -> Response:
-    await services.removals.erase(_session_id(request), None)
+    await services.removals.erase(_session_id(request), services.client_keys.caller(request.headers))
     return Response(status_code=204)
+
+
+async def _visible(request: Request, services: Services) -> Session:
+    caller = services.client_keys.caller(request.headers)
+    return await services.removals.visible(_session_id(request), caller)
 
 
 @answering
