@@ -3,7 +3,7 @@
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-from shared import usage, web
+from shared import compatible, usage, web
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 
@@ -31,6 +31,21 @@ async def messages(req: Request) -> Response:
 @app.route("api/sessions/{session_id}/messages", methods=["DELETE"])
 async def clear_messages(req: Request) -> Response:
     return await web.delete_messages(req)
+
+
+@app.route("openai/v1/chat/completions", methods=["POST"], auth_level=func.AuthLevel.ANONYMOUS)
+async def completion(req: Request) -> Response:
+    return await compatible.post_completion(req)
+
+
+@app.route("openai/deployments/{deployment}/chat/completions", methods=["POST"], auth_level=func.AuthLevel.ANONYMOUS)
+async def completion_of_deployment(req: Request) -> Response:
+    return await compatible.post_completion(req)
+
+
+@app.route("openai/v1/models", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def models(req: Request) -> Response:
+    return await compatible.get_models(req)
 
 
 @app.route("api/usage/daily/{date}", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)

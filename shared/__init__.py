@@ -47,5 +47,6 @@ Upkeep: what is done beside the turns
 The edge
     services                the composition root, built on first use
     web                     requests to values, values and errors to answers
+    compatible              the OpenAI-compatible routes
     usage                   the usage routes
 """

@@ -49,7 +49,8 @@ def chat_answer(session: Session, turn: Turn) -> ChatAnswer:
     rest = dict(turn.extras)
     if turn.truncated:
         rest["truncated"] = True
-    if turn.finish_reason == "length" and not turn.messages[-1].get("content"):
+    said = turn.messages[-1]
+    if turn.finish_reason == "length" and not any(said.get(kind) for kind in ("content", "refusal", "tool_calls")):
         rest["notice"] = EMPTY
     return ChatAnswer(
         session_id=session.id,
@@ -189,6 +190,17 @@ def _usage(usage: Usage) -> TokenUsage:
         reasoning_tokens=usage.reasoning_tokens,
         total_tokens=usage.total_tokens,
     )
+
+
+def openai_usage(usage: Usage) -> dict[str, Any]:
+    """Usage as the chat completions format has it."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
 
 
 def _plain(value: object) -> orjson.Fragment:

@@ -1,18 +1,34 @@
-"""An answer gathered from its chunks, in the chat completions format. Pure; knows the format, not the service.
+"""An answer in the chat completions format, whole or gathered from its chunks. Pure; knows the format, not the service.
 
 Chunks are plain mappings, as read from the wire: typed parsing of every chunk costs several times more CPU time.
 """
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from shared.conversation import Message, Usage
+from shared.errors import UpstreamError
+
+log = logging.getLogger(__name__)
 
 Chunk = Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one chunk adds: content, refusal or tool-call pieces of choice 0, {} where it has none. `only_usage`: it is
+    the one that a stream has because usage was asked for."""
+
+    shown: Mapping[str, Any]
+    only_usage: bool
+
+
 class Completion:
-    """What has come of an answer so far."""
+    """What has come of an answer so far; of several choices, of the first."""
 
     def __init__(self) -> None:
         self.model: str | None = None
@@ -22,16 +38,17 @@ class Completion:
         self._text: dict[str, list[str]] = {"content": [], "refusal": []}
         self._tool_calls: list[dict[str, Any]] = []
 
-    def add(self, chunk: Chunk) -> dict[str, Any]:
-        """Take in one chunk; returns the content, refusal or tool-call pieces in it, {} where it has none."""
+    def add(self, data: bytes) -> Piece:
+        """Take in one chunk, or a whole answer that was not streamed. Raises UpstreamError where it is neither."""
+        chunk = _parsed(data)
         self.model = chunk.get("model") or self.model
         if usage := chunk.get("usage"):
             self.usage = usage_of(usage)
         if filtered := chunk.get("prompt_filter_results"):
             self.extras.setdefault("content_filter", {})["prompt"] = filtered
-        for choice in chunk.get("choices") or ():
-            return self._add_choice(choice)
-        return {}
+        choices = chunk.get("choices") or ()
+        shown = [self._add_choice(choice) for choice in choices if choice.get("index", 0) == 0]
+        return Piece(shown[0] if shown else {}, bool(usage) and not choices)
 
     def message(self) -> Message:
         """The assistant's message as far as it has come."""
@@ -50,7 +67,7 @@ class Completion:
             self.extras.setdefault("content_filter", {}).setdefault("completion", {}).update(filtered)
         if logprobs := choice.get("logprobs"):
             self._add_logprobs(logprobs)
-        return self._add_delta(choice.get("delta") or {})
+        return self._add_delta(choice.get("delta") or choice.get("message") or {})
 
     def _add_delta(self, delta: Mapping[str, Any]) -> dict[str, Any]:
         shown: dict[str, Any] = {}
@@ -59,13 +76,12 @@ class Completion:
                 pieces.append(piece)
                 shown[kind] = piece
         if calls := delta.get("tool_calls"):
-            for call in calls:
-                self._add_tool_call(call)
+            for number, call in enumerate(calls):
+                self._add_tool_call(call.get("index", number), call)
             shown["tool_calls"] = calls
         return shown
 
-    def _add_tool_call(self, piece: Mapping[str, Any]) -> None:
-        index = piece.get("index", 0)
+    def _add_tool_call(self, index: int, piece: Mapping[str, Any]) -> None:
         while len(self._tool_calls) <= index:
             self._tool_calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
         call, function = self._tool_calls[index], piece.get("function") or {}
@@ -78,6 +94,17 @@ class Completion:
         for kind, tokens in logprobs.items():
             if tokens:
                 gathered.setdefault(kind, []).extend(tokens)
+
+
+def _parsed(data: bytes) -> Chunk:
+    try:
+        chunk = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise UpstreamError("The model's answer was garbled. Send this again.", maybe_billed=True) from error
+    if not isinstance(chunk, dict) or "error" in chunk:
+        log.warning("the model service broke its answer off with an error")
+        raise UpstreamError("The model's answer broke off with an error. Send this again.", maybe_billed=True)
+    return chunk
 
 
 def usage_of(reported: Mapping[str, Any]) -> Usage:

@@ -13,6 +13,7 @@ _SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z"
 _IMAGE_URL = r"^(https?://|data:image/)"
 SessionId = Annotated[str, StringConstraints(pattern=_SESSION_ID)]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+INSTRUCTIONS = ("system", "developer")  # the roles of what is said about the conversation, not in it
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
@@ -43,6 +44,21 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 class ToolResult(Wire):
     tool_call_id: NonEmpty
     content: str
+
+
+class ChatMessage(BaseModel):
+    """A message of OpenAI's format, as far as this app reads it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: NonEmpty
+    content: str | list[dict[str, Any]] | None = None
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    include_usage: bool | None = None
 
 
 class ChatRequest(Wire):
@@ -89,6 +105,35 @@ class ChatRequest(Wire):
     def options(self) -> dict[str, Any]:
         """What goes to the model as it is, for this turn alone."""
         return self.model_dump(include=set(OPTIONS), exclude_none=True)
+
+
+class CompletionRequest(BaseModel):
+    """A request of OpenAI's chat completions format, as far as this app reads it; all else is the model service's."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: NonEmpty | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    def adds(self) -> tuple[dict[str, Any], ...]:
+        """The messages after the last one of the assistant's, which is what a session has not heard yet."""
+        said = [message.model_dump(exclude_unset=True) for message in self.messages]
+        last = max((at for at, message in enumerate(said) if message["role"] == "assistant"), default=-1)
+        return tuple(message for message in said[last + 1 :] if message["role"] not in INSTRUCTIONS)
+
+    def system(self) -> str:
+        """The first instructions, as text."""
+        for message in self.messages:
+            if message.role in INSTRUCTIONS:
+                content = message.content or ""
+                parts = content if isinstance(content, list) else [{"text": content}]
+                return "\n".join(str(part.get("text", "")) for part in parts)
+        return ""
 
 
 OPTIONS = (

@@ -174,7 +174,7 @@ class Turn:
     calls: tuple[Call, ...]
     messages: tuple[Message, ...] = ()
     window_start: int = 1
-    past_tokens: int = 0  # what its prompt held before its own messages, as far as was known
+    past_tokens: int | None = 0  # what its prompt held before its own messages; None where its caller made the prompt
     finished: datetime | None = None
     finish_reason: str | None = None
     truncated: bool = False

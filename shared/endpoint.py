@@ -1,28 +1,27 @@
-"""The only room that knows openai: one endpoint of the model service, its answers as chunks, and what its errors mean.
+"""The only room that knows openai: one endpoint of the model service, its answers as they come, what its errors mean.
 
-Always streaming, so that time-outs are for the next byte and not for a whole long answer. Chunks are read raw, because
-typed parsing of each costs several times the CPU time.
+Answers are read raw, because typed parsing of each chunk costs several times the CPU time. In a stream time-outs are
+for the next byte; what is not streamed comes when it is finished, so only the caller's deadline ends it.
 """
 
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-import orjson
 from azure.core.exceptions import AzureError
-from openai import APIConnectionError, APIStatusError, AsyncOpenAI, Timeout
+from openai import NOT_GIVEN, APIConnectionError, APIStatusError, AsyncOpenAI, Timeout
 
-from shared.completion import Chunk
 from shared.errors import (
     ChatError,
     ContentFiltered,
     ContextTooLong,
     InvalidRequest,
     RateLimited,
+    Said,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -33,6 +32,7 @@ from shared.ports import Prompt
 log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
+_SHOWN = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
 _UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request argument supplied: (\w+)")  # older models name it so alone
 
 
@@ -64,40 +64,51 @@ class Endpoint:
     def __init__(
         self, url: str, api_key: str | Callable[[], Awaitable[str]], *, access: Access, timeout: float
     ) -> None:
+        connect = min(timeout, _CONNECT_SECONDS)
+        self._whole = Timeout(None, connect=connect)  # for what is not streamed
         # Its own retries would multiply ours, and make calls that the ledger never heard of.
         self._client = AsyncOpenAI(
-            base_url=url,
-            api_key=api_key,
-            max_retries=0,
-            timeout=Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
+            base_url=url, api_key=api_key, max_retries=0, timeout=Timeout(timeout, connect=connect)
         )
         self._access = access
-        self.name = urlsplit(url).netloc
+        self.name = urlsplit(url).netloc.rpartition("@")[2]
 
-    async def ask(self, prompt: Prompt, options: Mapping[str, Any], stack: AsyncExitStack) -> AsyncIterator[Chunk]:
-        """The answer, chunk by chunk, until the stack is closed. Raises InvalidRequest where the service refuses the
-        prompt, else UpstreamFailure; so does reading on."""
+    async def ask(
+        self, prompt: Prompt, body: Mapping[str, Any], stack: AsyncExitStack
+    ) -> tuple[Mapping[str, str], AsyncIterator[bytes]]:
+        """The answer's headers and, until the stack is closed, its JSON: each event's of a stream, else the one
+        document. Raises InvalidRequest where the service refuses the prompt, else UpstreamFailure; so does reading."""
+        streamed = bool(body.get("stream"))
         create: Any = self._client.chat.completions.with_streaming_response.create
         asking = create(
             model=prompt.deployment,
             messages=[],  # they go as they are: it would walk through them by their types, 22 ms of CPU for 126 of them
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"messages": prompt.messages, "max_completion_tokens": prompt.max_tokens, **options},
+            stream=streamed,
+            extra_body=body,
             extra_headers={"x-ms-client-request-id": prompt.call_id},
+            timeout=NOT_GIVEN if streamed else self._whole,
         )
         try:
             response = await stack.enter_async_context(asking)
         except APIStatusError as error:
             log.warning("call %s: %s answered %s %s", prompt.call_id, self.name, error.status_code, error.code)
-            raise self._refusal(error, prompt.deployment) from error
+            refusal = self._refusal(error, prompt.deployment)
+            if not isinstance(refusal, NotAuthorized):  # which is between this app and the service
+                refusal.said = Said(error.status_code, _shown(error.response.headers), error.response.content)
+            raise refusal from error
         except AzureError as error:
             log.warning("call %s: no token for the model service: %s", prompt.call_id, type(error).__name__)
             raise NotAuthorized(self._access.refused(type(error).__name__), stale=False) from error
-        except APIConnectionError as error:
-            log.warning("call %s: %s: %s", prompt.call_id, self.name, type(error.__cause__ or error).__name__)
-            raise _unreached(error) from error
-        return _chunks(response.iter_bytes())
+        except (APIConnectionError, httpx2.RequestError) as error:  # the latter while an error's body is read
+            cause = error if isinstance(error, httpx2.RequestError) else error.__cause__
+            log.warning("call %s: %s: %s", prompt.call_id, self.name, type(cause or error).__name__)
+            raise _unreached(cause) from error
+        parts = response.iter_bytes()
+        return _shown(response.headers), _reading(_events(parts) if streamed else _document(parts))
+
+    async def renew(self) -> bool:
+        """Whether the next attempt may have a fresh token."""
+        return await self._access.renew()
 
     async def close(self) -> None:
         await self._client.close()
@@ -127,22 +138,31 @@ class Endpoint:
                 return UpstreamError("The model service failed. Send this again.", maybe_billed=True, pause=pause)
 
 
-async def _chunks(parts: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
-    done = False
+async def _reading(answer: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     try:
-        async for line in _lines(parts):
-            if not line.startswith(b"data:"):
-                continue
-            if (data := line[5:].strip()) == b"[DONE]":
-                done = True  # and read to the very end, or the connection could not be used again
-            elif not done:
-                yield _chunk(data)
+        async for data in answer:
+            yield data
     except httpx2.TimeoutException as error:
-        if not done:
-            raise UpstreamTimeout("The model stopped in mid-answer. Send this again.", maybe_billed=True) from error
-    except httpx2.TransportError as error:
-        if not done:
-            raise UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True) from error
+        raise UpstreamTimeout("The model stopped in mid-answer. Send this again.", maybe_billed=True) from error
+    except httpx2.RequestError as error:
+        raise UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True) from error
+
+
+async def _document(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield b"".join([part async for part in parts])
+
+
+async def _events(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The data of server-sent events, up to the end that the service announces."""
+    lines = _lines(parts)
+    async for line in lines:
+        if line.startswith(b"data:"):
+            if (data := line[5:].strip()) == b"[DONE]":
+                break
+            yield data
+    with suppress(httpx2.RequestError):  # to the very end, or the connection could not be used again
+        async for _ in lines:
+            pass
 
 
 async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -156,20 +176,8 @@ async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield rest
 
 
-def _chunk(data: bytes) -> Chunk:
-    try:
-        chunk = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise UpstreamError("The model's answer was garbled. Send this again.", maybe_billed=True) from error
-    if not isinstance(chunk, dict) or "error" in chunk:
-        log.warning("the model service broke its answer off with an error")
-        raise UpstreamError("The model's answer broke off with an error. Send this again.", maybe_billed=True)
-    return chunk
-
-
-def _unreached(error: APIConnectionError) -> ChatError:
+def _unreached(cause: BaseException | None) -> ChatError:
     """Before the request went out nothing can have been billed; afterwards nobody knows."""
-    cause = error.__cause__
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
         message = "The model service can't be reached. Send this again in a few seconds."
         return UpstreamUnavailable(message, maybe_billed=False)
@@ -205,3 +213,7 @@ def _pause(error: APIStatusError) -> float | None:
         if re.fullmatch(r"[0-9]{1,7}(\.[0-9]+)?", value):
             return float(value) * unit
     return None
+
+
+def _shown(headers: httpx2.Headers) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if _SHOWN.fullmatch(name)}

@@ -5,6 +5,7 @@ ChatError
 │   ├── ContentFiltered    the service's content filter stopped the prompt
 │   └── ContextTooLong     the conversation does not fit the model, even shortened
 ├── Unauthorized           no key, or a wrong one
+├── ModelNotFound          the OpenAI-compatible routes know no such model
 ├── SessionNotFound        unknown, erased, being erased, or somebody else's: all the same to the caller
 ├── SessionBusy            another turn of this session is running
 ├── MessageTooLarge        more than this service takes, or more than one row can hold
@@ -21,16 +22,29 @@ Changed is not for callers: storage tells the rooms that a row is not as they th
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An error as the model service answered it. `headers`: those that callers may see."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class ChatError(Exception):
     """Base of every error that a caller may see.
 
     `code` is stable and machine-readable; `message` says what is wrong and what to do; `param` names the offending
-    field; `retry_after` is in seconds.
+    field; `retry_after` is in seconds; `said` is what the model service itself answered, for those who speak its
+    language.
     """
 
     code = "internal_error"
+    said: "Said | None" = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -53,6 +67,10 @@ class ContextTooLong(InvalidRequest):
 
 class Unauthorized(ChatError):
     code = "unauthorized"
+
+
+class ModelNotFound(ChatError):
+    code = "model_not_found"
 
 
 class SessionNotFound(ChatError):

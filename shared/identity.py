@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,11 +11,13 @@ from azure.identity.aio import DefaultAzureCredential
 
 log = logging.getLogger(__name__)
 
+_REFRESH = 300.0  # seconds before a token's end
 _RENEWAL = 60.0  # seconds between two renewals: what a fresh token does not mend, another one will not
 
 
 class Identity:
-    """A credential for every client of the app. It keeps tokens and refreshes them before they expire.
+    """A credential for every client of the app. Tokens are kept, and refreshed before they expire; who asks while one
+    is on its way waits for that.
 
     `client_id`: of a user-assigned identity. `in_azure`: the platform's identity endpoint is there, so no developer's
     tools are looked for.
@@ -26,15 +29,18 @@ class Identity:
         self._credential = self._new()
         self._stale: DefaultAzureCredential | None = None  # requests that began before a renewal may still use it
         self._renewable = 0.0  # on the loop's clock
-        self._asking = asyncio.Lock()  # who comes meanwhile finds the token kept
+        self._asked: dict[tuple[object, ...], asyncio.Task[AccessToken]] = {}
 
     def __str__(self) -> str:
         return f"this app's identity (client id {self._client_id})" if self._client_id else "this app's identity"
 
     async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
         """Raises azure.core.exceptions.ClientAuthenticationError."""
-        async with self._asking:
-            return await self._credential.get_token(*scopes, **options)
+        key = (scopes, *options.items())
+        asked = self._asked.get(key)
+        if asked is None or _spent(asked):
+            asked = self._asked[key] = asyncio.create_task(self._credential.get_token(*scopes, **options))
+        return await asyncio.shield(asked)
 
     def tokens(self, scope: str) -> Callable[[], Awaitable[str]]:
         """A provider of tokens for one scope."""
@@ -50,10 +56,13 @@ class Identity:
         if now >= self._renewable:
             self._renewable = now + _RENEWAL
             stale, self._stale, self._credential = self._stale, self._credential, self._new()
+            self._asked.clear()
             if stale:
                 await stale.close()
 
     async def close(self) -> None:
+        for asked in self._asked.values():
+            asked.cancel()
         if self._stale:
             await self._stale.close()
         await self._credential.close()
@@ -78,8 +87,9 @@ class Identity:
 class Access:
     """What this app shows a service, and what is to be done where that does not do: told every caller, logged once."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, identity: Identity | None = None) -> None:
         self._message = message
+        self._identity = identity
         self._logged = False
 
     @classmethod
@@ -87,7 +97,8 @@ class Access:
         return cls(
             f"{service} does not let {identity} in. It must be assigned to the app (on a laptop: az login) and have the"
             f" role {role}, which takes some minutes to apply after a deployment. Send this again then;"
-            " if it stays so, see Troubleshooting in the README."
+            " if it stays so, see Troubleshooting in the README.",
+            identity,
         )
 
     @classmethod
@@ -100,3 +111,16 @@ class Access:
             self._logged = True
             log.error("%s (%s)", self._message, reason)
         return self._message
+
+    async def renew(self) -> bool:
+        """Whether what is shown next may be fresh; a setting never is."""
+        if self._identity:
+            await self._identity.renew()
+        return self._identity is not None
+
+
+def _spent(asked: asyncio.Task[AccessToken]) -> bool:
+    """Whether a token must be asked for: the one at hand was not to be had, or expires soon."""
+    if not asked.done():
+        return False
+    return asked.cancelled() or asked.exception() is not None or asked.result().expires_on - time.time() < _REFRESH

@@ -19,9 +19,12 @@ class Journal:
         self._trace = trace
 
     def record(self, happened: Happened) -> None:
-        log.info("call %s: %s", happened.call.id, orjson.dumps(_fields(happened)).decode())
-        if self._trace:
-            self._trace(happened)
+        try:
+            log.info("call %s: %s", happened.call.id, orjson.dumps(_fields(happened)).decode())
+            if self._trace:
+                self._trace(happened)
+        except Exception:  # what is only told must not keep a call from being settled
+            log.exception("call %s could not be told of", happened.call.id)
 
 
 def _fields(happened: Happened) -> dict[str, Any]:

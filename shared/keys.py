@@ -33,10 +33,13 @@ class Keys:
             raise Unauthorized(f"This key is none of {self._setting}.")
         return found
 
-    def caller(self, headers: Mapping[str, str]) -> str | None:
-        """Whose request it is where a key is not asked for: nobody's in particular unless it carries one. Raises
-        Unauthorized where that is none of these."""
-        return None if presented(headers) is None else f"key:{self.name(headers)}"
+    def caller(self, headers: Mapping[str, str]) -> str:
+        """Whose request it is, as sessions and ledger name him. Raises Unauthorized."""
+        return f"key:{self.name(headers)}"
+
+    def caller_if_named(self, headers: Mapping[str, str]) -> str | None:
+        """The same where no key is asked for; None without one. Raises Unauthorized where it is none of these."""
+        return None if presented(headers) is None else self.caller(headers)
 
 
 def presented(headers: Mapping[str, str]) -> str | None:

@@ -43,6 +43,27 @@ async def persist(call: Call, write: Callable[[], Awaitable[None]]) -> None:
             await write()
 
 
+class Unheld:
+    """A call without a session: the ledger alone knows of it."""
+
+    session_id = None
+    number = 0
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    @contextlib.asynccontextmanager
+    async def renewing(self) -> AsyncIterator[None]:
+        yield
+
+    async def settle(self, call: Call, **said: Any) -> None:
+        """There is nothing to be settled but the ledger's row."""
+
+    async def retry(self, failed: Call, again: Call, window: Window) -> bool:
+        """Who calls without a session tries again himself."""
+        return False
+
+
 class Held:
     """A session and its running turn, as last stored. One writer at a time: renewing and settling take turns."""
 
@@ -51,6 +72,18 @@ class Held:
         self._lock = asyncio.Lock()
         self.session = session
         self.turn = turn
+
+    @property
+    def session_id(self) -> str:
+        return self.session.id
+
+    @property
+    def number(self) -> int:
+        return self.turn.number
+
+    @property
+    def call(self) -> Call:
+        return self.turn.call
 
     @contextlib.asynccontextmanager
     async def renewing(self) -> AsyncIterator[None]:

@@ -13,10 +13,8 @@ from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
-from shared.completion import Chunk
 from shared.endpoint import Endpoint, NoDeployment, NotAuthorized, OptionRefused
 from shared.errors import RateLimited, UpstreamFailure, UpstreamUnavailable
-from shared.identity import Identity
 from shared.ports import Prompt
 
 log = logging.getLogger(__name__)
@@ -27,17 +25,14 @@ _back_off = wait_exponential_jitter(multiplier=0.5, max=20)
 
 
 class Model:
-    """`endpoints`: in order of preference. `identity`: None where a key is used. `defaults`: options that settings
-    give, sent unless a turn names its own. `retries`: rounds through the endpoints beyond the first."""
+    """`endpoints`: in order of preference. `defaults`: options that settings give, sent unless a turn names its own.
+    `retries`: waits for another attempt once every endpoint has failed."""
 
-    def __init__(
-        self, endpoints: Sequence[Endpoint], *, identity: Identity | None, defaults: Mapping[str, Any], retries: int
-    ) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], *, defaults: Mapping[str, Any], retries: int) -> None:
         self._endpoints = endpoints
-        self._identity = identity
         self._defaults = defaults
         self.retries = retries
-        self._cool: dict[Endpoint, float] = {}  # from when on it may be preferred again, on the loop's clock
+        self._cooling: dict[Endpoint, float] = {}  # until when it is passed over, on the loop's clock
         self._absent: dict[tuple[Endpoint, str], float] = {}  # until when it is not asked for a deployment
         self._refused: dict[str, set[str]] = {}  # deployment -> options that it does not take
 
@@ -52,8 +47,8 @@ class Model:
         """The endpoints to try, in order of preference; where all are cooling, the one that will have cooled first."""
         now = _now()
         having = [end for end in self._endpoints if self._absent.get((end, deployment), now) <= now]
-        cool = {end: self._cool.get(end, now) for end in having or self._endpoints}
-        return [end for end, since in cool.items() if since <= now] or [min(cool, key=cool.__getitem__)]
+        cooling = {end: self._cooling.get(end, now) for end in having or self._endpoints}
+        return [end for end, until in cooling.items() if until <= now] or [min(cooling, key=cooling.__getitem__)]
 
     def failed(self, endpoint: Endpoint, deployment: str, failure: UpstreamFailure) -> None:
         """Pass this endpoint over for a while."""
@@ -61,27 +56,25 @@ class Model:
             log.warning("%s has no deployment %r", endpoint.name, deployment)
             self._absent[endpoint, deployment] = _now() + ABSENT
         else:
-            self._cool[endpoint] = _now() + (COOLING if failure.pause is None else failure.pause)
+            self._cooling[endpoint] = _now() + _cools(failure)
 
-    def options(self, prompt: Prompt) -> dict[str, Any]:
-        """The options that are sent: the settings' and the turn's, without what the deployment is known to refuse."""
+    def body(self, prompt: Prompt) -> dict[str, Any]:
+        """The request. Unless it goes as its caller sent it, with the settings' options, and without those that the
+        deployment is known to refuse and the turn can do without."""
+        if prompt.as_sent:
+            return dict(prompt.body)
         refused = self._refused.get(prompt.deployment, set())
-        return {name: value for name, value in {**self._defaults, **prompt.options}.items() if name not in refused}
+        kept = {name: value for name, value in self._defaults.items() if name not in refused}
+        own = {name: value for name, value in prompt.body.items() if name != "temperature" or name not in refused}
+        return kept | own
 
     def leave_out(self, name: str | None, prompt: Prompt) -> bool:
-        """Whether the prompt may go without the option that was refused: temperature, or one that no caller asked for.
-        From then on it is left out for this deployment."""
-        if name is None or (name != "temperature" and (name in prompt.options or name not in self._defaults)):
+        """Whether the prompt may go without an option of its that was refused: temperature, or one that no caller asked
+        for. From then on it is left out for this deployment."""
+        if name is None or prompt.as_sent or (name != "temperature" and name in prompt.body):
             return False
         log.warning("deployment %r does not take %s: left out from now on", prompt.deployment, name)
         self._refused.setdefault(prompt.deployment, set()).add(name)
-        return True
-
-    async def renewed(self, failure: NotAuthorized) -> bool:
-        """Whether a fresh token may help; the next attempt then has one."""
-        if self._identity is None or not failure.stale:
-            return False
-        await self._identity.renew()
         return True
 
 
@@ -92,20 +85,27 @@ class Asking:
         self._model = model
         self._prompt = prompt
         self._stack = AsyncExitStack()
-        self.endpoint: str | None = None
+        self._asked: Endpoint | None = None
         self.attempts = 0
+        self.headers: Mapping[str, str] = {}
 
-    async def __aenter__(self) -> AsyncIterator[Chunk]:
+    @property
+    def endpoint(self) -> str | None:
+        return self._asked.name if self._asked else None
+
+    async def __aenter__(self) -> AsyncIterator[bytes]:
         retrying = AsyncRetrying(retry=retry_if_exception(_passing), wait=_wait, stop=self._over, reraise=True)
         return await retrying(self._somewhere)
 
-    async def __aexit__(self, *raised: object) -> None:
+    async def __aexit__(self, kind: object, raised: object, trace: object) -> None:
+        if isinstance(raised, UpstreamFailure) and self._asked:  # in mid-answer
+            self._model.failed(self._asked, self._prompt.deployment, raised)
         await self._stack.aclose()
 
     def _over(self, state: RetryCallState) -> bool:
         return state.attempt_number > self._model.retries or _now() + state.upcoming_sleep > self._prompt.deadline
 
-    async def _somewhere(self) -> AsyncIterator[Chunk]:
+    async def _somewhere(self) -> AsyncIterator[bytes]:
         """The answer of the first endpoint that gives one. Raises the failure that will pass soonest."""
         failures: list[UpstreamFailure] = []
         for endpoint in self._model.available(self._prompt.deployment):
@@ -116,24 +116,30 @@ class Asking:
                 if failure.maybe_billed:
                     raise
                 failures.append(failure)
-        raise min(failures, key=lambda failure: (not _passing(failure), failure.pause or 0))
+        raise min(failures, key=lambda failure: (not _passing(failure), _cools(failure)))
 
-    async def _at(self, endpoint: Endpoint) -> AsyncIterator[Chunk]:
+    async def _at(self, endpoint: Endpoint) -> AsyncIterator[bytes]:
         """One endpoint: again without an option that it refused, and once with a fresh token."""
-        renewed = False
+        self._asked, renewed = endpoint, False
         while True:
-            self.endpoint = endpoint.name
             self.attempts += 1
-            options = self._model.options(self._prompt)
+            body = self._model.body(self._prompt)
             try:
-                return await endpoint.ask(self._prompt, options, self._stack)
+                self.headers, answer = await endpoint.ask(self._prompt, body, self._stack)
             except OptionRefused as refusal:
-                if refusal.param not in options or not self._model.leave_out(refusal.param, self._prompt):
+                if refusal.param not in body or not self._model.leave_out(refusal.param, self._prompt):
                     raise
             except NotAuthorized as failure:
-                if renewed or not await self._model.renewed(failure):
+                if renewed or not failure.stale or not await endpoint.renew():
                     raise
                 renewed = True
+            else:
+                return answer
+
+
+def _cools(failure: UpstreamFailure) -> float:
+    """Seconds that an endpoint which failed so is passed over."""
+    return COOLING if failure.pause is None else failure.pause
 
 
 def _passing(error: BaseException) -> bool:
@@ -146,7 +152,7 @@ def _wait(state: RetryCallState) -> float:
     """Seconds: what the service asks for, else exponential back-off with jitter."""
     error = state.outcome.exception() if state.outcome else None
     pause = error.pause if isinstance(error, UpstreamFailure) else None
-    return _back_off(state) if pause is None else pause
+    return pause or _back_off(state)
 
 
 def _now() -> float:

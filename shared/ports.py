@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from shared.completion import Chunk
-from shared.conversation import Call, Entry, Message, Session, Turn, Used
+from shared.conversation import Call, Entry, Session, Turn, Used
 
 
 class Sessions(Protocol):
@@ -38,13 +37,13 @@ class Removals(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What one call of the model is asked. `deadline`: on the event loop's clock; no attempt begins after it."""
+    """What one call of the model is asked: `body` is the request but for its model. `as_sent`: by the caller, so
+    nothing is added to it and nothing left out. `deadline`: on the event loop's clock; no attempt begins after it."""
 
     call_id: str
     deployment: str
-    messages: tuple[Message, ...]
-    max_tokens: int
-    options: Mapping[str, Any]
+    body: Mapping[str, Any]
+    as_sent: bool
     deadline: float
 
 
@@ -52,14 +51,18 @@ class Asking(Protocol):
     """One call of the model, over once the block is left. Entering it raises UpstreamFailure, or InvalidRequest where
     the service refuses the prompt; iterating raises UpstreamFailure where the answer breaks off.
 
-    `endpoint` (asked last) and `attempts` say how it went, whatever came of it.
+    What is iterated is JSON: each event's of a stream, else the one document. `endpoint` (asked last) and `attempts`
+    say how it went, whatever came of it; `headers` are those of the answer that callers may see.
     """
 
-    endpoint: str | None
     attempts: int
+    headers: Mapping[str, str]
 
-    async def __aenter__(self) -> AsyncIterator[Chunk]: ...
-    async def __aexit__(self, *raised: object) -> None: ...
+    @property
+    def endpoint(self) -> str | None: ...
+
+    async def __aenter__(self) -> AsyncIterator[bytes]: ...
+    async def __aexit__(self, kind: object, raised: object, trace: object) -> None: ...
 
 
 class Model(Protocol):

@@ -22,11 +22,11 @@ from shared.errors import (
     SessionNotFound,
     StorageUnavailable,
 )
-from shared.lease import Held, lease_for
+from shared.lease import Held, Unheld, lease_for
 from shared.ports import Removals, Sessions
 from shared.pricing import Prices, worst_case
 from shared.recovery import Recovery, find
-from shared.window import Past, Window
+from shared.window import Past, Window, bound
 
 GRACE = timedelta(seconds=60)  # after a turn's time is up, for settling it
 _PROMPT_OPTIONS = ("tools", "tool_choice", "response_format")  # what the service counts as part of the prompt
@@ -49,9 +49,11 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Post:
-    """One request for a turn, its form already checked. `messages`: one user's message, or tool results."""
+    """One request for a turn, its form already checked. `messages`: what it adds to the conversation, a user's message
+    or tool results. `body`: a request that goes as it is, but for its model; then that is all the model is told."""
 
     messages: tuple[Message, ...]
+    body: Mapping[str, Any] | None = None
     session_id: str | None = None
     system: str | None = None
     deployment: str | None = None
@@ -75,10 +77,23 @@ class Reserved:
     """A session that is held for one turn, and what that turn will send."""
 
     post: Post
-    held: Held
-    past: Past
+    held: Held | Unheld
+    past: Past | None  # None where the post brings its own prompt
     window: Window
     max_tokens: int
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """What the model is asked, but for the model's name."""
+        if self.post.body is not None:
+            return self.post.body
+        return {
+            "messages": self.window.messages,
+            "max_completion_tokens": self.max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self.post.options,
+        }
 
 
 class Reservations:
@@ -117,12 +132,23 @@ class Reservations:
             await self._recovery.free(session)
         raise SessionBusy
 
+    async def without_session(self, post: Post) -> Reserved:
+        """A call that belongs to no session. Raises InvalidRequest."""
+        self._check(post)
+        window, max_tokens = _own_window(post, 0), post.max_tokens or self._rules.max_tokens
+        call = self.new_call(post.deployment or self._rules.deployment, window, max_tokens)
+        return Reserved(post, Unheld(call), None, window, max_tokens)
+
     async def _take(self, post: Post, session: Session, turns: list[Turn], used: Used | None) -> Reserved:
-        attached = {name: post.options[name] for name in _PROMPT_OPTIONS if name in post.options}
         deployment = post.deployment or session.deployment
-        past = Past.of(session, turns, post.messages, attached, deployment)
         max_tokens = post.max_tokens or self._rules.max_tokens
-        window = past.window(self._rules.context_tokens - max_tokens)
+        past, room = None, self._rules.max_tokens
+        if post.body is None:
+            attached = {name: post.options[name] for name in _PROMPT_OPTIONS if name in post.options}
+            past, room = Past.of(session, turns, post.messages, attached, deployment), max_tokens
+            window = past.window(self._rules.context_tokens - max_tokens)
+        else:
+            window = _own_window(post, session.window_start)
         call = self.new_call(deployment, window, max_tokens)
         turn = Turn(
             number=session.turns + 1,
@@ -132,7 +158,7 @@ class Reservations:
             window_start=window.first,
             past_tokens=window.past_tokens,
         )
-        if not rows.fits(turn, max_tokens):
+        if not rows.fits(turn, room):
             raise MessageTooLarge("The message, with room for its answer, is more than one turn can hold.")
         session = replace(session, turns=turn.number, lease=lease_for(call))
         held = Held(self._sessions, *await self._commit(session, turn, used))
@@ -157,7 +183,7 @@ class Reservations:
                 f"There is no deployment {post.deployment!r}. Choose one of: {', '.join(sorted(rules.deployments))}.",
                 param="deployment",
             )
-        if post.max_tokens is not None and post.max_tokens > rules.largest_answer:
+        if post.body is None and post.max_tokens is not None and post.max_tokens > rules.largest_answer:
             raise InvalidRequest(f"max_tokens may be at most {rules.largest_answer}.", param="max_tokens")
 
     async def _session_id(self, post: Post) -> tuple[str, str | None]:
@@ -205,7 +231,7 @@ class Reservations:
         )
 
     def _known(self, session: Session, post: Post) -> Session:
-        if post.system not in (None, session.system):
+        if post.body is None and post.system not in (None, session.system):
             raise InvalidRequest("system is set by a session's first turn and stays as it is.", param="system")
         if session.deployment not in self._rules.deployments:
             return replace(session, deployment=self._rules.deployment)
@@ -224,6 +250,13 @@ class Reservations:
             if isinstance(error, Changed):
                 raise SessionBusy from None
             raise
+
+
+def _own_window(post: Post, first: int) -> Window:
+    """The prompt that the post brings itself."""
+    rest = {name: value for name, value in (post.body or {}).items() if name != "messages"}
+    messages = tuple((post.body or {})["messages"])
+    return Window(messages, first, bound(messages, rest), None)
 
 
 def lifetime(turn_timeout: float) -> timedelta:

@@ -135,7 +135,7 @@ def to_turn(row: Row) -> Turn:
         calls=tuple(_call(fields) for fields in orjson.loads(row["calls"])),
         extras=orjson.loads(row.get("extras", "{}")),
         window_start=row["window_start"],
-        past_tokens=row["past_tokens"],
+        past_tokens=row.get("past_tokens"),
         truncated=row.get("truncated", False),
         etag=row["etag"],
     )

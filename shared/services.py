@@ -97,16 +97,14 @@ class Services:
         return TableServiceClient(self.settings.tables_endpoint or "", credential=self._identity, **options), access
 
     def _model_service(self) -> Model:
-        settings, identity = self.settings, None if self.settings.api_key else self._identity
-        if identity:
-            access = Access.of_identity("The model service", identity, "Cognitive Services OpenAI User")
-        else:
+        settings, key = self.settings, self.settings.api_key
+        if key:
             access = Access.of_setting("The model service", "AZURE_OPENAI_API_KEY")
-        key = settings.api_key or self._identity.tokens(settings.scope)
-        effort = settings.reasoning_effort
+        else:
+            access = Access.of_identity("The model service", self._identity, "Cognitive Services OpenAI User")
+        shown, effort = key or self._identity.tokens(settings.scope), settings.reasoning_effort
         return Model(
-            [Endpoint(url, key, access=access, timeout=settings.timeout) for url in settings.endpoints],
-            identity=identity,
+            [Endpoint(url, shown, access=access, timeout=settings.timeout) for url in settings.endpoints],
             defaults={"reasoning_effort": effort} if effort else {},
             retries=settings.max_retries,
         )

@@ -47,7 +47,9 @@ class Settings:
     turn_timeout: float
     context_tokens: int
     system_prompt: str
+    max_output_tokens: int  # the largest answer of any model, for the worst case of one that names no maximum
     max_message_bytes: int
+    max_request_bytes: int  # of openai/*
     prices: Mapping[str, Rates]
     tables_endpoint: str | None
     tables_connection_string: str | None
@@ -87,6 +89,8 @@ class Settings:
             turn_timeout=env.seconds("TURN_TIMEOUT_SECONDS", 220),
             context_tokens=context_tokens,
             system_prompt=env.text("SYSTEM_PROMPT", SYSTEM_PROMPT),
+            max_output_tokens=env.whole("AZURE_OPENAI_MAX_OUTPUT_TOKENS", 128_000, least=1),
+            max_request_bytes=env.whole("MAX_REQUEST_BYTES", 20 * 1024 * 1024, least=1_024),
             max_message_bytes=env.whole("MAX_MESSAGE_BYTES", 262_144, least=1_024, most=_MOST_BYTES),
             prices=env.parsed("PRICES", _prices, {}),
             tables_endpoint=tables_endpoint,

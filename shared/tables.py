@@ -107,10 +107,10 @@ class Table:
         except HttpResponseError as error:
             if error.status_code in (404, 409, 412):
                 raise Changed(_code(error)) from error
+            reason = f"{error.status_code} {_code(error)}" if error.status_code else type(error).__name__
+            log.warning("storage answered %s", reason)
             if error.status_code in (401, 403) or isinstance(error, ClientAuthenticationError):
-                reason = f"{error.status_code} {_code(error)}" if error.status_code else type(error).__name__
                 raise StorageUnavailable(self._access.refused(reason), retry_after=30) from error
-            log.warning("storage answered %s %s", error.status_code, _code(error))
             raise StorageUnavailable from error
         except (AzureError, OSError) as error:
             log.warning("storage can't be reached: %s", type(error).__name__)

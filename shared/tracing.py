@@ -1,17 +1,29 @@
 """The only room that knows OpenTelemetry: a span and metrics for each call, by the conventions for generative AI
 (https://github.com/open-telemetry/semantic-conventions-genai). What is said is never among them.
 
-OpenTelemetry is imported where tracing is set up and nowhere else: every cold start would pay for it.
+OpenTelemetry is imported once tracing is set up: every cold start would pay for it.
 """
 
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from shared.conversation import State, hashed
 from shared.ports import Happened
 
-_OTHERS = ("azure_sdk", "django", "fastapi", "flask", "httpx", "httpx2", "psycopg2", "requests", "urllib", "urllib3")
+_QUIET = (
+    "azure_sdk",
+    "django",
+    "fastapi",
+    "flask",
+    "httpx",
+    "httpx2",
+    "psycopg2",
+    "requests",
+    "urllib",
+    "urllib3",
+)
 _TOKENS = [4**power for power in range(14)]  # the bounds that the conventions name
 _SECONDS = [0.01 * 2**power for power in range(14)]
 
@@ -34,7 +46,7 @@ def tracing(connection_string: str | None) -> Callable[[Happened], None] | None:
             sampling_ratio=1.0,  # every call: it costs far more than its span
             enable_live_metrics=False,
             enable_performance_counters=False,
-            instrumentation_options={name: {"enabled": False} for name in _OTHERS},
+            instrumentation_options={name: {"enabled": False} for name in _QUIET},
         )
     return _Recorder(trace.get_tracer("chat"), metrics.get_meter("chat"))
 
@@ -55,17 +67,17 @@ class _Recorder:
     def __call__(self, happened: Happened) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
-        shared = _shared(happened)
+        common = _common(happened)
         span = self._tracer.start_span(
             f"chat {happened.call.deployment}",
             kind=SpanKind.CLIENT,
-            attributes=_present(shared | _own(happened)),
+            attributes=_present(common | _own(happened)),
             start_time=_nanoseconds(happened.begun),
         )
         if happened.call.state is not State.SETTLED:
             span.set_status(Status(StatusCode.ERROR, happened.call.reason))
         span.end(_nanoseconds(happened.finished))
-        self._measure(happened, _present(shared))
+        self._measure(happened, _present(common))
 
     def _measure(self, happened: Happened, attributes: dict[str, Any]) -> None:
         self._seconds.record(happened.seconds, attributes)
@@ -76,17 +88,17 @@ class _Recorder:
             self._tokens.record(usage.completion_tokens, attributes | {"gen_ai.token.type": "output"})
 
 
-def _shared(happened: Happened) -> dict[str, Any]:
+def _common(happened: Happened) -> dict[str, Any]:
     """The attributes of spans and metrics alike."""
     call = happened.call
-    host, _, port = (call.endpoint or "").partition(":")
+    url = urlsplit(f"//{call.endpoint or ''}")
     return {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "azure.ai.openai",
         "gen_ai.request.model": call.deployment,
         "gen_ai.response.model": call.model,
-        "server.address": host or None,
-        "server.port": (int(port) if port else 443) if host else None,
+        "server.address": url.hostname,
+        "server.port": (url.port or 443) if url.hostname else None,
         "error.type": None if call.state is State.SETTLED else call.reason,
     }
 

@@ -8,7 +8,7 @@ things and no service: what it needs is handed in (`ports`).
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -45,21 +45,38 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """The model service answers, with these headers."""
+
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of the answer: content, refusal or tool_calls."""
+    """A piece of the answer: content, refusal or tool_calls; and the JSON that it came in."""
 
     pieces: Mapping[str, Any]
+    data: bytes = b""
+    only_usage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The turn is settled."""
+    """The turn is settled. `data`: the answer as the service sent it, where that was not streamed."""
 
     session: Session
     turn: Turn
+    data: bytes = b""
 
 
-Event: TypeAlias = Started | Delta | Answer
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """The call without a session is settled. `data`: as above."""
+
+    data: bytes
+
+
+Event: TypeAlias = Started | Opened | Delta | Answer | Metered
 
 
 class Running:
@@ -79,7 +96,8 @@ class Running:
         self._queue.put_nowait(event)
 
     async def next(self) -> Event:
-        """Started, then Deltas, then Answer. Raises what went wrong: a ChatError, or a bug's exception."""
+        """Started, Opened, then Deltas, then Answer or Metered. Raises what went wrong: a ChatError, or a bug's
+        exception."""
         event = await self._queue.get()
         if isinstance(event, Exception):
             raise event
@@ -102,6 +120,7 @@ class _Calling:
     entry: Entry
     asking: Asking
     completion: Completion = field(default_factory=Completion)
+    data: bytes = b""  # what came last
     begun: datetime = field(default_factory=lambda: datetime.now(UTC))
     first_token: datetime | None = None
 
@@ -131,8 +150,15 @@ class Turns:
 
     def take_turn(self, post: Post, *, deltas: bool) -> Running:
         """Begin a turn. It goes on whether or not its events are read."""
+        return self._begin(self._reservations.reserve(post), deltas)
+
+    def call(self, post: Post, *, deltas: bool) -> Running:
+        """Call the model without a session: the ledger alone knows of it."""
+        return self._begin(self._reservations.without_session(post), deltas)
+
+    def _begin(self, reserving: Awaitable[Reserved | Replay], deltas: bool) -> Running:
         running = Running(deltas=deltas)
-        task = asyncio.create_task(self._run(post, running))
+        task = asyncio.create_task(self._run(reserving, running))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return running
@@ -142,15 +168,16 @@ class Turns:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _run(self, post: Post, running: Running) -> None:
+    async def _run(self, reserving: Awaitable[Reserved | Replay], running: Running) -> None:
         deadline = asyncio.get_running_loop().time() + self._turn_timeout
         try:
-            reserved = await self._reservations.reserve(post)
+            reserved = await reserving
             if isinstance(reserved, Replay):
                 _replay(reserved, running)
                 return
             held = reserved.held
-            running.tell(Started(held.session.id, held.turn.number, held.turn.call.deployment))
+            if held.session_id:
+                running.tell(Started(held.session_id, held.number, held.call.deployment))
             async with held.renewing():
                 await self._converse(_Taken(reserved, running, deadline))
         except ChatError as error:
@@ -162,25 +189,28 @@ class Turns:
     async def _converse(self, taken: _Taken) -> None:
         """Call the model, once more at most where the first call may have been billed, and settle what came of it."""
         for last in (False, True):
-            calling = self._ask(taken, await self._enter(taken))
+            calling = self._calling(taken, await self._enter(taken))
             try:
                 usage = await self._listen(taken, calling)
             except Exception as error:
                 if not isinstance(error, ChatError):
                     log.exception("call %s", calling.call.id)
                 outcome = _outcome(calling, error)
-                if not last and self._may_retry(taken, calling) and await self._retry(taken, calling, outcome, error):
+                self._record(taken, calling, outcome)
+                if not last and await self._retry(taken, calling, outcome, error):
                     continue
                 await self._settle(taken, calling, outcome, error)
             else:
-                await self._settle(taken, calling, self._settled(calling, usage))
+                outcome = self._settled(calling, usage)
+                self._record(taken, calling, outcome)
+                await self._settle(taken, calling, outcome)
             return
 
     async def _enter(self, taken: _Taken) -> Entry:
         """Open the call in the ledger. Only once that is acknowledged may anything be spent."""
         held, found = taken.reserved.held, None
-        call = held.turn.call
-        entry = Entry(call=call, session_id=held.session.id, turn=held.turn.number, caller=taken.reserved.post.caller)
+        call = held.call
+        entry = Entry(call=call, session_id=held.session_id, turn=held.number, caller=taken.reserved.post.caller)
         if datetime.now(UTC) < call.deadline:
             with suppress(Changed, StorageUnavailable):
                 return await self._ledger.insert(entry)
@@ -196,14 +226,13 @@ class Turns:
             await self._ledger.settle(found, failed)
         raise error
 
-    def _ask(self, taken: _Taken, entry: Entry) -> _Calling:
+    def _calling(self, taken: _Taken, entry: Entry) -> _Calling:
         reserved = taken.reserved
         prompt = Prompt(
             call_id=entry.call.id,
             deployment=entry.call.deployment,
-            messages=reserved.window.messages,
-            max_tokens=reserved.max_tokens,
-            options=reserved.post.options,
+            body=reserved.body,
+            as_sent=reserved.post.body is not None,
             deadline=taken.deadline,
         )
         return _Calling(entry, self._model.ask(prompt))
@@ -213,11 +242,14 @@ class Turns:
         failure: UpstreamFailure = UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True)
         completion = calling.completion
         try:
-            async with asyncio.timeout_at(taken.deadline), calling.asking as chunks:
-                async for chunk in chunks:
-                    if pieces := completion.add(chunk):
+            async with asyncio.timeout_at(taken.deadline), calling.asking as answer:
+                taken.running.tell(Opened(calling.asking.headers))
+                async for calling.data in answer:
+                    piece = completion.add(calling.data)
+                    if piece.shown:
                         calling.first_token = calling.first_token or datetime.now(UTC)
-                        taken.running.tell(Delta(pieces))
+                    if piece.shown or taken.reserved.post.body is not None:
+                        taken.running.tell(Delta(piece.shown, calling.data, piece.only_usage))
         except TimeoutError:
             message = f"The turn took longer than {self._turn_timeout:g} s. Ask for less, or try again later."
             failure = UpstreamTimeout(message, maybe_billed=True)
@@ -227,17 +259,15 @@ class Turns:
             raise failure
         return completion.usage  # the answer is whole, whatever became of the connection behind it
 
-    def _may_retry(self, taken: _Taken, calling: _Calling) -> bool:
-        """Not once a piece may have reached the caller, nor where the answer is whole and only its usage is missing."""
-        whole = calling.completion.finish_reason is not None
-        return not (taken.running.told or whole) and asyncio.get_running_loop().time() < taken.deadline
-
     async def _retry(self, taken: _Taken, calling: _Calling, failed: Call, error: Exception) -> bool:
-        """Open another call in place of one that may have been billed. False where there is to be none."""
-        reserved = taken.reserved
+        """Open another call in place of one that may have been billed. False where there is to be none: a piece of the
+        answer may have reached the caller, it is whole and only its usage is missing, or the turn's time is up."""
+        reserved, whole = taken.reserved, calling.completion.finish_reason is not None
+        if taken.running.told or whole or asyncio.get_running_loop().time() >= taken.deadline:
+            return False
         window, held = reserved.window, reserved.held
         if isinstance(error, ContextTooLong):
-            shorter = reserved.past.halved(window)
+            shorter = reserved.past.halved(window) if reserved.past else None
             if shorter is None:
                 return False
             window = shorter
@@ -249,7 +279,7 @@ class Turns:
                 return False
         except StorageUnavailable:
             return False
-        await self._close(taken, calling, failed)
+        await persist(failed, lambda: self._ledger.settle(calling.entry, failed))
         reserved.window = window
         return True
 
@@ -269,18 +299,17 @@ class Turns:
     async def _settle(self, taken: _Taken, calling: _Calling, outcome: Call, error: Exception | None = None) -> None:
         """The session first, then the caller's answer, then the ledger: a row that is final means its session is."""
         sent, completion = taken.reserved.post.messages, calling.completion
-        session, turn = await taken.reserved.held.settle(
+        settled = await taken.reserved.held.settle(
             outcome,
             messages=sent if error and not calling.first_token else (*sent, completion.message()),
             finish_reason="error" if error else completion.finish_reason,
             finished=datetime.now(UTC),
             extras=completion.extras,
         )
-        taken.running.tell(error or Answer(session, turn))
-        await self._close(taken, calling, outcome)
+        taken.running.tell(error or (Answer(*settled, calling.data) if settled else Metered(calling.data)))
+        await persist(outcome, lambda: self._ledger.settle(calling.entry, outcome))
 
-    async def _close(self, taken: _Taken, calling: _Calling, outcome: Call) -> None:
-        """The call is over: in the ledger, and for those who run the app."""
+    def _record(self, taken: _Taken, calling: _Calling, outcome: Call) -> None:
         self._journal.record(
             Happened(
                 entry=calling.entry,
@@ -293,7 +322,6 @@ class Turns:
                 finished=datetime.now(UTC),
             )
         )
-        await persist(outcome, lambda: self._ledger.settle(calling.entry, outcome))
 
 
 def _replay(answered: Replay, running: Running) -> None:

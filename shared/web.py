@@ -8,11 +8,11 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from shared import answers, errors
@@ -22,9 +22,11 @@ from shared.errors import ChatError, InvalidRequest, MessageTooLarge, Unsupporte
 from shared.reservation import Post
 from shared.services import Services, services
 from shared.settings import SettingsError
-from shared.turns import Answer, Delta, Event, Running, Started
+from shared.turns import Answer, Delta, Event, Metered, Running, Started
 
 log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=BaseModel)
 
 KEEP_ALIVE = 15.0  # seconds: proxies close a stream that says nothing, Azure's front end after 230 s
 MOST_TURNS = 100  # of a page of history
@@ -32,6 +34,7 @@ MOST_TURNS = 100  # of a page of history
 STATUS: Mapping[type[ChatError], int] = {
     errors.InvalidRequest: 400,
     errors.Unauthorized: 401,
+    errors.ModelNotFound: 404,
     errors.SessionNotFound: 404,
     errors.SessionBusy: 409,
     errors.MessageTooLarge: 413,
@@ -47,26 +50,32 @@ STATUS: Mapping[type[ChatError], int] = {
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def answering(handler: Callable[[Request, Services], Awaitable[Response]]) -> Handler:
-    """A handler whose errors are answers: JSON with a code and the status that belongs to it."""
+def answering(
+    handler: Callable[[Request, Services], Awaitable[Response]], refused: Callable[[Exception], Response] | None = None
+) -> Handler:
+    """A handler whose errors are answers, by default JSON with a code and the status that belongs to it."""
 
     @functools.wraps(handler)
     async def answer(request: Request) -> Response:
         try:
             return await handler(request, services())
         except Exception as error:
-            body = error_body(error)
-            status, retry_after = body.pop("status"), body.pop("retry_after")
-            return json_response(body, status, {} if retry_after is None else {"retry-after": str(retry_after)})
+            return (refused or _refused)(error)
 
     return answer
 
 
+def _refused(error: Exception) -> Response:
+    body = error_body(error)
+    status, retry_after = body.pop("status"), body.pop("retry_after")
+    return json_response(body, status, {} if retry_after is None else {"retry-after": str(retry_after)})
+
+
 @answering
 async def post_chat(request: Request, services: Services) -> Response:
-    caller = services.client_keys.caller(request.headers)
-    body = await _body(request, services.settings.max_message_bytes)
-    asked = _validated(body)
+    caller = services.client_keys.caller_if_named(request.headers)
+    body = await read_body(request, services.settings.max_message_bytes)
+    asked = validated(ChatRequest, body)
     streamed = asked.stream or "text/event-stream" in request.headers.get("accept", "")
     running = services.turns.take_turn(
         Post(
@@ -77,7 +86,7 @@ async def post_chat(request: Request, services: Services) -> Response:
             max_tokens=asked.max_tokens,
             options=asked.options(),
             caller=caller,
-            key=_idempotency_key(request),
+            key=idempotency_key(request),
             fingerprint=asked.fingerprint(),
         ),
         deltas=streamed,
@@ -85,9 +94,7 @@ async def post_chat(request: Request, services: Services) -> Response:
     first = await running.next()
     headers = {"idempotent-replayed": "true"} if isinstance(first, Started) and first.replayed else {}
     if streamed:
-        return StreamingResponse(
-            _events(first, running), media_type="text/event-stream", headers=_STREAM_HEADERS | headers
-        )
+        return event_stream(relay(first, running, _event, _error_event), headers)
     event = first
     while not isinstance(event, Answer):
         event = await running.next()
@@ -111,18 +118,18 @@ async def get_messages(request: Request, services: Services) -> Response:
 
 @answering
 async def delete_messages(request: Request, services: Services) -> Response:
-    await services.removals.clear(_session_id(request), services.client_keys.caller(request.headers))
+    await services.removals.clear(_session_id(request), services.client_keys.caller_if_named(request.headers))
     return Response(status_code=204)
 
 
 @answering
 async def delete_session(request: Request, services: Services) -> Response:
-    await services.removals.erase(_session_id(request), services.client_keys.caller(request.headers))
+    await services.removals.erase(_session_id(request), services.client_keys.caller_if_named(request.headers))
     return Response(status_code=204)
 
 
 async def _visible(request: Request, services: Services) -> Session:
-    caller = services.client_keys.caller(request.headers)
+    caller = services.client_keys.caller_if_named(request.headers)
     return await services.removals.visible(_session_id(request), caller)
 
 
@@ -158,25 +165,29 @@ def error_body(error: Exception) -> dict[str, Any]:
     }
 
 
-_STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+def event_stream(events: AsyncIterator[bytes], headers: Mapping[str, str]) -> StreamingResponse:
+    unbuffered = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers={**unbuffered, **headers})
 
 
-async def _events(first: Event, running: Running) -> AsyncIterator[bytes]:
+async def relay(
+    first: Event, running: Running, written: Callable[[Event], bytes], broken: Callable[[Exception], bytes]
+) -> AsyncIterator[bytes]:
     """A turn's events as they come, and a comment where nothing has come for a while."""
     event = first
-    yield _event(event)
-    while not isinstance(event, Answer):
+    yield written(event)
+    while not isinstance(event, Answer | Metered):
         try:
             async with asyncio.timeout(KEEP_ALIVE):
                 event = await running.next()
         except TimeoutError:
             yield b": still working\n\n"
         except Exception as error:
-            body = error_body(error)
-            yield _frame("error", {**body.pop("error"), **body})
+            yield broken(error)
             return
         else:
-            yield _event(event)
+            if data := written(event):
+                yield data
 
 
 def _event(event: Event) -> bytes:
@@ -188,6 +199,13 @@ def _event(event: Event) -> bytes:
             return _frame("delta", pieces)
         case Answer(session, turn):
             return _frame("done", answers.dump(answers.chat_answer(session, turn)))
+        case _:
+            return b""
+
+
+def _error_event(error: Exception) -> bytes:
+    body = error_body(error)
+    return _frame("error", {**body.pop("error"), **body})
 
 
 def _frame(name: str, fields: Mapping[str, Any]) -> bytes:
@@ -198,7 +216,7 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
     return Response(answers.json_bytes(body), status, headers, media_type="application/json")
 
 
-async def _body(request: Request, limit: int) -> dict[str, Any]:
+async def read_body(request: Request, limit: int) -> dict[str, Any]:
     """The request's JSON object. Its size is counted before it is parsed."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -223,9 +241,9 @@ async def _body(request: Request, limit: int) -> dict[str, Any]:
     return parsed
 
 
-def _validated(body: Mapping[str, Any]) -> ChatRequest:
+def validated(model: type[M], body: Mapping[str, Any]) -> M:
     try:
-        return ChatRequest.model_validate(body)
+        return model.model_validate(body)
     except ValidationError as error:
         field, message = problem(error)
         raise InvalidRequest(message, param=field) from error
@@ -234,16 +252,20 @@ def _validated(body: Mapping[str, Any]) -> ChatRequest:
 _session_ids: TypeAdapter[str] = TypeAdapter(SessionId)
 
 
-def _session_id(request: Request) -> str:
+def session_id(given: str, param: str = "session_id") -> str:
     with suppress(ValidationError):
-        return _session_ids.validate_python(request.path_params["session_id"])
+        return _session_ids.validate_python(given)
     raise InvalidRequest(
         "A session id is 1 to 64 letters, digits, dots, underscores or hyphens, and begins with a letter or digit.",
-        param="session_id",
+        param=param,
     )
 
 
-def _idempotency_key(request: Request) -> str | None:
+def _session_id(request: Request) -> str:
+    return session_id(request.path_params["session_id"])
+
+
+def idempotency_key(request: Request) -> str | None:
     """https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/"""
     key = request.headers.get("idempotency-key")
     if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):

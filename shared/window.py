@@ -26,13 +26,14 @@ MESSAGE_BOUND = 16  # tokens that a message costs beside its text: role, separat
 class Window:
     """The prompt of a turn: its messages, the number of the first turn in it, and the most tokens it can come to.
 
-    `past_tokens`: what is believed to come before the new messages; what a turn adds is measured against it.
+    `past_tokens`: what is believed to come before the new messages; what a turn adds is measured against it. None
+    where the caller made the prompt.
     """
 
     messages: tuple[Message, ...]
     first: int
     bound: int
-    past_tokens: int
+    past_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +145,19 @@ def bound(messages: Sequence[Message], attached: Any = None) -> int:
 
 
 def _measure(messages: Sequence[Message], attached: Any) -> tuple[int, int]:
-    """UTF-8 bytes of everything but images, and the number of images."""
+    """UTF-8 bytes of everything but images, and the number of images. What is neither text nor image counts as both."""
     text, images = (len(orjson.dumps(attached)) if attached else 0), 0
     for message in messages:
         content = message.get("content") or ""
-        for part in [{"text": content}] if isinstance(content, str) else content:
-            images += part.get("type") == "image_url"
-            text += len(part.get("text", "").encode())
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            match part:
+                case {"type": "text", "text": str(words)}:
+                    text += len(words.encode())
+                case {"type": "image_url"}:
+                    images += 1
+                case _:
+                    text += len(orjson.dumps(part))
+                    images += 1
         rest = {key: value for key, value in message.items() if key not in ("role", "content")}
         text += len(orjson.dumps(rest)) if rest else 0
     return text, images
@@ -199,15 +206,20 @@ def _shown(turns: Sequence[Turn], new: Sequence[Message]) -> Iterator[Shown]:
     awaited: set[str] = set()
     for turn, following in zip(turns, [*(turn.messages for turn in turns[1:]), new], strict=False):
         *sent, said = turn.messages
-        sent = [message for message in sent if message["role"] != "tool" or message["tool_call_id"] in awaited]
+        sent = [message for message in sent if message["role"] != "tool" or message.get("tool_call_id") in awaited]
         calls, answers = set(_calls(said)), {message.get("tool_call_id") for message in following}
         awaited = calls if calls <= answers else set()
-        tokens = _usage(turn).through - turn.past_tokens + MESSAGE_TOKENS
-        left = [_said(said, awaited)]
-        if calls and not awaited:
+        past, left = turn.past_tokens, [_said(said, awaited)]
+        unanswered = bool(calls) and not awaited
+        if unanswered:
             left = [message for message in left if message["content"]]
-            tokens = _usage(turn).prompt_tokens - turn.past_tokens + estimate(left)
         if messages := (*sent, *left):
+            if past is None:
+                tokens = estimate(messages)
+            elif unanswered:
+                tokens = _usage(turn).prompt_tokens - past + estimate(left)
+            else:
+                tokens = _usage(turn).through - past + MESSAGE_TOKENS
             yield Shown(turn, messages, min(max(tokens, 1), bound(messages)))
 
 

@@ -189,7 +189,7 @@ async def api(serve: Serve, environ: dict[str, str]) -> AsyncIterator[httpx.Asyn
         yield client
 
 
-def seen(client: TableClient) -> Table:
+def table_of(client: TableClient) -> Table:
     return Table(client, Access.of_setting("Table storage", "TABLES_CONNECTION_STRING"))
 
 
@@ -197,8 +197,8 @@ class Tables:
     """The test's own view of what is stored."""
 
     def __init__(self, sessions: TableClient, usage: TableClient) -> None:
-        self.sessions = seen(sessions)
-        self.usage = seen(usage)
+        self.sessions = table_of(sessions)
+        self.usage = table_of(usage)
 
 
 @pytest.fixture

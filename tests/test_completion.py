@@ -3,12 +3,14 @@
 from itertools import pairwise
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.completion import Completion, usage_of
 from shared.conversation import Usage
+from shared.errors import UpstreamError
 from tests.azure_openai_answers import Answer, Reply
 
 CALL = ("call_1", "look", '{"city": "Zürich"}')
@@ -33,8 +35,12 @@ def chunks(reply: Reply, size: int = 1, **body: Any) -> list[dict[str, Any]]:
 def gathered(parts: list[dict[str, Any]]) -> Completion:
     completion = Completion()
     for part in parts:
-        completion.add(part)
+        completion.add(orjson.dumps(part))
     return completion
+
+
+def shown(completion: Completion, part: dict[str, Any]) -> dict[str, Any]:
+    return dict(completion.add(orjson.dumps(part)).shown)
 
 
 def piece(**delta: Any) -> dict[str, Any]:
@@ -46,18 +52,18 @@ def test_an_answer_cut_anywhere_gives_the_message_that_came_whole(reply: Reply, 
     asked: dict[str, Any] = {}
     whole = Answer(asked, reply, model="m", prompt_tokens=9, cached_tokens=4, chunk_tokens=1).whole()
     message = whole["choices"][0]["message"]
-    shown = {name: value for name, value in message.items() if name not in ("annotations",) and value is not None}
+    expected = {name: value for name, value in message.items() if name not in ("annotations",) and value is not None}
     if message["content"] is None:
-        shown["content"] = None
-    assert gathered(chunks(reply, size)).message() == shown
+        expected["content"] = None
+    assert gathered(chunks(reply, size)).message() == expected
 
 
 @given(REPLIES, st.integers(1, 50))
 def test_the_pieces_that_a_reader_is_shown_come_to_the_message(reply: Reply, size: int) -> None:
     completion, read = Completion(), Completion()
     for chunk in chunks(reply, size):
-        if pieces := completion.add(chunk):
-            read.add(piece(**pieces))
+        if pieces := shown(completion, chunk):
+            shown(read, piece(**pieces))
     assert read.message() == completion.message()
 
 
@@ -142,6 +148,39 @@ class TestRest:
 
     def test_a_chunk_without_anything_new_shows_nothing(self) -> None:
         completion = Completion()
-        assert completion.add({"choices": []}) == {}
-        assert completion.add({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}) == {}
-        assert completion.add({"choices": [{"index": 0, "finish_reason": "stop"}]}) == {}
+        assert shown(completion, {"choices": []}) == {}
+        assert shown(completion, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}) == {}
+        assert shown(completion, {"choices": [{"index": 0, "finish_reason": "stop"}]}) == {}
+
+
+@given(REPLIES)
+def test_an_answer_that_was_not_streamed_gives_the_same(reply: Reply) -> None:
+    asked: dict[str, Any] = {"stream_options": {"include_usage": True}}
+    whole = Answer(asked, reply, model="m-2026-01-01", prompt_tokens=9, cached_tokens=4, chunk_tokens=1).whole()
+    completion, streamed = gathered([whole]), gathered(chunks(reply))
+    assert completion.message() == streamed.message()
+    assert (completion.finish_reason, completion.usage, completion.model) == (
+        streamed.finish_reason,
+        streamed.usage,
+        streamed.model,
+    )
+
+
+def test_of_several_choices_the_first_counts() -> None:
+    choices = [{"index": at, "delta": {"content": f"{at}"}, "finish_reason": "stop"} for at in (1, 0, 2)]
+    assert gathered([{"choices": [choice]} for choice in choices]).message()["content"] == "0"
+    assert gathered([{"choices": choices}]).message()["content"] == "0"
+
+
+def test_the_chunk_that_holds_only_usage_is_told_apart() -> None:
+    completion = Completion()
+    *others, last = chunks(Reply("one two"))
+    assert not any(completion.add(orjson.dumps(chunk)).only_usage for chunk in others)
+    assert completion.add(orjson.dumps(last)).only_usage
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"error": {"message": "no"}}', b"\xff"])
+def test_what_is_no_answer_breaks_it_off(data: bytes) -> None:
+    with pytest.raises(UpstreamError) as broken:
+        Completion().add(data)
+    assert broken.value.maybe_billed

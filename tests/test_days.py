@@ -15,7 +15,7 @@ from shared.days import Day, Days
 from shared.errors import Changed
 from shared.summary import Adjustment, Figures, SessionCost, Share
 from shared.tables import Table
-from tests.conftest import seen
+from tests.conftest import table_of
 
 DAY = date(2024, 2, 29)
 SENT = datetime(2024, 3, 1, 6, 0, 1, 234567, UTC)
@@ -42,7 +42,7 @@ FIGURES = Figures(
 @pytest.fixture
 async def table(azurite_port: int, prefix: str) -> AsyncIterator[Table]:
     async with TableServiceClient.from_connection_string(connection_string(azurite_port)) as service:
-        yield seen(service.get_table_client(f"{prefix}daily"))
+        yield table_of(service.get_table_client(f"{prefix}daily"))
 
 
 @pytest.fixture

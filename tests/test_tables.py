@@ -20,7 +20,7 @@ from shared.errors import Changed, StorageUnavailable
 from shared.services import Services
 from shared.settings import Settings
 from shared.tables import Row, Table, Write
-from tests.conftest import free_port, seen
+from tests.conftest import free_port, table_of
 from tests.proxy import Answer, Match, TcpProxy
 
 # The HTTP client warns that it sends more than 1 MiB in one go: one letter can be 12 bytes of the SDK's JSON.
@@ -45,7 +45,7 @@ def client(service: TableServiceClient, prefix: str) -> TableClient:
 
 @pytest.fixture
 def table(client: TableClient) -> Table:
-    return seen(client)
+    return table_of(client)
 
 
 def row(key: str = "k", partition: str = "p", **properties: Any) -> Row:
@@ -115,7 +115,7 @@ class TestValues:
     async def test_text_is_cut_between_characters_into_pieces_that_a_property_holds(
         self, client: TableClient, long: Long
     ) -> None:
-        await seen(client).put(row(key := uuid.uuid4().hex, value=long.text))
+        await table_of(client).put(row(key := uuid.uuid4().hex, value=long.text))
         entity = await client.get_entity("p", key)
         pieces = [entity[f"value_{at}" if at else "value"] for at in range(len(entity) - 2)]
         assert same("".join(pieces), long.text)
@@ -311,7 +311,7 @@ class TestQueries:
         assert [each["RowKey"] for each in found] == keys
         with TcpProxy(azurite_port) as proxy:
             async with TableServiceClient.from_connection_string(connection_string(proxy.port)) as service:
-                paged = seen(service.get_table_client(client.table_name))
+                paged = table_of(service.get_table_client(client.table_name))
                 read = []
                 async for each in paged.query("PartitionKey eq @p", {"p": "p"}, page=10):
                     read.append(each["RowKey"])
@@ -355,7 +355,7 @@ class TestUnavailable:
             options = {"retry_total": 0}
             async with TableServiceClient.from_connection_string(connection_string(proxy.port), **options) as service:
                 with pytest.raises(StorageUnavailable) as error:
-                    await use(seen(service.get_table_client(f"{prefix}rows")))
+                    await use(table_of(service.get_table_client(f"{prefix}rows")))
         assert "hunter2" not in error.value.message
 
     async def test_it_works_again_once_the_service_is_back(self, azurite_port: int, prefix: str) -> None:
@@ -363,7 +363,7 @@ class TestUnavailable:
             async with TableServiceClient.from_connection_string(
                 connection_string(proxy.port), retry_total=0
             ) as service:
-                table = seen(service.get_table_client(f"{prefix}rows"))
+                table = table_of(service.get_table_client(f"{prefix}rows"))
                 await table.put(row())
                 proxy.down()
                 with pytest.raises(StorageUnavailable):

@@ -39,7 +39,7 @@ def outbox(tmp_path: Path) -> Path:
 @pytest.fixture
 def environ(environ: dict[str, str], outbox: Path) -> dict[str, str]:
     mail = {"OUTBOX_DIR": str(outbox), "SUMMARY_RECIPIENTS": ", ".join(RECIPIENTS)}
-    return environ | mail | {"USAGE_KEYS": line("ann", KEY)}
+    return environ | mail | {"USAGE_KEYS": line("ann", KEY), "CLIENT_KEYS": line("ann", KEY)}
 
 
 @pytest.fixture

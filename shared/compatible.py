@@ -1,0 +1,158 @@
+"""The OpenAI-compatible routes: OpenAI's and Azure OpenAI's own wire format in and out, metered. Behind client keys.
+
+A request goes on as it was sent and its answer comes back as the service sent it. Without X-Session-Id the ledger alone
+knows of the call; with it the call is a turn of that session.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+import orjson
+from azurefunctions.extensions.http.fastapi import Request, Response
+
+from shared import answers
+from shared.contract import CompletionRequest
+from shared.conversation import Turn
+from shared.errors import ChatError, InvalidRequest, ModelNotFound
+from shared.reservation import Post
+from shared.services import Services
+from shared.settings import Settings
+from shared.turns import Answer, Delta, Event, Metered, Opened, Started
+from shared.web import (
+    answering,
+    error_body,
+    event_stream,
+    idempotency_key,
+    json_response,
+    read_body,
+    relay,
+    session_id,
+    validated,
+)
+
+SESSION = "x-session-id"
+DONE = b"data: [DONE]\n\n"
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # by which people, not SDKs, tell errors apart
+
+
+def _refused(error: Exception) -> Response:
+    """The service's own answer where it is one, else ours in its shape."""
+    if isinstance(error, ChatError) and error.said and error.said.body.startswith(b"{"):
+        said = error.said
+        return Response(said.body, said.status, said.headers, media_type="application/json")
+    body, status, retry_after = _error(error)
+    return json_response(body, status, {} if retry_after is None else {"retry-after": str(retry_after)})
+
+
+_compatible = functools.partial(answering, refused=_refused)
+
+
+@_compatible
+async def post_completion(request: Request, services: Services) -> Response:
+    caller = services.client_keys.caller(request.headers)
+    body = await read_body(request, services.settings.max_request_bytes)
+    asked = validated(CompletionRequest, body)
+    streamed = bool(asked.stream)
+    post = _post(request, services.settings, asked, body, caller)
+    begin = services.turns.take_turn if post.session_id else services.turns.call
+    running = begin(post, deltas=streamed)
+    event, headers = await running.next(), dict[str, str]()
+    replayed = isinstance(event, Started) and event.replayed
+    while not isinstance(event, Answer | Metered) and not (streamed and isinstance(event, Delta) and not replayed):
+        if isinstance(event, Opened):
+            headers |= event.headers
+        event = await running.next()
+    wants_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+    if replayed and isinstance(event, Answer):
+        return _replay(event.turn, streamed=streamed, usage=wants_usage)
+    if streamed:
+        written = functools.partial(_written, usage=wants_usage)
+        return event_stream(relay(event, running, written, _broken), headers)
+    return Response(event.data, 200, headers, media_type="application/json")
+
+
+@_compatible
+async def get_models(request: Request, services: Services) -> Response:
+    services.client_keys.name(request.headers)
+    names = sorted(services.settings.deployments)
+    models = [{"id": name, "object": "model", "created": 0, "owned_by": "azure-openai"} for name in names]
+    return json_response({"object": "list", "data": models})
+
+
+def _post(request: Request, settings: Settings, asked: CompletionRequest, body: Mapping[str, Any], caller: str) -> Post:
+    deployment = request.path_params.get("deployment") or asked.model
+    if deployment is None:
+        raise InvalidRequest("Name a model: one of those that GET openai/v1/models lists.", param="model")
+    if deployment not in settings.deployments:
+        listed = ", ".join(sorted(settings.deployments))
+        raise ModelNotFound(f"There is no model {deployment!r}. Choose one of: {listed}.", param="model")
+    longest = max(asked.max_tokens or 0, asked.max_completion_tokens or 0) or settings.max_output_tokens
+    sent = {name: value for name, value in body.items() if name != "model"}
+    if asked.stream:  # usage is always asked for; its chunk goes on only to who wanted it
+        sent["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    post = Post(
+        messages=asked.adds(), body=sent, deployment=deployment, max_tokens=longest * (asked.n or 1), caller=caller
+    )
+    given = request.headers.get(SESSION)
+    if given is None:
+        return post
+    if (asked.n or 1) > 1:
+        raise InvalidRequest("A turn of a session has one answer: leave n out, or X-Session-Id.", param="n")
+    compared = {name: value for name, value in sent.items() if name not in ("stream", "stream_options")}
+    said = orjson.dumps([deployment, compared], option=orjson.OPT_SORT_KEYS)
+    return replace(
+        post,
+        session_id=session_id(given, "X-Session-Id"),
+        system=asked.system(),
+        key=idempotency_key(request),
+        fingerprint=sha256(said).hexdigest(),
+    )
+
+
+def _written(event: Event, *, usage: bool) -> bytes:
+    match event:
+        case Delta(_, data, only_usage) if usage or not only_usage:
+            return b"data: %s\n\n" % data
+        case Answer() | Metered():
+            return DONE
+        case _:
+            return b""
+
+
+def _broken(error: Exception) -> bytes:
+    return b"data: %s\n\n" % answers.json_bytes(_error(error)[0])
+
+
+def _error(error: Exception) -> tuple[dict[str, Any], int, int | None]:
+    """The error in OpenAI's shape, its status, and the seconds to wait."""
+    body = error_body(error)
+    status: int = body["status"]
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {**body["error"], "type": kind}}, status, body["retry_after"]
+
+
+def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
+    """The stored answer, as the service would have sent it."""
+    call, said = turn.call, turn.messages[-1]
+    choice = {"index": 0, "logprobs": turn.extras.get("logprobs"), "finish_reason": turn.finish_reason}
+    common = {
+        "id": f"chatcmpl-{call.id}",
+        "created": int(turn.started.timestamp()),
+        "model": call.model or call.deployment,
+    }
+    used = answers.openai_usage(call.usage) if call.usage else None
+    headers = {"idempotent-replayed": "true"}
+    if not streamed:
+        whole = common | {"object": "chat.completion", "choices": [choice | {"message": said}], "usage": used}
+        return json_response(whole, headers=headers)
+    calls = [{"index": at, **call} for at, call in enumerate(said.get("tool_calls") or ())]
+    delta = {**said, "tool_calls": calls} if calls else said
+    chunks: list[dict[str, Any]] = [{"choices": [choice | {"delta": delta}]}]
+    if usage:
+        chunks.append({"choices": [], "usage": used})
+    chunk = common | {"object": "chat.completion.chunk"}
+    frames = b"".join(b"data: %s\n\n" % answers.json_bytes(chunk | each) for each in chunks)
+    return Response(frames + DONE, 200, headers, media_type="text/event-stream")
