@@ -51,7 +51,8 @@ async def assert_conserved(
         _assert_accounted(call, billed.get(call.id))
     remembered: dict[str, dict[str, Call]] = defaultdict(dict)
     for entry in entries:
-        remembered[entry.session_id or ""][entry.call.id] = entry.call
+        if entry.session_id:
+            remembered[entry.session_id][entry.call.id] = entry.call
     assert remembered.keys() - lives.keys() <= set(erased), "a session is gone"
     for session_id, life in lives.items():
         _assert_agree(life, remembered[session_id], erased=session_id in erased, freed=freed)
