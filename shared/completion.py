@@ -40,8 +40,13 @@ class Completion:
 
     def add(self, data: bytes) -> Piece:
         """Take in one chunk, or a whole answer that was not streamed. Raises UpstreamError where it is neither."""
-        chunk = _parsed(data)
-        self.model = chunk.get("model") or self.model
+        try:
+            return self._add(_parsed(data))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise UpstreamError("The model's answer was garbled. Send this again.", maybe_billed=True) from error
+
+    def _add(self, chunk: Chunk) -> Piece:
+        self.model = _text(chunk.get("model") or self.model)
         if usage := chunk.get("usage"):
             self.usage = usage_of(usage)
         if filtered := chunk.get("prompt_filter_results"):
@@ -62,7 +67,7 @@ class Completion:
         return message
 
     def _add_choice(self, choice: Mapping[str, Any]) -> dict[str, Any]:
-        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        self.finish_reason = _text(choice.get("finish_reason") or self.finish_reason)
         if filtered := choice.get("content_filter_results"):
             self.extras.setdefault("content_filter", {}).setdefault("completion", {}).update(filtered)
         if logprobs := choice.get("logprobs"):
@@ -72,7 +77,7 @@ class Completion:
     def _add_delta(self, delta: Mapping[str, Any]) -> dict[str, Any]:
         shown: dict[str, Any] = {}
         for kind, pieces in self._text.items():
-            if piece := delta.get(kind):
+            if piece := _text(delta.get(kind)):
                 pieces.append(piece)
                 shown[kind] = piece
         if calls := delta.get("tool_calls"):
@@ -85,7 +90,7 @@ class Completion:
         while len(self._tool_calls) <= index:
             self._tool_calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
         call, function = self._tool_calls[index], piece.get("function") or {}
-        call["id"] = piece.get("id") or call["id"]
+        call["id"] = _text(piece.get("id")) or call["id"]
         call["function"]["name"] += function.get("name") or ""
         call["function"]["arguments"] += function.get("arguments") or ""
 
@@ -96,11 +101,22 @@ class Completion:
                 gathered.setdefault(kind, []).extend(tokens)
 
 
+def _text(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError("no text")
+    return value
+
+
+def _tokens(value: Any) -> int:
+    if value is None:
+        return 0
+    if not isinstance(value, int) or not 0 <= value < 2**53:
+        raise TypeError("no number of tokens")
+    return value
+
+
 def _parsed(data: bytes) -> Chunk:
-    try:
-        chunk = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise UpstreamError("The model's answer was garbled. Send this again.", maybe_billed=True) from error
+    chunk = orjson.loads(data)
     if not isinstance(chunk, dict) or "error" in chunk:
         log.warning("the model service broke its answer off with an error")
         raise UpstreamError("The model's answer broke off with an error. Send this again.", maybe_billed=True)
@@ -112,9 +128,9 @@ def usage_of(reported: Mapping[str, Any]) -> Usage:
     prompt = reported.get("prompt_tokens_details") or {}
     completion = reported.get("completion_tokens_details") or {}
     return Usage(
-        prompt_tokens=reported.get("prompt_tokens") or 0,
-        cached_tokens=prompt.get("cached_tokens") or 0,
-        cache_write_tokens=prompt.get("cache_write_tokens") or 0,
-        completion_tokens=reported.get("completion_tokens") or 0,
-        reasoning_tokens=completion.get("reasoning_tokens") or 0,
+        prompt_tokens=_tokens(reported.get("prompt_tokens")),
+        cached_tokens=_tokens(prompt.get("cached_tokens")),
+        cache_write_tokens=_tokens(prompt.get("cache_write_tokens")),
+        completion_tokens=_tokens(reported.get("completion_tokens")),
+        reasoning_tokens=_tokens(completion.get("reasoning_tokens")),
     )

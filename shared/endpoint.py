@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-from azure.core.exceptions import AzureError
 from openai import NOT_GIVEN, APIConnectionError, APIStatusError, AsyncOpenAI, Timeout
 
 from shared.errors import (
@@ -37,12 +36,14 @@ _UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request argument supplied: (\w+)")
 
 
 class NotAuthorized(UpstreamUnavailable):
-    """The service does not let the app in. `stale`: a fresh token may mend it."""
+    """The service does not let the app in. `reason`: for the log, and holds no token. `stale`: a fresh token may mend
+    it."""
 
     usual_pause = 30
 
-    def __init__(self, message: str, *, stale: bool) -> None:
+    def __init__(self, message: str, reason: str, *, stale: bool) -> None:
         super().__init__(message, maybe_billed=False)
+        self.reason = reason
         self.stale = stale
 
 
@@ -71,7 +72,8 @@ class Endpoint:
             base_url=url, api_key=api_key, max_retries=0, timeout=Timeout(timeout, connect=connect)
         )
         self._access = access
-        self.name = urlsplit(url).netloc.rpartition("@")[2]
+        self._token = api_key if callable(api_key) else None
+        self.name = urlsplit(url).netloc
 
     async def ask(
         self, prompt: Prompt, body: Mapping[str, Any], stack: AsyncExitStack
@@ -96,9 +98,6 @@ class Endpoint:
             if not isinstance(refusal, NotAuthorized):  # which is between this app and the service
                 refusal.said = Said(error.status_code, _shown(error.response.headers), error.response.content)
             raise refusal from error
-        except AzureError as error:
-            log.warning("call %s: no token for the model service: %s", prompt.call_id, type(error).__name__)
-            raise NotAuthorized(self._access.refused(type(error).__name__), stale=False) from error
         except (APIConnectionError, httpx2.RequestError) as error:  # the latter while an error's body is read
             cause = error if isinstance(error, httpx2.RequestError) else error.__cause__
             log.warning("call %s: %s: %s", prompt.call_id, self.name, type(cause or error).__name__)
@@ -106,9 +105,20 @@ class Endpoint:
         parts = response.iter_bytes()
         return _shown(response.headers), _reading(_events(parts) if streamed else _document(parts))
 
+    async def sign_in(self) -> None:
+        """Have a token, so that asking is all that is left to do. Raises NotAuthorized where there is none."""
+        if self._token:
+            try:
+                await self._token()
+            except Exception as error:  # whatever an identity's endpoint may answer: nothing was sent to the model
+                raise NotAuthorized(self._access.message, f"no token: {type(error).__name__}", stale=False) from error
+
     async def renew(self) -> bool:
         """Whether the next attempt may have a fresh token."""
         return await self._access.renew()
+
+    def complain(self, refusal: NotAuthorized) -> None:
+        self._access.complain(f"{self.name}: {refusal.reason}")
 
     async def close(self) -> None:
         await self._client.close()
@@ -121,8 +131,8 @@ class Endpoint:
             case 400 | 413 | 422:
                 return _bad_request(error)
             case 401 | 403:
-                message = self._access.refused(f"{self.name} answered {error.status_code} {error.code}")
-                return NotAuthorized(message, stale=error.status_code == 401)
+                reason = f"{error.status_code} {error.code}"
+                return NotAuthorized(self._access.message, reason, stale=error.status_code == 401)
             case 404:
                 return NoDeployment(deployment)
             case 408 | 504:

@@ -46,7 +46,10 @@ class Identity:
         """A provider of tokens for one scope."""
 
         async def token() -> str:
-            return (await self.get_token(scope)).token
+            found = (await self.get_token(scope)).token
+            if not found or not found.isascii() or not found.isprintable():  # it goes into a header; said without it
+                raise ValueError("the identity's endpoint gave no proper token")
+            return found
 
         return token
 
@@ -85,10 +88,10 @@ class Identity:
 
 
 class Access:
-    """What this app shows a service, and what is to be done where that does not do: told every caller, logged once."""
+    """What this app shows a service, and in `message` what is to be done where that does not do."""
 
     def __init__(self, message: str, identity: Identity | None = None) -> None:
-        self._message = message
+        self.message = message
         self._identity = identity
         self._logged = False
 
@@ -105,12 +108,11 @@ class Access:
     def of_setting(cls, service: str, name: str) -> "Access":
         return cls(f"{service} refused what {name} holds: it is wrong or revoked. See Troubleshooting in the README.")
 
-    def refused(self, reason: str) -> str:
-        """The message for the caller. `reason` is for the log, and holds no token."""
+    def complain(self, reason: str) -> None:
+        """Once in the log. `reason` holds no token."""
         if not self._logged:
             self._logged = True
-            log.error("%s (%s)", self._message, reason)
-        return self._message
+            log.error("%s (%s)", self.message, reason)
 
     async def renew(self) -> bool:
         """Whether what is shown next may be fresh; a setting never is."""

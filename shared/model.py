@@ -20,7 +20,9 @@ from shared.ports import Prompt
 log = logging.getLogger(__name__)
 
 COOLING = 30.0  # seconds that a failing endpoint is passed over, where it names none itself
+LONGEST = 600.0  # seconds: the most, whatever it asks for
 ABSENT = 600.0  # seconds until an endpoint is asked again for a deployment that it did not have
+_COOL = (0.0, False)
 _back_off = wait_exponential_jitter(multiplier=0.5, max=20)
 
 
@@ -32,7 +34,7 @@ class Model:
         self._endpoints = endpoints
         self._defaults = defaults
         self.retries = retries
-        self._cooling: dict[Endpoint, float] = {}  # until when it is passed over, on the loop's clock
+        self._cooling: dict[Endpoint, tuple[float, bool]] = {}  # until when, on the loop's clock; did it ask for that?
         self._absent: dict[tuple[Endpoint, str], float] = {}  # until when it is not asked for a deployment
         self._refused: dict[str, set[str]] = {}  # deployment -> options that it does not take
 
@@ -44,19 +46,25 @@ class Model:
             await endpoint.close()
 
     def available(self, deployment: str) -> list[Endpoint]:
-        """The endpoints to try, in order of preference; where all are cooling, the one that will have cooled first."""
+        """The endpoints to ask, one after the other: those that have cooled, in order of preference, then those that
+        were passed over without having asked for it. Where all have asked for a pause, the one whose pause ends
+        first."""
         now = _now()
         having = [end for end in self._endpoints if self._absent.get((end, deployment), now) <= now]
-        cooling = {end: self._cooling.get(end, now) for end in having or self._endpoints}
-        return [end for end, until in cooling.items() if until <= now] or [min(cooling, key=cooling.__getitem__)]
+        cooling = {end: self._cooling.get(end, _COOL) for end in having or self._endpoints}
+        cool = [end for end, (until, _) in cooling.items() if until <= now]
+        passed_over = [end for end, (until, asked) in cooling.items() if until > now and not asked]
+        return [*cool, *passed_over] or [min(cooling, key=cooling.__getitem__)]
 
     def failed(self, endpoint: Endpoint, deployment: str, failure: UpstreamFailure) -> None:
         """Pass this endpoint over for a while."""
         if isinstance(failure, NoDeployment):
             log.warning("%s has no deployment %r", endpoint.name, deployment)
             self._absent[endpoint, deployment] = _now() + ABSENT
+        elif failure.pause is None:
+            self._cooling[endpoint] = (_now() + COOLING, False)
         else:
-            self._cooling[endpoint] = _now() + _cools(failure)
+            self._cooling[endpoint] = (_now() + min(failure.pause, LONGEST), True)
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
         """The request. Unless it goes as its caller sent it, with the settings' options, and without those that the
@@ -73,8 +81,10 @@ class Model:
         for. From then on it is left out for this deployment."""
         if name is None or prompt.as_sent or (name != "temperature" and name in prompt.body):
             return False
-        log.warning("deployment %r does not take %s: left out from now on", prompt.deployment, name)
-        self._refused.setdefault(prompt.deployment, set()).add(name)
+        known = self._refused.setdefault(prompt.deployment, set())
+        if name not in known:
+            known.add(name)
+            log.warning("deployment %r does not take %s: left out from now on", prompt.deployment, name)
         return True
 
 
@@ -116,36 +126,32 @@ class Asking:
                 if failure.maybe_billed:
                     raise
                 failures.append(failure)
-        raise min(failures, key=lambda failure: (not _passing(failure), _cools(failure)))
+        raise min(failures, key=lambda failure: (not _passing(failure), failure.pause or 0))
 
     async def _at(self, endpoint: Endpoint) -> AsyncIterator[bytes]:
         """One endpoint: again without an option that it refused, and once with a fresh token."""
         self._asked, renewed = endpoint, False
         while True:
-            self.attempts += 1
             body = self._model.body(self._prompt)
             try:
+                await endpoint.sign_in()
+                self.attempts += 1
                 self.headers, answer = await endpoint.ask(self._prompt, body, self._stack)
             except OptionRefused as refusal:
                 if refusal.param not in body or not self._model.leave_out(refusal.param, self._prompt):
                     raise
             except NotAuthorized as failure:
                 if renewed or not failure.stale or not await endpoint.renew():
+                    endpoint.complain(failure)
                     raise
                 renewed = True
             else:
                 return answer
 
 
-def _cools(failure: UpstreamFailure) -> float:
-    """Seconds that an endpoint which failed so is passed over."""
-    return COOLING if failure.pause is None else failure.pause
-
-
 def _passing(error: BaseException) -> bool:
     """Whether the same call may be made again: it was certainly not billed, and may go through later."""
-    passing = isinstance(error, RateLimited | UpstreamUnavailable) and not error.maybe_billed
-    return passing and not isinstance(error, NotAuthorized)
+    return isinstance(error, RateLimited | UpstreamUnavailable) and not isinstance(error, NotAuthorized)
 
 
 def _wait(state: RetryCallState) -> float:

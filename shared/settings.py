@@ -184,6 +184,8 @@ def _endpoint(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.port == 0:
         raise ValueError(f"{url!r} is not a URL such as https://NAME.openai.azure.com.")
+    if "@" in parts.netloc:  # said without it
+        raise ValueError("a URL in it holds a name or password: AZURE_OPENAI_API_KEY is the place of a key.")
     if parts.query or parts.fragment:
         raise ValueError(f"{url!r} has something behind its path: leave that out.")
     path = parts.path.rstrip("/")

@@ -110,7 +110,8 @@ class Table:
             reason = f"{error.status_code} {_code(error)}" if error.status_code else type(error).__name__
             log.warning("storage answered %s", reason)
             if error.status_code in (401, 403) or isinstance(error, ClientAuthenticationError):
-                raise StorageUnavailable(self._access.refused(reason), retry_after=30) from error
+                self._access.complain(reason)
+                raise StorageUnavailable(self._access.message, retry_after=30) from error
             raise StorageUnavailable from error
         except (AzureError, OSError) as error:
             log.warning("storage can't be reached: %s", type(error).__name__)

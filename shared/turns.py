@@ -252,7 +252,7 @@ class Turns:
                         taken.running.tell(Delta(piece.shown, calling.data, piece.only_usage))
         except TimeoutError:
             message = f"The turn took longer than {self._turn_timeout:g} s. Ask for less, or try again later."
-            failure = UpstreamTimeout(message, maybe_billed=True)
+            failure = UpstreamTimeout(message, maybe_billed=calling.asking.attempts > 0)
         except UpstreamFailure as error:
             failure = error
         if completion.finish_reason is None or completion.usage is None:

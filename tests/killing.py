@@ -58,11 +58,11 @@ class Host:
 
     def __init__(self, pid: int, port: int, log: Path) -> None:
         self._pid, self._log = pid, log
-        self._base = f"http://127.0.0.1:{port}"
+        self.base = f"http://127.0.0.1:{port}"
         _wait(lambda: _listens(port), log)
 
     def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self._base, trust_env=False, timeout=PATIENCE)
+        return httpx.AsyncClient(base_url=self.base, trust_env=False, timeout=PATIENCE)
 
     def kill(self) -> None:
         """Without a word of warning; once is enough."""
@@ -73,7 +73,7 @@ class Host:
     def fire(self) -> None:
         """The timer, by hand, until it has run."""
         before = self._log.read_text().count(" ran\n")
-        with httpx.Client(base_url=self._base, trust_env=False) as client:
+        with httpx.Client(base_url=self.base, trust_env=False) as client:
             assert client.post("/admin/functions/daily_cost_summary", json={"input": ""}).status_code == 202
         _wait(lambda: self._log.read_text().count(" ran\n") > before, self._log)
 

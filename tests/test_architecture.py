@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCAL = sorted(ROOT.glob("local/*.py"))
 KNOWN_BY = {  # what only some rooms may know
     "azure.communication": {"communication_services"},
-    "azure.core": {"tables", "mail", "communication_services", "endpoint", "identity"},
+    "azure.core": {"tables", "mail", "communication_services", "identity"},
     "azure.data": {"tables", "services"},
     "azure.functions": set[str](),
     "azure.monitor": {"tracing"},
