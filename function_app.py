@@ -73,6 +73,11 @@ async def about(req: Request) -> Response:
     return await web.get_about(req)
 
 
+@app.route("api/openapi.json", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def openapi(req: Request) -> Response:
+    return await web.get_openapi(req)
+
+
 @app.route("api/health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 async def health(req: Request) -> Response:
     return await web.get_health(req)

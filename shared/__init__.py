@@ -15,6 +15,7 @@ Pure rooms: values in, values out
     breakdown               the tables of the daily letter
     letter                  the daily summary as subject, text and HTML
     contract                the wire: request and answer models; validation comes from here
+    openapi                 the published contract, made of those models
     answers                 values to the contract's answers, and those to JSON
 
 The heart: knows the world by Protocols alone

@@ -14,7 +14,7 @@ import orjson
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared import answers
-from shared.contract import CompletionRequest
+from shared.contract import CompletionRequest, ModelAnswer, ModelsAnswer
 from shared.conversation import Turn
 from shared.errors import ChatError, InvalidRequest, ModelNotFound
 from shared.reservation import Post
@@ -77,9 +77,11 @@ async def post_completion(request: Request, services: Services) -> Response:
 @_compatible
 async def get_models(request: Request, services: Services) -> Response:
     services.client_keys.name(request.headers)
-    names = sorted(services.settings.deployments)
-    models = [{"id": name, "object": "model", "created": 0, "owned_by": "azure-openai"} for name in names]
-    return json_response({"object": "list", "data": models})
+    models = [
+        ModelAnswer(id=name, object="model", created=0, owned_by="azure-openai")
+        for name in sorted(services.settings.deployments)
+    ]
+    return json_response(ModelsAnswer(object="list", data=models).model_dump())
 
 
 def _post(request: Request, settings: Settings, asked: CompletionRequest, body: Mapping[str, Any], caller: str) -> Post:

@@ -10,6 +10,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 _SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z"
+SESSION_ID = {"type": "string", "pattern": _SESSION_ID.replace(r"\z", "$")}  # as JSON schema
 _IMAGE_URL = r"^(https?://|data:image/)"
 SessionId = Annotated[str, StringConstraints(pattern=_SESSION_ID)]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
@@ -61,8 +62,14 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
+def _only(name: str) -> dict[str, Any]:
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
 class ChatRequest(Wire):
     """One turn: a message, or the results of the tools that the last answer called."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_only("message"), _only("tool_results")]})
 
     message: NonEmpty | Annotated[list[Part], Field(min_length=1)] | None = None
     tool_results: Annotated[list[ToolResult], Field(min_length=1)] | None = None
@@ -261,12 +268,69 @@ class ChatAnswer(BaseModel):
     notice: str | None = None  # what a reader of the answer should know of it
 
 
+class StartEvent(BaseModel):
+    """The turn is reserved: errors from here on come as an event."""
+
+    session_id: str
+    turn: int
+    deployment: str
+
+
+class DeltaEvent(BaseModel):
+    """A piece of the answer, in OpenAI's shape."""
+
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ErrorEvent(BaseModel):
+    """The turn failed. `status`: what it would have been before the stream began; `retry_after`: seconds."""
+
+    code: str
+    message: str
+    param: str | None
+    status: int
+    retry_after: int | None
+
+
 class AboutAnswer(BaseModel):
     """What the service tells of itself: the default deployment, all that may be chosen, and where it runs."""
 
     deployment: str
     deployments: list[str]
     region: str | None
+
+
+class ErrorFields(BaseModel):
+    """`type` is there on openai/* alone; there an error of the model service comes as it sent it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str | None
+    message: str
+    param: str | None = None
+    type: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorFields
+
+
+class HealthAnswer(BaseModel):
+    status: Literal["ok"]
+
+
+class ModelAnswer(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelsAnswer(BaseModel):
+    object: Literal["list"]
+    data: list[ModelAnswer]
 
 
 class SessionAnswer(SessionTotals):

@@ -16,9 +16,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from shared import answers, errors
-from shared.contract import AboutAnswer, ChatRequest, SessionId, problem
+from shared.contract import AboutAnswer, ChatRequest, HealthAnswer, SessionId, problem
 from shared.conversation import Session
 from shared.errors import ChatError, InvalidRequest, MessageTooLarge, UnsupportedMediaType
+from shared.openapi import document
 from shared.reservation import Post
 from shared.services import Services, services
 from shared.settings import SettingsError
@@ -144,7 +145,12 @@ async def get_about(request: Request, services: Services) -> Response:
 
 async def get_health(request: Request) -> Response:
     """Alive; it asks nothing of anybody, so that a probe costs nothing."""
-    return json_response({"status": "ok"})
+    return json_response(HealthAnswer(status="ok").model_dump())
+
+
+async def get_openapi(request: Request) -> Response:
+    """The contract; like health, it needs no setting."""
+    return json_response(document())
 
 
 def error_body(error: Exception) -> dict[str, Any]:

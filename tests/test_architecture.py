@@ -28,7 +28,7 @@ KNOWN_BY = {  # what only some rooms may know
     "jinja2": {"letter"},
     "opentelemetry": {"tracing"},
     "openai": {"endpoint"},
-    "pydantic": {"contract", "answers", "web"},
+    "pydantic": {"contract", "answers", "openapi", "web"},
     "starlette": {"web"},
     "tenacity": {"lease", "model"},
 }
