@@ -179,7 +179,28 @@ def test_the_chunk_that_holds_only_usage_is_told_apart() -> None:
     assert completion.add(orjson.dumps(last)).only_usage
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"error": {"message": "no"}}', b"\xff"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"error": {"message": "no"}}',
+        b'{"model": {"a": 1}}',
+        b'{"choices": "abc"}',
+        b'{"choices": [null]}',
+        b'{"choices": [{"delta": "x"}]}',
+        b'{"choices": [{"delta": {"content": 5}}]}',
+        b'{"choices": [{"delta": {"tool_calls": [{"function": {"name": 5}}]}}]}',
+        b'{"choices": [{"finish_reason": 5}]}',
+        b'{"usage": [1]}',
+        b'{"usage": {"prompt_tokens": "x"}}',
+        b'{"usage": {"prompt_tokens": 5.5}}',
+        b'{"usage": {"prompt_tokens": -5}}',
+        b'{"usage": {"completion_tokens": 100000000000000000000}}',
+    ],
+)
 def test_what_is_no_answer_breaks_it_off(data: bytes) -> None:
     with pytest.raises(UpstreamError) as broken:
         Completion().add(data)

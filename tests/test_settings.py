@@ -140,6 +140,7 @@ class TestMalformed:
             ("AZURE_OPENAI_ENDPOINT", "https://host:99999", "[Pp]ort"),
             ("AZURE_OPENAI_ENDPOINT", " , ", "holds no URL"),
             ("AZURE_OPENAI_ENDPOINT", "https://a, b", "'b' is not a URL"),
+            ("AZURE_OPENAI_ENDPOINT", "https://user:secret@a", "holds a name or password"),
             ("AZURE_OPENAI_ENDPOINT", "https://a/openai/deployments/b", "does not end in /v1"),
             ("AZURE_OPENAI_ENDPOINT", "https://a/dev1", "does not end in /v1"),
             ("AZURE_OPENAI_ENDPOINT", "https://a/openai/v1?api-version=preview", "something behind its path"),
