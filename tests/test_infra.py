@@ -293,7 +293,7 @@ class TestEverywhere:
         assert not [setting for setting in given if REFUSED_SETTINGS.fullmatch(setting)]
         missing = (settings_read() | PLATFORM) - given.keys() - LOCAL.keys() - ALTERNATIVES.keys()
         assert not missing
-        known = settings_read() | PLATFORM | settings_file(ROOT / "local.settings.sample.json").keys() | designed()
+        known = settings_read() | PLATFORM | settings_file(ROOT / "local.settings.sample.json").keys()
         assert not given.keys() - known
         assert not given.keys() & LOCAL.keys()
         assert all(isinstance(value, str) for value in given.values())
@@ -352,14 +352,6 @@ class TestEverywhere:
 
 def logged(deployment: Deployment) -> list[dict[str, Any]]:
     return deployment.of("Microsoft.Insights/diagnosticSettings")
-
-
-def designed() -> set[str]:
-    """Settings that the template gives already and that shared/settings.py may come to read later."""
-    return {
-        "AZURE_OPENAI_MAX_OUTPUT_TOKENS",
-        "MAX_REQUEST_BYTES",
-    }
 
 
 @needs_bicep
@@ -544,7 +536,7 @@ class TestSwitches:
 
     def test_every_setting_is_described_in_the_sample(self) -> None:
         described = settings_file(ROOT / "local.settings.sample.json").keys()
-        assert not settings_read() - described - {"CLIENT_KEYS", "IDENTITY_ENDPOINT", "REGION_NAME"}
+        assert not settings_read() - described - {"IDENTITY_ENDPOINT", "REGION_NAME"}
 
 
 METRIC_ALERTS = "Microsoft.Insights/metricAlerts"
@@ -598,7 +590,7 @@ class TestHooks:
         assert given["AZURE_OPENAI_ENDPOINT"] == OF_AZD["AZURE_OPENAI_ENDPOINT"]
         assert given["TABLES_ENDPOINT"] == OF_AZD["TABLES_ENDPOINT"]
         assert given["TABLE_PREFIX"] == "local"
-        assert not given.keys() - settings_read() - designed() - {"SUMMARY_SCHEDULE"}
+        assert not given.keys() - settings_read() - {"SUMMARY_SCHEDULE"}
         assert not [name for name in given if "KEY" in name]
         assert (tmp_path / "local.settings.json").read_text() == "mine"
 
