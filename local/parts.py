@@ -45,14 +45,16 @@ class Plan:
 
     parts: list[Part] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    usage_key: str | None = None  # this machine's own, where no others are set
+    client_key: str | None = None  # this machine's own, where no others are set
+    usage_key: str | None = None  # likewise
 
 
 def plan(own: Mapping[str, str], process: Mapping[str, str], state: Path, port: int) -> Plan:
     """`own` are the settings file's values, `process` the process's environment."""
     result, settings = Plan(), layered(own, process)
-    if not settings.get("USAGE_KEYS"):
-        result.usage_key = keys.local_keys(state / "keys.json")["USAGE_KEYS"]
+    own_keys = keys.local_keys(state / "keys.json")
+    result.client_key = None if settings.get("CLIENT_KEYS") else own_keys["CLIENT_KEYS"]
+    result.usage_key = None if settings.get("USAGE_KEYS") else own_keys["USAGE_KEYS"]
     defaults, embedded = _unconditional(settings, state), dict[str, str]()
     if not (settings.get("TABLES_ENDPOINT") or settings.get("TABLES_CONNECTION_STRING")):
         embedded |= _azurite(result, process, state)

@@ -133,7 +133,7 @@ class Supervisor:
         say(f"\nReady on {address} after {seconds:.1f} s. Logs are in {places.shown(self._logs)}. Ctrl-C stops all.\n")
         for note in self._plan.notes:
             say(note + "\n")
-        for line in _curl_lines(address, self._plan.usage_key):
+        for line in _lines(address, self._plan):
             say(f"  {line}\n")
         for page in PAGES:
             if await asyncio.to_thread(healthy, f"{address}/{page}"):
@@ -169,16 +169,21 @@ class Supervisor:
         await asyncio.gather(*(child.stop(STOP_SECONDS) for child in others))
 
 
-def _curl_lines(address: str, usage_key: str | None) -> list[str]:
-    """A chat, what today cost, and the morning's mail now: each works as pasted, in this system's shell."""
+def _lines(address: str, plan: Plan) -> list[str]:
+    """A chat, what today cost, the morning's mail now, and where OpenAI's clients are to ask: each works as pasted, in
+    this system's shell."""
     quote, escaped = ('"', '\\"') if os.name == "nt" else ("'", '"')
     json_type = f"-H {quote}Content-Type: application/json{quote}"
     message = f"{quote}{{{escaped}message{escaped}: {escaped}Hello!{escaped}}}{quote}"
     lines = [f"curl {address}/api/chat {json_type} -d {message}"]
-    if usage_key:
-        bearer = f"-H {quote}Authorization: Bearer {usage_key}{quote}"
+    if plan.usage_key:
+        bearer = f"-H {quote}Authorization: Bearer {plan.usage_key}{quote}"
         lines.append(f"curl {address}/api/usage/daily/{datetime.now(UTC):%Y-%m-%d} {bearer}")
     lines.append(f"curl {address}/admin/functions/daily_cost_summary {json_type} -d {{}}")
+    if plan.client_key:
+        given = {"OPENAI_BASE_URL": f"{address}/openai/v1", "OPENAI_API_KEY": plan.client_key}
+        pairs = [f"{name}={value}" for name, value in given.items()]
+        lines.append(" & ".join(f"set {pair}" for pair in pairs) if os.name == "nt" else f"export {' '.join(pairs)}")
     return lines
 
 
