@@ -3,7 +3,7 @@
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-from shared import compatible, usage, web
+from shared import compatible, static, usage, web
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 
@@ -81,3 +81,18 @@ async def openapi(req: Request) -> Response:
 @app.route("api/health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 async def health(req: Request) -> Response:
     return await web.get_health(req)
+
+
+@app.route("chat", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def chat_page(req: Request) -> Response:
+    return static.chat_page(req)
+
+
+@app.route("usage", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def usage_page(req: Request) -> Response:
+    return static.usage_page(req)
+
+
+@app.route("pages/{file}", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def page_file(req: Request) -> Response:
+    return static.file(req)

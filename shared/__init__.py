@@ -50,4 +50,5 @@ The edge
     web                     requests to values, values and errors to answers
     compatible              the OpenAI-compatible routes
     usage                   the usage routes
+    static                  the web pages' files, which lie in pages/
 """

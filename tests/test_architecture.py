@@ -20,7 +20,7 @@ KNOWN_BY = {  # what only some rooms may know
     "azure.functions": set[str](),
     "azure.monitor": {"tracing"},
     "azure.identity": {"identity"},
-    "azurefunctions": {"web", "usage", "compatible"},
+    "azurefunctions": {"web", "usage", "compatible", "static"},
     "fastapi": set[str](),
     "genai_prices": {"pricing"},
     "httpx": set[str](),

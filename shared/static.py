@@ -1,0 +1,85 @@
+"""The web pages: a fixed list of files, read once, under a policy by which nothing but these files can run."""
+
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from azurefunctions.extensions.http.fastapi import Request, Response
+
+CHAT, USAGE = "chat.html", "usage.html"
+FILES = frozenset(  # what pages/{file} serves
+    {
+        "amounts.js",
+        "api.js",
+        "chart.js",
+        "chat.js",
+        "conversations.js",
+        "elements.js",
+        "icon.svg",
+        "inline.js",
+        "markdown.js",
+        "page.js",
+        "question.js",
+        "reading.js",
+        "style.css",
+        "theme.js",
+        "transcript.js",
+        "usage.js",
+    }
+)
+_FOLDER = Path(__file__).with_name("pages")
+_MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+# https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Content-Security-Policy. With trusted types required and
+# none allowed, a script of ours could not even by mistake turn a model's text into HTML.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    content: bytes
+    media_type: str
+    etag: str
+
+
+def chat_page(request: Request) -> Response:
+    return _answer(request, CHAT)
+
+
+def usage_page(request: Request) -> Response:
+    return _answer(request, USAGE)
+
+
+def file(request: Request) -> Response:
+    name = request.path_params["file"]
+    return _answer(request, name) if name in FILES else Response(status_code=404)
+
+
+def _answer(request: Request, name: str) -> Response:
+    """The file, or 304 where the browser has it: it asks each time, so that a deployment shows at once."""
+    found = _read(name)
+    headers = {
+        "cache-control": "no-cache",
+        "content-security-policy": _POLICY,
+        "etag": found.etag,
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+    if found.etag in request.headers.get("if-none-match", ""):  # a proxy that compresses makes it W/"…"
+        return Response(status_code=304, headers=headers)
+    return Response(found.content, headers=headers, media_type=found.media_type)
+
+
+@cache
+def _read(name: str) -> _File:
+    path = _FOLDER / name
+    content = path.read_bytes()
+    return _File(content, _MEDIA_TYPES[path.suffix], f'"{sha256(content).hexdigest()[:32]}"')
