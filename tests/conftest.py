@@ -30,7 +30,7 @@ from shared.tables import Table
 from tests.azure_openai import AzureOpenAI
 from tests.proxy import TcpProxy
 
-pytest.register_assert_rewrite("tests.talking", "tests.conservation")  # so that they say what differs
+pytest.register_assert_rewrite("tests.talking", "tests.conservation", "tests.browser")  # so that they say what differs
 
 hypothesis.settings.register_profile(  # the machine may be busy with other things
     "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -201,8 +201,14 @@ class Tables:
         self.usage = table_of(usage)
 
 
-@pytest.fixture
-async def tables(azurite_port: int, prefix: str) -> AsyncIterator[Tables]:
+@asynccontextmanager
+async def opened(azurite_port: int, prefix: str) -> AsyncIterator[Tables]:
     connection = azurite_server.connection_string(azurite_port)
     async with TableServiceClient.from_connection_string(connection) as service:
         yield Tables(service.get_table_client(f"{prefix}sessions"), service.get_table_client(f"{prefix}usage"))
+
+
+@pytest.fixture
+async def tables(azurite_port: int, prefix: str) -> AsyncIterator[Tables]:
+    async with opened(azurite_port, prefix) as tables:
+        yield tables

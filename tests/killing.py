@@ -57,7 +57,7 @@ class Host:
     """`python -m local.host`, running."""
 
     def __init__(self, pid: int, port: int, log: Path) -> None:
-        self._pid, self._log = pid, log
+        self.port, self._pid, self._log = port, pid, log
         self.base = f"http://127.0.0.1:{port}"
         _wait(lambda: _listens(port), log)
 
