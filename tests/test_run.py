@@ -128,6 +128,8 @@ class TestRunning:
         assert answer["message"]["content"]
         assert answer["cost_usd"] > 0
         assert sorted(parts) == ["Azurite", "host", "model"]
+        pages = [f"  http://127.0.0.1:{first.port}/{page}\n" for page in ("chat", "usage")]
+        until(lambda: all(page in first.output for page in pages), "the pages' addresses")
         assert first.stop() == 0
         assert not [name for name, pid in parts.items() if alive(pid)]
 
