@@ -132,6 +132,10 @@ def test_what_runs_on_a_developers_machine_knows_nothing_of_the_app(path: Path) 
     assert not any(knows(path, package) for package in ("shared", "tests", "function_app"))
 
 
+def test_the_terminal_client_speaks_http_alone() -> None:
+    assert not any(knows(ROOT / "chat.py", package) for package in ("shared", "local", "tests", "function_app"))
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_the_app_knows_nothing_of_the_developers_machine_or_the_tests(room: str) -> None:
     assert not any(knows(room_path(room), package) for package in ("local", "tests", "function_app", "benchmarks"))
