@@ -1,4 +1,4 @@
-"""The commands: `python3 -m local <run|test|setup|clean|key>`. The Makefile's targets are one-liners over them.
+"""The commands: `python3 -m local <run|test|chat|setup|clean|key>`. The Makefile's targets are one-liners over them.
 
 Standard library alone, and no syntax newer than Python 3.7's, so that an old Python gets a sentence, not a traceback.
 """
@@ -6,6 +6,7 @@ Standard library alone, and no syntax newer than Python 3.7's, so that an old Py
 import argparse
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--settings", metavar="FILE", help="the settings file (default: local.settings.json)")
     test = commands.add_parser("test", help="set up what is missing and run every check")
     test.add_argument("pytest", nargs="*", metavar="-- ARGUMENT", help="arguments for pytest")
+    chat = commands.add_parser("chat", help="set up what is missing, and chat with the service (chat.py)")
+    chat.add_argument("chat", nargs="*", metavar="-- ARGUMENT", help="arguments for chat.py, such as --help")
     commands.add_parser("setup", help="set up what run and test need, and stop there")
     clean = commands.add_parser("clean", help="remove the local data, the logs, the keys and Azurite")
     clean.add_argument("--all", action="store_true", help="remove the virtual environment (.venv) too")
@@ -49,11 +52,13 @@ def set_up_and(command: str, arguments: argparse.Namespace) -> int:
     from local import packages
     from local.places import inside_venv
 
-    packages.prepare(checks=command != "run")
+    packages.prepare(checks=command not in ("run", "chat"))
     if command == "setup":
         return 0
     if not inside_venv():
         return in_venv()
+    if command == "chat":
+        return chat(arguments)
     if command == "test":
         from local import checks
 
@@ -61,6 +66,14 @@ def set_up_and(command: str, arguments: argparse.Namespace) -> int:
     from local import run
 
     return run.main(arguments.state, arguments.settings)
+
+
+def chat(arguments: argparse.Namespace) -> int:
+    from local.places import ROOT
+
+    sys.argv = ["chat.py", *arguments.chat]
+    runpy.run_path(str(ROOT / "chat.py"), run_name="__main__")
+    return 0
 
 
 def clean(everything: bool) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from local import __main__ as commands
 from local import azurite, checks, keys, model, packages, places
 from local.environment import SettingsError, layered, settings_file
 from local.lock import Taken, hold
@@ -435,7 +436,19 @@ class TestMakefile:
                 [sys.executable, "-m", "local", arguments[0], "--help"], cwd=ROOT, capture_output=True
             )
             assert shown.returncode == 0
-        assert set(targets) == {"run", "test", "setup", "clean", "key"}
+        assert set(targets) == {"run", "test", "chat", "setup", "clean", "key"}
+
+
+def test_chat_hands_its_arguments_to_the_terminal_client(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packages, "prepare", lambda *, checks: None)
+    monkeypatch.setattr(places, "inside_venv", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["local", "chat", "--", "--session", "mine", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: chat.py ")
 
 
 def test_azurites_lock_file_names_no_registry_and_pins_every_package() -> None:
