@@ -88,6 +88,11 @@ async def chat_page(req: Request) -> Response:
     return static.chat_page(req)
 
 
+@app.route("docs", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def docs_page(req: Request) -> Response:
+    return static.docs_page(req)
+
+
 @app.route("usage", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 async def usage_page(req: Request) -> Response:
     return static.usage_page(req)

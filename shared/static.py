@@ -7,7 +7,7 @@ from pathlib import Path
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-CHAT, USAGE = "chat.html", "usage.html"
+CHAT, DOCS, USAGE = "chat.html", "docs.html", "usage.html"
 FILES = frozenset(  # what pages/{file} serves
     {
         "amounts.js",
@@ -15,6 +15,7 @@ FILES = frozenset(  # what pages/{file} serves
         "chart.js",
         "chat.js",
         "conversations.js",
+        "docs.js",
         "elements.js",
         "icon.svg",
         "inline.js",
@@ -52,6 +53,10 @@ class _File:
 
 def chat_page(request: Request) -> Response:
     return _answer(request, CHAT)
+
+
+def docs_page(request: Request) -> Response:
+    return _answer(request, DOCS)
 
 
 def usage_page(request: Request) -> Response:

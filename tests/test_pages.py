@@ -748,3 +748,18 @@ async def test_a_span_that_is_too_long_is_refused_in_words(browser: Browser, api
         await page.get_by_label("From").fill("2020-01-01")
         await named(page, "Show").click()
         await expect(page.get_by_role("status")).to_have_text("from and to are not 1 to 92 days in their order.")
+
+
+async def test_the_contract_is_shown_whole(browser: Browser, api: httpx.AsyncClient) -> None:
+    contract = (await api.get("/api/openapi.json")).json()
+    async with visiting(browser, base(api), {}, **PHONE) as page:
+        await page.goto("/docs")
+        for path, methods in contract["paths"].items():
+            for method in methods:
+                await expect(page.get_by_role("heading", name=f"{method.upper()} {path}", exact=True)).to_be_visible()
+        for name, model in contract["components"]["schemas"].items():
+            rows = page.get_by_role("table", name=name, exact=True).locator("tbody tr")
+            await expect(rows).to_have_count(len(model.get("properties", {})))
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await page.get_by_role("link", name="ChatAnswer", exact=True).first.click()
+        await expect(page.get_by_role("heading", name="ChatAnswer", exact=True)).to_be_in_viewport()

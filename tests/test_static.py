@@ -9,11 +9,11 @@ from local.places import ROOT
 from shared.static import FILES
 
 FOLDER = ROOT / "shared" / "pages"
-SERVED = ["/chat", "/usage", *(f"/pages/{name}" for name in sorted(FILES))]
+SERVED = ["/chat", "/docs", "/usage", *(f"/pages/{name}" for name in sorted(FILES))]
 
 
 def test_every_file_is_served_and_no_other() -> None:
-    assert {path.name for path in FOLDER.iterdir()} == FILES | {"chat.html", "usage.html"}
+    assert {path.name for path in FOLDER.iterdir()} == FILES | {"chat.html", "docs.html", "usage.html"}
 
 
 async def test_they_need_no_key_and_come_as_what_they_are(api: httpx.AsyncClient) -> None:
