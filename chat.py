@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The terminal client: `python chat.py`. It speaks HTTP with the service, and knows nothing else of it.
+"""The terminal client: `python chat.py`. It speaks HTTP with the service, and knows nothing else of it: one file, which
+can be copied to wherever it is wanted.
 
 What comes from there is not trusted: amounts stay exact Decimals, and no control character reaches the terminal.
 No syntax newer than Python 3.9's, so that an old Python gets to the sentence about the packages.
@@ -588,7 +589,11 @@ def unechoed() -> Iterator[None]:
 
 def an_address(text: str) -> str:
     address = text.strip().rstrip("/").removesuffix("/api/chat")
-    if not re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", address):
+    try:
+        proper = re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", address) and httpx.URL(address).host
+    except (ValueError, httpx.InvalidURL):
+        proper = None
+    if not proper:
         raise argparse.ArgumentTypeError(f"should be like https://NAME.azurewebsites.net, not {text!r}")
     return address
 

@@ -6,7 +6,7 @@ Values: frozen, no I/O
 
 Pure rooms: values in, values out
     settings                the app's settings; what they are read from is handed in
-    completion              an answer gathered from its chunks
+    completion              an answer, whole or gathered from its chunks
     pricing                 usage and model to exact USD
     window                  which past turns go to the model, and how large the prompt can be
     rows                    sessions, turns, calls and ledger entries as plain rows

@@ -23,11 +23,12 @@ from shared.settings import Settings
 from shared.turns import Answer, Delta, Event, Metered, Opened, Started
 from shared.web import (
     answering,
-    error_body,
+    error_fields,
     event_stream,
     idempotency_key,
     json_response,
     read_body,
+    refusal,
     relay,
     session_id,
     validated,
@@ -43,8 +44,7 @@ def _refused(error: Exception) -> Response:
     if isinstance(error, ChatError) and error.said and error.said.body.startswith(b"{"):
         said = error.said
         return Response(said.body, said.status, said.headers, media_type="application/json")
-    body, status, retry_after = _error(error)
-    return json_response(body, status, {} if retry_after is None else {"retry-after": str(retry_after)})
+    return refusal(*_error(error))
 
 
 _compatible = functools.partial(answering, refused=_refused)
@@ -91,22 +91,24 @@ def _post(request: Request, settings: Settings, asked: CompletionRequest, body: 
     if deployment not in settings.deployments:
         listed = ", ".join(sorted(settings.deployments))
         raise ModelNotFound(f"There is no model {deployment!r}. Choose one of: {listed}.", param="model")
+    if body.get("service_tier") not in (None, "auto", "default"):
+        message = "This service knows the prices of the default tier alone: leave service_tier out."
+        raise InvalidRequest(message, param="service_tier")
     longest = max(asked.max_tokens or 0, asked.max_completion_tokens or 0) or settings.max_output_tokens
     sent = {name: value for name, value in body.items() if name != "model"}
     if asked.stream:  # usage is always asked for; its chunk goes on only to who wanted it
         sent["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-    post = Post(
-        messages=asked.adds(), body=sent, deployment=deployment, max_tokens=longest * (asked.n or 1), caller=caller
-    )
+    post = Post(messages=(), body=sent, deployment=deployment, max_tokens=longest * (asked.n or 1), caller=caller)
     given = request.headers.get(SESSION)
     if given is None:
         return post
     if (asked.n or 1) > 1:
         raise InvalidRequest("A turn of a session has one answer: leave n out, or X-Session-Id.", param="n")
     compared = {name: value for name, value in sent.items() if name not in ("stream", "stream_options")}
-    said = orjson.dumps([deployment, compared], option=orjson.OPT_SORT_KEYS)
+    said = orjson.dumps({**compared, "model": deployment}, option=orjson.OPT_SORT_KEYS)
     return replace(
         post,
+        messages=asked.adds(),
         session_id=session_id(given, "X-Session-Id"),
         system=asked.system(),
         key=idempotency_key(request),
@@ -125,15 +127,14 @@ def _written(event: Event, *, usage: bool) -> bytes:
 
 
 def _broken(error: Exception) -> bytes:
-    return b"data: %s\n\n" % answers.json_bytes(_error(error)[0])
+    return b"data: %s\n\n" % answers.json_bytes({"error": _error(error)[0]})
 
 
 def _error(error: Exception) -> tuple[dict[str, Any], int, int | None]:
     """The error in OpenAI's shape, its status, and the seconds to wait."""
-    body = error_body(error)
-    status: int = body["status"]
+    fields, status, retry_after = error_fields(error)
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {**body["error"], "type": kind}}, status, body["retry_after"]
+    return {**fields, "type": kind}, status, retry_after
 
 
 def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
@@ -146,7 +147,7 @@ def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
         "model": call.model or call.deployment,
     }
     used = answers.openai_usage(call.usage) if call.usage else None
-    headers = {"idempotent-replayed": "true"}
+    headers = {"idempotent-replayed": "true"} | ({"x-truncated": "true"} if turn.truncated else {})
     if not streamed:
         whole = common | {"object": "chat.completion", "choices": [choice | {"message": said}], "usage": used}
         return json_response(whole, headers=headers)

@@ -1,4 +1,6 @@
-"""The wire of api/*: what requests and answers look like. Validation and the published contract both come from here."""
+"""The wire: what requests and answers look like, of api/* whole and of openai/* as far as this app reads it. Validation
+and the published contract both come from here.
+"""
 
 from collections.abc import Sequence
 from datetime import date, datetime
@@ -11,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 _SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z"
 SESSION_ID = {"type": "string", "pattern": _SESSION_ID.replace(r"\z", "$")}  # as JSON schema
+IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
+LONGEST_PAGE = 100  # turns of history
+MOST_BEFORE = 10**9
 _IMAGE_URL = r"^(https?://|data:image/)"
 SessionId = Annotated[str, StringConstraints(pattern=_SESSION_ID)]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
@@ -396,7 +401,7 @@ _LONGEST_NAME = 100
 
 
 def problem(error: ValidationError) -> tuple[str | None, str]:
-    """The field that is wrong in a ChatRequest, such as `message[0].text`, and a sentence that says what is wrong."""
+    """The field that is wrong in a request, such as `message[0].text`, and a sentence that says what is wrong."""
     found = error.errors(include_url=False)
     field = str(found[0]["loc"][0]) if found[0]["loc"] else None
     if field in _EITHER:
@@ -404,6 +409,10 @@ def problem(error: ValidationError) -> tuple[str | None, str]:
         if not inside:
             return field, f"{field} {_EITHER[field]}."
         found = inside
+    location = found[0]["loc"]
+    if field == "messages" and location[2:3] == ("content",):
+        path = _path(location[:3])
+        return path, f"{path} should be a string or a list of content parts."
     kind, context = found[0]["type"], found[0].get("ctx", {})
     if field is None:
         return None, f"{context['error']}."

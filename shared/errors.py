@@ -1,4 +1,5 @@
-"""What can go wrong, as values. Nothing here knows HTTP: `web` turns a code into a status.
+"""What can go wrong, as values. Nothing here chooses an HTTP status: `web` does, and `Said` carries what the model
+service answered.
 
 ChatError
 ├── InvalidRequest         the request is wrong; `param` names the field
@@ -44,7 +45,7 @@ class ChatError(Exception):
     """
 
     code = "internal_error"
-    said: "Said | None" = None
+    said: Said | None = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)

@@ -28,7 +28,8 @@ class Ledger:
         return rows.to_entry(row) if row else None
 
     async def settle(self, entry: Entry, call: Call) -> None:
-        """Raise the row to the call's state, unless it is as high already or is not there."""
+        """Raise the row to the call's state, unless it is as high already or is not there any more. One that was never
+        read (without an etag) is made."""
         found: Entry | None = entry
         while found and call.state.rank > found.call.state.rank:
             try:

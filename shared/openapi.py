@@ -92,7 +92,9 @@ def _schemas() -> JSON:
 def _paths() -> JSON:
     session = _parameter("session_id", "path", contract.SESSION_ID)
     date = _parameter("date", "path", {"type": "string", "format": "date"})
-    key = _parameter("Idempotency-Key", "header", {"type": "string", "pattern": "^[!-~]{1,255}$"}, required=False)
+    key = _parameter(
+        "Idempotency-Key", "header", {"type": "string", "pattern": contract.IDEMPOTENCY_KEY}, required=False
+    )
     own = _parameter("X-Session-Id", "header", contract.SESSION_ID, required=False)
     chat: list[JSON] = [{"functionKey": []}, {"functionKey": [], "clientKey": []}]
     client: list[JSON] = [{"clientKey": []}]
@@ -107,7 +109,8 @@ def _paths() -> JSON:
                 "text/event-stream": _event({"type": "string", "description": _CHUNKS}),
             },
             _TURN,
-        ),
+        )
+        | {"default": {"description": "The model service's own error and status", **_refused()}},
     }
     version = _parameter("api-version", "query", {"type": "string"}, required=False)
     deployment = _parameter("deployment", "path", {"type": "string", "minLength": 1})
@@ -134,7 +137,7 @@ def _paths() -> JSON:
                 "summary": "Erase a session; its ledger rows, which hold no content, stay",
                 "security": chat,
                 "parameters": [session],
-                "responses": _responses({}, (400, *_STORAGE), status=204),
+                "responses": _responses({}, (400, 409, *_STORAGE), status=204),
             },
         },
         "/api/sessions/{session_id}/messages": {
@@ -143,8 +146,18 @@ def _paths() -> JSON:
                 "security": chat,
                 "parameters": [
                     session,
-                    _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": 100}, required=False),
-                    _parameter("before", "query", {"type": "integer", "minimum": 1, "maximum": 10**9}, required=False),
+                    _parameter(
+                        "limit",
+                        "query",
+                        {"type": "integer", "minimum": 1, "maximum": contract.LONGEST_PAGE},
+                        required=False,
+                    ),
+                    _parameter(
+                        "before",
+                        "query",
+                        {"type": "integer", "minimum": 1, "maximum": contract.MOST_BEFORE},
+                        required=False,
+                    ),
                 ],
                 "responses": _responses({"application/json": _ref("HistoryAnswer")}, (400, *_STORAGE)),
             },
@@ -158,7 +171,7 @@ def _paths() -> JSON:
         "/api/about": {
             "get": {
                 "summary": "What the service is",
-                "security": chat,
+                "security": [{"functionKey": []}],
                 "responses": _responses({"application/json": _ref("AboutAnswer")}, (401, 500)),
             }
         },
@@ -252,7 +265,8 @@ def _responses(content: Mapping[str, JSON], errors: tuple[int, ...], status: int
     done: JSON = {"description": "Done"}
     if content:
         done["content"] = {kind: {"schema": schema} for kind, schema in content.items()}
-    refused = {"application/json": {"schema": _ref("ErrorAnswer")}}
-    return {str(status): done} | {
-        str(code): {"description": _ERRORS[code], "content": refused} for code in sorted(errors)
-    }
+    return {str(status): done} | {str(code): {"description": _ERRORS[code], **_refused()} for code in sorted(errors)}
+
+
+def _refused() -> JSON:
+    return {"content": {"application/json": {"schema": _ref("ErrorAnswer")}}}

@@ -78,7 +78,8 @@ class Happened:
     entry: Entry  # as it was opened
     call: Call  # as it ended
     attempts: int
-    max_tokens: int
+    max_tokens: int | None  # that was asked for
+    streamed: bool
     finish_reason: str | None
     begun: datetime
     first_token: datetime | None

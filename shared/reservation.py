@@ -57,7 +57,7 @@ class Post:
     session_id: str | None = None
     system: str | None = None
     deployment: str | None = None
-    max_tokens: int | None = None
+    max_tokens: int | None = None  # of the answer; where there is a body, of all its choices together
     options: Mapping[str, Any] = field(default_factory=dict)
     caller: str | None = None
     key: str | None = None  # the Idempotency-Key
@@ -133,22 +133,21 @@ class Reservations:
         raise SessionBusy
 
     async def without_session(self, post: Post) -> Reserved:
-        """A call that belongs to no session. Raises InvalidRequest."""
-        self._check(post)
-        window, max_tokens = _own_window(post, 0), post.max_tokens or self._rules.max_tokens
-        call = self.new_call(post.deployment or self._rules.deployment, window, max_tokens)
-        return Reserved(post, Unheld(call), None, window, max_tokens)
+        """A call that belongs to no session. The post has a body, a deployment and a maximum."""
+        body, deployment, max_tokens = post.body or {}, post.deployment or "", post.max_tokens or 0
+        window = _own_window(body, 0)
+        return Reserved(post, Unheld(self.new_call(deployment, window, max_tokens)), None, window, max_tokens)
 
     async def _take(self, post: Post, session: Session, turns: list[Turn], used: Used | None) -> Reserved:
         deployment = post.deployment or session.deployment
         max_tokens = post.max_tokens or self._rules.max_tokens
-        past, room = None, self._rules.max_tokens
+        past, room = None, self._rules.max_tokens  # a body's answer may be larger than a row: it is cut when it is kept
         if post.body is None:
             attached = {name: post.options[name] for name in _PROMPT_OPTIONS if name in post.options}
             past, room = Past.of(session, turns, post.messages, attached, deployment), max_tokens
             window = past.window(self._rules.context_tokens - max_tokens)
         else:
-            window = _own_window(post, session.window_start)
+            window = _own_window(post.body, session.window_start)
         call = self.new_call(deployment, window, max_tokens)
         turn = Turn(
             number=session.turns + 1,
@@ -252,10 +251,10 @@ class Reservations:
             raise
 
 
-def _own_window(post: Post, first: int) -> Window:
-    """The prompt that the post brings itself."""
-    rest = {name: value for name, value in (post.body or {}).items() if name != "messages"}
-    messages = tuple((post.body or {})["messages"])
+def _own_window(body: Mapping[str, Any], first: int) -> Window:
+    """The prompt that a post brings itself."""
+    rest = {name: value for name, value in body.items() if name != "messages"}
+    messages = tuple(body["messages"])
     return Window(messages, first, bound(messages, rest), None)
 
 

@@ -113,7 +113,7 @@ def _own(happened: Happened) -> dict[str, Any]:
         "chat.cost_usd": None if happened.call.cost is None else f"{happened.call.cost:f}",
         "gen_ai.conversation.id": hashed(entry.session_id) if entry.session_id else None,
         "gen_ai.request.max_tokens": happened.max_tokens,
-        "gen_ai.request.stream": True,
+        "gen_ai.request.stream": happened.streamed,
         "gen_ai.response.finish_reasons": [happened.finish_reason] if happened.finish_reason else None,
         "gen_ai.response.time_to_first_chunk": happened.seconds_to_first_token,
         "gen_ai.usage.input_tokens": usage and usage.prompt_tokens,

@@ -211,19 +211,20 @@ class Turns:
         held, found = taken.reserved.held, None
         call = held.call
         entry = Entry(call=call, session_id=held.session_id, turn=held.number, caller=taken.reserved.post.caller)
-        if datetime.now(UTC) < call.deadline:
-            with suppress(Changed, StorageUnavailable):
-                return await self._ledger.insert(entry)
+        with suppress(Changed, StorageUnavailable):
+            if datetime.now(UTC) < call.deadline:
+                found = await self._ledger.insert(entry)
+        if found is None:
             with suppress(StorageUnavailable):  # the row is there already: ours, its answer lost, or recovery's fence
                 found = await self._ledger.find(call, entry.session_id, entry.turn)
-        if found and found.call.state is State.OPEN:
+        if found and found.call.state is State.OPEN and datetime.now(UTC) < call.deadline:
             return found
         error = StorageUnavailable()
         taken.running.tell(error)  # nothing was spent: the caller need not wait until that is written down
         failed = replace(call, state=State.FAILED, reason=error.code)
         await held.settle(failed, finish_reason="error", finished=datetime.now(UTC))
-        if found:
-            await self._ledger.settle(found, failed)
+        if found or datetime.now(UTC) < call.deadline:  # past which no row is made
+            await persist(failed, lambda: self._ledger.settle(found or entry, failed))
         raise error
 
     def _calling(self, taken: _Taken, entry: Entry) -> _Calling:
@@ -310,12 +311,14 @@ class Turns:
         await persist(outcome, lambda: self._ledger.settle(calling.entry, outcome))
 
     def _record(self, taken: _Taken, calling: _Calling, outcome: Call) -> None:
+        body = taken.reserved.body
         self._journal.record(
             Happened(
                 entry=calling.entry,
                 call=outcome,
                 attempts=calling.asking.attempts,
-                max_tokens=taken.reserved.max_tokens,
+                max_tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
+                streamed=bool(body.get("stream")),
                 finish_reason=calling.completion.finish_reason,
                 begun=calling.begun,
                 first_token=calling.first_token,

@@ -16,7 +16,18 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from shared import answers, errors
-from shared.contract import AboutAnswer, ChatRequest, HealthAnswer, SessionId, problem
+from shared.contract import (
+    IDEMPOTENCY_KEY,
+    LONGEST_PAGE,
+    MOST_BEFORE,
+    AboutAnswer,
+    ChatRequest,
+    ErrorEvent,
+    HealthAnswer,
+    SessionId,
+    StartEvent,
+    problem,
+)
 from shared.conversation import Session
 from shared.errors import ChatError, InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from shared.openapi import document
@@ -30,7 +41,6 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 
 KEEP_ALIVE = 15.0  # seconds: proxies close a stream that says nothing, Azure's front end after 230 s
-MOST_TURNS = 100  # of a page of history
 
 STATUS: Mapping[type[ChatError], int] = {
     errors.InvalidRequest: 400,
@@ -51,8 +61,16 @@ STATUS: Mapping[type[ChatError], int] = {
 Handler = Callable[[Request], Awaitable[Response]]
 
 
+def refusal(fields: Mapping[str, Any], status: int, retry_after: int | None) -> Response:
+    return json_response({"error": fields}, status, {} if retry_after is None else {"retry-after": str(retry_after)})
+
+
+def _refused(error: Exception) -> Response:
+    return refusal(*error_fields(error))
+
+
 def answering(
-    handler: Callable[[Request, Services], Awaitable[Response]], refused: Callable[[Exception], Response] | None = None
+    handler: Callable[[Request, Services], Awaitable[Response]], refused: Callable[[Exception], Response] = _refused
 ) -> Handler:
     """A handler whose errors are answers, by default JSON with a code and the status that belongs to it."""
 
@@ -61,15 +79,9 @@ def answering(
         try:
             return await handler(request, services())
         except Exception as error:
-            return (refused or _refused)(error)
+            return refused(error)
 
     return answer
-
-
-def _refused(error: Exception) -> Response:
-    body = error_body(error)
-    status, retry_after = body.pop("status"), body.pop("retry_after")
-    return json_response(body, status, {} if retry_after is None else {"retry-after": str(retry_after)})
 
 
 @answering
@@ -110,9 +122,9 @@ async def get_session(request: Request, services: Services) -> Response:
 
 @answering
 async def get_messages(request: Request, services: Services) -> Response:
-    limit = whole(request, "limit", default=20, most=MOST_TURNS)
+    limit = whole(request, "limit", default=20, most=LONGEST_PAGE)
     session = await _visible(request, services)
-    before = whole(request, "before", default=session.turns + 1, most=10**9)
+    before = whole(request, "before", default=session.turns + 1, most=MOST_BEFORE)
     turns = await services.sessions.history(session, before=before, limit=limit)
     return json_response(answers.dump(answers.history_answer(session, turns)))
 
@@ -153,22 +165,17 @@ async def get_openapi(request: Request) -> Response:
     return json_response(document())
 
 
-def error_body(error: Exception) -> dict[str, Any]:
-    """The error's answer, with its `status` and `retry_after` (seconds, or None) beside it."""
+def error_fields(error: Exception) -> tuple[dict[str, Any], int, int | None]:
+    """The error as its caller is told it, its status, and the seconds to wait."""
     if isinstance(error, ChatError):
         status = next(code for kind, code in STATUS.items() if isinstance(error, kind))
-        fields = {"code": error.code, "message": error.message, "param": error.param}
-        return {"error": fields, "status": status, "retry_after": error.retry_after}
+        return {"code": error.code, "message": error.message, "param": error.param}, status, error.retry_after
     incident = uuid.uuid4().hex
     log.error("incident %s", incident, exc_info=error)
     message = f"Something went wrong here. The log has it as {incident}."
     if isinstance(error, SettingsError):
         message = f"This app is not set up: {error.name} is missing or malformed. The log has it as {incident}."
-    return {
-        "error": {"code": ChatError.code, "message": message, "param": None},
-        "status": 500,
-        "retry_after": None,
-    }
+    return {"code": ChatError.code, "message": message, "param": None}, 500, None
 
 
 def event_stream(events: AsyncIterator[bytes], headers: Mapping[str, str]) -> StreamingResponse:
@@ -199,8 +206,8 @@ async def relay(
 def _event(event: Event) -> bytes:
     match event:
         case Started():
-            fields = {"session_id": event.session_id, "turn": event.turn, "deployment": event.deployment}
-            return _frame("start", fields)
+            start = StartEvent(session_id=event.session_id, turn=event.turn, deployment=event.deployment)
+            return _frame("start", answers.dump(start))
         case Delta(pieces):
             return _frame("delta", pieces)
         case Answer(session, turn):
@@ -210,8 +217,8 @@ def _event(event: Event) -> bytes:
 
 
 def _error_event(error: Exception) -> bytes:
-    body = error_body(error)
-    return _frame("error", {**body.pop("error"), **body})
+    fields, status, retry_after = error_fields(error)
+    return _frame("error", answers.dump(ErrorEvent(**fields, status=status, retry_after=retry_after)))
 
 
 def _frame(name: str, fields: Mapping[str, Any]) -> bytes:
@@ -274,7 +281,7 @@ def _session_id(request: Request) -> str:
 def idempotency_key(request: Request) -> str | None:
     """https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/"""
     key = request.headers.get("idempotency-key")
-    if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+    if key is not None and not re.fullmatch(IDEMPOTENCY_KEY, key):
         raise InvalidRequest("Idempotency-Key is not 1 to 255 visible ASCII characters.", param="Idempotency-Key")
     return key
 

@@ -38,11 +38,13 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A past turn as the model is shown it, and the tokens that it adds to a prompt."""
+    """A past turn as the model is shown it, and the tokens that it adds to a prompt. `alone`: those that it has where
+    no turn is shown before it: its own size took up what was estimated wrongly of those."""
 
     turn: Turn
     messages: tuple[Message, ...]
     tokens: int
+    alone: int
 
     @property
     def begins(self) -> bool:
@@ -172,7 +174,7 @@ def _usage(turn: Turn) -> Usage:
 
 
 def _tokens(kept: Sequence[Shown]) -> int:
-    return sum(turn.tokens for turn in kept)
+    return kept[0].alone + sum(turn.tokens for turn in kept[1:]) if kept else 0
 
 
 def _calls(message: Message) -> list[str]:
@@ -214,13 +216,12 @@ def _shown(turns: Sequence[Turn], new: Sequence[Message]) -> Iterator[Shown]:
         if unanswered:
             left = [message for message in left if message["content"]]
         if messages := (*sent, *left):
-            if past is None:
-                tokens = estimate(messages)
-            elif unanswered:
-                tokens = _usage(turn).prompt_tokens - past + estimate(left)
-            else:
-                tokens = _usage(turn).through - past + MESSAGE_TOKENS
-            yield Shown(turn, messages, min(max(tokens, 1), bound(messages)))
+            usage = _usage(turn)
+            answer = estimate(left) if unanswered else usage.through - usage.prompt_tokens + MESSAGE_TOKENS
+            alone = estimate(sent) + answer
+            tokens = alone if past is None else usage.prompt_tokens - past + answer
+            most = bound(messages)
+            yield Shown(turn, messages, min(max(tokens, 1), most), min(max(tokens, alone), most))
 
 
 def _said(said: Message, awaited: Set[str]) -> Message:

@@ -326,7 +326,11 @@ async def test_a_turn_whose_time_was_up_before_its_row_came_spends_nothing(
         storage.on(transaction("s"), Stall(after_answer=True, seconds=0.3))
         refused = await say(api)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_unavailable")
-        assert await call_states(tables) == ["failed/-"]
+
+        async def written() -> bool | None:  # the caller is told before that
+            return await call_states(tables) == ["failed/-"] or None
+
+        await until(written)
         assert not fake.requests
         head, _ = await stored(tables)
         assert head.lease is None
