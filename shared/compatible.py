@@ -41,8 +41,7 @@ _TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # by which peop
 
 def _refused(error: Exception) -> Response:
     """The service's own answer where it is one, else ours in its shape."""
-    if isinstance(error, ChatError) and error.said and error.said.body.startswith(b"{"):
-        said = error.said
+    if isinstance(error, ChatError) and (said := error.said) and _is_json(said.body):
         return Response(said.body, said.status, said.headers, media_type="application/json")
     return refusal(*_error(error))
 
@@ -94,7 +93,8 @@ def _post(request: Request, settings: Settings, asked: CompletionRequest, body: 
     if body.get("service_tier") not in (None, "auto", "default"):
         message = "This service knows the prices of the default tier alone: leave service_tier out."
         raise InvalidRequest(message, param="service_tier")
-    longest = max(asked.max_tokens or 0, asked.max_completion_tokens or 0) or settings.max_output_tokens
+    named = max(asked.max_tokens or 0, asked.max_completion_tokens or 0)
+    longest = min(named or settings.max_output_tokens, settings.max_output_tokens)
     sent = {name: value for name, value in body.items() if name != "model"}
     if asked.stream:  # usage is always asked for; its chunk goes on only to who wanted it
         sent["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
@@ -114,6 +114,14 @@ def _post(request: Request, settings: Settings, asked: CompletionRequest, body: 
         key=idempotency_key(request),
         fingerprint=sha256(said).hexdigest(),
     )
+
+
+def _is_json(body: bytes) -> bool:
+    """A gateway's own words are often a page."""
+    try:
+        return isinstance(orjson.loads(body), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _written(event: Event, *, usage: bool) -> bytes:

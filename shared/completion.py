@@ -88,11 +88,14 @@ class Completion:
 
     def _add_tool_call(self, index: int, piece: Mapping[str, Any]) -> None:
         while len(self._tool_calls) <= index:
-            self._tool_calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-        call, function = self._tool_calls[index], piece.get("function") or {}
+            self._tool_calls.append({"id": "", "type": "function"})
+        call = self._tool_calls[index]
         call["id"] = _text(piece.get("id")) or call["id"]
-        call["function"]["name"] += function.get("name") or ""
-        call["function"]["arguments"] += function.get("arguments") or ""
+        for kind in ("function", "custom"):
+            if said := piece.get(kind):
+                call["type"], held = kind, call.setdefault(kind, {})
+                for name, text in said.items():
+                    held[name] = held.get(name, "") + (_text(text) or "")
 
     def _add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
         gathered = self.extras.setdefault("logprobs", {})
@@ -117,7 +120,7 @@ def _tokens(value: Any) -> int:
 
 def _parsed(data: bytes) -> Chunk:
     chunk = orjson.loads(data)
-    if not isinstance(chunk, dict) or "error" in chunk:
+    if not isinstance(chunk, dict) or chunk.get("error"):
         log.warning("the model service broke its answer off with an error")
         raise UpstreamError("The model's answer broke off with an error. Send this again.", maybe_billed=True)
     return chunk

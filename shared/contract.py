@@ -59,6 +59,7 @@ class ChatMessage(BaseModel):
 
     role: NonEmpty
     content: str | list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
 
 class StreamOptions(BaseModel):
@@ -125,7 +126,7 @@ class CompletionRequest(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: NonEmpty | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2_048)]  # as many as OpenAI takes
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -144,7 +145,7 @@ class CompletionRequest(BaseModel):
             if message.role in INSTRUCTIONS:
                 content = message.content or ""
                 parts = content if isinstance(content, list) else [{"text": content}]
-                return "\n".join(str(part.get("text", "")) for part in parts)
+                return "\n".join(str(part.get("text") or "") for part in parts)
         return ""
 
 

@@ -218,13 +218,15 @@ class Reservations:
         return turn if turn and turn.call.state is State.SETTLED else None
 
     def _new_session(self, session_id: str, first_key: str | None, post: Post) -> Session:
-        now = datetime.now(UTC)
+        now, system = datetime.now(UTC), self._rules.system_prompt if post.system is None else post.system
+        if not rows.fits_head(system):
+            raise MessageTooLarge("The system prompt is more than a session can hold.")
         return Session(
             id=session_id,
             created=now,
             updated=now,
             owner=post.caller,
-            system=self._rules.system_prompt if post.system is None else post.system,
+            system=system,
             deployment=post.deployment or self._rules.deployment,
             first_key=first_key,
         )

@@ -160,6 +160,11 @@ def fits(turn: Turn, answer_tokens: int) -> bool:
     return _size(turn) + answer_tokens * _BYTES_PER_TOKEN <= _ROW_LIMIT
 
 
+def fits_head(system: str) -> bool:
+    """Whether a session can hold this system prompt."""
+    return len(system.encode("utf-16-le")) <= _ROW_LIMIT
+
+
 def fitted(turn: Turn) -> Turn:
     """The turn as large as a row can be: without logprobs, then with its answer's text cut, where it is too large."""
     if _size(turn) <= _ROW_LIMIT:

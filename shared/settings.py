@@ -277,11 +277,13 @@ def _price(name: str, kind: str, amount: object) -> Decimal:
 
 
 def _keys(value: str) -> dict[str, str]:
-    keys = {}
+    keys: dict[str, str] = {}
     for item in filter(None, (item.strip() for item in value.split(","))):
         name, _, hashed = (part.strip() for part in item.partition("="))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or not re.fullmatch(r"[0-9a-fA-F]{64}", hashed):
             raise ValueError("an entry is not name=SHA-256 of the key in hex; 'make key NAME=…' prints one.")
+        if name in keys or hashed.lower() in keys.values():
+            raise ValueError(f"{name!r} or its key is listed twice.")
         keys[name] = hashed.lower()
     return keys
 

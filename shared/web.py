@@ -246,7 +246,7 @@ async def read_body(request: Request, limit: int) -> dict[str, Any]:
         raise MessageTooLarge(f"The request's body is larger than {limit} bytes. Send a shorter message.")
     try:
         parsed = orjson.loads(body)
-        orjson.dumps(parsed)  # what nests too deeply could be read here and not written again
+        orjson.dumps([[[[[[[[parsed]]]]]]]])  # what nests too deeply could be read here and not written in an answer
     except (orjson.JSONDecodeError, orjson.JSONEncodeError) as error:
         raise InvalidRequest(f"The body is not valid JSON in UTF-8: {error}.") from error
     if not isinstance(parsed, dict):

@@ -208,11 +208,13 @@ async def test_the_worst_case_counts_every_choice_and_the_longest_answer(
     one = await worst(tables, partial(post, api, max_tokens=1_000))
     three = await worst(tables, partial(post, api, max_completion_tokens=1_000, n=3))
     unlimited = await worst(tables, partial(post, api))
+    absurd = await worst(tables, partial(post, api, max_tokens=10**18))
 
     thousand = Decimal("4.5") / 1_000
     assert thousand < one < thousand * 2
     assert thousand * 3 < three < thousand * 4
     assert thousand * 128 < unlimited < thousand * 129
+    assert thousand * 128 < absurd < thousand * 129
 
 
 @pytest.mark.parametrize(
@@ -317,6 +319,8 @@ async def test_the_sdks_own_retries_each_are_a_call(api: httpx.AsyncClient, fake
         ({"messages": [{"content": "hi"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": HELLO, "service_tier": "priority"}, "service_tier"),
+        ({"messages": HELLO * 2_049}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": ["a"]}]}, "messages[0].tool_call_id"),
         ({"messages": HELLO, "n": 0}, "n"),
         ({"messages": HELLO, "max_tokens": "many"}, "max_tokens"),
         ({"messages": HELLO, "stream": "yes"}, "stream"),
@@ -480,6 +484,26 @@ async def test_a_session_is_its_owners_alone(serve: Serve, environ: dict[str, st
     callers = {(entry.session_id, entry.turn): entry.caller for entry in await closed_ledger(tables)}
     assert callers == {("s", 1): "key:ann", ("open", 1): None, ("open", 2): "key:bob"}
     assert (await stored(tables, "open"))[0].owner is None
+
+
+async def test_what_a_session_can_t_hold_is_refused_before_anything_is_spent(
+    api: httpx.AsyncClient, fake: Fake
+) -> None:
+    system = {"role": "system", "content": "x" * 600_000}
+
+    told = error(await post(api, {"x-session-id": "s"}, messages=[system, *HELLO]), 413)
+
+    assert "system prompt" in told["message"]
+    assert not fake.requests
+
+
+async def test_what_nests_too_deeply_to_be_shown_again_is_refused(api: httpx.AsyncClient, fake: Fake) -> None:
+    nested: Any = "x"
+    for _ in range(248):
+        nested = {"a": nested}
+
+    error(await post(api, {"x-session-id": "s"}, messages=[*HELLO, {**HELLO[0], "x": nested}]), 400)
+    assert not fake.requests
 
 
 async def test_a_busy_session_is_a_409(api: httpx.AsyncClient, fake: Fake, sdk: AsyncOpenAI) -> None:

@@ -205,3 +205,11 @@ def test_what_is_no_answer_breaks_it_off(data: bytes) -> None:
     with pytest.raises(UpstreamError) as broken:
         Completion().add(data)
     assert broken.value.maybe_billed
+
+
+def test_a_custom_tools_call_is_kept_as_it_came() -> None:
+    first = {"index": 0, "id": "c1", "type": "custom", "custom": {"name": "code", "input": "print"}}
+    completion = gathered([piece(tool_calls=[first]), piece(tool_calls=[{"index": 0, "custom": {"input": "(1)"}}])])
+    assert completion.message()["tool_calls"] == [
+        {"id": "c1", "type": "custom", "custom": {"name": "code", "input": "print(1)"}}
+    ]
