@@ -140,6 +140,28 @@ def host() -> Starlette:
     return application(function_app.app, {"SUMMARY_SCHEDULE": FEBRUARY_29}, "", FUNCTION_KEY)
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's own looks ten times a second whether it is to stop, and again whether it has: 0.2 s of every test."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        while not self.should_exit:  # noqa: ASYNC110 - it is a plain flag
+            await asyncio.sleep(0.01)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for listening in sockets or []:
+            listening.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.005)
+        for server in self.servers:
+            await server.wait_closed()
+        await self.lifespan.shutdown()
+
+
 class Serve(Protocol):
     def __call__(self, environ: dict[str, str]) -> AbstractAsyncContextManager[httpx.AsyncClient]: ...
 
@@ -162,7 +184,7 @@ def serve(host: Starlette, monkeypatch: pytest.MonkeyPatch) -> Serve:
             lifespan="on",
             timeout_keep_alive=120,  # or it closes an idle connection just as a client on a busy machine uses it
         )
-        server = uvicorn.Server(options)
+        server = _Server(options)
         task = asyncio.create_task(server.serve([listening]))
         while not server.started:
             await asyncio.sleep(0.005)
