@@ -31,7 +31,7 @@ try:
     from rich.live import Live
     from rich.markdown import Markdown
     from rich.segment import Segment
-    from rich.spinner import Spinner
+    from rich.text import Text
 except ImportError as missing:
     sys.exit(f"chat.py needs the package {missing.name}: run it as `make chat` or `.venv/bin/python chat.py`.")
 try:
@@ -314,8 +314,9 @@ class Growing(View):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console, self._tail, self._blocks = console, "", 0
-        self._live = Live(Spinner("dots"), console=console, refresh_per_second=15, transient=True)
-        self._live.start()
+        # Drawn by this thread alone: rich's own, drawing meanwhile, erases a line too many or too few.
+        self._live = Live(Text("…"), console=console, auto_refresh=False, transient=True)
+        self._live.start(refresh=True)
 
     def put(self, text: str) -> None:
         self._tail += text
@@ -324,7 +325,8 @@ class Growing(View):
             rows = self._tail.split("\n")
             self._print("\n".join(rows[: begins[-1]]))
             self._tail = "\n".join(rows[begins[-1] :])
-        self._live.update(self._spaced(Rendered(self._tail, max(3, self._console.height - 2))))
+        growing = Rendered(self._tail, max(3, self._console.height - 2))
+        self._live.update(self._spaced(growing), refresh=True)
 
     def end(self) -> None:
         self._live.stop()

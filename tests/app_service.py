@@ -82,7 +82,7 @@ class AppService(Loopback):
         if not hmac.compare_digest(headers.get("x-identity-header", ""), self._secret):
             return 403, {"statusCode": 403, "message": "The header is not right."}
         if self.failing:
-            return 500, {"statusCode": 500, "message": "No identity just now."}
+            return 400, {"statusCode": 400, "message": "No managed identity is assigned."}
         audience, expires = asked["resource"], int(time.time() + self.lifetime)
         token = self._token(self.audiences.get(audience, audience), expires)
         self.minted.append(Minted(audience, asked.get("client_id"), token))

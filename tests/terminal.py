@@ -121,15 +121,6 @@ class Somebody:
         except AssertionError:
             raise AssertionError(f"not seen: {texts}\n{self.text}") from None
 
-    async def sees_more(self) -> None:
-        """Until something more is drawn."""
-        before = len(self.raw)
-
-        async def drawn() -> bool | None:
-            return len(self.raw) > before or None
-
-        await until(drawn)
-
     async def is_asked(self) -> None:
         """Until a new prompt waits for a line."""
 

@@ -368,9 +368,9 @@ async def test_a_body_may_be_large_but_not_larger_and_is_read_after_the_key(
 async def test_what_is_not_streamed_has_no_first_byte_timeout_but_the_turns(
     serve: Serve, environ: dict[str, str], fake: Fake, tables: Tables
 ) -> None:
-    fake.chunk_delay = 0.3
+    fake.chunk_delay = 0.2
     fake.responder = lambda _: Reply("one two three four")
-    hasty = {"AZURE_OPENAI_TIMEOUT_SECONDS": "0.5", "TURN_TIMEOUT_SECONDS": "2.5"}
+    hasty = {"AZURE_OPENAI_TIMEOUT_SECONDS": "0.4", "TURN_TIMEOUT_SECONDS": "2"}
     async with serve(environ | hasty) as api:
         api.headers["api-key"] = ANN
         patient = await post(api)

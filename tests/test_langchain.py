@@ -111,7 +111,7 @@ class TestChatOpenAI(_Standard):
             "api_key": KEY,
             "model": model.NAME,
             "http_async_client": self.http,
-            "max_tokens": 40,
+            "max_tokens": 20,
             "stream_usage": True,
         }
 
@@ -131,7 +131,7 @@ class TestAzureChatOpenAI(_Standard):
             "api_version": API_VERSION,
             "azure_deployment": model.NAME,
             "http_async_client": self.http,
-            "max_tokens": 40,
+            "max_tokens": 20,
             "stream_usage": True,
         }
 
