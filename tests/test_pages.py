@@ -189,6 +189,7 @@ async def test_stopping_ends_the_reading_and_not_the_turn(page: Page, fake: Azur
 async def test_going_elsewhere_ends_the_reading_and_not_the_turn(page: Page, fake: AzureOpenAI) -> None:
     with fake.hold(after=0) as hold:
         await write_message(page, "count")
+        await hold.until_reached()  # or the other message may be the one that is held
         await named(page, "New").click()
         await expect(page.get_by_role("article")).to_have_count(0)
         await ask(page, "something else")
