@@ -17,7 +17,7 @@ def run(pytest_arguments: Sequence[str]) -> int:
         "ruff check": [*python, "ruff", "check"],
         "ruff format": [*python, "ruff", "format", "--check"],
         "mypy": [*python, "mypy"],
-        "pytest": [*python, "pytest", *PARALLEL, "--cov", "--cov-report=term", *pytest_arguments],
+        "pytest": [*python, "pytest", *PARALLEL, *pytest_arguments],
     }
     failed = [name for name, command in commands.items() if not _passes(name, command)]
     passed = [name for name in commands if name not in failed]
