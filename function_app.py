@@ -3,34 +3,34 @@
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-from shared import compatible, static, usage, web
+from shared import api, compatible, static, usage
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 
 
 @app.route("api/chat", methods=["POST"])
 async def chat(req: Request) -> Response:
-    return await web.post_chat(req)
+    return await api.post_chat(req)
 
 
 @app.route("api/sessions/{session_id}", methods=["GET"])
 async def session(req: Request) -> Response:
-    return await web.get_session(req)
+    return await api.get_session(req)
 
 
 @app.route("api/sessions/{session_id}", methods=["DELETE"])
 async def erase_session(req: Request) -> Response:
-    return await web.delete_session(req)
+    return await api.delete_session(req)
 
 
 @app.route("api/sessions/{session_id}/messages", methods=["GET"])
 async def messages(req: Request) -> Response:
-    return await web.get_messages(req)
+    return await api.get_messages(req)
 
 
 @app.route("api/sessions/{session_id}/messages", methods=["DELETE"])
 async def clear_messages(req: Request) -> Response:
-    return await web.delete_messages(req)
+    return await api.delete_messages(req)
 
 
 @app.route("openai/v1/chat/completions", methods=["POST"], auth_level=func.AuthLevel.ANONYMOUS)
@@ -70,17 +70,17 @@ async def daily_cost_summary(timer: func.TimerRequest) -> None:
 
 @app.route("api/about", methods=["GET"])
 async def about(req: Request) -> Response:
-    return await web.get_about(req)
+    return await api.get_about(req)
 
 
 @app.route("api/openapi.json", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 async def openapi(req: Request) -> Response:
-    return await web.get_openapi(req)
+    return await api.get_openapi(req)
 
 
 @app.route("api/health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 async def health(req: Request) -> Response:
-    return await web.get_health(req)
+    return await api.get_health(req)
 
 
 @app.route("chat", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)

@@ -15,6 +15,7 @@ Pure rooms: values in, values out
     breakdown               the tables of the daily letter
     letter                  the daily summary as subject, text and HTML
     contract                the wire: request and answer models; validation comes from here
+    problems                what is wrong with a request, in words
     openapi                 the published contract, made of those models
     answers                 values to the contract's answers, and those to JSON
 
@@ -47,7 +48,8 @@ Upkeep: what is done beside the turns
 
 The edge
     services                the composition root, built on first use
-    web                     requests to values, values and errors to answers
+    web                     requests to values, values and errors to answers: what all routes share
+    api                     the chat and session routes
     compatible              the OpenAI-compatible routes
     usage                   the usage routes
     static                  the web pages' files, which lie in pages/

@@ -7,7 +7,6 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import orjson
@@ -16,25 +15,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from shared import answers, errors
-from shared.contract import (
-    IDEMPOTENCY_KEY,
-    LONGEST_PAGE,
-    MOST_BEFORE,
-    AboutAnswer,
-    ChatRequest,
-    ErrorEvent,
-    HealthAnswer,
-    SessionId,
-    StartEvent,
-    problem,
-)
-from shared.conversation import Session
+from shared.contract import IDEMPOTENCY_KEY, SESSION_ID_FORM, SessionId
 from shared.errors import ChatError, InvalidRequest, MessageTooLarge, UnsupportedMediaType
-from shared.openapi import document
-from shared.reservation import Post
+from shared.problems import problem
 from shared.services import Services, services
 from shared.settings import SettingsError
-from shared.turns import Answer, Delta, Event, Metered, Running, Started
+from shared.turns import Answer, Event, Metered, Running
 
 log = logging.getLogger(__name__)
 
@@ -84,87 +70,6 @@ def answering(
     return answer
 
 
-@answering
-async def post_chat(request: Request, services: Services) -> Response:
-    caller = services.client_keys.caller_if_named(request.headers)
-    body = await read_body(request, services.settings.max_message_bytes)
-    asked = validated(ChatRequest, body)
-    streamed = asked.stream or "text/event-stream" in request.headers.get("accept", "")
-    running = services.turns.take_turn(
-        Post(
-            messages=asked.messages(),
-            session_id=asked.session_id,
-            system=asked.system,
-            deployment=asked.deployment,
-            max_tokens=asked.max_tokens,
-            options=asked.options(),
-            caller=caller,
-            key=idempotency_key(request),
-            fingerprint=asked.fingerprint(),
-        ),
-        deltas=streamed,
-    )
-    first = await running.next()
-    headers = {"idempotent-replayed": "true"} if isinstance(first, Started) and first.replayed else {}
-    if streamed:
-        return event_stream(relay(first, running, _event, _error_event), headers)
-    event = first
-    while not isinstance(event, Answer):
-        event = await running.next()
-    return json_response(answers.dump(answers.chat_answer(event.session, event.turn)), headers=headers)
-
-
-@answering
-async def get_session(request: Request, services: Services) -> Response:
-    session = await _visible(request, services)
-    return json_response(answers.dump(answers.session_answer(session, datetime.now(UTC))))
-
-
-@answering
-async def get_messages(request: Request, services: Services) -> Response:
-    limit = whole(request, "limit", default=20, most=LONGEST_PAGE)
-    session = await _visible(request, services)
-    before = whole(request, "before", default=session.turns + 1, most=MOST_BEFORE)
-    turns = await services.sessions.history(session, before=before, limit=limit)
-    return json_response(answers.dump(answers.history_answer(session, turns)))
-
-
-@answering
-async def delete_messages(request: Request, services: Services) -> Response:
-    await services.removals.clear(_session_id(request), services.client_keys.caller_if_named(request.headers))
-    return Response(status_code=204)
-
-
-@answering
-async def delete_session(request: Request, services: Services) -> Response:
-    await services.removals.erase(_session_id(request), services.client_keys.caller_if_named(request.headers))
-    return Response(status_code=204)
-
-
-async def _visible(request: Request, services: Services) -> Session:
-    caller = services.client_keys.caller_if_named(request.headers)
-    return await services.removals.visible(_session_id(request), caller)
-
-
-@answering
-async def get_about(request: Request, services: Services) -> Response:
-    settings = services.settings
-    about = AboutAnswer(
-        deployment=settings.deployment, deployments=sorted(settings.deployments), region=settings.region
-    )
-    return json_response(answers.dump(about))
-
-
-async def get_health(request: Request) -> Response:
-    """Alive; it asks nothing of anybody, so that a probe costs nothing."""
-    return json_response(HealthAnswer(status="ok").model_dump())
-
-
-async def get_openapi(request: Request) -> Response:
-    """The contract; like health, it needs no setting."""
-    return json_response(document())
-
-
 def error_fields(error: Exception) -> tuple[dict[str, Any], int, int | None]:
     """The error as its caller is told it, its status, and the seconds to wait."""
     if isinstance(error, ChatError):
@@ -201,28 +106,6 @@ async def relay(
         else:
             if data := written(event):
                 yield data
-
-
-def _event(event: Event) -> bytes:
-    match event:
-        case Started():
-            start = StartEvent(session_id=event.session_id, turn=event.turn, deployment=event.deployment)
-            return _frame("start", answers.dump(start))
-        case Delta(pieces):
-            return _frame("delta", pieces)
-        case Answer(session, turn):
-            return _frame("done", answers.dump(answers.chat_answer(session, turn)))
-        case _:
-            return b""
-
-
-def _error_event(error: Exception) -> bytes:
-    fields, status, retry_after = error_fields(error)
-    return _frame("error", answers.dump(ErrorEvent(**fields, status=status, retry_after=retry_after)))
-
-
-def _frame(name: str, fields: Mapping[str, Any]) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), answers.json_bytes(fields))
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -268,14 +151,7 @@ _session_ids: TypeAdapter[str] = TypeAdapter(SessionId)
 def session_id(given: str, param: str = "session_id") -> str:
     with suppress(ValidationError):
         return _session_ids.validate_python(given)
-    raise InvalidRequest(
-        "A session id is 1 to 64 letters, digits, dots, underscores or hyphens, and begins with a letter or digit.",
-        param=param,
-    )
-
-
-def _session_id(request: Request) -> str:
-    return session_id(request.path_params["session_id"])
+    raise InvalidRequest(f"{param} should be {SESSION_ID_FORM}.", param=param)
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -20,7 +20,7 @@ KNOWN_BY = {  # what only some rooms may know
     "azure.functions": set[str](),
     "azure.monitor": {"tracing"},
     "azure.identity": {"identity"},
-    "azurefunctions": {"web", "usage", "compatible", "static"},
+    "azurefunctions": {"web", "api", "usage", "compatible", "static"},
     "fastapi": set[str](),
     "genai_prices": {"pricing"},
     "httpx": set[str](),
@@ -28,7 +28,7 @@ KNOWN_BY = {  # what only some rooms may know
     "jinja2": {"letter"},
     "opentelemetry": {"tracing"},
     "openai": {"endpoint"},
-    "pydantic": {"contract", "answers", "openapi", "web"},
+    "pydantic": {"contract", "problems", "answers", "openapi", "web"},
     "starlette": {"web"},
     "tenacity": {"lease", "model"},
 }
