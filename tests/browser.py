@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from tests.talking import PATIENCE
+from tests.loopback import PATIENCE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 MISSING = (

@@ -14,7 +14,8 @@ from shared.pricing import cost
 from shared.tables import Row, Table
 from tests.azure_openai import AzureOpenAI, Billed
 from tests.conftest import Tables
-from tests.talking import PATIENCE, RATES, metered
+from tests.loopback import PATIENCE
+from tests.talking import RATES, metered
 
 
 @dataclass

@@ -20,7 +20,7 @@ import httpx
 from local import azurite
 from local.places import ROOT
 from tests.conftest import FEBRUARY_29, free_port
-from tests.talking import PATIENCE
+from tests.loopback import PATIENCE
 
 
 class Nursery:
@@ -73,7 +73,7 @@ class Host:
     def fire(self) -> None:
         """The timer, by hand, until it has run."""
         before = self._log.read_text().count(" ran\n")
-        with httpx.Client(base_url=self.base, trust_env=False) as client:
+        with httpx.Client(base_url=self.base, trust_env=False, timeout=PATIENCE) as client:
             assert client.post("/admin/functions/daily_cost_summary", json={"input": ""}).status_code == 202
         _wait(lambda: self._log.read_text().count(" ran\n") > before, self._log)
 

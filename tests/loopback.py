@@ -17,6 +17,7 @@ import h11
 
 T = TypeVar("T")
 LONGEST_HEAD = 256 * 1024
+PATIENCE = 60.0  # seconds for what must come, on a machine that is busy with other things
 
 
 class Gate:
@@ -34,12 +35,12 @@ class Gate:
     def open(self) -> bool:
         return self._opened.done()
 
-    def wait(self, timeout: float = 60) -> None:
+    def wait(self, timeout: float = PATIENCE) -> None:
         """Until the server stands at the gate; blocks the thread, so never inside the loop whose request is awaited."""
         if not self._reached.wait(timeout):
             raise TimeoutError(f"nothing came to the gate within {timeout} s")
 
-    async def until_reached(self, timeout: float = 60) -> None:  # noqa: ASYNC109 - it bounds a thread, not a task
+    async def until_reached(self, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109 - it bounds a thread, not a task
         await asyncio.to_thread(self.wait, timeout)
 
     def release(self) -> None:
@@ -167,7 +168,7 @@ class Loopback:
         if self.crashes:
             raise self.crashes[0]
 
-    def wait_for(self, condition: Callable[[], object], timeout: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], object], timeout: float = PATIENCE) -> None:
         """Until `condition()` is true; blocks the thread."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -175,7 +176,7 @@ class Loopback:
                 raise TimeoutError(f"still not so after {timeout} s")
             time.sleep(0.002)
 
-    async def until(self, condition: Callable[[], object], timeout: float = 60) -> None:  # noqa: ASYNC109 - as above
+    async def until(self, condition: Callable[[], object], timeout: float = PATIENCE) -> None:  # noqa: ASYNC109 - as above
         await asyncio.to_thread(self.wait_for, condition, timeout)
 
     async def _serve(self, listening: socket.socket) -> None:

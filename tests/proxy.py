@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import h11
 
-from tests.loopback import Gate, Loopback, Message, Wire
+from tests.loopback import PATIENCE, Gate, Loopback, Message, Wire
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ class Rule:
         self.fitting += 1
         return self.fitting >= self.nth and (self.times is None or self.fitting < self.nth + self.times)
 
-    def wait(self, timeout: float = 60) -> None:
+    def wait(self, timeout: float = PATIENCE) -> None:
         """Until its action began; with `after_answer` the target has answered by then."""
         self.gate.wait(timeout)
 
-    async def until_reached(self, timeout: float = 60) -> None:  # noqa: ASYNC109 - it bounds a thread, not a task
+    async def until_reached(self, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109 - it bounds a thread, not a task
         await self.gate.until_reached(timeout)
 
     def release(self) -> None:

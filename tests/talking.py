@@ -19,11 +19,11 @@ from shared.pricing import cost
 from shared.tables import Write
 from tests.azure_openai import AzureOpenAI, Billed
 from tests.conftest import Tables
+from tests.loopback import PATIENCE
 
 JSON = dict[str, Any]
 T = TypeVar("T")
 RATES = Rates(input=Decimal("0.75"), cached_input=Decimal("0.075"), cache_write=Decimal("0.9"), output=Decimal("4.5"))
-PATIENCE = 20.0  # seconds for what must come, on a machine that is busy with other things
 
 
 def exact(text: str) -> Any:

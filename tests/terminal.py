@@ -15,7 +15,8 @@ import pyte
 
 from local.places import ROOT
 from tests.conftest import FUNCTION_KEY
-from tests.talking import PATIENCE, until
+from tests.loopback import PATIENCE
+from tests.talking import until
 
 CHAT = (sys.executable, str(ROOT / "chat.py"))
 # A child's first act: the terminal becomes its own, so that Ctrl-C reaches it as it does everywhere.

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from tests.azure_openai import AzureOpenAI, Fault, Kind, Reply, Request
 from tests.azure_openai_answers import pieces
+from tests.loopback import PATIENCE
 
 HELLO: Any = [{"role": "user", "content": "hello, wörld 🙂🙃"}]
 TOOL: Any = {
@@ -31,7 +32,7 @@ def fake() -> Iterator[AzureOpenAI]:
 @pytest.fixture
 async def client(fake: AzureOpenAI) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(
-        base_url=f"{fake.endpoint}/openai/v1/", api_key="test-key", max_retries=0, timeout=5
+        base_url=f"{fake.endpoint}/openai/v1/", api_key="test-key", max_retries=0, timeout=PATIENCE
     ) as client:
         yield client
 
@@ -237,7 +238,7 @@ async def test_token_counts_can_be_scripted(fake: AzureOpenAI, client: AsyncOpen
 async def test_a_wrong_key_is_401(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     with pytest.raises(openai.AuthenticationError, match="Access token is missing"):
         await ask(client.with_options(api_key="wrong"))
-    async with httpx.AsyncClient() as plain:
+    async with httpx.AsyncClient(timeout=PATIENCE) as plain:
         answer = await plain.post(f"{fake.endpoint}/openai/v1/chat/completions", headers={"api-key": "wrong"}, json={})
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "401")
@@ -266,7 +267,7 @@ async def test_an_unknown_deployment_is_404(fake: AzureOpenAI, client: AsyncOpen
 
 async def test_the_deployment_can_stand_in_the_path(fake: AzureOpenAI) -> None:
     path = f"{fake.endpoint}/openai/deployments/chat/chat/completions"
-    async with httpx.AsyncClient(headers={"api-key": "test-key"}) as plain:
+    async with httpx.AsyncClient(headers={"api-key": "test-key"}, timeout=PATIENCE) as plain:
         answer = await plain.post(path + "?api-version=2024-10-21", json={"messages": HELLO})
         unversioned = await plain.post(path, json={"messages": HELLO})
 
@@ -420,7 +421,7 @@ async def test_a_stream_breaks_after_exactly_so_many_chunks(
     body = {"model": "chat", "messages": HELLO, "stream": True}
     received: list[bytes] = []
     async with (
-        httpx.AsyncClient(headers={"api-key": "test-key"}, timeout=httpx.Timeout(5, read=1)) as plain,
+        httpx.AsyncClient(headers={"api-key": "test-key"}, timeout=httpx.Timeout(PATIENCE, read=1)) as plain,
         plain.stream("POST", f"{fake.endpoint}/openai/v1/chat/completions", json=body) as answer,
     ):
         with pytest.raises(error):
@@ -452,7 +453,7 @@ async def test_a_stall_before_the_first_byte_is_a_timeout(fake: AzureOpenAI, cli
     fake.fault("stall")
 
     with pytest.raises(openai.APITimeoutError):
-        await ask(client.with_options(timeout=openai.Timeout(5, read=0.3)))
+        await ask(client.with_options(timeout=openai.Timeout(PATIENCE, read=0.3)))
 
     assert [billed.outcome for billed in fake.meter] == ["stall"]
     await fake.until(lambda: fake.busy == 0)
@@ -462,7 +463,7 @@ async def test_a_free_fault_stays_free_when_the_client_does_not_wait(fake: Azure
     fake.fault(503, seconds=60)
 
     with pytest.raises(openai.APITimeoutError):
-        await ask(client.with_options(timeout=openai.Timeout(5, read=0.3)))
+        await ask(client.with_options(timeout=openai.Timeout(PATIENCE, read=0.3)))
     await fake.until(lambda: fake.requests and fake.busy == 0)
 
     assert fake.meter == []

@@ -25,8 +25,9 @@ from tests.conftest import Serve, Tables
 from tests.conservation import assert_conserved, everything
 from tests.faults import FORGETTING, announcing, entering, marking, raising, transaction
 from tests.killing import Azurite, Host, Nursery
+from tests.loopback import PATIENCE
 from tests.proxy import Match, Rule, Stall, TcpProxy
-from tests.talking import PATIENCE, age_lease, answer, row_keys, stored
+from tests.talking import age_lease, answer, row_keys, stored
 
 Start: TypeAlias = Callable[[], Host]
 Step: TypeAlias = Callable[[str], Match]

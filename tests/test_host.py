@@ -16,6 +16,7 @@ from azurefunctions.extensions.http.fastapi import JSONResponse, Request, Respon
 from local.host import application, route_prefix
 from local.timers import next_time
 from local.triggers import DeclarationError
+from tests.loopback import PATIENCE
 
 EVERY_SECOND = "* * * * * *"
 NEVER_SOON = "0 0 6 1 1 *"
@@ -34,7 +35,7 @@ async def serving(
         assert not task.done()
     port = listening.getsockname()[1]
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as client:
             yield client
     finally:
         server.should_exit = True

@@ -21,7 +21,8 @@ from tests.app_service import AppService
 from tests.azure_openai import AzureOpenAI
 from tests.conftest import FEBRUARY_29, Serve, Tables, free_port
 from tests.conservation import assert_conserved
-from tests.talking import PATIENCE, answer, answered, closed_ledger, say
+from tests.loopback import PATIENCE
+from tests.talking import answer, answered, closed_ledger, say
 
 MODEL = "https://cognitiveservices.azure.com"
 STORAGE = "https://storage.azure.com"
@@ -208,7 +209,7 @@ async def keyless(servers: tuple[str, str], certificate: tuple[list[str], Path])
 async def _answers(client: httpx.AsyncClient, storage: str, authority: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     trusting = ssl.create_default_context(cafile=str(authority))
-    async with httpx.AsyncClient(verify=trusting, trust_env=False) as other:
+    async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=PATIENCE) as other:
         while True:
             try:
                 await other.get(storage)

@@ -23,6 +23,7 @@ from local.places import ROOT
 from shared.openapi import document
 from tests.azure_openai import AzureOpenAI
 from tests.killing import Nursery
+from tests.loopback import PATIENCE
 
 KEY = new_key()
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -64,7 +65,7 @@ def test_whatever_is_asked_is_answered_as_published(case: Any, base: str) -> Non
 
 def test_a_day_and_a_turn_are_as_published(base: str) -> None:
     """With something in them, which no made-up request has."""
-    with httpx.Client(base_url=base, headers={"api-key": KEY}, trust_env=False) as client:
+    with httpx.Client(base_url=base, headers={"api-key": KEY}, trust_env=False, timeout=PATIENCE) as client:
         today = f"{datetime.now(UTC):%Y-%m-%d}"
         asked: list[tuple[str, str, str, Any]] = [
             ("POST", "/api/chat", "/api/chat", {"message": "hi", "session_id": "s"}),

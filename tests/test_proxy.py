@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.azure_openai import AzureOpenAI
-from tests.loopback import Loopback, Wire
+from tests.loopback import PATIENCE, Loopback, Wire
 from tests.proxy import Answer, Close, Match, Pass, Stall, TcpProxy
 
 
@@ -44,7 +44,7 @@ def proxy(store: Store) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 async def client(proxy: TcpProxy) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=proxy.endpoint, timeout=5) as client:
+    async with httpx.AsyncClient(base_url=proxy.endpoint, timeout=PATIENCE) as client:
         yield client
 
 
@@ -141,7 +141,7 @@ async def test_a_kept_request_is_delivered_although_its_client_has_gone(
     rule = proxy.on(Match(), Stall())
 
     with pytest.raises(httpx.ReadTimeout):
-        await client.post("/", content="late", timeout=httpx.Timeout(5, read=0.1))
+        await client.post("/", content="late", timeout=httpx.Timeout(PATIENCE, read=0.1))
     assert store.kept == []
     proxy.clear()
 
@@ -207,7 +207,7 @@ async def test_a_stream_passes_as_it_comes_and_a_hang_up_reaches_the_target() ->
     with AzureOpenAI() as fake, TcpProxy(fake.port) as proxy:
         fake.hold(after=1)
         async with (
-            httpx.AsyncClient(headers={"api-key": "test-key"}) as client,
+            httpx.AsyncClient(headers={"api-key": "test-key"}, timeout=PATIENCE) as client,
             client.stream("POST", f"{proxy.endpoint}/openai/v1/chat/completions", json=body) as answer,
         ):
             async for line in answer.aiter_lines():
@@ -223,6 +223,6 @@ async def test_a_reset_of_the_targets_passes(store: Store) -> None:
     with AzureOpenAI() as fake, TcpProxy(fake.port) as proxy:
         fake.fault("reset", after=1)
         body = {"model": "chat", "stream": True, "messages": [{"role": "user", "content": "x"}]}
-        async with httpx.AsyncClient(headers={"api-key": "test-key"}) as client:
+        async with httpx.AsyncClient(headers={"api-key": "test-key"}, timeout=PATIENCE) as client:
             with pytest.raises(httpx.ReadError):
                 await client.post(f"{proxy.endpoint}/openai/v1/chat/completions", json=body)

@@ -26,8 +26,8 @@ from local.environment import SettingsError, layered, settings_file
 from local.lock import Taken, hold
 from local.parts import free_port, plan
 from local.places import ROOT
+from tests.loopback import PATIENCE
 
-PATIENCE = 60.0  # seconds for anything that a loaded machine may take long over
 APP = pytest.mark.skipif(not (ROOT / "function_app.py").exists(), reason="there is no function_app.py to run")
 
 
@@ -98,7 +98,8 @@ class Run:
         return dict(json.loads(answer.stdout))
 
     def session(self, session_id: str) -> dict[str, Any]:
-        return dict(httpx.get(f"http://127.0.0.1:{self.port}/api/sessions/{session_id}", trust_env=False).json())
+        url = f"http://127.0.0.1:{self.port}/api/sessions/{session_id}"
+        return dict(httpx.get(url, trust_env=False, timeout=PATIENCE).json())
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from local.places import ROOT
 from tests import platform_runtime
 from tests.azure_openai import AzureOpenAI
 from tests.conftest import PRICES
+from tests.loopback import PATIENCE
 
 PYTHON = platform_runtime.python()
 pytestmark = pytest.mark.skipif(PYTHON is None, reason=platform_runtime.MISSING)
 
-PATIENCE = 60.0  # seconds for what must come, on a machine that is busy with other things
 JSON = dict[str, Any]
 
 

@@ -19,8 +19,8 @@ from local.places import ROOT
 from shared.tracing import tracing
 from tests.azure_openai import AzureOpenAI
 from tests.conftest import FEBRUARY_29, Tables, free_port
-from tests.loopback import Loopback, Wire
-from tests.talking import PATIENCE, answer, closed_ledger, say
+from tests.loopback import PATIENCE, Loopback, Wire
+from tests.talking import answer, closed_ledger, say
 
 KEY = "00000000-1111-2222-3333-444444444444"
 MEASURED = {
