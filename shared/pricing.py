@@ -14,7 +14,7 @@ from genai_prices.types import TieredPrices
 
 from shared.conversation import Rates, Usage
 
-_VERSIONED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})$")
+_VERSION = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})(-preview)?$")
 _PER_MILLION = -6
 
 
@@ -41,40 +41,43 @@ class Prices:
     """Rates by deployment and model. `configured`: the PRICES setting; `deployments`: deployment -> model[@version]."""
 
     def __init__(self, configured: Mapping[str, Rates], deployments: Mapping[str, str]) -> None:
-        self._configured = configured
+        self._configured = {_spelled(name): rates for name, rates in configured.items()}
         self._deployments = deployments
 
     def rates(self, deployment: str, model: str | None = None, *, prompt_tokens: int = 0) -> Rates | None:
         """The rates of a call, None where no price is known.
 
-        `model` is the name that the service's answer carried; without it the configured model of the deployment counts.
+        `model` is the name that the service's answer carried: where it says the version, nothing else counts, for Azure
+        moves a deployment to another version by itself. Else the configured model of the deployment counts.
         `prompt_tokens` chooses the tier where a model's price depends on the prompt's length.
         """
-        names = tuple(self._names(deployment, model))
-        for name in (deployment, *names, *(_VERSIONED.sub("", name) for name in names)):
+        names = [_spelled(name) for name in self._names(deployment, model)]
+        for name in (_spelled(deployment), *names, *(_VERSION.sub("", name) for name in names)):
             if name in self._configured:
                 return self._configured[name]
         return next(filter(None, (_listed(name, prompt_tokens) for name in names)), None)
 
     def _names(self, deployment: str, model: str | None) -> Iterator[str]:
         """Names of the model, the one that says most first."""
-        if model and _VERSIONED.search(model):
-            yield model
         configured, _, version = self._deployments.get(deployment, "").partition("@")
-        if configured and version:
-            yield f"{configured}-{version}"
-        if configured:
-            yield configured
-        elif model:
+        if model and _VERSION.search(model):
             yield model
+        elif configured:
+            if version:
+                yield f"{configured}-{version}"
+            yield configured
         else:
-            yield deployment
+            yield model or deployment
+
+
+def _spelled(name: str) -> str:
+    """Azure's spelling of a model in OpenAI's, which lists and answers use too."""
+    return name.replace("gpt-35-", "gpt-3.5-")
 
 
 def _listed(name: str, prompt_tokens: int) -> Rates | None:
-    reference = name.replace("gpt-35-", "gpt-3.5-")  # Azure's spelling of OpenAI's name
     try:
-        _, model = get_snapshot().find_provider_model(reference, None, "azure", None)
+        _, model = get_snapshot().find_provider_model(name, None, "azure", None)
     except LookupError:
         return None
     prices = model.get_prices(datetime.now(UTC))

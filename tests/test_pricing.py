@@ -85,6 +85,17 @@ class TestConfigured:
     def test_a_price_of_one_version_is_not_another_versions(self) -> None:
         assert Prices({"my-model-2026-03-17": rates(3)}, {}).rates("chat", "my-model-2026-09-01") is None
 
+    def test_the_version_that_answered_is_priced_whatever_is_configured(self) -> None:
+        moved = Prices({"gpt-35-turbo-0301": rates(9)}, {"chat": "gpt-35-turbo@0301"})
+        assert moved.rates("chat", "gpt-35-turbo-0125") == Prices({}, {}).rates("x", "gpt-35-turbo-0125") is not None
+        other = Prices({"gpt-4.1": rates(2), "gpt-5": rates(1)}, {"chat": "gpt-4.1"})
+        assert other.rates("chat", "gpt-5-2025-08-07") == rates(1)
+        assert Prices({}, {"chat": "gpt-4.1"}).rates("chat", "gpt-4.1-2099-01-01") is None
+
+    @pytest.mark.parametrize("answered", ["gpt-35-turbo-0125", "gpt-3.5-turbo-0125", "gpt-35-turbo"])
+    def test_both_spellings_of_gpt_3_5_are_one_model(self, answered: str) -> None:
+        assert Prices({"gpt-35-turbo": rates(2)}, {}).rates("chat", answered) == rates(2)
+
     def test_a_price_by_the_configured_model_holds_before_the_answer_names_one(self) -> None:
         assert Prices({"my-model": rates(2)}, {"chat": "my-model@2026-03-17"}).rates("chat") == rates(2)
 
@@ -112,6 +123,18 @@ class TestListed:
         assert old is not None
         assert new is not None
         assert old.input > new.input
+
+    def test_gpt_35_turbo_0301_is_not_priced_as_0125(self) -> None:
+        prices = Prices({}, {"old": "gpt-35-turbo@0301", "new": "gpt-35-turbo@0125"})
+        old, new = prices.rates("old", "gpt-35-turbo"), prices.rates("new", "gpt-35-turbo")
+        assert old is not None
+        assert new is not None
+        assert (old.input, old.output) == (Decimal("1.5"), Decimal(2))
+        assert (new.input, new.output) == (Decimal("0.5"), Decimal("1.5"))
+
+    def test_a_preview_is_priced_as_itself(self) -> None:
+        preview = Prices({}, {"chat": "gpt-4"}).rates("chat", "gpt-4-1106-preview")
+        assert preview == Prices({}, {}).rates("gpt-4-1106-preview") != Prices({}, {}).rates("gpt-4")
 
     def test_the_answers_bare_name_counts_where_nothing_is_configured(self) -> None:
         assert Prices({}, {"chat": ""}).rates("chat", "gpt-4.1") == Prices({}, {}).rates("gpt-4.1")
