@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 Chunk = Mapping[str, Any]
 
+_SEVERITIES = {"low": 1, "medium": 2, "high": 3}  # of what the content filter found
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -36,24 +38,26 @@ class Completion:
         self.usage: Usage | None = None
         self.extras: dict[str, Any] = {}
         self._text: dict[str, list[str]] = {"content": [], "refusal": []}
-        self._tool_calls: list[dict[str, Any]] = []
+        self._tool_calls: dict[int, dict[str, Any]] = {}
 
     def add(self, data: bytes) -> Piece:
         """Take in one chunk, or a whole answer that was not streamed. Raises UpstreamError where it is neither."""
         try:
             return self._add(_parsed(data))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise UpstreamError("The model's answer was garbled. Send this again.", maybe_billed=True) from error
 
     def _add(self, chunk: Chunk) -> Piece:
         self.model = _text(chunk.get("model") or self.model)
-        if usage := chunk.get("usage"):
-            self.usage = usage_of(usage)
         if filtered := chunk.get("prompt_filter_results"):
             self.extras.setdefault("content_filter", {})["prompt"] = filtered
         choices = chunk.get("choices") or ()
-        shown = [self._add_choice(choice) for choice in choices if choice.get("index", 0) == 0]
-        return Piece(shown[0] if shown else {}, bool(usage) and not choices)
+        shown = next((self._add_choice(choice) for choice in choices if choice.get("index", 0) == 0), {})
+        if usage := chunk.get("usage"):
+            self.usage = usage_of(usage)
+        elif shown:
+            self.usage = None  # what was counted before this piece is not the whole
+        return Piece(shown, bool(usage) and not choices)
 
     def message(self) -> Message:
         """The assistant's message as far as it has come."""
@@ -61,7 +65,7 @@ class Completion:
         if self._text["refusal"]:
             message["refusal"] = "".join(self._text["refusal"])
         if self._tool_calls:
-            message["tool_calls"] = self._tool_calls
+            message["tool_calls"] = [call for _, call in sorted(self._tool_calls.items())]
         elif message["content"] is None and "refusal" not in message:
             message["content"] = ""
         return message
@@ -69,7 +73,7 @@ class Completion:
     def _add_choice(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         self.finish_reason = _text(choice.get("finish_reason") or self.finish_reason)
         if filtered := choice.get("content_filter_results"):
-            self.extras.setdefault("content_filter", {}).setdefault("completion", {}).update(filtered)
+            self._add_filtered(filtered)
         if logprobs := choice.get("logprobs"):
             self._add_logprobs(logprobs)
         return self._add_delta(choice.get("delta") or choice.get("message") or {})
@@ -87,15 +91,20 @@ class Completion:
         return shown
 
     def _add_tool_call(self, index: int, piece: Mapping[str, Any]) -> None:
-        while len(self._tool_calls) <= index:
-            self._tool_calls.append({"id": "", "type": "function"})
-        call = self._tool_calls[index]
+        call = self._tool_calls.setdefault(_whole(index), {"id": "", "type": "function"})
         call["id"] = _text(piece.get("id")) or call["id"]
         for kind in ("function", "custom"):
             if said := piece.get(kind):
                 call["type"], held = kind, call.setdefault(kind, {})
                 for name, text in said.items():
                     held[name] = held.get(name, "") + (_text(text) or "")
+
+    def _add_filtered(self, results: Mapping[str, Any]) -> None:
+        """Each piece of a stream has results of its own: the worst of them is the answer's."""
+        worst = self.extras.setdefault("content_filter", {}).setdefault("completion", {})
+        for kind, found in results.items():
+            if kind not in worst or _severity(found) > _severity(worst[kind]):
+                worst[kind] = found
 
     def _add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
         gathered = self.extras.setdefault("logprobs", {})
@@ -110,16 +119,21 @@ def _text(value: Any) -> str | None:
     return value
 
 
-def _tokens(value: Any) -> int:
-    if value is None:
-        return 0
-    if not isinstance(value, int) or not 0 <= value < 2**53:
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
         raise TypeError("no number of tokens")
     return value
 
 
+def _severity(found: Any) -> tuple[bool, int]:
+    if not isinstance(found, dict):
+        return False, 0
+    return bool(found.get("filtered") or found.get("detected")), _SEVERITIES.get(str(found.get("severity")), 0)
+
+
 def _parsed(data: bytes) -> Chunk:
     chunk = orjson.loads(data)
+    orjson.dumps([[chunk]])  # what nests too deeply could be read here and not written down
     if not isinstance(chunk, dict) or chunk.get("error"):
         log.warning("the model service broke its answer off with an error")
         raise UpstreamError("The model's answer broke off with an error. Send this again.", maybe_billed=True)
@@ -127,13 +141,24 @@ def _parsed(data: bytes) -> Chunk:
 
 
 def usage_of(reported: Mapping[str, Any]) -> Usage:
-    """Usage from a service's `usage` object; details that it does not send count as none."""
-    prompt = reported.get("prompt_tokens_details") or {}
-    completion = reported.get("completion_tokens_details") or {}
+    """Usage from a service's `usage` object; details that it does not send count as none. Raises KeyError, TypeError or
+    AttributeError where it does not say what was used: that is no zero."""
+    prompt, completion = _whole(reported["prompt_tokens"]), _whole(reported["completion_tokens"])
+    beside = _whole(reported.get("total_tokens") or 0) - prompt - completion
+    sent, said = reported.get("prompt_tokens_details") or {}, reported.get("completion_tokens_details") or {}
+    cached, written = _whole(sent.get("cached_tokens") or 0), _whole(sent.get("cache_write_tokens") or 0)
+    reasoning = _whole(said.get("reasoning_tokens") or 0)
     return Usage(
-        prompt_tokens=_tokens(reported.get("prompt_tokens")),
-        cached_tokens=_tokens(prompt.get("cached_tokens")),
-        cache_write_tokens=_tokens(prompt.get("cache_write_tokens")),
-        completion_tokens=_tokens(reported.get("completion_tokens")),
-        reasoning_tokens=_tokens(completion.get("reasoning_tokens")),
+        prompt_tokens=_with(cached + written, prompt, beside),
+        cached_tokens=cached,
+        cache_write_tokens=written,
+        completion_tokens=_with(reasoning, completion, beside),
+        reasoning_tokens=reasoning,
     )
+
+
+def _with(part: int, count: int, beside: int) -> int:
+    """A count with its part in it. Some services report that beside the count, as Grok its reasoning
+    (BerriAI/litellm#39426): the total, which has `beside` tokens more than prompt and completion, says so, or else that
+    the part is larger than the count."""
+    return count + part if part > count or part == beside else count

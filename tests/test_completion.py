@@ -104,6 +104,12 @@ class TestMessage:
             {"id": "b", "type": "function", "function": {"name": "two", "arguments": "[]"}},
         ]
 
+    def test_an_index_that_no_call_has_makes_no_call(self) -> None:
+        late = {"index": 7, "id": "c", "function": {"name": "look", "arguments": "{}"}}
+        assert gathered([piece(tool_calls=[late])]).message()["tool_calls"] == [
+            {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+        ]
+
     def test_words_beside_tool_calls_stay(self) -> None:
         message = gathered(chunks(Reply("Let me look.", tool_calls=(CALL,)))).message()
         assert message["content"] == "Let me look."
@@ -132,6 +138,43 @@ class TestRest:
     def test_details_that_are_not_sent_count_as_none(self, details: dict[str, None]) -> None:
         reported = {"prompt_tokens": 3, "completion_tokens": 2, **details}
         assert usage_of(reported) == Usage(prompt_tokens=3, completion_tokens=2)
+
+    @pytest.mark.parametrize(
+        ("reported", "prompt", "completion"),
+        [
+            ({"prompt_tokens": 10, "completion_tokens": 300, "total_tokens": 510}, 10, 500),
+            ({"prompt_tokens": 10, "completion_tokens": 5}, 10, 205),
+            ({"prompt_tokens": 10, "completion_tokens": 300, "total_tokens": 310}, 10, 300),
+            ({"prompt_tokens": 1_000, "completion_tokens": 300, "total_tokens": 1_300}, 1_000, 300),
+        ],
+    )
+    def test_reasoning_that_is_reported_beside_the_completion_is_part_of_it(
+        self, reported: dict[str, Any], prompt: int, completion: int
+    ) -> None:
+        usage = usage_of({**reported, "completion_tokens_details": {"reasoning_tokens": 200}})
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens) == (prompt, completion, 200)
+
+    def test_cached_tokens_that_are_reported_beside_the_prompt_are_part_of_it(self) -> None:
+        details = {"cached_tokens": 1_000, "cache_write_tokens": 50}
+        usage = usage_of({"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": details})
+        assert (usage.prompt_tokens, usage.cached_tokens, usage.cache_write_tokens) == (1_060, 1_000, 50)
+
+    def test_a_count_in_the_midst_of_an_answer_is_not_its_usage(self) -> None:
+        counted = {
+            "choices": [{"index": 0, "delta": {"content": "a"}}],
+            "usage": {"prompt_tokens": 9, "completion_tokens": 1},
+        }
+        assert gathered([counted]).usage == Usage(prompt_tokens=9, completion_tokens=1)
+        assert gathered([counted, piece(content="b")]).usage is None
+
+    def test_the_worst_that_the_filter_found_in_any_piece_is_the_answers(self) -> None:
+        def rated(severity: str) -> dict[str, Any]:
+            return {
+                "choices": [{"index": 0, "content_filter_results": {"hate": {"filtered": False, "severity": severity}}}]
+            }
+
+        found = gathered([rated("safe"), rated("medium"), rated("low")]).extras["content_filter"]["completion"]
+        assert found == {"hate": {"filtered": False, "severity": "medium"}}
 
     def test_the_filters_results_come_along(self) -> None:
         completion = gathered(chunks(Reply("hi", finish_reason="content_filter")))
@@ -198,7 +241,16 @@ def test_the_chunk_that_holds_only_usage_is_told_apart() -> None:
         b'{"usage": {"prompt_tokens": "x"}}',
         b'{"usage": {"prompt_tokens": 5.5}}',
         b'{"usage": {"prompt_tokens": -5}}',
-        b'{"usage": {"completion_tokens": 100000000000000000000}}',
+        b'{"usage": {"prompt_tokens": 1, "completion_tokens": 100000000000000000000}}',
+        b'{"usage": {"prompt_tokens": true, "completion_tokens": 1}}',
+        b'{"usage": {"prompt_tokens": null, "completion_tokens": null}}',
+        b'{"usage": {"prompt_tokens": 5}}',
+        b'{"usage": {"total_tokens": 12}}',
+        b'{"usage": {"input_tokens": 5, "output_tokens": 7}}',
+        b'{"choices": [{"delta": {"tool_calls": [{"index": -1}]}}]}',
+        b'{"choices": [{"delta": {"tool_calls": [{"index": "0"}]}}]}',
+        b'{"choices": [{"content_filter_results": [[1, 2]]}]}',
+        b'{"prompt_filter_results": ' + b"[" * 300 + b"]" * 300 + b"}",
     ],
 )
 def test_what_is_no_answer_breaks_it_off(data: bytes) -> None:
