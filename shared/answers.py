@@ -130,7 +130,7 @@ def _day(day: date, figures: Figures, final: bool) -> dict[str, Any]:
         "sessions": figures.sessions,
         "failed_calls": figures.failed,
         "unaccounted_calls": figures.unaccounted,
-        "unaccounted_usd": figures.unaccounted_cost,
+        "unaccounted_usd": None if figures.unbounded else figures.unaccounted_cost,
         "unpriced_turns": figures.unpriced,
     }
 
@@ -177,7 +177,7 @@ def _totals(session: Session) -> dict[str, Any]:
         "cost_usd": totals.cost,
         "unpriced_turns": totals.unpriced_turns,
         "unaccounted_calls": totals.unaccounted_calls,
-        "unaccounted_usd": totals.unaccounted,
+        "unaccounted_usd": None if totals.unbounded_calls else totals.unaccounted,
     }
 
 

@@ -173,12 +173,14 @@ class TokenUsage(BaseModel):
 
 
 class SessionTotals(BaseModel):
+    """`unaccounted_usd`: at most; null where that is not known, for want of a price."""
+
     turns: int
     total_tokens: int
     cost_usd: Decimal
     unpriced_turns: int
     unaccounted_calls: int
-    unaccounted_usd: Decimal
+    unaccounted_usd: Decimal | None
 
 
 class ModelCost(BaseModel):
@@ -220,7 +222,7 @@ class DayTotals(BaseModel):
     sessions: int
     failed_calls: int
     unaccounted_calls: int
-    unaccounted_usd: Decimal
+    unaccounted_usd: Decimal | None
     unpriced_turns: int
 
 

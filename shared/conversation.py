@@ -99,7 +99,8 @@ class Totals:
     cost: Decimal = Decimal(0)  # USD, of settled calls
     unpriced_turns: int = 0
     unaccounted_calls: int = 0
-    unaccounted: Decimal = Decimal(0)  # USD, at worst
+    unaccounted: Decimal = Decimal(0)  # USD, at worst, of those whose worst case is known
+    unbounded_calls: int = 0  # the others
 
     @classmethod
     def of(cls, call: Call) -> "Totals":
@@ -107,7 +108,8 @@ class Totals:
         if call.state is State.SETTLED and call.usage is not None:
             return cls(usage=call.usage, cost=call.cost or Decimal(0), unpriced_turns=int(call.cost is None))
         if call.state is State.UNACCOUNTED:
-            return cls(unaccounted_calls=1, unaccounted=call.worst_case or Decimal(0))
+            unbounded = int(call.worst_case is None)
+            return cls(unaccounted_calls=1, unaccounted=call.worst_case or Decimal(0), unbounded_calls=unbounded)
         return cls()
 
     def plus(self, other: "Totals", sign: int = 1) -> "Totals":
@@ -117,6 +119,7 @@ class Totals:
             unpriced_turns=self.unpriced_turns + sign * other.unpriced_turns,
             unaccounted_calls=self.unaccounted_calls + sign * other.unaccounted_calls,
             unaccounted=self.unaccounted + sign * other.unaccounted,
+            unbounded_calls=self.unbounded_calls + sign * other.unbounded_calls,
         )
 
 

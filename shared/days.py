@@ -14,7 +14,7 @@ from shared.summary import Adjustment, Figures, SessionCost, Share
 from shared.tables import Row, Table
 
 _FIXED = "~fixed"  # a partition of the app's own: no month is called so
-_COUNTS = ("sessions", "turns", "calls", "open", "failed", "unaccounted", "unpriced")
+_COUNTS = ("sessions", "turns", "calls", "open", "failed", "unaccounted", "unbounded", "unpriced")
 _AMOUNTS = ("cost", "saved", "unaccounted_cost")
 
 
@@ -125,7 +125,7 @@ def _fields(figures: Figures) -> dict[str, Any]:
 
 def _figures(fields: Mapping[str, Any]) -> Figures:
     return Figures(
-        **{name: fields[name] for name in _COUNTS} | {name: Decimal(fields[name]) for name in _AMOUNTS},
+        **{name: fields.get(name, 0) for name in _COUNTS} | {name: Decimal(fields[name]) for name in _AMOUNTS},
         usage=Usage(**fields["usage"]),
         models={(deployment, model): _share(share) for deployment, model, share in fields["models"]},
         callers={name: _share(share) for name, share in fields["callers"]},

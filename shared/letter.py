@@ -78,9 +78,11 @@ def _notices(summary: DailySummary) -> list[tuple[str, str]]:
 
 
 def _unaccounted(figures: Figures) -> str:
-    worst = (
-        f"cost {dollars(figures.unaccounted_cost)}" if figures.unaccounted_cost else "have a price that is not known"
-    )
+    worst = f"cost {dollars(figures.unaccounted_cost)}"
+    if figures.unbounded == figures.unaccounted:
+        worst = "have a price that is not known"
+    elif figures.unbounded:
+        worst += f", and what {figures.unbounded:,} of them cost whose price is not known"
     return (
         f"{many(figures.unaccounted, 'call')} may have been billed, but no bill was seen (a time-out, a crash, a"
         f" filter). At worst they {worst}; the cost above leaves them out."

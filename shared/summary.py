@@ -61,7 +61,8 @@ class Figures:
     open: int = 0
     failed: int = 0
     unaccounted: int = 0
-    unaccounted_cost: Decimal = ZERO  # at worst
+    unaccounted_cost: Decimal = ZERO  # at worst, of those whose worst case is known
+    unbounded: int = 0  # the others
     unpriced: int = 0  # settled calls whose model's price is not known
     models: dict[tuple[str, str], Share] = field(default_factory=dict)  # (deployment, model) ->
     callers: dict[str, Share] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class Figures:
             failed=self.failed + other.failed,
             unaccounted=self.unaccounted + other.unaccounted,
             unaccounted_cost=self.unaccounted_cost + other.unaccounted_cost,
+            unbounded=self.unbounded + other.unbounded,
             unpriced=self.unpriced + other.unpriced,
             models=_together(self.models, other.models),
             callers=_together(self.callers, other.callers),
@@ -144,8 +146,9 @@ class Tally:
         self._session: str | None = None
         self._session_cost = ZERO
         self._turn: tuple[str, int] | None = None
+        self._turn_is_settled = False
         self._count = dict.fromkeys(("sessions", "turns", "calls", *State), 0)
-        self._unpriced = 0
+        self._unpriced = self._unbounded = 0
         self._cost = self._saved = self._worst = ZERO
 
     def add(self, entry: Entry) -> None:
@@ -160,6 +163,7 @@ class Tally:
             self._add_settled(entry, call, call.usage)
         elif call.state is State.UNACCOUNTED:
             self._worst += call.worst_case or ZERO
+            self._unbounded += call.worst_case is None
 
     def figures(self) -> Figures:
         self._end_session()
@@ -174,6 +178,7 @@ class Tally:
             failed=self._count[State.FAILED],
             unaccounted=self._count[State.UNACCOUNTED],
             unaccounted_cost=self._worst,
+            unbounded=self._unbounded,
             unpriced=self._unpriced,
             models=self._models,
             callers=self._callers,
@@ -181,7 +186,8 @@ class Tally:
         )
 
     def _place(self, entry: Entry) -> None:
-        """Notice where a session and a turn begin. A call without a session is a turn of its own."""
+        """Notice where a session and a turn begin. A call without a session is a turn of its own. A turn settles one
+        call at most: another is of a turn of the same number, in a session that was erased and begun again."""
         if entry.session_id is None:
             self._count["turns"] += 1
             return
@@ -189,9 +195,11 @@ class Tally:
             self._end_session()
             self._session = entry.session_id
             self._count["sessions"] += 1
-        if (entry.session_id, entry.turn) != self._turn:
-            self._turn = (entry.session_id, entry.turn)
+        turn, is_settled = (entry.session_id, entry.turn), entry.call.state is State.SETTLED
+        if turn != self._turn or (is_settled and self._turn_is_settled):
+            self._turn, self._turn_is_settled = turn, False
             self._count["turns"] += 1
+        self._turn_is_settled |= is_settled
 
     def _add_settled(self, entry: Entry, call: Call, usage: Usage) -> None:
         cost = call.cost or ZERO

@@ -139,4 +139,5 @@ def _total(calls: Collection[Call]) -> Totals:
         cost=sum((call.cost for call in settled if call.cost), Decimal(0)),
         unaccounted_calls=len(doubtful),
         unaccounted=sum((worst_case for worst_case in doubtful if worst_case), Decimal(0)),
+        unbounded_calls=doubtful.count(None),
     )

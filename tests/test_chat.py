@@ -611,6 +611,17 @@ async def test_a_prompt_that_the_filter_stopped_may_be_billed(
     await assert_adds_up(tables, fake)
 
 
+async def test_what_an_unaccounted_call_costs_at_most_is_null_where_no_price_is_known(
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI
+) -> None:
+    async with serve(environ | {"PRICES": ""}) as api:
+        fake.fault("content_filter")
+        await say(api, "something violent")
+        session = await look(api, "/api/sessions/s")
+        assert (session["unaccounted_calls"], session["unaccounted_usd"]) == (1, None)
+        assert (await answer(api, "after"))["session"]["unaccounted_usd"] is None
+
+
 @pytest.mark.parametrize("content", ["text/plain", "application/x-www-form-urlencoded", None])
 async def test_only_json_is_taken(api: httpx.AsyncClient, fake: AzureOpenAI, content: str | None) -> None:
     headers = {} if content is None else {"content-type": content}

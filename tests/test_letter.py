@@ -253,9 +253,14 @@ def test_a_free_model_is_not_called_unpriced() -> None:
 
 
 def test_an_unaccounted_call_without_a_price_has_no_worst_case() -> None:
-    said = letter(summary(unaccounted=1))
+    said = letter(summary(unaccounted=1, unbounded=1))
     assert "At worst they have a price that is not known" in text_of(said)
     assert "their worst case" not in said.text
+
+
+def test_unaccounted_calls_with_and_without_a_price_are_told_apart() -> None:
+    said = letter(summary(unaccounted=3, unaccounted_cost=Decimal("0.42"), unbounded=1))
+    assert "At worst they cost $0.42, and what 1 of them cost whose price is not known;" in text_of(said)
 
 
 def test_nothing_to_say_is_not_said() -> None:

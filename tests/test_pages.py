@@ -155,6 +155,9 @@ async def test_a_cost_that_is_not_known_is_not_a_zero(
         await ask(page)
         await expect(figures(page)).to_contain_text("price not known")
         await expect(page.locator("#totals")).to_contain_text("1 turn of unknown price")
+        fake.fault("content_filter")
+        await write_message(page, "something violent")
+        await expect(page.locator("#totals")).to_contain_text("1 call unaccounted, price not known")
 
 
 async def test_a_deployment_is_chosen_where_there_are_several(

@@ -80,7 +80,15 @@ TURNS = st.builds(
     extras=st.dictionaries(TEXT, st.lists(TEXT, max_size=2), max_size=2),
     etag=st.just("e"),
 )
-TOTALS = st.builds(Totals, usage=USAGES, cost=MONEY, unpriced_turns=TOKENS, unaccounted_calls=TOKENS, unaccounted=MONEY)
+TOTALS = st.builds(
+    Totals,
+    usage=USAGES,
+    cost=MONEY,
+    unpriced_turns=TOKENS,
+    unaccounted_calls=TOKENS,
+    unaccounted=MONEY,
+    unbounded_calls=TOKENS,
+)
 SESSIONS = st.builds(
     Session,
     id=SESSION_IDS,

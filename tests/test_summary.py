@@ -65,6 +65,10 @@ def naive(found: list[Entry]) -> Figures:
     done = [one for one in counted if one.call.state is State.SETTLED]
     sessions = {one.session_id for one in counted if one.session_id}
     alone = sum(one.session_id is None for one in counted)
+    turns = {(one.session_id, one.turn): 0 for one in counted if one.session_id}
+    for one in done:
+        if one.session_id:
+            turns[one.session_id, one.turn] += 1
     costs = {session: total(one for one in done if one.session_id == session) for session in sessions}
     ranked = sorted(((cost, session) for session, cost in costs.items() if cost), reverse=True)
     models = {(one.call.deployment, one.call.model or "") for one in done}
@@ -75,12 +79,13 @@ def naive(found: list[Entry]) -> Figures:
         cost=total(done),
         saved=sum((saved(one) for one in done), Decimal(0)),
         sessions=len(sessions),
-        turns=len({(one.session_id, one.turn) for one in counted if one.session_id}) + alone,
+        turns=sum(max(1, settled) for settled in turns.values()) + alone,
         calls=len(counted),
         open=sum(one.call.state is State.OPEN for one in counted),
         failed=sum(one.call.state is State.FAILED for one in counted),
         unaccounted=len(doubtful),
         unaccounted_cost=sum((worst or Decimal(0) for worst in doubtful), Decimal(0)),
+        unbounded=doubtful.count(None),
         unpriced=sum(one.call.cost is None for one in done),
         models={
             name: share(one for one in done if (one.call.deployment, one.call.model or "") == name) for name in models
@@ -163,6 +168,20 @@ def test_an_unaccounted_call_is_counted_at_its_worst_and_apart_from_the_cost() -
 
     assert (figures.unaccounted, figures.unaccounted_cost) == (1, WORST)
     assert figures.cost == 0
+
+
+def test_an_unaccounted_call_without_a_price_is_not_counted_as_nothing() -> None:
+    figures = tallied([entry(DAY, state=State.UNACCOUNTED), entry(DAY, turn=2, state=State.UNACCOUNTED, worst=None)])
+
+    assert (figures.unaccounted, figures.unaccounted_cost, figures.unbounded) == (2, WORST, 1)
+
+
+def test_the_turns_of_a_session_that_was_erased_and_begun_again_are_counted_each() -> None:
+    lives = [[entry(DAY, turn=1, state=State.UNACCOUNTED), entry(DAY, turn=1), entry(DAY, turn=2)] for _ in range(3)]
+
+    figures = tallied([call for life in lives for call in life])
+
+    assert (figures.turns, figures.sessions, figures.calls) == (6, 1, 9)
 
 
 def test_a_settlement_takes_the_place_of_the_doubt() -> None:

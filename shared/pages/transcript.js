@@ -91,8 +91,10 @@ export function turnViews(turn) {
 export function totals({ turns, total_tokens, cost_usd, unpriced_turns, unaccounted_calls, unaccounted_usd }) {
   const told = [counted(turns, "turn"), " · ", counted(total_tokens, "token"), " · ", amount(cost_usd)];
   if (unpriced_turns) told.push(` · ${counted(unpriced_turns, "turn")} of unknown price`);
-  if (unaccounted_calls)
-    told.push(` · ${counted(unaccounted_calls, "call")} unaccounted, at most `, amount(unaccounted_usd));
+  if (unaccounted_calls) {
+    told.push(` · ${counted(unaccounted_calls, "call")} unaccounted, `);
+    told.push(unaccounted_usd === null ? "" : "at most ", amount(unaccounted_usd));
+  }
   return told;
 }
 
