@@ -42,8 +42,7 @@ class Reports:
             known = stored.get(day)
             if known and not known.figures.unaccounted:
                 continue
-            async for entry in self._ledger.unfinished(day):
-                await self._recovery.reconcile(entry)
+            await self._recover(day)
             if known:
                 await self._keep(replace(known, figures=await self.figures(day)))
 
@@ -90,8 +89,15 @@ class Reports:
     async def _added_up(self, day: date, now: datetime) -> Day:
         figures = await self.figures(day)
         over = now >= datetime.combine(day + DAY, time(), UTC) + self._grace
+        if over and figures.open:  # further back than the timer looks, or it has not fired yet
+            await self._recover(day)
+            figures = await self.figures(day)
         fresh = Day(day=day, figures=figures, final=over and not figures.open)
         return await self._keep(fresh) if fresh.final else fresh
+
+    async def _recover(self, day: date) -> None:
+        async for entry in self._ledger.unfinished(day):
+            await self._recovery.reconcile(entry)
 
     async def _keep(self, day: Day) -> Day:
         try:

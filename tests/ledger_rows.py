@@ -55,6 +55,11 @@ def entry(
     return Entry(call=call, session_id=session, turn=turn if session else 0, caller=caller)
 
 
+def still_running(one: Entry) -> Entry:
+    """The same, its time not over yet."""
+    return replace(one, call=replace(one.call, deadline=datetime(9999, 1, 1, tzinfo=UTC)))
+
+
 def settled(doubtful: Entry, prompt: int = 1000) -> Call:
     """The same call, once its answer has come after all."""
     late = entry(doubtful.call.day, prompt=prompt).call

@@ -7,7 +7,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from email import message_from_bytes
@@ -27,7 +26,7 @@ from shared.services import Services
 from shared.settings import Settings, SettingsError
 from tests.communication_services import CommunicationServices
 from tests.conftest import free_port
-from tests.ledger_rows import entry, keep_quiet, settled, spent, write
+from tests.ledger_rows import entry, keep_quiet, settled, spent, still_running, write
 from tests.loopback import Gate
 from tests.proxy import Answer, Close, Match, TcpProxy
 
@@ -260,8 +259,7 @@ async def test_a_day_is_not_final_within_the_grace_after_midnight(running: App, 
 async def test_a_day_with_a_call_that_still_runs_is_kept_back_until_that_has_ended(
     running: App, post: PostOffice
 ) -> None:
-    still = entry(MONDAY, "slow", state=State.OPEN)
-    still = replace(still, call=replace(still.call, deadline=datetime(9999, 1, 1, tzinfo=UTC)))
+    still = still_running(entry(MONDAY, "slow", state=State.OPEN))
     await running.spend(spent(MONDAY, 1, "s"), still, spent(TUESDAY, 2))
 
     await running.fire(WEDNESDAY)

@@ -18,7 +18,7 @@ from shared.reports import Reports
 from shared.services import Services
 from shared.settings import Settings
 from shared.summary import Figures
-from tests.ledger_rows import entry, settled, spent, write
+from tests.ledger_rows import entry, settled, spent, still_running, write
 from tests.proxy import Answer, Match, TcpProxy
 from tests.test_summary import naive
 
@@ -125,15 +125,23 @@ async def test_a_day_is_final_once_its_last_turns_time_is_up(services: Services,
     assert await days.get(MONDAY) == over
 
 
-async def test_a_day_with_an_open_row_is_not_final_however_old(services: Services, reports: Reports) -> None:
-    await spend(services, entry(MONDAY, state=State.OPEN))
-
-    assert not (await reports.day(MONDAY, MIDNIGHT + 30 * DAY)).final
+async def test_a_day_with_a_call_that_still_runs_is_not_final_however_old(services: Services, reports: Reports) -> None:
+    await spend(services, still_running(entry(MONDAY, state=State.OPEN)))
 
     await reports.recover(MIDNIGHT + 30 * DAY)
-    recovered = await reports.day(MONDAY, MIDNIGHT + 30 * DAY)
-    assert recovered.final
-    assert recovered.figures.unaccounted == 1
+    assert not (await reports.day(MONDAY, MIDNIGHT + 30 * DAY)).final
+
+
+@pytest.mark.parametrize("session", ["s", None])
+async def test_a_day_that_no_timer_saw_is_recovered_by_who_reads_it(
+    services: Services, reports: Reports, session: str | None
+) -> None:
+    await spend(services, entry(MONDAY, session, state=State.OPEN), spent(MONDAY, 1))
+
+    await reports.recover(MIDNIGHT + 40 * DAY)
+    found = await reports.day(MONDAY, MIDNIGHT + 40 * DAY)
+
+    assert (found.final, found.figures.cost, found.figures.open, found.figures.unaccounted) == (True, Decimal(1), 0, 1)
 
 
 async def test_a_final_day_is_added_up_once(services: Services, reports: Reports) -> None:

@@ -20,7 +20,7 @@ from shared.services import services
 from shared.summary import Adjustment, Figures
 from tests.azure_openai import AzureOpenAI
 from tests.conftest import FUNCTION_KEY, Serve, Tables
-from tests.ledger_rows import RATES, WORST, entry, keep_quiet, spent, write
+from tests.ledger_rows import RATES, WORST, entry, keep_quiet, spent, still_running, write
 from tests.talking import answer, answered, closed_ledger, exact, look, until
 
 KEY = new_key()
@@ -407,8 +407,8 @@ async def test_an_unfinished_day_is_not_mailed(api: httpx.AsyncClient, tables: T
     assert mails(outbox) == {}
 
 
-async def test_a_day_with_an_open_call_is_not_mailed(api: httpx.AsyncClient, tables: Tables) -> None:
-    await write(tables.usage, [entry(MONDAY, state=State.OPEN)])
+async def test_a_day_with_a_call_that_still_runs_is_not_mailed(api: httpx.AsyncClient, tables: Tables) -> None:
+    await write(tables.usage, [still_running(entry(MONDAY, state=State.OPEN))])
 
     assert "not final" in refusal(await api.post(f"{ROUTE}/email"), 400)["message"]
 
