@@ -110,6 +110,8 @@ class Reservations:
         """Raises InvalidRequest, MessageTooLarge, SessionNotFound, SessionBusy, IdempotencyMismatch or
         StorageUnavailable."""
         self._check(post)
+        if post.session_id is None:  # what is refused must not use up the key that leads to its session
+            self._planned(post, self._new_session("", None, post), [])
         session_id, first_key = await self._session_id(post)
         for _ in range(_ATTEMPTS):
             used = await self._used(session_id, post)
@@ -139,6 +141,13 @@ class Reservations:
         return Reserved(post, Unheld(self.new_call(deployment, window, max_tokens)), None, window, max_tokens)
 
     async def _take(self, post: Post, session: Session, turns: list[Turn], used: Used | None) -> Reserved:
+        reserved, held = self._planned(post, session, turns)
+        held.session, held.turn = await self._commit(held.session, held.turn, used)
+        return reserved
+
+    def _planned(self, post: Post, session: Session, turns: list[Turn]) -> tuple[Reserved, Held]:
+        """The session as it is once it is reserved, and what its turn will send. Raises InvalidRequest and
+        MessageTooLarge."""
         deployment = post.deployment or session.deployment
         max_tokens = post.max_tokens or self._rules.max_tokens
         past, room = None, self._rules.max_tokens  # a body's answer may be larger than a row: it is cut when it is kept
@@ -159,9 +168,8 @@ class Reservations:
         )
         if not rows.fits(turn, room):
             raise MessageTooLarge("The message, with room for its answer, is more than one turn can hold.")
-        session = replace(session, turns=turn.number, lease=lease_for(call))
-        held = Held(self._sessions, *await self._commit(session, turn, used))
-        return Reserved(post, held, past, window, max_tokens)
+        held = Held(self._sessions, replace(session, turns=turn.number, lease=lease_for(call)), turn)
+        return Reserved(post, held, past, window, max_tokens), held
 
     def new_call(self, deployment: str, window: Window, max_tokens: int) -> Call:
         """A fresh call, open, with the worst that it can cost."""

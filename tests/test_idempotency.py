@@ -369,6 +369,23 @@ async def test_a_first_post_that_could_not_be_reserved_keeps_its_session_id(
     await assert_conserved(tables, fake)
 
 
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"tool_results": [{"tool_call_id": "call_1", "content": "4"}]}, 400),
+        ({"message": "m" * 200_000, "max_tokens": 100_000}, 413),
+    ],
+)
+async def test_a_first_post_that_is_refused_does_not_use_up_its_key(
+    serve: Serve, environ: dict[str, str], tables: Tables, body: JSON, status: int
+) -> None:
+    async with serve(environ | {"CONTEXT_TOKENS": "300000"}) as api:
+        refused = await api.post("/api/chat", json=body, headers={"idempotency-key": KEY})
+        assert refused.status_code == status
+        assert [row async for row in everything(tables.sessions)] == []
+        fresh(await post(api))
+
+
 async def test_a_session_id_says_nothing_of_its_key(serve: Serve, environ: dict[str, str], prefix: str) -> None:
     made = []
     for app in range(2):
