@@ -90,8 +90,10 @@ class Table:
         while True:
             try:
                 found = await self._attempt(pages.__anext__)
-            except (StopAsyncIteration, Changed):
+            except StopAsyncIteration:
                 return
+            except Changed as error:  # no key was asked for: this is no table of ours
+                raise StorageUnavailable from error
             async for entity in found:
                 yield _decoded(entity)
 

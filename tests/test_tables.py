@@ -358,6 +358,18 @@ class TestUnavailable:
                     await use(table_of(service.get_table_client(f"{prefix}rows")))
         assert "hunter2" not in error.value.message
 
+    async def test_a_query_that_finds_no_table_service_is_not_one_that_finds_no_row(
+        self, azurite_port: int, prefix: str
+    ) -> None:
+        with TcpProxy(azurite_port) as proxy:
+            proxy.on(Match(), Answer(404), times=None)
+            app = services(proxy.port, prefix)
+            with pytest.raises(StorageUnavailable):
+                await app.sessions.read("s")
+            with pytest.raises(StorageUnavailable):
+                await app.reports.figures(datetime.now(UTC).date())
+            await app.close()
+
     async def test_it_works_again_once_the_service_is_back(self, azurite_port: int, prefix: str) -> None:
         with TcpProxy(azurite_port) as proxy:
             async with TableServiceClient.from_connection_string(
