@@ -14,6 +14,7 @@ import orjson
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared import answers
+from shared.completion import openai_usage
 from shared.contract import CompletionRequest, ModelAnswer, ModelsAnswer
 from shared.conversation import Turn
 from shared.errors import ChatError, InvalidRequest, ModelNotFound
@@ -80,7 +81,7 @@ async def get_models(request: Request, services: Services) -> Response:
         ModelAnswer(id=name, object="model", created=0, owned_by="azure-openai")
         for name in sorted(services.settings.deployments)
     ]
-    return json_response(ModelsAnswer(object="list", data=models).model_dump())
+    return json_response(ModelsAnswer(object="list", data=models))
 
 
 def _post(request: Request, settings: Settings, asked: CompletionRequest, body: Mapping[str, Any], caller: str) -> Post:
@@ -154,7 +155,7 @@ def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
         "created": int(turn.started.timestamp()),
         "model": call.model or call.deployment,
     }
-    used = answers.openai_usage(call.usage) if call.usage else None
+    used = openai_usage(call.usage) if call.usage else None
     headers = {"idempotent-replayed": "true"} | ({"x-truncated": "true"} if turn.truncated else {})
     if not streamed:
         whole = common | {"object": "chat.completion", "choices": [choice | {"message": said}], "usage": used}

@@ -162,3 +162,17 @@ def _with(part: int, count: int, beside: int) -> int:
     (BerriAI/litellm#39426): the total, which has `beside` tokens more than prompt and completion, says so, or else that
     the part is larger than the count."""
     return count + part if part > count or part == beside else count
+
+
+def openai_usage(usage: Usage) -> dict[str, Any]:
+    """Usage as the chat completions format has it, and as `usage_of` reads it."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.completion import Completion, usage_of
+from shared.completion import Completion, openai_usage, usage_of
 from shared.conversation import Usage
 from shared.errors import UpstreamError
 from tests.azure_openai_answers import Answer, Reply
@@ -265,3 +265,17 @@ def test_a_custom_tools_call_is_kept_as_it_came() -> None:
     assert completion.message()["tool_calls"] == [
         {"id": "c1", "type": "custom", "custom": {"name": "code", "input": "print(1)"}}
     ]
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
+def test_usage_that_is_written_again_reads_the_same(
+    prompt: int, said: int, cached: int, written: int, thought: int
+) -> None:
+    usage = Usage(
+        prompt_tokens=prompt + cached + written,
+        cached_tokens=cached,
+        cache_write_tokens=written,
+        completion_tokens=said + thought,
+        reasoning_tokens=thought,
+    )
+    assert usage_of(openai_usage(usage)) == usage
