@@ -78,8 +78,8 @@ class Supervisor:
 
     async def run(self) -> int:
         self._listen()
-        self._start()
         try:
+            self._start()
             await self._supervise()
         except (PartEnded, NotAnswering) as error:
             complain(str(error))

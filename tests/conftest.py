@@ -1,6 +1,7 @@
 """What the tests run against: a real table service, a fake of the model service, and the app on the local host."""
 
 import asyncio
+import json
 import os
 import socket
 import ssl
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -40,6 +42,7 @@ hypothesis.settings.load_profile("patient")
 FUNCTION_KEY = "a-function-key-of-the-tests"
 PRICES = '{"chat": {"input": 0.75, "cached_input": 0.075, "cache_write": 0.9, "output": 4.5}}'
 FEBRUARY_29 = "0 0 0 29 2 *"
+SETTINGS = json.loads((Path(__file__).parent.parent / "local.settings.sample.json").read_text())["Values"]
 
 
 def free_port() -> int:
@@ -85,12 +88,7 @@ def certificates_read_once() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine reaches a test."""
-    for name in os.environ:
-        if name.startswith(
-            ("AZURE_", "TABLE", "SUMMARY_", "SMTP_", "ACS_", "OUTBOX_", "APPLICATIONINSIGHTS_", "REGION_")
-        ):
-            monkeypatch.delenv(name)
-    for name in ("PRICES", "CLIENT_KEYS", "USAGE_KEYS", "CONTEXT_TOKENS", "SYSTEM_PROMPT", "MAX_MESSAGE_BYTES"):
+    for name in (*SETTINGS, "REGION_NAME", *(name for name in os.environ if name.startswith(("AZURE_", "IDENTITY_")))):
         monkeypatch.delenv(name, raising=False)
 
 
