@@ -85,17 +85,17 @@ async def health(req: Request) -> Response:
 
 @app.route("chat", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 async def chat_page(req: Request) -> Response:
-    return static.chat_page(req)
+    return static.page(req, "chat")
 
 
 @app.route("docs", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 async def docs_page(req: Request) -> Response:
-    return static.docs_page(req)
+    return static.page(req, "docs")
 
 
 @app.route("usage", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 async def usage_page(req: Request) -> Response:
-    return static.usage_page(req)
+    return static.page(req, "usage")
 
 
 @app.route("pages/{file}", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)

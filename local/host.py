@@ -127,8 +127,7 @@ def main() -> None:
     parser.add_argument("--function-key", metavar="KEY", help="ask callers for it where the app says so")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("azure", "httpx2", "uvicorn"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     functions = importlib.import_module("function_app").app
     try:
         app = application(functions, os.environ, route_prefix(Path("host.json")), arguments.function_key)

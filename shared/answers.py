@@ -35,13 +35,9 @@ EMPTY = (
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON with Decimals as numbers in plain digits: an amount never goes through a float."""
+    """JSON with Decimals as numbers in plain digits (an amount never goes through a float), and of a model the fields
+    that were given, null ones included."""
     return orjson.dumps(value, default=_plain)
-
-
-def dump(model: BaseModel) -> dict[str, Any]:
-    """The fields that were given, null ones included."""
-    return model.model_dump(exclude_unset=True)
 
 
 def chat_answer(session: Session, turn: Turn) -> ChatAnswer:
@@ -182,28 +178,12 @@ def _totals(session: Session) -> dict[str, Any]:
 
 
 def _usage(usage: Usage) -> TokenUsage:
-    return TokenUsage(
-        prompt_tokens=usage.prompt_tokens,
-        cached_tokens=usage.cached_tokens,
-        cache_write_tokens=usage.cache_write_tokens,
-        completion_tokens=usage.completion_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        total_tokens=usage.total_tokens,
-    )
+    return TokenUsage.model_validate(usage, from_attributes=True)
 
 
-def openai_usage(usage: Usage) -> dict[str, Any]:
-    """Usage as the chat completions format has it."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }
-
-
-def _plain(value: object) -> orjson.Fragment:
+def _plain(value: object) -> orjson.Fragment | dict[str, Any]:
     if isinstance(value, Decimal):
         return orjson.Fragment(format(value, "f"))
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
     raise TypeError(f"{type(value).__name__} has no place in an answer")

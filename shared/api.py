@@ -1,8 +1,6 @@
 """The chat and session routes: a turn as JSON or as server-sent events, sessions, and what the app tells of itself."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
@@ -62,13 +60,13 @@ async def post_chat(request: Request, services: Services) -> Response:
     event = first
     while not isinstance(event, Answer):
         event = await running.next()
-    return json_response(answers.dump(answers.chat_answer(event.session, event.turn)), headers=headers)
+    return json_response(answers.chat_answer(event.session, event.turn), headers=headers)
 
 
 @answering
 async def get_session(request: Request, services: Services) -> Response:
     session = await _visible(request, services)
-    return json_response(answers.dump(answers.session_answer(session, datetime.now(UTC))))
+    return json_response(answers.session_answer(session, datetime.now(UTC)))
 
 
 @answering
@@ -77,7 +75,7 @@ async def get_messages(request: Request, services: Services) -> Response:
     session = await _visible(request, services)
     before = whole(request, "before", default=session.turns + 1, most=MOST_BEFORE)
     turns = await services.sessions.history(session, before=before, limit=limit)
-    return json_response(answers.dump(answers.history_answer(session, turns)))
+    return json_response(answers.history_answer(session, turns))
 
 
 @answering
@@ -103,12 +101,12 @@ async def get_about(request: Request, services: Services) -> Response:
     about = AboutAnswer(
         deployment=settings.deployment, deployments=sorted(settings.deployments), region=settings.region
     )
-    return json_response(answers.dump(about))
+    return json_response(about)
 
 
 async def get_health(request: Request) -> Response:
     """Alive; it asks nothing of anybody, so that a probe costs nothing."""
-    return json_response(HealthAnswer(status="ok").model_dump())
+    return json_response(HealthAnswer(status="ok"))
 
 
 async def get_openapi(request: Request) -> Response:
@@ -124,19 +122,19 @@ def _event(event: Event) -> bytes:
     match event:
         case Started():
             start = StartEvent(session_id=event.session_id, turn=event.turn, deployment=event.deployment)
-            return _frame("start", answers.dump(start))
+            return _frame("start", start)
         case Delta(pieces):
             return _frame("delta", pieces)
         case Answer(session, turn):
-            return _frame("done", answers.dump(answers.chat_answer(session, turn)))
+            return _frame("done", answers.chat_answer(session, turn))
         case _:
             return b""
 
 
 def _error_event(error: Exception) -> bytes:
     fields, status, retry_after = error_fields(error)
-    return _frame("error", answers.dump(ErrorEvent(**fields, status=status, retry_after=retry_after)))
+    return _frame("error", ErrorEvent(**fields, status=status, retry_after=retry_after))
 
 
-def _frame(name: str, fields: Mapping[str, Any]) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), answers.json_bytes(fields))
+def _frame(name: str, data: object) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), answers.json_bytes(data))

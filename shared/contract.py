@@ -10,14 +10,13 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z"
+SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # pydantic's `$` is the very end, as ECMA-262's is
 SESSION_ID_FORM = "1 to 64 letters, digits, dots, underscores or hyphens, and begin with a letter or digit"
-SESSION_ID = {"type": "string", "pattern": SESSION_ID_PATTERN.replace(r"\z", "$")}  # as JSON schema
 IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
 LONGEST_PAGE = 100  # turns of history
 MOST_BEFORE = 10**9
-IMAGE_URL_PATTERN = r"^(https?://|data:image/)"
-SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)]
+IMAGE_URL = r"^(https?://|data:image/)"
+SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID)]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 INSTRUCTIONS = ("system", "developer")  # the roles of what is said about the conversation, not in it
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -35,7 +34,7 @@ class TextPart(Wire):
 
 
 class ImageUrl(Wire):
-    url: Annotated[str, StringConstraints(pattern=IMAGE_URL_PATTERN)]
+    url: Annotated[str, StringConstraints(pattern=IMAGE_URL)]
     detail: Literal["auto", "low", "high"] | None = None
 
 

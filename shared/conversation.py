@@ -164,6 +164,10 @@ class Session:
         """Whether the caller may know of it: an owner's session is nobody else's."""
         return self.owner is None or self.owner == caller
 
+    def holds(self, call: Call) -> bool:
+        """Whether its lease is this call's, over or not."""
+        return self.lease is not None and self.lease.call == call.id
+
     def busy(self, now: datetime) -> bool:
         return self.lease is not None and now < self.lease.until
 
@@ -210,11 +214,10 @@ def raised(session: Session, turn: Turn, call: Call) -> tuple[Session, Turn] | N
     if before is None or call.state.rank <= before.state.rank:
         return None
     totals = session.totals.plus(Totals.of(call)).plus(Totals.of(before), sign=-1)
-    held = session.lease is not None and session.lease.call == call.id
     start = session.window_start
     if call.state is State.SETTLED:  # a turn that was refused forgets nothing
         start = max(start, turn.window_start)
-    session = replace(session, totals=totals, window_start=start, lease=None if held else session.lease)
+    session = replace(session, totals=totals, window_start=start, lease=None if session.holds(call) else session.lease)
     return session, turn.with_call(call)
 
 

@@ -109,7 +109,7 @@ class Held:
     async def retry(self, failed: Call, again: Call, window: Window) -> bool:
         """Mark the failed call and open another under the same lease, in one transaction. False: the lease is lost."""
         async with self._lock:
-            while self._holds(failed):
+            while self.session.holds(failed):
                 after = raised(self.session, self.turn, failed)
                 if after is None:
                     break
@@ -122,9 +122,9 @@ class Held:
                     # Or it is committed, and only the answer was lost: then the lease says so.
                     if not await self._read_again():
                         break
-                    if isinstance(error, StorageUnavailable) and self._holds(failed):
+                    if isinstance(error, StorageUnavailable) and self.session.holds(failed):
                         raise
-            return self._holds(again)
+            return self.session.holds(again)
 
     async def _settle(self, call: Call, said: dict[str, Any]) -> None:
         while after := raised(self.session, self.turn, call):
@@ -160,7 +160,7 @@ class Held:
 
     async def _renew(self) -> bool:
         """False where the lease is lost: another turn, recovery or an erasure took the session."""
-        while self._holds(self.turn.call):
+        while self.session.holds(self.turn.call):
             try:
                 self.session = await self._sessions.renew(replace(self.session, lease=lease_for(self.turn.call)))
             except Changed:
@@ -169,6 +169,3 @@ class Held:
             else:
                 return True
         return False
-
-    def _holds(self, call: Call) -> bool:
-        return self.session.lease is not None and self.session.lease.call == call.id

@@ -1,7 +1,7 @@
 """The published contract, OpenAPI 3.1, made of the models that validate requests and shape answers. Pure."""
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -47,6 +47,11 @@ _ERRORS = {
     503: "The tables or the model service can't be reached, or do not let the app in: wait Retry-After seconds.",
     504: "The model did not answer in time.",
 }
+_CHAT: list[JSON] = [{"functionKey": []}, {"functionKey": [], "clientKey": []}]
+_CLIENT: list[JSON] = [{"clientKey": []}]
+_USAGE: list[JSON] = [{"usageKey": []}]
+_DATE = {"type": "string", "format": "date"}
+_DAYS = (400, 401, 500, 503)
 _STORAGE = (401, 404, 500, 503)
 _TURN = tuple(_ERRORS)
 _CHUNKS = "Chunks as the model service sends them, and `[DONE]` at the end."
@@ -75,12 +80,6 @@ class _Numbers(GenerateJsonSchema):
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
         return {"type": "number"}
 
-    def str_schema(self, schema: core_schema.StringSchema) -> JsonSchemaValue:
-        made = super().str_schema(schema)
-        if "pattern" in made:  # the end of a text, in the words of ECMA-262
-            made["pattern"] = made["pattern"].replace(r"\z", "$")
-        return made
-
 
 def _schemas() -> JSON:
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _REQUESTS]
@@ -90,139 +89,130 @@ def _schemas() -> JSON:
 
 
 def _paths() -> JSON:
-    session = _parameter("session_id", "path", contract.SESSION_ID)
-    date = _parameter("date", "path", {"type": "string", "format": "date"})
-    key = _parameter(
-        "Idempotency-Key", "header", {"type": "string", "pattern": contract.IDEMPOTENCY_KEY}, required=False
-    )
-    own = _parameter("X-Session-Id", "header", contract.SESSION_ID, required=False)
-    chat: list[JSON] = [{"functionKey": []}, {"functionKey": [], "clientKey": []}]
-    client: list[JSON] = [{"clientKey": []}]
-    usage: list[JSON] = [{"usageKey": []}]
-    completion: JSON = {
-        "security": client,
-        "parameters": [own, key],
-        "requestBody": _body("CompletionRequest"),
-        "responses": _responses(
-            {
-                "application/json": {"type": "object"},
-                "text/event-stream": _event({"type": "string", "description": _CHUNKS}),
-            },
-            _TURN,
-        )
-        | {"default": {"description": "The model service's own error and status", **_refused()}},
-    }
+    session = _parameter("session_id", "path", _matching(contract.SESSION_ID))
+    day = _parameter("date", "path", _DATE)
+    key = _parameter("Idempotency-Key", "header", _matching(contract.IDEMPOTENCY_KEY), required=False)
+    limit = _parameter("limit", "query", _upto(contract.LONGEST_PAGE), required=False)
+    before = _parameter("before", "query", _upto(contract.MOST_BEFORE), required=False)
+    chunks = {"application/json": {"type": "object"}, "text/event-stream": _event(_text(_CHUNKS))}
+    own = _parameter("X-Session-Id", "header", _matching(contract.SESSION_ID), required=False)
+    completion = partial(_operation, content=chunks, keys=_CLIENT, errors=_TURN, body="CompletionRequest", proxied=True)
     version = _parameter("api-version", "query", {"type": "string"}, required=False)
     deployment = _parameter("deployment", "path", {"type": "string", "minLength": 1})
+    turn = _json("ChatAnswer") | {"text/event-stream": _events()}
+    page = _json("DailyAnswer") | {"text/html": _text("The same as a page.")}
     return {
         "/api/chat": {
-            "post": {
-                "summary": "One turn of a conversation",
-                "security": chat,
-                "parameters": [key],
-                "requestBody": _body("ChatRequest"),
-                "responses": _responses(
-                    {"application/json": _ref("ChatAnswer"), "text/event-stream": _events()}, _TURN
-                ),
-            }
+            "post": _operation(
+                "One turn of a conversation", key, content=turn, keys=_CHAT, errors=_TURN, body="ChatRequest"
+            )
         },
         "/api/sessions/{session_id}": {
-            "get": {
-                "summary": "A session: settings and totals",
-                "security": chat,
-                "parameters": [session],
-                "responses": _responses({"application/json": _ref("SessionAnswer")}, (400, *_STORAGE)),
-            },
-            "delete": {
-                "summary": "Erase a session; its ledger rows, which hold no content, stay",
-                "security": chat,
-                "parameters": [session],
-                "responses": _responses({}, (400, 409, *_STORAGE), status=204),
-            },
+            "get": _operation(
+                "A session: settings and totals",
+                session,
+                content=_json("SessionAnswer"),
+                keys=_CHAT,
+                errors=(400, *_STORAGE),
+            ),
+            "delete": _operation(
+                "Erase a session; its ledger rows, which hold no content, stay",
+                session,
+                keys=_CHAT,
+                errors=(400, 409, *_STORAGE),
+            ),
         },
         "/api/sessions/{session_id}/messages": {
-            "get": {
-                "summary": "History by turns, newest first",
-                "security": chat,
-                "parameters": [
-                    session,
-                    _parameter(
-                        "limit",
-                        "query",
-                        {"type": "integer", "minimum": 1, "maximum": contract.LONGEST_PAGE},
-                        required=False,
-                    ),
-                    _parameter(
-                        "before",
-                        "query",
-                        {"type": "integer", "minimum": 1, "maximum": contract.MOST_BEFORE},
-                        required=False,
-                    ),
-                ],
-                "responses": _responses({"application/json": _ref("HistoryAnswer")}, (400, *_STORAGE)),
-            },
-            "delete": {
-                "summary": "Forget what was said, keep the totals",
-                "security": chat,
-                "parameters": [session],
-                "responses": _responses({}, (400, 409, *_STORAGE), status=204),
-            },
+            "get": _operation(
+                "History by turns, newest first",
+                session,
+                limit,
+                before,
+                content=_json("HistoryAnswer"),
+                keys=_CHAT,
+                errors=(400, *_STORAGE),
+            ),
+            "delete": _operation(
+                "Forget what was said, keep the totals", session, keys=_CHAT, errors=(400, 409, *_STORAGE)
+            ),
         },
         "/api/about": {
-            "get": {
-                "summary": "What the service is",
-                "security": [{"functionKey": []}],
-                "responses": _responses({"application/json": _ref("AboutAnswer")}, (401, 500)),
-            }
+            "get": _operation(
+                "What the service is", content=_json("AboutAnswer"), keys=[{"functionKey": []}], errors=(401, 500)
+            )
         },
         "/api/usage/daily/{date}": {
-            "get": {
-                "summary": "What a UTC day cost; today's as it stands",
-                "security": usage,
-                "parameters": [date],
-                "responses": _responses(
-                    {"application/json": _ref("DailyAnswer"), "text/html": _text("The same as a page.")},
-                    (400, 401, 500, 503),
-                ),
-            }
+            "get": _operation("What a UTC day cost; today's as it stands", day, content=page, keys=_USAGE, errors=_DAYS)
         },
         "/api/usage/daily": {
-            "get": {
-                "summary": "Totals per day, at most 92 of them",
-                "security": usage,
-                "parameters": [
-                    _parameter(name, "query", {"type": "string", "format": "date"}) for name in ("from", "to")
-                ],
-                "responses": _responses({"application/json": _ref("DaysAnswer")}, (400, 401, 500, 503)),
-            }
+            "get": _operation(
+                "Totals per day, at most 92 of them",
+                *(_parameter(name, "query", _DATE) for name in ("from", "to")),
+                content=_json("DaysAnswer"),
+                keys=_USAGE,
+                errors=_DAYS,
+            )
         },
         "/api/usage/daily/{date}/email": {
-            "post": {
-                "summary": "Send a final day's summary again",
-                "security": usage,
-                "parameters": [date],
-                "responses": _responses({"application/json": _ref("EmailAnswer")}, (400, 401, 500, 502, 503)),
-            }
+            "post": _operation(
+                "Send a final day's summary again", day, content=_json("EmailAnswer"), keys=_USAGE, errors=(*_DAYS, 502)
+            )
         },
-        "/openai/v1/chat/completions": {"post": {"summary": "OpenAI's chat completions", **completion}},
+        "/openai/v1/chat/completions": {"post": completion("OpenAI's chat completions", own, key)},
         "/openai/deployments/{deployment}/chat/completions": {
-            "post": {
-                **completion,
-                "summary": "Azure OpenAI's chat completions",
-                "parameters": [deployment, version, *completion["parameters"]],
-            }
+            "post": completion("Azure OpenAI's chat completions", deployment, version, own, key)
         },
         "/openai/v1/models": {
-            "get": {
-                "summary": "The deployments that may be named as model",
-                "security": client,
-                "responses": _responses({"application/json": _ref("ModelsAnswer")}, (401, 500)),
-            }
+            "get": _operation(
+                "The deployments that may be named as model",
+                content=_json("ModelsAnswer"),
+                keys=_CLIENT,
+                errors=(401, 500),
+            )
         },
-        "/api/health": {
-            "get": {"summary": "Alive", "responses": _responses({"application/json": _ref("HealthAnswer")}, ())}
-        },
+        "/api/health": {"get": _operation("Alive", content=_json("HealthAnswer"))},
     }
+
+
+def _operation(
+    summary: str,
+    *parameters: JSON,
+    content: Mapping[str, JSON] | None = None,
+    keys: Sequence[JSON] = (),
+    errors: Sequence[int] = (),
+    body: str | None = None,
+    proxied: bool = False,
+) -> JSON:
+    """`content`: of the answer by media type, nothing where it is a 204. `keys`: the ways to be let in. `proxied`: what
+    the model service refuses comes as it said it."""
+    done: JSON = {"description": "Done"}
+    if content:
+        done["content"] = {kind: {"schema": schema} for kind, schema in content.items()}
+    refused = {"content": {kind: {"schema": schema} for kind, schema in _json("ErrorAnswer").items()}}
+    responses = {"200" if content else "204": done}
+    responses |= {str(code): {"description": _ERRORS[code], **refused} for code in sorted(errors)}
+    if proxied:
+        responses["default"] = {"description": "The model service's own error and status", **refused}
+    operation: JSON = {"summary": summary, "responses": responses}
+    if keys:
+        operation["security"] = list(keys)
+    if parameters:
+        operation["parameters"] = list(parameters)
+    if body:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
+    return operation
+
+
+def _json(model: str) -> JSON:
+    return {"application/json": _ref(model)}
+
+
+def _matching(pattern: str) -> JSON:
+    return {"type": "string", "pattern": pattern}
+
+
+def _upto(most: int) -> JSON:
+    return {"type": "integer", "minimum": 1, "maximum": most}
 
 
 def _ref(model: str) -> JSON:
@@ -255,18 +245,3 @@ def _text(description: str) -> JSON:
 
 def _parameter(name: str, where: str, schema: Mapping[str, Any], *, required: bool = True) -> JSON:
     return {"name": name, "in": where, "required": required, "schema": dict(schema)}
-
-
-def _body(model: str) -> JSON:
-    return {"required": True, "content": {"application/json": {"schema": _ref(model)}}}
-
-
-def _responses(content: Mapping[str, JSON], errors: tuple[int, ...], status: int = 200) -> JSON:
-    done: JSON = {"description": "Done"}
-    if content:
-        done["content"] = {kind: {"schema": schema} for kind, schema in content.items()}
-    return {str(status): done} | {str(code): {"description": _ERRORS[code], **_refused()} for code in sorted(errors)}
-
-
-def _refused() -> JSON:
-    return {"content": {"application/json": {"schema": _ref("ErrorAnswer")}}}

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shared.contract import IMAGE_URL_PATTERN, SESSION_ID_FORM, SESSION_ID_PATTERN
+from shared.contract import IMAGE_URL, SESSION_ID, SESSION_ID_FORM
 
 _SAID = {  # pydantic's type of an error, in our words
     "string_type": "should be a string",
@@ -26,8 +26,8 @@ _SAID = {  # pydantic's type of an error, in our words
     "missing": "is missing",
     "union_tag_not_found": "should have the type 'text' or 'image_url'",
     "union_tag_invalid": "should have the type 'text' or 'image_url'",
-    SESSION_ID_PATTERN: f"should be {SESSION_ID_FORM}",
-    IMAGE_URL_PATTERN: "should begin with https://, http:// or data:image/",
+    SESSION_ID: f"should be {SESSION_ID_FORM}",
+    IMAGE_URL: "should begin with https://, http:// or data:image/",
 }
 _EITHER = {  # fields that may be of two kinds
     "message": "should be a string or a list of content parts",

@@ -39,7 +39,7 @@ class Recovery:
         now = datetime.now(UTC)
         doubtful = replace(entry.call, state=State.UNACCOUNTED, reason=entry.call.reason or "interrupted")
         session = await self._sessions.head(entry.session_id) if entry.session_id else None
-        if session and session.busy(now) and session.lease and session.lease.call == entry.call.id:
+        if session and session.busy(now) and session.holds(entry.call):
             return
         known = await self._raise(entry.session_id, entry.turn, doubtful) if entry.session_id else None
         if known is not None:

@@ -254,7 +254,7 @@ class Reservations:
         except (Changed, StorageUnavailable) as error:
             # Somebody was quicker, or it is committed and only the answer was lost: whose call holds it?
             stored, reserved = await find(self._sessions, session.id, turn.number)
-            if stored and reserved and stored.lease and stored.lease.call == turn.call.id:
+            if stored and reserved and stored.holds(turn.call):
                 return stored, reserved
             if isinstance(error, Changed):
                 raise SessionBusy from None

@@ -7,28 +7,6 @@ from pathlib import Path
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-CHAT, DOCS, USAGE = "chat.html", "docs.html", "usage.html"
-FILES = frozenset(  # what pages/{file} serves
-    {
-        "amounts.js",
-        "api.js",
-        "chart.js",
-        "chat.js",
-        "conversations.js",
-        "docs.js",
-        "elements.js",
-        "icon.svg",
-        "inline.js",
-        "markdown.js",
-        "page.js",
-        "question.js",
-        "reading.js",
-        "style.css",
-        "theme.js",
-        "transcript.js",
-        "usage.js",
-    }
-)
 _FOLDER = Path(__file__).with_name("pages")
 _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -36,6 +14,9 @@ _MEDIA_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+FILES = frozenset(  # what pages/{file} serves
+    path.name for path in _FOLDER.iterdir() if path.suffix in _MEDIA_TYPES and path.suffix != ".html"
+)
 # https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Content-Security-Policy. With trusted types required and
 # none allowed, a script of ours could not even by mistake turn a model's text into HTML.
 _POLICY = (
@@ -51,16 +32,8 @@ class _File:
     etag: str
 
 
-def chat_page(request: Request) -> Response:
-    return _answer(request, CHAT)
-
-
-def docs_page(request: Request) -> Response:
-    return _answer(request, DOCS)
-
-
-def usage_page(request: Request) -> Response:
-    return _answer(request, USAGE)
+def page(request: Request, name: str) -> Response:
+    return _answer(request, f"{name}.html")
 
 
 def file(request: Request) -> Response:

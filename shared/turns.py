@@ -190,21 +190,19 @@ class Turns:
         """Call the model, once more at most where the first call may have been billed, and settle what came of it."""
         for last in (False, True):
             calling = self._calling(taken, await self._enter(taken))
+            error: Exception | None = None
             try:
                 usage = await self._listen(taken, calling)
-            except Exception as error:
-                if not isinstance(error, ChatError):
+            except Exception as failure:
+                if not isinstance(failure, ChatError):
                     log.exception("call %s", calling.call.id)
-                outcome = _outcome(calling, error)
-                self._record(taken, calling, outcome)
-                if not last and await self._retry(taken, calling, outcome, error):
-                    continue
-                await self._settle(taken, calling, outcome, error)
+                error, outcome = failure, _outcome(calling, failure)
             else:
                 outcome = self._settled(calling, usage)
-                self._record(taken, calling, outcome)
-                await self._settle(taken, calling, outcome)
-            return
+            self._record(taken, calling, outcome)
+            if error is None or last or not await self._retry(taken, calling, outcome, error):
+                await self._settle(taken, calling, outcome, error)
+                return
 
     async def _enter(self, taken: _Taken) -> Entry:
         """Open the call in the ledger. Only once that is acknowledged may anything be spent."""

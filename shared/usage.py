@@ -30,7 +30,7 @@ async def get_day(request: Request, services: Services) -> Response:
     summary = await services.reports.summary(_date(request.path_params["date"], "date", now), now)
     if "text/html" in request.headers.get("accept", ""):
         return Response(letter(summary).html, media_type="text/html", headers=_PAGE)
-    return json_response(answers.daily_answer(summary).model_dump())
+    return json_response(answers.daily_answer(summary))
 
 
 @answering
@@ -42,7 +42,7 @@ async def get_days(request: Request, services: Services) -> Response:
         raise InvalidRequest(f"from and to are not 1 to {MOST_DAYS} days in their order.", param="to")
     days = [answers.day_totals(d.day, d.figures, final=d.final) for d in await services.reports.days(first, last, now)]
     total = sum((day.cost_usd for day in days), Decimal(0))
-    return json_response(DaysAnswer(days=days, cost_usd=total).model_dump())
+    return json_response(DaysAnswer(days=days, cost_usd=total))
 
 
 @answering
@@ -51,7 +51,7 @@ async def post_email(request: Request, services: Services) -> Response:
     now = datetime.now(UTC)
     day = _date(request.path_params["date"], "date", now)
     await services.delivery.send_again(day, now)
-    return json_response(EmailAnswer(date=day, sent_to=list(services.settings.recipients)).model_dump())
+    return json_response(EmailAnswer(date=day, sent_to=list(services.settings.recipients)))
 
 
 # The page is the mail, whose styles stand inline; it runs and loads nothing.

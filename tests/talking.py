@@ -17,7 +17,7 @@ from shared import rows
 from shared.conversation import Call, Entry, Rates, Session, State, Totals, Turn, Usage
 from shared.pricing import cost
 from shared.tables import Write
-from tests.azure_openai import AzureOpenAI, Billed
+from tests.azure_openai import Billed
 from tests.conftest import Tables
 from tests.loopback import PATIENCE
 
@@ -198,31 +198,3 @@ def metered(billed: Billed) -> Usage:
         completion_tokens=billed.completion_tokens,
         reasoning_tokens=billed.reasoning_tokens,
     )
-
-
-async def assert_adds_up(tables: Tables, fake: AzureOpenAI, session: str = "s", *, erased: bool = False) -> None:
-    """Every billed call is in the ledger once, at what it cost or at its worst case; head, turns and ledger agree."""
-    entries = await closed_ledger(tables)
-    calls = {entry.call.id: entry.call for entry in entries}
-    billed = {entry.call_id or "": entry for entry in fake.meter}
-    assert len(calls) == len(entries)
-    assert len(billed) == len(fake.meter)
-    assert billed.keys() <= calls.keys()
-    for call in calls.values():
-        _assert_accounted(call, billed.get(call.id))
-    if not erased:
-        head, turns = await stored(tables, session)
-        said = [call for turn in turns for call in turn.calls]
-        written = [entry.call for entry in entries if entry.session_id == session]
-        assert {(call.id, call.state) for call in said} == {(call.id, call.state) for call in written}
-        assert head.totals == summed(said) == summed(written)
-
-
-def _assert_accounted(call: Call, billed: Billed | None) -> None:
-    if call.state is State.SETTLED:
-        assert billed is not None
-        assert call.usage == metered(billed)
-        assert call.rates is None or call.cost == cost(call.usage, call.rates)
-    elif billed is not None:
-        assert call.state is State.UNACCOUNTED, call
-        assert call.worst_case is None or call.worst_case >= cost(metered(billed), RATES)

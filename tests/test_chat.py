@@ -12,12 +12,12 @@ import pytest
 from shared import web
 from tests.azure_openai import AzureOpenAI
 from tests.conftest import Serve, Tables
+from tests.conservation import assert_conserved
 from tests.loopback import Loopback, Wire
 from tests.talking import (
     Event,
     answer,
     answered,
-    assert_adds_up,
     closed_ledger,
     events,
     exact,
@@ -450,7 +450,7 @@ async def test_an_answer_that_no_row_can_hold_is_cut_and_paid(
     assert kept == back[: len(kept)]
     assert 100_000 < len(kept) < len(back)
     assert history["turns"][0]["messages"] == [user("x" * 250_000), assistant(kept)]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_logprobs_that_no_row_can_hold_are_left_out(
@@ -464,7 +464,7 @@ async def test_logprobs_that_no_row_can_hold_are_left_out(
     assert said["message"] == assistant(back)
     assert "logprobs" not in said
     assert "content_filter" in said
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_message_larger_than_the_context_goes_alone(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
@@ -521,7 +521,7 @@ async def test_every_kind_of_token_is_charged_once_at_its_rate(
         "total_tokens": 10_333,
     }
     assert (await look(api, "/api/sessions/s"))["usage"] == told["usage"]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_sessions_totals_are_its_turns_to_the_last_digit(
@@ -536,7 +536,7 @@ async def test_a_sessions_totals_are_its_turns_to_the_last_digit(
     assert session["cost_usd"] == sum(turn["cost_usd"] for turn in told) == told[-1]["session"]["cost_usd"]
     assert session["total_tokens"] == sum(turn["usage"]["total_tokens"] for turn in told)
     assert [turn["session"]["turns"] for turn in told] == [1, 2, 3, 4, 5, 6, 7]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_an_unknown_price_is_null_and_counted(
@@ -587,7 +587,7 @@ async def test_an_answer_that_the_filter_cut_is_told_and_not_replayed(
     assert fake.requests[2].body["messages"] == [SYSTEM, user("before"), assistant("echo: before"), user("after")]
     history = await look(api, "/api/sessions/s/messages")
     assert [turn["finish_reason"] for turn in history["turns"]] == ["stop", "content_filter", "stop"]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_prompt_that_the_filter_stopped_may_be_billed(
@@ -608,7 +608,7 @@ async def test_a_prompt_that_the_filter_stopped_may_be_billed(
     await answer(api, "after")
     assert fake.requests[2].body["messages"] == [SYSTEM, user("before"), assistant("echo: before"), user("after")]
     assert len(fake.requests) == 3
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_what_an_unaccounted_call_costs_at_most_is_null_where_no_price_is_known(

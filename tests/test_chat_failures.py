@@ -10,10 +10,10 @@ import pytest
 from shared.conversation import State
 from tests.azure_openai import AzureOpenAI, Kind
 from tests.conftest import Serve, Tables
+from tests.conservation import assert_conserved
 from tests.talking import (
     Event,
     answer,
-    assert_adds_up,
     closed_ledger,
     events,
     look,
@@ -125,7 +125,7 @@ async def test_a_failed_turn_says_why_and_leaves_the_conversation_as_it_was(
     assert turn["messages"] == [user("lost words")] + ([] if failure in BEFORE_ANY_BYTE else [assistant("echo:")])
     await answer(api, "after")
     assert sent(fake) == [user("before"), assistant("echo: before"), user("after")]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 @pytest.mark.parametrize("failure", [f for f in [*BEFORE_ANY_BYTE, *IN_MID_ANSWER] if f.billable], ids=str)
@@ -145,7 +145,7 @@ async def test_a_call_that_may_be_billed_is_tried_again_once_as_another(
     assert told["session"]["unaccounted_usd"] == first.call.worst_case
     _, [turn] = await stored(tables)
     assert [call.id for call in turn.calls] == [first.call.id, second.call.id]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_retry_that_fails_unbilled_leaves_only_the_first_call_in_doubt(
@@ -159,7 +159,7 @@ async def test_a_retry_that_fails_unbilled_leaves_only_the_first_call_in_doubt(
     assert (failed.status_code, failed.headers["retry-after"]) == (429, "3")
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.UNACCOUNTED, State.FAILED]
     assert (await look(api, "/api/sessions/s"))["unaccounted_calls"] == 1
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_nothing_is_tried_again_once_the_caller_has_read_a_word(
@@ -182,7 +182,7 @@ async def test_a_stream_may_be_tried_again_before_its_first_word(
 
     assert [event.name for event in spoken] == ["start", *["delta"] * 3, "done"]
     assert spoken[-1].data["session"]["unaccounted_calls"] == 1
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 @pytest.mark.parametrize("failure", IN_MID_ANSWER, ids=str)
@@ -220,7 +220,7 @@ async def test_what_was_said_before_an_answer_broke_off_is_kept_and_not_replayed
     assert (broken["state"], broken["finish_reason"], broken["usage"]) == ("unaccounted", "error", None)
     await answer(api, "after")
     assert sent(fake) == [user("hi"), assistant("one two three"), user("after")]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_an_answer_without_usage_is_in_doubt(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
@@ -231,7 +231,7 @@ async def test_an_answer_without_usage_is_in_doubt(api: httpx.AsyncClient, fake:
     assert (failed.status_code, failed.json()["error"]["code"]) == (502, "upstream_error")
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.UNACCOUNTED]
     assert len(fake.requests) == 1  # whoever leaves usage out does so each time
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_an_answer_that_is_whole_settles_though_the_connection_breaks_behind_it(
@@ -245,7 +245,7 @@ async def test_an_answer_that_is_whole_settles_though_the_connection_breaks_behi
     assert said["session"]["unaccounted_calls"] == 0
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.SETTLED]
     assert len(fake.requests) == 1
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_call_for_which_no_token_was_to_be_had_costs_nothing(
@@ -277,7 +277,7 @@ async def test_a_model_that_nobody_can_reach_costs_nothing(
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.FAILED]
     assert (await answer(api, "after"))["turn"] == 2
     assert sent(fake) == [user("after")]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_turn_has_an_end(serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables) -> None:
@@ -290,7 +290,7 @@ async def test_a_turn_has_an_end(serve: Serve, environ: dict[str, str], fake: Az
     assert (failed.status_code, failed.json()["error"]["code"]) == (504, "upstream_timeout")
     assert "2 s" in failed.json()["error"]["message"]
     await fake.until(lambda: fake.meter)
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_turn_whose_time_is_up_calls_nobody_again(
@@ -303,7 +303,7 @@ async def test_a_turn_whose_time_is_up_calls_nobody_again(
 
     assert (failed.status_code, failed.json()["error"]["code"]) == (504, "upstream_timeout")
     assert len(fake.requests) == len(await closed_ledger(tables)) == 1
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -359,7 +359,7 @@ async def test_a_context_that_is_too_long_is_halved_once(
     assert told["session"]["unaccounted_calls"] == 1
     await answer(api, "message 6")
     assert numbers(fake) == [3, 4, 5, 6]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_context_that_is_too_long_even_halved_is_refused(
@@ -375,7 +375,7 @@ async def test_a_context_that_is_too_long_even_halved_is_refused(
     assert [entry.call.state for entry in await closed_ledger(tables)][4:] == [State.UNACCOUNTED] * 2
     await answer(api, "message 6")
     assert numbers(fake) == [1, 2, 3, 4, 6]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_first_message_that_is_too_long_is_asked_once(
@@ -387,7 +387,7 @@ async def test_a_first_message_that_is_too_long_is_asked_once(
 
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_too_long")
     assert len(fake.requests) == len(await closed_ledger(tables)) == 1
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_session_is_free_again_while_its_failed_turn_is_told(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:

@@ -13,12 +13,12 @@ from shared.conversation import State
 from shared.errors import Changed
 from tests.azure_openai import AzureOpenAI
 from tests.conftest import Serve, Tables
+from tests.conservation import assert_conserved
 from tests.proxy import Match, Stall, TcpProxy
 from tests.talking import (
     age_lease,
     answer,
     answered,
-    assert_adds_up,
     closed_ledger,
     ledger,
     look,
@@ -56,7 +56,7 @@ async def test_of_posts_that_meet_those_accepted_are_in_order_and_the_rest_are_t
     last = [m["content"] for m in fake.requests[-1].body["messages"] if m["role"] == "user"]
     assert last == [f"post {number}" for number in in_order]
     assert accepted[in_order[-1]]["session"]["cost_usd"] == sum(turn["cost_usd"] for turn in accepted.values())
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_while_one_turn_runs_all_others_are_told_to_wait(
@@ -71,7 +71,7 @@ async def test_while_one_turn_runs_all_others_are_told_to_wait(
     assert all(refused_as_busy(response) for response in others)
     assert answered(await first)["turn"] == 1
     assert len(fake.requests) == len(await closed_ledger(tables)) == 1
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_posts_that_wait_as_told_are_all_taken(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
@@ -83,7 +83,7 @@ async def test_posts_that_wait_as_told_are_all_taken(api: httpx.AsyncClient, fak
         return await persist(number)
 
     assert sorted(await asyncio.gather(*map(persist, range(8)))) == [1, 2, 3, 4, 5, 6, 7, 8]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_busy_session_shows_its_totals_as_they_stand(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
@@ -137,7 +137,7 @@ async def test_a_lease_is_renewed_while_the_model_speaks(
 
     assert answered(await running)["turn"] == 1
     assert (await stored(tables))[0].lease is None
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_renewing_and_settling_do_not_meet(
@@ -147,7 +147,7 @@ async def test_renewing_and_settling_do_not_meet(
     fake.chunk_delay = 0.005
 
     assert [(await answer(api, "one two three four"))["turn"] for _ in range(5)] == [1, 2, 3, 4, 5]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_whoever_lost_the_lease_renews_it_no_more(
@@ -174,7 +174,7 @@ async def test_whoever_lost_the_lease_renews_it_no_more(
             hold.release()
         assert answered(await stalled)["turn"] == 1
     await until(partial(all_settled, tables))
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def take_over(api: httpx.AsyncClient, tables: Tables) -> None:
@@ -215,7 +215,7 @@ async def test_a_stalled_turn_is_unaccounted_until_it_settles_after_all(
     await answer(api, "last")
     assert said(fake, 3) == ["before", "echo: before", "stalled", "echo: stalled", "next", "echo: next", "last"]
     await until(partial(all_settled, tables))
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 def said(fake: AzureOpenAI, request: int) -> list[str]:
@@ -245,7 +245,7 @@ async def test_a_stalled_turn_settles_beside_the_one_that_took_its_place(
 
     done = answered(await following)
     assert (done["turn"], done["session"]["unaccounted_calls"]) == (2, 0)
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_stalled_turn_that_breaks_off_stays_unaccounted(
@@ -261,7 +261,7 @@ async def test_a_stalled_turn_that_breaks_off_stays_unaccounted(
 
     assert (await stalled).status_code == 502
     assert (await look(api, "/api/sessions/s"))["unaccounted_calls"] == 1
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_stalled_turn_that_was_refused_unbilled_takes_its_mark_back(
@@ -286,7 +286,7 @@ async def test_a_stalled_turn_that_was_refused_unbilled_takes_its_mark_back(
         return [entry.call.state for entry in await ledger(tables)] == [State.FAILED, State.SETTLED] or None
 
     await until(failed)
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_turn_that_stalled_before_it_was_in_the_ledger_can_spend_nothing(
@@ -314,7 +314,7 @@ async def test_a_turn_that_stalled_before_it_was_in_the_ledger_can_spend_nothing
 
     assert (failed.status_code, failed.json()["error"]["code"]) == (503, "storage_unavailable")
     assert len(fake.requests) == len(fake.meter) == 2
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_retry_after_the_lease_was_lost_is_not_made(
@@ -330,7 +330,7 @@ async def test_a_retry_after_the_lease_was_lost_is_not_made(
 
     assert (await stalled).status_code == 502
     assert len(fake.requests) == len(await closed_ledger(tables)) == 2
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_look_at_a_session_recovers_nothing(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
@@ -343,4 +343,4 @@ async def test_a_look_at_a_session_recovers_nothing(api: httpx.AsyncClient, fake
         assert [entry.call.state for entry in await ledger(tables)] == [State.OPEN]
         hold.release()
     answered(await stalled)
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)

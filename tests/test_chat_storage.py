@@ -1,7 +1,6 @@
 """A turn while the table service fails: what was committed counts once, what was not is not there at all."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import httpx
@@ -9,13 +8,13 @@ import pytest
 
 from shared.conversation import State
 from tests.azure_openai import AzureOpenAI
-from tests.conftest import Serve, Tables
+from tests.conftest import Tables
+from tests.conservation import assert_conserved
 from tests.proxy import Answer, Close, Match, TcpProxy
 from tests.talking import (
     age_lease,
     answer,
     answered,
-    assert_adds_up,
     closed_ledger,
     events,
     fill,
@@ -25,6 +24,8 @@ from tests.talking import (
     stored,
     until,
 )
+
+pytestmark = pytest.mark.usefixtures("storage")  # before `api`, so that the app goes through it
 
 LOST = Close(after_answer=True)  # done, and not acknowledged
 
@@ -38,13 +39,6 @@ class Requests:
     head: Match
     insert_row: Match
     raise_row: Match
-
-
-@pytest.fixture
-async def api(storage: TcpProxy, serve: Serve, environ: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
-    """The app behind the proxy. The test's own look at the tables goes past it."""
-    async with serve(environ) as client:
-        yield client
 
 
 @pytest.fixture
@@ -91,7 +85,7 @@ async def test_a_write_whose_answer_was_lost_counts_once(
     assert states == [State.SETTLED] * 2
     assert len(fake.meter) == 2
     assert (await answer(api, "after"))["turn"] == 3
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_retry_whose_transaction_was_not_acknowledged_counts_once(
@@ -106,7 +100,7 @@ async def test_a_retry_whose_transaction_was_not_acknowledged_counts_once(
     assert rule.hits == 1
     assert told["session"]["unaccounted_calls"] == 1
     assert [entry.call.state for entry in await closed_ledger(tables)][1:] == [State.UNACCOUNTED, State.SETTLED]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_first_turns_writes_count_once_too(
@@ -142,7 +136,7 @@ async def test_a_reservation_that_nobody_could_confirm_is_recovered(
         State.ABANDONED,
         State.SETTLED,
     ]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 # A write does not arrive
@@ -162,7 +156,7 @@ async def test_a_turn_that_could_not_be_reserved_is_not_there(
     assert len(fake.requests) == 1
     assert (await look(api, "/api/sessions/s"))["turns"] == 1
     assert (await answer(api, "after"))["turn"] == 2
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -216,7 +210,7 @@ async def test_a_storage_that_is_away_is_told_and_leaves_nothing_half_done(
     assert len(fake.requests) == 1
     storage.up()
     assert (await answer(api, "after"))["turn"] == 2
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_health_asks_nobody(api: httpx.AsyncClient, storage: TcpProxy) -> None:
@@ -248,7 +242,7 @@ async def test_a_turn_settles_once_storage_is_back(
         told, _ = await asyncio.gather(answer(api, "hi"), back())
 
     assert (told["turn"], told["message"]["content"]) == (2, "echo: hi")
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 @pytest.mark.parametrize("status", [500, 503])
@@ -260,7 +254,7 @@ async def test_a_storage_that_stumbles_goes_unnoticed(
 
     assert (await answer(api, "hi"))["turn"] == 2
     assert rule.hits == 1
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 # What a turn asks of storage

@@ -7,7 +7,8 @@ import pytest
 
 from tests.azure_openai import AzureOpenAI
 from tests.conftest import Tables
-from tests.talking import answer, assert_adds_up, closed_ledger, events, look, say
+from tests.conservation import assert_conserved
+from tests.talking import answer, closed_ledger, events, look, say
 
 JSON = dict[str, Any]
 WEATHER: JSON = {
@@ -139,7 +140,7 @@ async def test_tools_may_be_called_again_and_again(api: httpx.AsyncClient, fake:
         calling(ROME),
         tool(ROME, "sun"),
     ]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_an_empty_result_is_a_result(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
@@ -233,7 +234,7 @@ async def test_results_may_be_posted_again_after_a_failure(
 
     assert told["turn"] == 4
     assert sent(fake) == [user("What is the weather?"), calling(OSLO), tool(OSLO, "sun after all")]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_plain_message_after_failed_results_leaves_the_calls_out(

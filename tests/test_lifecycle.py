@@ -16,11 +16,11 @@ from local.places import ROOT
 from shared.conversation import State
 from tests.azure_openai import AzureOpenAI
 from tests.conftest import FUNCTION_KEY, Tables, free_port
+from tests.conservation import assert_conserved
 from tests.talking import (
     age_lease,
     answer,
     answered,
-    assert_adds_up,
     closed_ledger,
     look,
     say,
@@ -60,7 +60,7 @@ async def test_a_caller_that_hangs_up_in_mid_stream_loses_nothing(
     assert fake.meter[0].outcome == "ok"
     await answer(api, "go on")
     assert [m["content"] for m in fake.requests[1].body["messages"][1:]] == ["count", "one two three", "go on"]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_caller_that_hangs_up_before_its_json_loses_nothing(
@@ -78,7 +78,7 @@ async def test_a_caller_that_hangs_up_before_its_json_loses_nothing(
     assert (session["turns"], session["busy"], session["unaccounted_calls"]) == (1, False, 0)
     assert session["cost_usd"] > 0
     assert fake.meter[0].outcome == "ok"
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_caller_that_hangs_up_in_mid_request_is_no_incident(
@@ -116,7 +116,7 @@ async def test_a_turn_that_fails_behind_its_callers_back_is_accounted_for(
         await until(known)
 
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.UNACCOUNTED]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 # The process ends
@@ -213,7 +213,7 @@ async def test_sigterm_waits_for_a_turn_whose_caller_has_gone(
     _, [turn] = await stored(tables)
     assert turn.messages[1]["content"] == "echo: one two three"
     assert fake.meter[0].outcome == "ok"
-    await assert_adds_up(tables, fake)  # and so it would not, had the ledger's row been left open
+    await assert_conserved(tables, fake)  # and so it would not, had the ledger's row been left open
 
 
 async def test_sigterm_lets_a_caller_read_to_the_end(hosts: Hosts, fake: AzureOpenAI, tables: Tables) -> None:
@@ -229,7 +229,7 @@ async def test_sigterm_lets_a_caller_read_to_the_end(hosts: Hosts, fake: AzureOp
             assert (last.name, last.data["message"]["content"]) == ("done", "echo: one two three")
         await host.ended()
 
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_sigterm_ends_a_process_that_has_nothing_to_do(hosts: Hosts, fake: AzureOpenAI) -> None:
@@ -257,7 +257,7 @@ async def test_history_and_totals_outlive_a_killed_process(hosts: Hosts, fake: A
     assert {name: session[name] for name in before["session"]} == before["session"]
     assert [turn["messages"][0]["content"] for turn in history["turns"]] == ["Remember it.", "My name is Ada."]
     assert (told["turn"], len(fake.requests[2].body["messages"])) == (3, 6)
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_turn_that_died_with_its_process_is_unaccounted(
@@ -280,4 +280,4 @@ async def test_a_turn_that_died_with_its_process_is_unaccounted(
 
     assert (told["turn"], told["session"]["unaccounted_calls"]) == (2, 1)
     assert [m["content"] for m in fake.requests[-1].body["messages"][1:]] == ["again"]
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)

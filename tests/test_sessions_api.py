@@ -9,11 +9,11 @@ import pytest
 from shared.conversation import State
 from tests.azure_openai import AzureOpenAI
 from tests.conftest import Tables
+from tests.conservation import assert_conserved
 from tests.talking import (
     age_lease,
     answer,
     answered,
-    assert_adds_up,
     closed_ledger,
     events,
     fill,
@@ -166,7 +166,7 @@ async def test_clearing_forgets_what_was_said_and_keeps_the_totals(
     assert "another" not in str(found)
     assert "content_filter" not in str(found)
     assert await row_keys(tables, "~erasing") == []
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_cleared_session_goes_on_without_its_past(
@@ -185,7 +185,7 @@ async def test_a_cleared_session_goes_on_without_its_past(
     assert said(fake) == ["Who am I?", "echo: Who am I?", "And now?"]
     assert await numbers(api, "?limit=1") == ([3], 3)
     assert await numbers(api, "?before=3") == ([2], None)
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_clearing_again_changes_nothing(api: httpx.AsyncClient, tables: Tables) -> None:
@@ -233,7 +233,7 @@ async def test_a_turn_whose_lease_is_over_is_recovered_before_its_session_is_cle
     assert await numbers(api) == ([], None)
     found = [row async for row in tables.sessions.query("PartitionKey eq @s", {"s": "s"})]
     assert "secret" not in str(found)
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 # Erase
@@ -251,7 +251,7 @@ async def test_an_erased_session_is_gone_but_for_its_money(
     assert await row_keys(tables) == await row_keys(tables, "~erasing") == []
     [entry] = await ledger(tables)
     assert (entry.session_id, entry.call.state, entry.call.cost) == ("s", State.SETTLED, told["cost_usd"])
-    await assert_adds_up(tables, fake, erased=True)
+    await assert_conserved(tables, fake, erased={"s"})
 
 
 async def test_a_session_begun_again_never_meets_the_old_one(
@@ -295,7 +295,7 @@ async def test_erasing_takes_effect_while_a_turn_runs_and_nothing_comes_back(
     assert [entry.call.state for entry in entries] == [State.SETTLED] * 2
     assert (await api.get(SESSION)).status_code == 404
     assert await row_keys(tables) == await row_keys(tables, "~erasing") == []
-    await assert_adds_up(tables, fake, erased=True)
+    await assert_conserved(tables, fake, erased={"s"})
 
 
 def done(response: httpx.Response) -> dict[str, Any]:
@@ -329,7 +329,7 @@ async def test_a_running_turn_does_not_meet_the_session_that_was_begun_after_it(
     head, [turn] = await stored(tables)
     assert turn.messages[0]["content"] == "new"
     assert head.totals.cost == turn.call.cost
-    await assert_adds_up(tables, fake, erased=True)
+    await assert_conserved(tables, fake, erased={"s"})
 
 
 async def test_a_turn_that_fails_after_its_session_was_erased_leaves_its_ledger_row(

@@ -17,8 +17,9 @@ from local.places import ROOT
 from tests.azure_openai import AzureOpenAI
 from tests.azure_openai_answers import pieces
 from tests.conftest import Serve, Tables, free_port
+from tests.conservation import assert_conserved
 from tests.proxy import Action, Answer, Close, Match, TcpProxy
-from tests.talking import JSON, answer, assert_adds_up, exact, look, streaming, until
+from tests.talking import JSON, answer, exact, look, streaming, until
 from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, UP, ended, piped, somebody, started
 
 POST = Match("POST", "/api/chat")
@@ -201,7 +202,7 @@ async def test_ctrl_c_at_a_pipe_ends_it_and_not_the_turn(
 
     assert (done.code, done.out) == (130, "\n")
     assert "Stopped. Its turn goes on" in done.err, done.err
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
     assert (await turns(api))[0]["messages"][-1]["content"] == "echo: hi"
 
 
@@ -363,7 +364,7 @@ async def test_ctrl_c_stops_the_answer_and_neither_the_program_nor_the_turn(
         used = (await look(api, "/api/sessions/s"))["total_tokens"]
         await person.sees_now("Ctrl-D ends.", f"Total session: {used} tokens | $")
     assert len(fake.meter) == 1
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_message_may_have_several_lines_and_is_brought_back(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
@@ -456,7 +457,7 @@ async def test_an_answer_that_was_lost_on_its_way_is_had_again_and_paid_once(
     ]
     assert network.count(POST) == 2
     assert len(fake.meter) == len(await turns(api)) == 1
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_an_answer_that_broke_off_goes_on_where_it_stopped(
@@ -475,7 +476,7 @@ async def test_an_answer_that_broke_off_goes_on_where_it_stopped(
 
     assert person.text.count("one two") == 1
     assert len(fake.meter) == len(await turns(api)) == 1
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_service_that_is_gone_is_told_and_the_message_sent_later_is_paid_once(
@@ -498,7 +499,7 @@ async def test_a_service_that_is_gone_is_told_and_the_message_sent_later_is_paid
         await person.sees_now("echo: hi\n[Tokens used")
 
     assert len(fake.meter) == len(await turns(api)) == 1
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_where_the_total_cannot_be_had_the_session_is_named_all_the_same(network: TcpProxy) -> None:
