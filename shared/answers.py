@@ -134,6 +134,7 @@ def _day(day: date, figures: Figures, final: bool) -> dict[str, Any]:
 def _share(share: Share) -> dict[str, Any]:
     return {
         "calls": share.calls,
+        "unpriced_turns": share.unpriced,
         "prompt_tokens": share.prompt_tokens,
         "completion_tokens": share.completion_tokens,
         "cost_usd": share.cost,

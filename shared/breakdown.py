@@ -57,12 +57,6 @@ def tables(summary: DailySummary) -> list[Table]:
     return [table for table in [*(found if figures.turns else []), adjustments] if table.rows]
 
 
-def unpriced_models(figures: Figures) -> set[tuple[str, str]]:
-    """The models without a cost, where their calls are just the unpriced ones: a model may be free."""
-    without = {model: share.calls for model, share in figures.models.items() if not share.cost}
-    return set(without) if figures.unpriced and sum(without.values()) == figures.unpriced else set()
-
-
 def model_name(model: tuple[str, str]) -> str:
     return clean(" · ".join(filter(None, model)))
 
@@ -120,31 +114,30 @@ def _tokens(figures: Figures) -> list[Row]:
 
 
 def _models(figures: Figures) -> list[Row]:
-    unpriced = unpriced_models(figures)
-    return _shares([(model_name(model), share, model in unpriced) for model, share in figures.models.items()])
+    return _shares([(model_name(model), share) for model, share in figures.models.items()])
 
 
 def _callers(figures: Figures) -> list[Row]:
     if set(figures.callers) <= {NOBODY}:
         return []
-    return _shares([(clean(caller), share, False) for caller, share in figures.callers.items()])
+    return _shares([(clean(caller), share) for caller, share in figures.callers.items()])
 
 
-def _shares(shares: Iterable[tuple[str, Share, bool]]) -> list[Row]:
+def _shares(shares: Iterable[tuple[str, Share]]) -> list[Row]:
     """The costliest first; those that are too many as one."""
     ranked = sorted(shares, key=lambda named: (-named[1].cost, named[0]))
     if others := ranked[LONGEST:]:
-        rest = reduce(Share.plus, (share for _, share, _ in others))
-        ranked = [*ranked[:LONGEST], (f"{len(others)} others", rest, False)]
-    places = _places(share.cost for _, share, _ in ranked)
+        rest = reduce(Share.plus, (share for _, share in others))
+        ranked = [*ranked[:LONGEST], (f"{len(others)} others", rest)]
+    places = _places(share.cost for _, share in ranked)
     return [
         Row(
             name=name,
-            value="not known" if unpriced else exact(share.cost, places),
+            value="not known" if share.unpriced and not share.cost else exact(share.cost, places),
             detail=f"{many(share.calls, 'call')}, {share.prompt_tokens:,} prompt and"
             f" {share.completion_tokens:,} completion tokens",
         )
-        for name, share, unpriced in ranked
+        for name, share in ranked
     ]
 
 

@@ -186,6 +186,7 @@ class ModelCost(BaseModel):
     deployment: str
     model: str
     calls: int
+    unpriced_turns: int
     prompt_tokens: int
     completion_tokens: int
     cost_usd: Decimal
@@ -194,6 +195,7 @@ class ModelCost(BaseModel):
 class CallerCost(BaseModel):
     caller: str
     calls: int
+    unpriced_turns: int
     prompt_tokens: int
     completion_tokens: int
     cost_usd: Decimal

@@ -137,6 +137,7 @@ def _share_fields(share: Share) -> dict[str, Any]:
     return {
         "cost": format(share.cost, "f"),
         "calls": share.calls,
+        "unpriced": share.unpriced,
         "prompt_tokens": share.prompt_tokens,
         "completion_tokens": share.completion_tokens,
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.amounts import change, change_in_words, dollars, many
-from shared.breakdown import Row, model_name, tables, unpriced_models
+from shared.breakdown import Row, model_name, tables
 from shared.summary import DailySummary, Figures
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _unaccounted(figures: Figures) -> str:
 
 
 def _unpriced(figures: Figures) -> str:
-    names = ", ".join(sorted(map(model_name, unpriced_models(figures)))) or "some models"
+    names = ", ".join(sorted(model_name(model) for model, share in figures.models.items() if share.unpriced))
     return (
         f"{many(figures.unpriced, 'call')} that the cost above leaves out, because the price of {names} is not known."
         " Set it in PRICES, by deployment or by model, in USD per 1M tokens."

@@ -25,6 +25,7 @@ class Share:
 
     cost: Decimal = ZERO
     calls: int = 0
+    unpriced: int = 0  # of the calls
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -32,6 +33,7 @@ class Share:
         return Share(
             cost=self.cost + other.cost,
             calls=self.calls + other.calls,
+            unpriced=self.unpriced + other.unpriced,
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
         )
@@ -209,7 +211,13 @@ class Tally:
         self._tokens = self._tokens.plus(usage)
         if call.rates:
             self._saved += (usage.cached_tokens * (call.rates.input - call.rates.cached_input)).scaleb(-6)
-        share = Share(cost=cost, calls=1, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+        share = Share(
+            cost=cost,
+            calls=1,
+            unpriced=int(call.cost is None),
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+        )
         model, caller = (call.deployment, call.model or ""), entry.caller or NOBODY
         self._models[model] = self._models.get(model, Share()).plus(share)
         self._callers[caller] = self._callers.get(caller, Share()).plus(share)

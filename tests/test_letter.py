@@ -237,7 +237,7 @@ def test_a_name_from_outside_stays_text() -> None:
 
 
 def test_an_unpriced_model_is_named_with_what_to_set() -> None:
-    share = Share(cost=Decimal(0), calls=5, prompt_tokens=10)
+    share = Share(cost=Decimal(0), calls=5, unpriced=5, prompt_tokens=10)
     said = letter(summary(unpriced=5, models={**summary().figures.models, ("lab", "odd"): share}))
     for body in (text_of(said), html_of(said)):
         assert "Unpriced: 5 calls that the cost above leaves out, because the price of lab · odd is not known." in body
@@ -246,9 +246,10 @@ def test_an_unpriced_model_is_named_with_what_to_set() -> None:
 
 
 def test_a_free_model_is_not_called_unpriced() -> None:
-    free = Share(cost=Decimal(0), calls=9)
-    said = letter(summary(unpriced=5, models={**summary().figures.models, ("lab", "free"): free}))
-    assert "the price of some models is not known" in text_of(said)
+    free, odd = Share(cost=Decimal(0), calls=9), Share(cost=Decimal(0), calls=5, unpriced=5)
+    models = {**summary().figures.models, ("lab", "free"): free, ("lab", "odd"): odd}
+    said = letter(summary(unpriced=5, models=models))
+    assert "because the price of lab · odd is not known" in text_of(said)
     assert re.search(r"^lab · free +0\.0000000$", said.text, re.MULTILINE)
 
 
@@ -317,6 +318,7 @@ shares = st.builds(
     Share,
     cost=costs,
     calls=st.integers(0, 10**9),
+    unpriced=st.integers(0, 10**9),
     prompt_tokens=st.integers(0, 10**12),
     completion_tokens=st.integers(0, 10**12),
 )

@@ -111,6 +111,7 @@ def share(found: Iterable[Entry]) -> Share:
     return Share(
         cost=sum((call.cost or Decimal(0) for call in calls), Decimal(0)),
         calls=len(calls),
+        unpriced=sum(call.cost is None for call in calls),
         prompt_tokens=sum(call.usage.prompt_tokens for call in calls if call.usage),
         completion_tokens=sum(call.usage.completion_tokens for call in calls if call.usage),
     )
@@ -197,6 +198,7 @@ def test_a_call_at_no_known_price_is_counted_and_said_to_be_unpriced() -> None:
     figures = tallied([entry(DAY, rates=None)])
 
     assert (figures.calls, figures.unpriced, figures.usage.prompt_tokens) == (1, 1, 1000)
+    assert [share.unpriced for share in (*figures.models.values(), *figures.callers.values())] == [1, 1]
     assert figures.cost == 0
 
 

@@ -134,13 +134,12 @@ async def test_a_day_tells_all_that_its_ledger_rows_come_to(api: httpx.AsyncClie
         "cache_hit_rate": Decimal("0.399"),
         "cache_saved_usd": saved,
         "by_model": [
-            model("chat", "gpt-5.4-mini-2026-03-17", 3, 4000, 250, cost),
-            model("large", "unheard-of", 1, 10, 0, Decimal(0)),
+            {"deployment": "chat", "model": "gpt-5.4-mini-2026-03-17"} | share(3, 4000, 250, cost),
+            {"deployment": "large", "model": "unheard-of"} | share(1, 10, 0, Decimal(0), unpriced=1),
         ],
         "by_caller": [
-            {"caller": "(no key)", "calls": 2, "prompt_tokens": 1010, "completion_tokens": 100, "cost_usd": 0}
-            | {"cost_usd": Decimal("0.1")},
-            {"caller": "web", "calls": 2, "prompt_tokens": 3000, "completion_tokens": 150, "cost_usd": trip},
+            {"caller": "(no key)"} | share(2, 1010, 100, Decimal("0.1"), unpriced=1),
+            {"caller": "web"} | share(2, 3000, 150, trip),
         ],
         "costliest_sessions": [
             {"session_id": "s", "cost_usd": Decimal("0.1")},
@@ -164,9 +163,9 @@ def cost_of(plain: int, cached: int, completion: int) -> Decimal:
     return (plain * RATES.input + cached * RATES.cached_input + completion * RATES.output) / 1_000_000
 
 
-def model(deployment: str, name: str, calls: int, prompt: int, completion: int, cost: Decimal) -> dict[str, Any]:
-    tokens = {"calls": calls, "prompt_tokens": prompt, "completion_tokens": completion}
-    return {"deployment": deployment, "model": name, **tokens, "cost_usd": cost}
+def share(calls: int, prompt: int, completion: int, cost: Decimal, unpriced: int = 0) -> dict[str, Any]:
+    tokens = {"prompt_tokens": prompt, "completion_tokens": completion}
+    return {"calls": calls, "unpriced_turns": unpriced, **tokens, "cost_usd": cost}
 
 
 @pytest.mark.usefixtures("quiet_month")
