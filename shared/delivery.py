@@ -10,8 +10,9 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from typing import TypeAlias
 
 from shared.days import Day, Days
 from shared.errors import Changed, InvalidRequest, UpstreamError
@@ -23,6 +24,7 @@ from shared.summary import ZERO, Adjustment
 
 log = logging.getLogger(__name__)
 
+Clock: TypeAlias = Callable[[], datetime]
 CLAIM = timedelta(minutes=15)
 
 
@@ -44,14 +46,14 @@ class Delivery:
     async def fire(self, now: datetime) -> None:
         """Recover, then send what is final and was not sent: at most 31 days back, and nothing from before the day that
         was over when this first ran."""
-        yesterday = now.date() - DAY
+        clock, yesterday = _running_from(now), now.date() - DAY
         first_ever = date.fromisoformat(await self._days.fixed("first_day", yesterday.isoformat()))
         await self._reports.recover(now)
         first = max(first_ever, now.date() - LOOK_BACK)
         for day in await self._reports.days(first, yesterday, now):
             if day.final and day.outcome is None:
                 _log_cost(day)
-                if not await self._deliver(day, now):
+                if not await self._deliver(day, clock, latest=day.day == yesterday):
                     return
 
     async def send_again(self, day: date, now: datetime) -> None:
@@ -68,20 +70,19 @@ class Delivery:
         except MailFailed as error:
             raise UpstreamError(f"The mail could not be sent: {error}", maybe_billed=False) from error
 
-    async def _deliver(self, day: Day, now: datetime) -> bool:
+    async def _deliver(self, day: Day, clock: Clock, *, latest: bool) -> bool:
         """Whether the day is done with; if not, later days wait."""
-        latest = day.day == now.date() - DAY
-        if day.claimed_until and now < day.claimed_until:
+        if day.claimed_until and clock() < day.claimed_until:
             return False
         if not self._to.recipients:
             await self._update(day.day, partial(replace, outcome="not_wanted"))
         elif not day.figures.calls and not latest and not day.claimed_until:
             await self._update(day.day, partial(replace, outcome="quiet", told=ZERO))
         else:
-            return await self._send(day, await self._operation_id(day.day, 0), now)
+            return await self._send(day, await self._operation_id(day.day, 0), clock)
         return True
 
-    async def _send(self, day: Day, operation_id: str, now: datetime) -> bool:
+    async def _send(self, day: Day, operation_id: str, clock: Clock) -> bool:
         """Claim the day, mail it and record that; False where another instance was quicker or the mail is down.
 
         The mail is written before the claim, whose ETag then proves that the day is still as the mail has it.
@@ -92,9 +93,9 @@ class Delivery:
         try:
             known = lapsed and await transport.knows(operation_id)
             adjustments = day.adjustments if lapsed else await self._adjustments(day.day)
-            mail = await self._mail(day.day, operation_id, adjustments, now)
+            mail = await self._mail(day.day, operation_id, adjustments, clock())
             told = day.told if known else day.figures.cost
-            claimed = await self._claim(replace(day, adjustments=adjustments, told=told), now)
+            claimed = await self._claim(replace(day, adjustments=adjustments, told=told), clock)
             if claimed is None:
                 return False
             if not known:
@@ -102,15 +103,15 @@ class Delivery:
         except MailFailed:
             log.exception("the summary of %s could not be sent; the next firing tries again", day.day)
             if claimed:
-                await self._update(day.day, partial(_released, claimed.claim, now))
+                await self._update(day.day, partial(_released, claimed.claim, clock()))
             return False
-        await self._record_sent(claimed, now)
+        await self._record_sent(claimed, clock())
         log.info("the summary of %s was sent to %d", day.day, len(self._to.recipients))
         return True
 
-    async def _claim(self, day: Day, now: datetime) -> Day | None:
+    async def _claim(self, day: Day, clock: Clock) -> Day | None:
         """The day as claimed; None where another instance was quicker."""
-        claimed = replace(day, claim=uuid.uuid4().hex, claimed_until=now + CLAIM)
+        claimed = replace(day, claim=uuid.uuid4().hex, claimed_until=clock() + CLAIM)
         try:
             return await self._days.put(claimed)
         except Changed:  # or our own write was done and its answer lost
@@ -156,6 +157,12 @@ class Delivery:
                 raise LookupError(f"{day} is not kept")
             with suppress(Changed):
                 return await self._days.put(change(known))
+
+
+def _running_from(now: datetime) -> Clock:
+    """The machine's clock, set to `now`: what a firing claims last, it claims for no shorter time than the first."""
+    ahead = datetime.now(UTC) - now
+    return lambda: datetime.now(UTC) - ahead
 
 
 def _log_cost(day: Day) -> None:
