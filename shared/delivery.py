@@ -95,7 +95,7 @@ class Delivery:
             adjustments = day.adjustments if lapsed else await self._adjustments(day.day)
             mail = await self._mail(day.day, operation_id, adjustments, clock())
             told = day.told if known else day.figures.cost
-            claimed = await self._claim(replace(day, adjustments=adjustments, told=told), clock)
+            claimed = await self._claim(day, partial(replace, adjustments=adjustments, told=told), clock)
             if claimed is None:
                 return False
             if not known:
@@ -109,14 +109,15 @@ class Delivery:
         log.info("the summary of %s was sent to %d", day.day, len(self._to.recipients))
         return True
 
-    async def _claim(self, day: Day, clock: Clock) -> Day | None:
-        """The day as claimed; None where another instance was quicker."""
-        claimed = replace(day, claim=uuid.uuid4().hex, claimed_until=clock() + CLAIM)
-        try:
-            return await self._days.put(claimed)
-        except Changed:  # or our own write was done and its answer lost
+    async def _claim(self, day: Day, change: Callable[[Day], Day], clock: Clock) -> Day | None:
+        """The day as claimed; None where another instance was quicker. Mails by hand meanwhile change nothing."""
+        claim = uuid.uuid4().hex
+        known: Day | None = day
+        while known and replace(known, sends=day.sends) == day:
+            with suppress(Changed):
+                return await self._days.put(replace(change(known), claim=claim, claimed_until=clock() + CLAIM))
             known = await self._days.get(day.day)
-            return known if known and known.claim == claimed.claim else None
+        return known if known and known.claim == claim else None  # its own, where just the answer was lost
 
     async def _mail(self, day: date, operation_id: str, adjustments: tuple[Adjustment, ...], now: datetime) -> Mail:
         said = letter(await self._reports.summary(day, now, adjustments))

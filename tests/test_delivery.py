@@ -779,6 +779,23 @@ async def test_a_mail_by_hand_is_another_one_and_the_timer_takes_no_notice(runni
     assert (kept.outcome, kept.sends, kept.sent) == ("sent", 3, sent)
 
 
+async def test_a_mail_by_hand_while_the_timer_mails_holds_up_no_day(
+    start: Start, running: App, post: PostOffice
+) -> None:
+    await running.spend(spent(MONDAY, 1), spent(TUESDAY, 2))
+    with Gate() as doors:
+        post.doors = doors
+        sending = asyncio.create_task(running.fire(WEDNESDAY))
+        await doors.until_reached()
+        await start(PostOffice()).delivery.send_again(TUESDAY, datetime(2024, 3, 13, 6, tzinfo=UTC))
+        doors.release()
+        await sending
+
+    assert post.days == ["2024-03-11", "2024-03-12"]
+    kept = await running.kept(TUESDAY)
+    assert (kept.outcome, kept.sends) == ("sent", 1)
+
+
 async def test_a_mail_by_hand_before_the_first_firing_does_not_make_it_reach_further_back(
     app: App, post: PostOffice
 ) -> None:
