@@ -8,7 +8,6 @@ import asyncio
 import binascii
 import logging
 import os
-import re
 from base64 import b64decode
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -45,7 +44,8 @@ def transport(settings: Settings, credential: AsyncTokenCredential) -> Transport
         raise SettingsError(chosen[0], f"is set, and so is {' and '.join(chosen[1:])}. Keep the one that is to send.")
     if settings.outbox:
         return Outbox(Path(settings.outbox))
-    _check_sender(settings.sender)
+    if not settings.sender:
+        raise SettingsError("SUMMARY_SENDER", "is not set: the address that the summary is sent from.")
     if settings.smtp_url:
         return _smtp(settings.smtp_url)
 
@@ -157,13 +157,6 @@ def _split(name: str, url: str, example: str) -> tuple[SplitResult, int | None]:
         return (parts := urlsplit(url)), parts.port
     except ValueError:  # its message may hold the password
         raise SettingsError(name, f"is malformed: it should be {example}.") from None
-
-
-def _check_sender(sender: str | None) -> None:
-    if not sender:
-        raise SettingsError("SUMMARY_SENDER", "is not set: the address that the summary is sent from.")
-    if not re.fullmatch(r"[^@\s<>,;]+@[^@\s<>,;]+", sender):
-        raise SettingsError("SUMMARY_SENDER", f"is malformed: {sender!r} is not an e-mail address.")
 
 
 def _is_loopback(host: str) -> bool:

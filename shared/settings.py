@@ -19,6 +19,10 @@ T = TypeVar("T")
 
 _MOST_BYTES = 500_000  # of a body: a system prompt of that size fills its row, at two bytes a character
 
+# Of what RFC 5321 allows, that which a header holds as it is: ASCII, no quotes, and no `?` as in =?an encoded word?=.
+_ATOM, _LABEL = r"[A-Za-z0-9!#$%&'*+/=^_`{|}~-]+", "[A-Za-z0-9_-]+"
+_ADDRESS = re.compile(rf"{_ATOM}(\.{_ATOM})*@{_LABEL}(\.{_LABEL})*")
+
 MOST_ANSWER_TOKENS = 100_000  # more might not fit into a table's row
 SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly and say so when you do not know."
 
@@ -103,7 +107,7 @@ class Settings:
             client_keys=env.parsed("CLIENT_KEYS", _keys, {}),
             usage_keys=env.parsed("USAGE_KEYS", _keys, {}),
             recipients=env.parsed("SUMMARY_RECIPIENTS", _addresses, ()),
-            sender=env.optional("SUMMARY_SENDER"),
+            sender=env.parsed_or_none("SUMMARY_SENDER", _address),
             acs_endpoint=env.optional("ACS_ENDPOINT"),
             acs_connection_string=env.optional("ACS_CONNECTION_STRING"),
             smtp_url=env.optional("SMTP_URL"),
@@ -289,11 +293,13 @@ def _keys(value: str) -> dict[str, str]:
 
 
 def _addresses(value: str) -> tuple[str, ...]:
-    addresses = tuple(address.strip() for address in re.split("[,;]", value) if address.strip())
-    for address in addresses:
-        if not re.fullmatch(r"[^@\s<>]+@[^@\s<>]+", address):
-            raise ValueError(f"{address!r} is not an e-mail address.")
-    return addresses
+    return tuple(_address(address.strip()) for address in re.split("[,;]", value) if address.strip())
+
+
+def _address(value: str) -> str:
+    if not _ADDRESS.fullmatch(value):
+        raise ValueError(f"{value!r} is not an e-mail address.")
+    return value
 
 
 def _table_prefix(value: str) -> str:

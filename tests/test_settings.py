@@ -171,6 +171,7 @@ class TestMalformed:
             ("CLIENT_KEYS", "ada", "not name=SHA-256"),
             ("USAGE_KEYS", f"ada={'0' * 63}", "not name=SHA-256"),
             ("SUMMARY_RECIPIENTS", "ada@example.com, bob", "'bob' is not an e-mail address"),
+            ("SUMMARY_SENDER", "ada@example.com, bob@example.com", "is not an e-mail address"),
         ],
     )
     def test_the_setting_is_named_and_what_is_wrong_with_it(self, name: str, value: str, said: str) -> None:
@@ -196,6 +197,44 @@ class TestMalformed:
         except SettingsError as error:
             if name not in str(error):
                 raise
+
+
+@pytest.mark.parametrize("name", ["SUMMARY_RECIPIENTS", "SUMMARY_SENDER"])
+class TestAddresses:
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "ada@example.com.",
+            "ada@example..com",
+            "ada@.example.com",
+            ".ada@example.com",
+            "ada..b@example.com",
+            "@example.com",
+            "ada@",
+            "ada@b@example.com",
+            "a(b@example.com",
+            "a:b@example.com",
+            'a"b@example.com',
+            '"a b"@example.com',
+            "[x]@example.com",
+            "ada@[127.0.0.1]",
+            "a\x00b@example.com",
+            "\u200bada@example.com",
+            "jürgen@example.com",
+            "=?utf-8?q?ada?=@example.com",
+            "Ada <ada@example.com>",
+        ],
+    )
+    def test_what_a_header_would_read_as_another_address_or_as_none_is_refused(self, name: str, address: str) -> None:
+        error = refused(**{name: address})
+        assert error.name == name
+        assert f"{address!r} is not an e-mail address" in str(error)
+
+    @pytest.mark.parametrize(
+        "address", ["chat@localhost", "o'hara+cost@mail.example.com", "a-b_c@xn--bcher-kva.example"]
+    )
+    def test_one_that_is_in_use_is_taken(self, name: str, address: str) -> None:
+        read(**{name: address})
 
 
 class TestDeployments:
