@@ -106,8 +106,9 @@ def _has_failed(answer: AsyncHttpResponse) -> bool:
 
 
 def _reason(answer: AsyncHttpResponse) -> str:
-    error = _body(answer).get("error") or {}
-    words = ": ".join(filter(None, (error.get("code"), error.get("message"))))
+    error = _body(answer).get("error")
+    said = (error.get("code"), error.get("message")) if isinstance(error, dict) else (error,)  # a gateway's own words
+    words = ": ".join(str(word) for word in said if word)
     return f"Communication Services did not send the mail ({answer.status_code}): {words or 'no reason given'}"
 
 

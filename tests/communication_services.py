@@ -32,12 +32,13 @@ API_VERSION = "2025-09-01"
 
 class CommunicationServices:
     """`refusals` are the statuses that the next sends are answered with, `outcomes` the words or error statuses for the
-    next questions, or "garbled"; then all goes well."""
+    next questions, or "garbled"; then all goes well. `error` is what such a status says."""
 
     def __init__(self) -> None:
         self.endpoint = ""
         self.refusals: deque[int] = deque()
         self.outcomes: deque[str | int] = deque()
+        self.error: Any = {"code": "TooBusy", "message": "Not now."}
         self.retry_after = 0
         self.sent: dict[str, Any] = {}  # operation id -> message
         self.attempts: list[float] = []  # when each send came, by the monotonic clock
@@ -78,7 +79,7 @@ class CommunicationServices:
         if not _is_signed(request, body):
             return _error(401, "Denied", "Denied by the resource provider.")
         if self.refusals:
-            return _error(self.refusals.popleft(), "TooBusy", "Not now.", self.retry_after)
+            return self._refusal(self.refusals.popleft())
         operation = request.headers["Operation-Id"]
         if request.query_params["api-version"] != API_VERSION or str(uuid.UUID(operation)) != operation:
             return _error(400, "BadRequest", "Another version, or an operation id that is no UUID.")
@@ -96,7 +97,7 @@ class CommunicationServices:
             return _error(401, "Denied", "Denied by the resource provider.")
         outcome = self.outcomes.popleft() if self.outcomes else "Succeeded"
         if isinstance(outcome, int):
-            return _error(outcome, "TooBusy", "Not now.", self.retry_after)
+            return self._refusal(outcome)
         if outcome == "garbled":
             return Response("{", media_type="application/json")
         if operation not in self.sent:
@@ -105,6 +106,9 @@ class CommunicationServices:
             {"code": "EmailDropped", "message": "The sender's domain is not linked."} if outcome == "Failed" else None
         )
         return JSONResponse({"id": operation, "status": outcome, "error": error})
+
+    def _refusal(self, status: int) -> Response:
+        return JSONResponse({"error": self.error}, status, {"Retry-After": str(self.retry_after)})
 
 
 def _is_signed(request: Request, body: bytes) -> bool:
@@ -119,6 +123,5 @@ def _is_signed(request: Request, body: bytes) -> bool:
     return given == f"HMAC-SHA256 SignedHeaders=x-ms-date;host;x-ms-content-sha256&Signature={signature}"
 
 
-def _error(status: int, code: str, message: str, retry_after: int | None = None) -> Response:
-    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+def _error(status: int, code: str, message: str) -> Response:
+    return JSONResponse({"error": {"code": code, "message": message}}, status)

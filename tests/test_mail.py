@@ -364,6 +364,19 @@ async def test_communication_services_refuses_another_key(service: Fake, letter:
     assert not service.sent
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [("denied", "denied"), ({"code": 403}, "403"), (["denied"], "denied"), ({}, "no reason given")],
+)
+async def test_a_refusal_of_any_shape_is_a_failure_that_says_what_it_can(
+    service: Fake, letter: Mail, error: object, said: str
+) -> None:
+    service.error = error
+    service.refusals.append(403)
+    with pytest.raises(MailFailed, match=rf"\(403\): .*{said}"):
+        await by(ACS_CONNECTION_STRING=service.connection_string).send(letter)
+
+
 async def test_communication_services_is_asked_before_a_second_send(service: Fake, letter: Mail) -> None:
     way = by(ACS_CONNECTION_STRING=service.connection_string)
     assert not await way.knows(letter.operation_id)
