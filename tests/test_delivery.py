@@ -5,7 +5,7 @@ The days are long past ones, so that when each firing begins is chosen; the tabl
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -24,8 +24,10 @@ from shared.errors import StorageUnavailable
 from shared.message import Mail, MailFailed
 from shared.services import Services
 from shared.settings import Settings, SettingsError
+from shared.summary import Figures
 from tests.communication_services import CommunicationServices
 from tests.conftest import free_port
+from tests.killing import Nursery
 from tests.ledger_rows import entry, keep_quiet, settled, spent, still_running, write
 from tests.loopback import PATIENCE, Gate
 from tests.proxy import Answer, Close, Match, TcpProxy
@@ -35,6 +37,7 @@ MONDAY = date(2024, 3, 11)
 DAY = timedelta(days=1)
 TUESDAY, WEDNESDAY, THURSDAY, FRIDAY = (MONDAY + DAY * n for n in range(1, 5))
 RECIPIENTS = ("ann@example.com", "bob@example.com")
+MAIL = {"SUMMARY_RECIPIENTS": ",".join(RECIPIENTS), "SUMMARY_SENDER": "chat@example.com"}
 LATE = Decimal("0.0012")  # what a late settlement adds
 WRITING = Match(body=".")
 CLAIMING = Match("PUT", "daily", '"claimed_until"')
@@ -520,10 +523,9 @@ async def test_storage_that_fails_at_a_read_leaves_the_firing_to_the_next(
 
 async def twice_with_its_record_lost(environ: dict[str, str], azurite_port: int) -> str:
     """The app as it is deployed fires, loses the record of its mail, and fires again; returns the mail's id."""
-    mail = {"SUMMARY_RECIPIENTS": ",".join(RECIPIENTS), "SUMMARY_SENDER": "chat@example.com"}
     with TcpProxy(azurite_port) as proxy:
         tables = {"TABLES_CONNECTION_STRING": connection_string(proxy.port)}
-        app = App(Settings.from_env(environ | mail | tables), PostOffice(), ())
+        app = App(Settings.from_env(environ | MAIL | tables), PostOffice(), ())
         try:
             await app.begin()
             proxy.on(RECORDING, REFUSED, times=None)
@@ -547,26 +549,64 @@ async def test_communication_services_are_asked_and_send_one_mail(environ: dict[
     assert len(service.attempts) == 1
 
 
-async def test_smtp_cant_be_asked_and_a_second_mail_has_the_firsts_message_id(
-    environ: dict[str, str], azurite_port: int
-) -> None:
-    taken: list[str] = []
+class Inbox:
+    """An SMTP server's: it has a mail before it says so, which it does once the doors are open."""
 
-    class Inbox:
-        async def handle_DATA(self, _: object, __: object, envelope: Envelope) -> str:  # noqa: N802
-            assert isinstance(envelope.content, bytes)
-            taken.append(message_from_bytes(envelope.content)["Message-ID"])
-            return "250 OK"
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.doors: Gate | None = None
 
-    server = Controller(Inbox(), hostname="127.0.0.1", port=free_port())
+    async def handle_DATA(self, _: object, __: object, envelope: Envelope) -> str:  # noqa: N802
+        assert isinstance(envelope.content, bytes)
+        self.taken.append(message_from_bytes(envelope.content)["Message-ID"])
+        if self.doors:
+            await self.doors.enter()
+        return "250 OK"
+
+
+@pytest.fixture
+def inbox(environ: dict[str, str]) -> Iterator[Inbox]:
+    """Where the app's mail goes."""
+    inbox = Inbox()
+    server = Controller(inbox, hostname="127.0.0.1", port=free_port())
     server.start()
-    try:
-        environ["SMTP_URL"] = f"smtp://127.0.0.1:{server.port}"
-        operation = await twice_with_its_record_lost(environ, azurite_port)
-    finally:
-        server.stop()
+    environ["SMTP_URL"] = f"smtp://127.0.0.1:{server.port}"
+    yield inbox
+    server.stop()
 
-    assert taken == [f"<{operation}@example.com>"] * 2
+
+async def test_smtp_cant_be_asked_and_a_second_mail_has_the_firsts_message_id(
+    environ: dict[str, str], azurite_port: int, inbox: Inbox
+) -> None:
+    operation = await twice_with_its_record_lost(environ, azurite_port)
+
+    assert inbox.taken == [f"<{operation}@example.com>"] * 2
+
+
+async def test_a_process_that_is_killed_as_it_mails_is_followed_by_one_mail_of_the_same_id_once_its_claim_is_over(
+    app: App, environ: dict[str, str], inbox: Inbox, tmp_path: Path
+) -> None:
+    yesterday = datetime.now(UTC).date() - DAY
+    await app.days.fixed("first_day", str(yesterday))
+    await app.days.put(Day(day=yesterday, figures=Figures(calls=1), final=True))
+    environ |= MAIL
+    with Nursery() as nursery:
+        victim = nursery.host(environ, tmp_path / "victim.log")
+        with Gate() as inbox.doors:
+            async with victim.client() as client:
+                await client.post("/admin/functions/daily_cost_summary", json={"input": ""})
+            await inbox.doors.until_reached()
+            victim.kill()
+
+        heir = nursery.host(environ, tmp_path / "heir.log")
+        heir.fire()
+        assert len(inbox.taken) == 1
+        await app.days.put(replace(await app.kept(yesterday), claimed_until=datetime.now(UTC)))
+        heir.fire()
+        heir.fire()
+
+    assert inbox.taken == [f"<{await app.delivery._operation_id(yesterday, 0)}@example.com>"] * 2
+    assert (await app.kept(yesterday)).outcome == "sent"
 
 
 # The mail being down
