@@ -50,11 +50,13 @@ class Delivery:
         first_ever = date.fromisoformat(await self._days.fixed("first_day", yesterday.isoformat()))
         await self._reports.recover(now)
         first = max(first_ever, now.date() - LOOK_BACK)
-        for day in await self._reports.days(first, yesterday, now):
-            if day.final and day.outcome is None:
-                _log_cost(day)
-                if not await self._deliver(day, clock, latest=day.day == yesterday):
-                    return
+        days = await self._reports.days(first, yesterday, now)
+        due = [day for day in days if day.final and day.outcome is None]
+        for day in due:  # first, since the mail may be down
+            _log_cost(day)
+        for day in due:
+            if not await self._deliver(day, clock, latest=day.day == yesterday):
+                return
 
     async def send_again(self, day: date, now: datetime) -> None:
         """Send a final day once more, by hand; the timer takes no notice. Raises InvalidRequest where the day is not

@@ -7,6 +7,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from email import message_from_bytes
@@ -194,6 +195,21 @@ async def test_a_final_days_cost_is_logged_as_the_alert_reads_it(
     alert = (ROOT / "infra/queries/alert-daily-cost.kql").read_text()
     names = re.findall(r"(\w+)=", told[0])
     assert re.findall(r'[" ](\w+)="', alert) == names
+
+
+async def test_while_the_mail_is_down_each_days_cost_is_logged_all_the_same(
+    running: App, post: PostOffice, caplog: pytest.LogCaptureFixture
+) -> None:
+    await running.spend(spent(MONDAY, 1), spent(TUESDAY, 500))
+    post.down = True
+
+    with caplog.at_level("INFO", "shared.delivery"):
+        await running.fire(WEDNESDAY)
+
+    assert [message.split()[2:4] for message in caplog.messages if message.startswith("daily cost: ")] == [
+        ["day=2024-03-11", "cost_usd=1.000000"],
+        ["day=2024-03-12", "cost_usd=500.000000"],
+    ]
 
 
 async def test_missed_nights_are_caught_up_in_order_and_quiet_ones_are_only_recorded(
