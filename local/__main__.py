@@ -69,8 +69,16 @@ def set_up_and(command: str, arguments: argparse.Namespace) -> int:
 
 
 def chat(arguments: argparse.Namespace) -> int:
-    from local.places import ROOT
+    from local.lock import Taken, hold
+    from local.places import ROOT, STATE
 
+    try:
+        with hold(STATE / "run.lock"):
+            port = None
+    except Taken as taken:  # the service runs here, and has said where
+        port = taken.holder.get("port")
+    if port or os.environ.get("PORT"):
+        os.environ.setdefault("CHAT_URL", "http://127.0.0.1:{}".format(os.environ.get("PORT") or port))
     sys.argv = ["chat.py", *arguments.chat]
     runpy.run_path(str(ROOT / "chat.py"), run_name="__main__")
     return 0

@@ -32,6 +32,8 @@ class Child:
         return self._process.pid
 
     def start(self) -> None:
+        if self.log.exists():  # what a crash left is still wanted
+            self.log.replace(self.log.with_suffix(".previous.log"))
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own commands
                 self.part.command,

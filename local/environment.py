@@ -20,9 +20,10 @@ def layered(*layers: Mapping[str, str]) -> dict[str, str]:
     return merged
 
 
-def settings_file(path: Path) -> dict[str, str]:
-    """The `Values` of a local.settings.json; empty where there is none. A name that begins with // is a comment."""
-    if not path.exists():
+def settings_file(path: Path, *, optional: bool = True) -> dict[str, str]:
+    """The `Values` of a local.settings.json; empty where there is none and it is optional. A name that begins with //
+    is a comment."""
+    if optional and not path.exists():
         return {}
     values = _document(path).get("Values", {})
     if not isinstance(values, dict):

@@ -43,7 +43,7 @@ def main(state: str | None = None, settings: str | None = None) -> int:
     where = Path(state).resolve() if state else places.STATE
     port = _port()
     try:
-        own = settings_file(Path(settings) if settings else places.SETTINGS)
+        own = settings_file(Path(settings or places.SETTINGS), optional=settings is None)
         with hold(where / "run.lock") as held:
             if taken(port):
                 complain(f"Port {port} is taken. Stop what uses it, or choose another: PORT={port + 1} make run")
@@ -170,8 +170,8 @@ class Supervisor:
 
 
 def _lines(address: str, plan: Plan) -> list[str]:
-    """A chat, what today cost, the morning's mail now, and where OpenAI's clients are to ask: each works as pasted, in
-    this system's shell."""
+    """A chat, what today cost, the morning's mail now, a chat at the terminal, and where OpenAI's clients are to ask:
+    each works as pasted, in this system's shell."""
     quote, escaped = ('"', '\\"') if os.name == "nt" else ("'", '"')
     json_type = f"-H {quote}Content-Type: application/json{quote}"
     message = f"{quote}{{{escaped}message{escaped}: {escaped}Hello!{escaped}}}{quote}"
@@ -180,6 +180,7 @@ def _lines(address: str, plan: Plan) -> list[str]:
         bearer = f"-H {quote}Authorization: Bearer {plan.usage_key}{quote}"
         lines.append(f"curl {address}/api/usage/daily/{datetime.now(UTC):%Y-%m-%d} {bearer}")
     lines.append(f"curl {address}/admin/functions/daily_cost_summary {json_type} -d {{}}")
+    lines.append("py -m local chat" if os.name == "nt" else "make chat")
     if plan.client_key:
         given = {"OPENAI_BASE_URL": f"{address}/openai/v1", "OPENAI_API_KEY": plan.client_key}
         pairs = [f"{name}={value}" for name, value in given.items()]

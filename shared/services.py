@@ -14,6 +14,7 @@ from azure.data.tables.aio import TableServiceClient
 from shared.days import Days
 from shared.delivery import Addressed, Delivery
 from shared.endpoint import Endpoint
+from shared.errors import UpstreamUnavailable
 from shared.identity import Access, Identity
 from shared.journal import Journal
 from shared.keys import Keys
@@ -26,7 +27,7 @@ from shared.removals import Removals
 from shared.reports import Reports
 from shared.reservation import Reservations, Rules, lifetime
 from shared.sessions import Sessions
-from shared.settings import Settings
+from shared.settings import Settings, Unresolved
 from shared.tables import Table
 from shared.tracing import tracing
 from shared.turns import Turns
@@ -137,12 +138,22 @@ _current: Services | None = None
 
 
 def services() -> Services:
-    """The app's services. Raises SettingsError where a setting is missing or malformed."""
+    """The app's services. Raises SettingsError where a setting is missing or malformed, UpstreamUnavailable where the
+    platform has not resolved one yet, as in the first minutes after a deployment."""
     global _current
     if _current is None:
-        _current = Services(Settings.from_env(os.environ))
+        _current = Services(_settings())
         _finish_on_sigterm()
     return _current
+
+
+def _settings() -> Settings:
+    try:
+        return Settings.from_env(os.environ)
+    except Unresolved as error:
+        log.error("%s", error)  # noqa: TRY400 - it says all that there is to say
+        message = f"The app can't read {error.name} from Key Vault. See Troubleshooting in the README."
+        raise UpstreamUnavailable(message, maybe_billed=False, pause=30) from error
 
 
 async def close() -> None:

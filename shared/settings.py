@@ -127,6 +127,10 @@ class Settings:
         return min(self.context_tokens // 2, MOST_ANSWER_TOKENS)
 
 
+class Unresolved(SettingsError):
+    """The setting is a reference to Key Vault that the platform could not resolve, or not yet."""
+
+
 class _Environment:
     """The environment, one setting at a time; each error names the setting."""
 
@@ -136,7 +140,7 @@ class _Environment:
     def optional(self, name: str) -> str | None:
         value = self._environ.get(name, "").strip()
         if value.startswith("@Microsoft.KeyVault("):
-            raise SettingsError(
+            raise Unresolved(
                 name,
                 "still reads @Microsoft.KeyVault(…): the platform could not resolve the reference. Check that the"
                 " app's identity may read the vault's secrets and that keyVaultReferenceIdentity names it.",

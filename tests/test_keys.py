@@ -38,6 +38,11 @@ def test_where_both_headers_have_a_key_the_bearer_counts() -> None:
     assert Keys("USAGE_KEYS", HASHES).name({"authorization": f"Bearer {ANN}", "api-key": BOB}) == "ann"
 
 
+@pytest.mark.parametrize(("bearer", "other"), [(ANN, "wrong"), ("wrong", ANN)], ids=["api-key", "Bearer"])
+def test_a_wrong_key_beside_a_right_one_is_refused(bearer: str, other: str) -> None:
+    assert "USAGE_KEYS" in refusal(Keys("USAGE_KEYS", HASHES), {"authorization": f"Bearer {bearer}", "api-key": other})
+
+
 @pytest.mark.parametrize("headers", [{}, {"api-key": ""}, {"authorization": ANN}, {"x-functions-key": ANN}])
 def test_a_request_without_a_key_is_told_how_to_send_one(headers: dict[str, str]) -> None:
     message = refusal(Keys("USAGE_KEYS", HASHES), headers)
@@ -84,5 +89,5 @@ def test_what_make_key_prints_is_what_the_setting_takes(environ: dict[str, str])
 
 
 def test_a_key_stands_in_one_header_or_the_other() -> None:
-    assert presented({"authorization": "Bearer k"}) == presented({"api-key": "k"}) == "k"
-    assert presented({"authorization": "Bearer   "}) is None
+    assert presented({"authorization": "Bearer k"}) == presented({"api-key": "k"}) == ["k"]
+    assert presented({"authorization": "Bearer   "}) == []

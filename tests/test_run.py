@@ -22,6 +22,7 @@ import pytest
 
 from local import __main__ as commands
 from local import azurite, checks, keys, model, packages, places
+from local import run as supervisor
 from local.environment import SettingsError, layered, settings_file
 from local.lock import Taken, hold
 from local.parts import free_port, plan
@@ -167,6 +168,7 @@ class TestRunning:
         run.process.kill()
         until(lambda: not any(alive(pid) for pid in parts.values()), "all parts gone")
         assert running().ready().session(session)["turns"] == 1
+        assert "POST /api/chat" in (run.state / "logs" / "host.previous.log").read_text()
 
     def test_a_second_run_in_one_place_is_refused(self, running: Callable[..., Run]) -> None:
         first = running().ready()
@@ -189,6 +191,12 @@ class TestRefusing:
         run = running(PORT="http")
         assert run.ended() == 1
         assert "PORT must be a number from 1 to 65535, not 'http'" in run.output
+
+    def test_a_settings_file_that_was_named_and_is_not_there_is_no_empty_one(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert supervisor.main(str(tmp_path / "state"), str(tmp_path / "nope.json")) == 1
+        assert "nope.json cannot be read" in capsys.readouterr().err
 
     def test_a_malformed_settings_file_is_named_with_the_place(self, running: Callable[..., Run]) -> None:
         run = running(settings='{"Values": {"A": "b",}}')
@@ -440,16 +448,40 @@ class TestMakefile:
         assert set(targets) == {"run", "test", "chat", "setup", "clean", "key"}
 
 
-def test_chat_hands_its_arguments_to_the_terminal_client(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(packages, "prepare", lambda *, checks: None)
-    monkeypatch.setattr(places, "inside_venv", lambda: True)
-    monkeypatch.setattr(sys, "argv", ["local", "chat", "--", "--session", "mine", "--help"])
-    with pytest.raises(SystemExit) as ended:
-        commands.main()
-    assert ended.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: chat.py ")
+class TestChat:
+    @pytest.fixture
+    def shown(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> Callable[[], str]:
+        """What `chat -- --help` prints."""
+        monkeypatch.setattr(packages, "prepare", lambda *, checks: None)
+        monkeypatch.setattr(places, "inside_venv", lambda: True)
+        monkeypatch.setattr(places, "STATE", tmp_path)
+        for name in ("CHAT_URL", "PORT"):
+            monkeypatch.setenv(name, "")  # so that it is put back
+            monkeypatch.delenv(name)
+
+        def show() -> str:
+            monkeypatch.setattr(sys, "argv", ["local", "chat", "--", "--session", "mine", "--help"])
+            with pytest.raises(SystemExit) as ended:
+                commands.main()
+            assert ended.value.code == 0
+            return capsys.readouterr().out
+
+        return show
+
+    def test_it_hands_its_arguments_to_the_terminal_client(self, shown: Callable[[], str]) -> None:
+        assert shown().startswith("usage: chat.py ")
+
+    def test_it_asks_the_service_that_runs_here(self, shown: Callable[[], str], tmp_path: Path) -> None:
+        assert "http://127.0.0.1:7071" in shown()
+        with hold(tmp_path / "run.lock") as held:
+            held.write(port=17071)
+            assert "http://127.0.0.1:17071" in shown()
+
+    def test_it_asks_at_the_port_that_is_set(self, shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PORT", "17072")
+        assert "http://127.0.0.1:17072" in shown()
 
 
 def test_azurites_lock_file_names_no_registry_and_pins_every_package() -> None:

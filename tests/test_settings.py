@@ -322,6 +322,18 @@ class TestTheApp:
             monkeypatch.setenv(name, environ[name])
             await answer(api)
 
+    async def test_a_reference_that_the_platform_has_yet_to_resolve_is_worth_waiting_for(
+        self, serve: Serve, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with serve(
+            environ | {"AZURE_OPENAI_API_KEY": "@Microsoft.KeyVault(SecretUri=https://v/secrets/s)"}
+        ) as api:
+            first = await api.post("/api/chat", json={"message": "hi"})
+            assert (first.status_code, first.headers["retry-after"]) == (503, "30")
+            assert "AZURE_OPENAI_API_KEY" in first.json()["error"]["message"]
+            monkeypatch.setenv("AZURE_OPENAI_API_KEY", environ["AZURE_OPENAI_API_KEY"])
+            await answer(api)
+
     async def test_it_is_alive_without_any_setting(self, serve: Serve) -> None:
         async with serve({}) as api:
             assert (await api.get("/api/health", headers={"x-functions-key": FUNCTION_KEY})).json() == {"status": "ok"}
