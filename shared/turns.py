@@ -128,6 +128,11 @@ class _Calling:
     def call(self) -> Call:
         return self.entry.call
 
+    @property
+    def used(self) -> Usage | None:
+        """What it used, once the answer is whole."""
+        return self.completion.usage if self.completion.finish_reason is not None else None
+
 
 class Turns:
     def __init__(
@@ -239,24 +244,25 @@ class Turns:
     async def _listen(self, taken: _Taken, calling: _Calling) -> Usage:
         """Gather the answer and pass its pieces on; returns what it used."""
         failure: UpstreamFailure = UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True)
-        completion = calling.completion
         try:
             async with asyncio.timeout_at(taken.deadline), calling.asking as answer:
                 taken.running.tell(Opened(calling.asking.headers))
                 async for calling.data in answer:
-                    piece = completion.add(calling.data)
+                    piece = calling.completion.add(calling.data)
                     if piece.shown:
                         calling.first_token = calling.first_token or datetime.now(UTC)
                     if piece.shown or taken.reserved.post.body is not None:
                         taken.running.tell(Delta(piece.shown, calling.data, piece.only_usage))
+                if calling.used is None:  # said in here, so that the endpoint is passed over
+                    raise failure
         except TimeoutError:
             message = f"The turn took longer than {self._turn_timeout:g} s. Ask for less, or try again later."
             failure = UpstreamTimeout(message, maybe_billed=calling.asking.attempts > 0)
         except UpstreamFailure as error:
             failure = error
-        if completion.finish_reason is None or completion.usage is None:
+        if (used := calling.used) is None:
             raise failure
-        return completion.usage  # the answer is whole, whatever became of the connection behind it
+        return used  # the answer is whole, whatever became of the connection behind it
 
     async def _retry(self, taken: _Taken, calling: _Calling, failed: Call, error: Exception) -> bool:
         """Open another call in place of one that may have been billed. False where there is to be none: a piece of the

@@ -225,6 +225,21 @@ async def test_an_endpoint_that_cant_be_reached_is_passed_over(
     await assert_conserved(tables, fake, second)
 
 
+@pytest.mark.parametrize("fault", ["truncated", "no_usage", "malformed", 200])
+async def test_an_endpoint_whose_answers_are_none_is_passed_over(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, tables: Tables, fault: Kind | int
+) -> None:
+    """A 200 too may be a gateway's page."""
+    sick = Fault("status", fault) if isinstance(fault, int) else Fault(fault)
+    fake.responder = lambda _: sick
+
+    for turn in range(3):
+        await say(two, session=f"s{turn}")
+
+    assert (len(fake.requests), len(second.requests)) == (1, 2 if fault == "no_usage" else 3)
+    await assert_conserved(tables, fake, second)
+
+
 @pytest.mark.parametrize("after", [None, 2])
 @pytest.mark.parametrize("fault", [408, 502, 504, "stall", "reset", "close"])
 async def test_what_may_have_been_billed_is_another_call_at_the_other_endpoint(
