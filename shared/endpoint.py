@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
 _SHOWN = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
-_UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request argument supplied: (\w+)")  # older models name it so alone
+# Older models name it so alone. Where they name several, the next attempt finds the next.
+_UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request arguments? supplied: (\w+)")
+_NOT_TAKEN = ("unsupported_parameter", "unsupported_value", "unknown_parameter")  # the codes of an option as such
 
 
 class NotAuthorized(UpstreamUnavailable):
@@ -55,7 +57,11 @@ class NoDeployment(UpstreamError):
 
 
 class OptionRefused(InvalidRequest):
-    """The deployment does not take the option `param`."""
+    """The deployment does not take the option `param`: `as_such`, or the value that it has."""
+
+    def __init__(self, message: str, *, param: str, as_such: bool) -> None:
+        super().__init__(message, param=param)
+        self.as_such = as_such
 
 
 class Endpoint:
@@ -207,12 +213,12 @@ def _bad_request(error: APIStatusError) -> ChatError:
         case "context_length_exceeded":
             shorter = "This conversation is too long for the model. Send a shorter message."
             return ContextTooLong(shorter, param="message")
-        case "unsupported_parameter" | "unsupported_value":
-            return OptionRefused(message, param=param)
         case _ if unknown:
-            return OptionRefused(message, param=unknown[1])
+            return OptionRefused(message, param=unknown[1], as_such=True)
+        case code if param:
+            return OptionRefused(message, param=param, as_such=code in _NOT_TAKEN)
         case _:
-            return InvalidRequest(message, param=param)
+            return InvalidRequest(message)
 
 
 def _pause(error: APIStatusError) -> float | None:

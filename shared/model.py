@@ -76,10 +76,12 @@ class Model:
         own = {name: value for name, value in prompt.body.items() if name != "temperature" or name not in refused}
         return kept | own
 
-    def leave_out(self, name: str | None, prompt: Prompt) -> bool:
-        """Whether the prompt may go without an option of its that was refused: temperature, or one that no caller asked
-        for. From then on it is left out for this deployment."""
-        if name is None or prompt.as_sent or (name != "temperature" and name in prompt.body):
+    def leave_out(self, refusal: OptionRefused, prompt: Prompt) -> bool:
+        """Whether the prompt may go without an option of its that was refused: one that no caller asked for, or
+        temperature, if it is not its caller's value alone. From then on it is left out for this deployment."""
+        name = refusal.param
+        dispensable = name not in prompt.body or (name == "temperature" and refusal.as_such)
+        if name is None or prompt.as_sent or not dispensable:
             return False
         known = self._refused.setdefault(prompt.deployment, set())
         if name not in known:
@@ -138,7 +140,7 @@ class Asking:
                 self.attempts += 1
                 self.headers, answer = await endpoint.ask(self._prompt, body, self._stack)
             except OptionRefused as refusal:
-                if refusal.param not in body or not self._model.leave_out(refusal.param, self._prompt):
+                if refusal.param not in body or not self._model.leave_out(refusal, self._prompt):
                     raise
             except NotAuthorized as failure:
                 if renewed or not failure.stale or not await endpoint.renew():

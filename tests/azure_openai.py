@@ -61,6 +61,8 @@ class Fault:
     retry_after: float | str | None = None
     retry_after_ms: int | None = None
     message: str | None = None
+    param: str | None = None
+    code: str | None = None
     billed: bool | None = None
     reply: Reply | None = None
 
@@ -359,7 +361,7 @@ def _error(request: Request, fault: Fault, answer: Answer) -> tuple[Request, int
         return request, 400, answers.PROMPT_FILTERED
     if fault.kind == "context_length":
         return request, 400, answers.too_long(answer.tokens.prompt - 1, answer.tokens.prompt, 0)
-    return request, fault.status, answers.error(fault.status, fault.message)
+    return request, fault.status, answers.error(fault.status, fault.message, fault.param, fault.code)
 
 
 def _retry_after(fault: Fault) -> list[tuple[str, str]]:

@@ -370,11 +370,11 @@ _SAID = {
 }  # fmt: skip
 
 
-def error(status: int, message: str | None = None) -> JSON | str:
-    """The body of an error status; a gateway's own 502 and 504 are no JSON."""
+def error(status: int, message: str | None = None, param: str | None = None, code: str | None = None) -> JSON | str:
+    """The body of an error status, with `param` and `code` if it is 400; a gateway's own 502 and 504 are no JSON."""
     if status == 400:
-        return invalid(message or "Bad request.")
+        return invalid(message or "Bad request.", param, code)
     if status not in _SAID:
         return f"<html><head><title>{status}</title></head><body><h1>{message or 'Gateway error'}</h1></body></html>"
-    code, said = _SAID[status]
-    return {"error": {"code": code, "message": message or said}}
+    usual, said = _SAID[status]
+    return {"error": {"code": usual, "message": message or said}}

@@ -444,19 +444,52 @@ async def test_the_reasoning_effort_is_the_settings_unless_a_turn_has_its_own(
     assert [request.body["reasoning_effort"] for request in fake.requests] == ["none", "high"]
 
 
-@pytest.mark.parametrize("worded", ["by its name", "as older models word it"])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"message": "Unsupported parameter: …", "param": "reasoning_effort", "code": "unsupported_parameter"},
+        {"message": "Unknown parameter: …", "param": "reasoning_effort", "code": "unknown_parameter"},
+        {"message": "Invalid value: 'none'. …", "param": "reasoning_effort", "code": "invalid_value"},
+        {"message": "Bad request.", "param": "reasoning_effort"},
+        {"message": "Unrecognized request argument supplied: reasoning_effort"},
+        {"message": "Unrecognized request arguments supplied: reasoning_effort, seed"},
+    ],
+    ids=lambda refusal: refusal.get("code") or refusal["message"].partition(":")[0],
+)
 async def test_a_settings_reasoning_effort_is_left_out_where_the_deployment_refuses_it(
-    serve: Serve, effort: dict[str, str], fake: AzureOpenAI, worded: str
+    serve: Serve, effort: dict[str, str], fake: AzureOpenAI, refusal: dict[str, str]
 ) -> None:
-    if worded == "by its name":
-        fake.refused = {"chat": frozenset({"reasoning_effort"})}
-    else:
-        fake.fault(400, message="Unrecognized request argument supplied: reasoning_effort")
+    fake.fault(400, **refusal)
     async with serve(effort) as api:
         for _ in range(2):
             await answer(api)
 
     assert ["reasoning_effort" in request.body for request in fake.requests] == [True, False, False]
+
+
+async def test_of_several_options_that_are_refused_together_each_is_left_out(
+    serve: Serve, effort: dict[str, str], fake: AzureOpenAI
+) -> None:
+    fake.fault(400, message="Unrecognized request arguments supplied: reasoning_effort, temperature")
+    fake.fault(400, message="Unrecognized request argument supplied: temperature")
+    async with serve(effort) as api:
+        await answer(api, temperature=0.3)
+
+    options = [request.body.keys() & {"reasoning_effort", "temperature"} for request in fake.requests]
+    assert options == [{"reasoning_effort", "temperature"}, {"temperature"}, set()]
+
+
+async def test_a_callers_temperature_that_is_too_high_is_the_callers_to_mend(
+    api: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
+    """The next one's may be taken."""
+    fake.fault(400, message="Expected a value <= 1.", param="temperature", code="decimal_above_max_value")
+
+    refused = await say(api, temperature=1.5)
+    await answer(api, temperature=0.5)
+
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "temperature")
+    assert fake.requests[-1].body["temperature"] == 0.5
 
 
 async def test_a_turns_own_reasoning_effort_is_not_left_out(
