@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-from openai import NOT_GIVEN, APIConnectionError, APIStatusError, AsyncOpenAI, Timeout
+from openai import NOT_GIVEN, APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
 from shared.errors import (
     ChatError,
@@ -73,9 +73,13 @@ class Endpoint:
     ) -> None:
         connect = min(timeout, _CONNECT_SECONDS)
         self._whole = Timeout(None, connect=connect)  # for what is not streamed
-        # Its own retries would multiply ours, and make calls that the ledger never heard of.
+        # Its own retries would multiply ours; they, and redirects, would make calls that the ledger never heard of.
         self._client = AsyncOpenAI(
-            base_url=url, api_key=api_key, max_retries=0, timeout=Timeout(timeout, connect=connect)
+            base_url=url,
+            api_key=api_key,
+            max_retries=0,
+            timeout=Timeout(timeout, connect=connect),
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False),
         )
         self._access = access
         self._token = api_key if callable(api_key) else None

@@ -60,6 +60,7 @@ class Fault:
     seconds: float = 0
     retry_after: float | str | None = None
     retry_after_ms: int | None = None
+    location: str | None = None
     message: str | None = None
     param: str | None = None
     code: str | None = None
@@ -263,7 +264,7 @@ class AzureOpenAI(Loopback):
         await asyncio.sleep(fault.seconds)
         if fault.kind in ("status", "content_filter", "context_length"):
             bill.charge(fault.outcome)
-            return await _send(wire, *_error(request, fault, answer), headers=_retry_after(fault))
+            return await _send(wire, *_error(request, fault, answer), headers=_hints(fault))
         if fault.kind in LOST and fault.after is None:
             bill.charge(fault.outcome)
             return await _lose(wire, fault)
@@ -364,8 +365,8 @@ def _error(request: Request, fault: Fault, answer: Answer) -> tuple[Request, int
     return request, fault.status, answers.error(fault.status, fault.message, fault.param, fault.code)
 
 
-def _retry_after(fault: Fault) -> list[tuple[str, str]]:
-    told = {"retry-after": fault.retry_after, "retry-after-ms": fault.retry_after_ms}
+def _hints(fault: Fault) -> list[tuple[str, str]]:
+    told = {"retry-after": fault.retry_after, "retry-after-ms": fault.retry_after_ms, "location": fault.location}
     return [(name, str(value)) for name, value in told.items() if value is not None]
 
 

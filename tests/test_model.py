@@ -399,6 +399,19 @@ async def test_no_turn_is_lost_where_the_preferred_endpoint_dies_under_load(
     assert sum(entry.call.state is State.SETTLED for entry in entries) == 36
 
 
+@pytest.mark.parametrize("status", [302, 307])
+async def test_a_conversation_is_not_taken_to_where_a_redirect_points(
+    api: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, tables: Tables, status: int
+) -> None:
+    second.authorize = lambda _: True
+    fake.fault(status, location=f"{second.endpoint}/openai/v1/chat/completions")
+
+    await answer(api)
+
+    assert (len(fake.requests), len(second.requests)) == (2, 0)
+    assert {entry.call.endpoint for entry in await closed_ledger(tables)} == {name(fake)}
+
+
 # What a deployment does not take
 
 
