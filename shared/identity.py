@@ -4,20 +4,27 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from azure.core.credentials import AccessToken
+from azure.core.exceptions import ClientAuthenticationError
 from azure.identity.aio import DefaultAzureCredential
 
 log = logging.getLogger(__name__)
 
-_REFRESH = 300.0  # seconds before a token's end
+_REFRESH = 300.0  # seconds before a token's end: another is asked for
+_PATIENCE = 20.0  # seconds for a token: the SDK waits 300 for an answer, and every turn would wait for one that is lost
+_LAST = 30.0  # seconds before a token's end: another is waited for. Longer than that takes, so nobody's fails unseen
 _RENEWAL = 60.0  # seconds between two renewals: what a fresh token does not mend, another one will not
 
 
+class IdentityTimeout(ClientAuthenticationError):
+    """The identity's endpoint did not answer in time."""
+
+
 class Identity:
-    """A credential for every client of the app. Tokens are kept, and refreshed before they expire; who asks while one
-    is on its way waits for that.
+    """A credential for every client of the app. Tokens are kept, and refreshed before they expire.
 
     `client_id`: of a user-assigned identity. `in_azure`: the platform's identity endpoint is there, so no developer's
     tools are looked for.
@@ -29,7 +36,7 @@ class Identity:
         self._credential = self._new()
         self._stale: DefaultAzureCredential | None = None  # requests that began before a renewal may still use it
         self._renewable = 0.0  # on the loop's clock
-        self._asked: dict[tuple[object, ...], asyncio.Task[AccessToken]] = {}
+        self._kept: dict[tuple[object, ...], _Kept] = {}
 
     def __str__(self) -> str:
         return f"this app's identity (client id {self._client_id})" if self._client_id else "this app's identity"
@@ -37,10 +44,9 @@ class Identity:
     async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
         """Raises azure.core.exceptions.ClientAuthenticationError."""
         key = (scopes, *options.items())
-        asked = self._asked.get(key)
-        if asked is None or _spent(asked):
-            asked = self._asked[key] = asyncio.create_task(self._credential.get_token(*scopes, **options))
-        return await asyncio.shield(asked)
+        if key not in self._kept:
+            self._kept[key] = _Kept(partial(self._credential.get_token, *scopes, **options))
+        return await self._kept[key].token()
 
     def tokens(self, scope: str) -> Callable[[], Awaitable[str]]:
         """A provider of tokens for one scope."""
@@ -59,13 +65,13 @@ class Identity:
         if now >= self._renewable:
             self._renewable = now + _RENEWAL
             stale, self._stale, self._credential = self._stale, self._credential, self._new()
-            self._asked.clear()
+            self._kept.clear()
             if stale:
                 await stale.close()
 
     async def close(self) -> None:
-        for asked in self._asked.values():
-            asked.cancel()
+        for kept in self._kept.values():
+            kept.close()
         if self._stale:
             await self._stale.close()
         await self._credential.close()
@@ -85,6 +91,44 @@ class Identity:
             exclude_visual_studio_code_credential=True,
             exclude_shared_token_cache_credential=True,
         )
+
+
+class _Kept:
+    """One token, and the request for the next: who asks while there is none waits for that."""
+
+    def __init__(self, ask: Callable[[], Awaitable[AccessToken]]) -> None:
+        self._ask = ask
+        self._token: AccessToken | None = None
+        self._asked: asyncio.Task[AccessToken] | None = None
+
+    async def token(self) -> AccessToken:
+        if self._token and _left(self._token) > _REFRESH:
+            return self._token
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.create_task(self._refresh())
+        if self._token and _left(self._token) > _LAST:
+            return self._token
+        return await asyncio.shield(self._asked)
+
+    def close(self) -> None:
+        if self._asked:
+            self._asked.cancel()
+
+    async def _refresh(self) -> AccessToken:
+        try:
+            self._token = await self._next()
+        except Exception as error:
+            if self._token is None or _left(self._token) <= 0:
+                raise
+            log.warning("the token at hand is used on, another was not to be had: %s", type(error).__name__)
+        return self._token
+
+    async def _next(self) -> AccessToken:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self._ask()
+        except TimeoutError as error:
+            raise IdentityTimeout from error
 
 
 class Access:
@@ -121,8 +165,5 @@ class Access:
         return self._identity is not None
 
 
-def _spent(asked: asyncio.Task[AccessToken]) -> bool:
-    """Whether a token must be asked for: the one at hand was not to be had, or expires soon."""
-    if not asked.done():
-        return False
-    return asked.cancelled() or asked.exception() is not None or asked.result().expires_on - time.time() < _REFRESH
+def _left(token: AccessToken) -> float:
+    return token.expires_on - time.time()

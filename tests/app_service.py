@@ -5,6 +5,7 @@ makes of them.
 The tokens are JWTs as Azurite wants them; signed, so that the fake model service can tell them from made-up ones.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -40,6 +41,7 @@ class AppService(Loopback):
         self.lifetime = 3_600.0  # seconds
         self.audiences: dict[str, str] = {}  # asked for -> minted instead
         self.failing = False
+        self.silent = False  # what is asked meanwhile is never answered
         self.minted: list[Minted] = []
         self.revoked: set[str] = set()
         self._secret = secrets.token_hex(16)
@@ -67,6 +69,8 @@ class AppService(Loopback):
     async def converse(self, wire: Wire) -> None:
         while message := await wire.message():
             assert isinstance(message.head, h11.Request)
+            if self.silent:
+                await asyncio.Event().wait()
             headers = {name.decode(): value.decode() for name, value in message.head.headers}
             status, body = self._answer(message.head.target.decode(), headers)
             content = json.dumps(body).encode()

@@ -22,7 +22,7 @@ from tests.azure_openai import AzureOpenAI
 from tests.conftest import FEBRUARY_29, Serve, Tables, free_port
 from tests.conservation import assert_conserved
 from tests.loopback import PATIENCE
-from tests.talking import answer, answered, closed_ledger, say
+from tests.talking import answer, answered, closed_ledger, say, until
 
 MODEL = "https://cognitiveservices.azure.com"
 STORAGE = "https://storage.azure.com"
@@ -106,6 +106,59 @@ async def test_ten_calls_at_once_replace_a_refused_token_once(api: httpx.AsyncCl
     await asyncio.gather(*(answer(api, "hi", f"s{number}") for number in range(10)))
 
     assert len(platform.minted) == 2
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No long wait for an identity's endpoint that says nothing, and none until it is asked again."""
+    monkeypatch.setattr("shared.identity._PATIENCE", 0.3)
+    monkeypatch.setattr("azure.identity._internal.utils.DEFAULT_TOKEN_REFRESH_RETRY_DELAY", 0)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_token_that_never_comes_is_a_clear_error_and_the_next_turn_asks_anew(
+    serve: Serve, environ: dict[str, str], platform: AppService
+) -> None:
+    async with serve(environ | {"TURN_TIMEOUT_SECONDS": "20"}) as api:
+        platform.silent = True
+        refused(await say(api), "upstream_unavailable", "Cognitive Services OpenAI User")
+        platform.silent = False
+
+        await answer(api)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("lifetime", [200, 20])
+async def test_a_token_is_good_to_its_end_where_another_is_not_to_be_had(
+    serve: Serve, environ: dict[str, str], platform: AppService, lifetime: float
+) -> None:
+    platform.lifetime = lifetime
+    async with serve(environ | {"TURN_TIMEOUT_SECONDS": "20"}) as api:
+        await answer(api)
+        minted = len(platform.minted)
+        platform.silent = True
+
+        await answer(api)
+        assert len(platform.minted) == minted
+        platform.silent = False
+
+        async def replaced() -> bool | None:
+            await answer(api)
+            return len(platform.minted) > minted or None
+
+        await until(replaced)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_nobody_waits_for_another_token_while_one_is_good(
+    api: httpx.AsyncClient, platform: AppService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.identity._PATIENCE", PATIENCE)
+    platform.lifetime = 200
+    await answer(api)
+    platform.silent = True
+
+    await asyncio.wait_for(answer(api), PATIENCE / 2)
 
 
 async def test_a_wrong_audience_is_a_clear_error_that_is_logged_once(
