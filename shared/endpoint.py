@@ -35,6 +35,7 @@ _SHOWN = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit
 # Older models name it so alone. Where they name several, the next attempt finds the next.
 _UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request arguments? supplied: (\w+)")
 _NOT_TAKEN = ("unsupported_parameter", "unsupported_value", "unknown_parameter")  # the codes of an option as such
+_BROKEN = (httpx2.RequestError, OSError)  # a broken TLS record's error comes from the socket as it is
 
 
 class NotAuthorized(UpstreamUnavailable):
@@ -108,8 +109,8 @@ class Endpoint:
             if not isinstance(refusal, NotAuthorized):  # which is between this app and the service
                 refusal.said = Said(error.status_code, _shown(error.response.headers), error.response.content)
             raise refusal from error
-        except (APIConnectionError, httpx2.RequestError) as error:  # the latter while an error's body is read
-            cause = error if isinstance(error, httpx2.RequestError) else error.__cause__
+        except (APIConnectionError, *_BROKEN) as error:  # the latter as they are while an error's body is read
+            cause = error.__cause__ if isinstance(error, APIConnectionError) else error
             log.warning("call %s: %s: %s", prompt.call_id, self.name, type(cause or error).__name__)
             raise _unreached(cause) from error
         parts = response.iter_bytes()
@@ -164,7 +165,7 @@ async def _reading(answer: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             yield data
     except httpx2.TimeoutException as error:
         raise UpstreamTimeout("The model stopped in mid-answer. Send this again.", maybe_billed=True) from error
-    except httpx2.RequestError as error:
+    except _BROKEN as error:
         raise UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True) from error
 
 

@@ -2,14 +2,19 @@
 
 import asyncio
 import json
+import os
+import socket
+import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from shared.conversation import State
 from shared.services import services
@@ -341,6 +346,50 @@ async def test_an_error_whose_words_break_off_is_a_failure_like_others(
 
     assert told["session"]["unaccounted_calls"] == 1
     await assert_conserved(tables, second)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"", id="before any byte"),
+        pytest.param(b"HTTP/1.1 200 X\r\ncontent-length: 500\r\n\r\ndata: {}\n\n", id="in mid-answer"),
+        pytest.param(b"HTTP/1.1 429 X\r\ncontent-length: 500\r\n\r\n{", id="in an error's words"),
+    ],
+)
+async def test_an_encrypted_connection_that_is_garbled_is_lost_like_others(
+    serve: Serve,
+    environ: dict[str, str],
+    second: AzureOpenAI,
+    tables: Tables,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    head: bytes,
+) -> None:
+    async def garbling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        await writer.drain()
+        with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as below:
+            below.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(garbling, "127.0.0.1", 0, ssl=trusted_here(tmp_path, monkeypatch))
+    first = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, serve(environ | {"AZURE_OPENAI_ENDPOINT": f"{first},{second.endpoint}"}) as api:
+        told = await answer(api)
+
+    assert told["session"]["unaccounted_calls"] == 1
+    await assert_conserved(tables, second)
+
+
+def trusted_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A server's certificate, of an authority that the app trusts meanwhile."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "authority.pem"))
+    return context
 
 
 async def test_a_deployment_that_one_region_lacks_is_asked_of_the_other(
