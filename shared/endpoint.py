@@ -4,6 +4,7 @@ Answers are read raw, because typed parsing of each chunk costs several times th
 for the next byte; what is not streamed comes when it is finished, so only the caller's deadline ends it.
 """
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -31,6 +32,7 @@ from shared.ports import Prompt
 log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
+_END_SECONDS = 1.0  # behind [DONE]: read to its very end a connection can be used again, but the caller waits meanwhile
 _SHOWN = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
 # Older models name it so alone. Where they name several, the next attempt finds the next.
 _UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request arguments? supplied: (\w+)")
@@ -181,9 +183,10 @@ async def _events(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             if (data := line[5:].strip()) == b"[DONE]":
                 break
             yield data
-    with suppress(httpx2.RequestError):  # to the very end, or the connection could not be used again
-        async for _ in lines:
-            pass
+    with suppress(*_BROKEN):  # a TimeoutError is an OSError
+        async with asyncio.timeout(_END_SECONDS):
+            async for _ in lines:
+                pass
 
 
 async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

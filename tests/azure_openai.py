@@ -34,6 +34,7 @@ Kind = Literal[
     "truncated",  # the answer ends properly, without finish_reason, usage or [DONE]
     "no_usage",  # all is there but the usage
     "unended",  # all is there, usage too, and the connection is lost before [DONE]
+    "endless",  # all is there, [DONE] too, and then a comment now and then, for ever
     "malformed",  # an event that is no JSON, then a proper end
     "error_event",  # an event that is an error object, then a proper end
     "content_filter",  # 400: the filter stopped the prompt
@@ -45,7 +46,7 @@ REFUSED_BY_REASONING |= frozenset({"logprobs", "top_logprobs", "logit_bias"})
 UNBILLED: frozenset[Kind] = frozenset({"status", "context_length"})
 PROMPT_ONLY: frozenset[Kind] = frozenset({"content_filter", "context_length"})
 LOST: frozenset[Kind] = frozenset({"stall", "reset", "close"})
-FINISHED: frozenset[Kind] = frozenset({"none", "slow", "no_usage", "unended", "completion_filter"})
+FINISHED: frozenset[Kind] = frozenset({"none", "slow", "no_usage", "unended", "endless", "completion_filter"})
 CHAT = re.compile(r"/openai/(?:v1|deployments/(?P<deployment>[^/]+))/chat/completions")
 
 
@@ -281,6 +282,11 @@ class AzureOpenAI(Loopback):
         if fault.kind == "unended":
             await wire.send(*map(_data, closing[:-1]))
             return await _lose(wire, fault)
+        if fault.kind == "endless":
+            await wire.send(*map(_data, closing))
+            while True:
+                await asyncio.sleep(0.1)
+                await wire.send(_data(b": ping\n\n"))
         return await wire.send(*map(_data, _ending(fault, closing)), h11.EndOfMessage())
 
     async def _speak(self, wire: Wire, content: list[bytes], hold: Hold | None) -> None:

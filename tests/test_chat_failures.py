@@ -1,5 +1,6 @@
 """What a turn makes of a model service that fails: the right error, a conversation as before, and every cent told."""
 
+import time
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -246,6 +247,20 @@ async def test_an_answer_that_is_whole_settles_though_the_connection_breaks_behi
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.SETTLED]
     assert len(fake.requests) == 1
     await assert_conserved(tables, fake)
+
+
+async def test_an_answer_that_is_whole_is_not_kept_back_by_a_connection_that_does_not_end(
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.endpoint._END_SECONDS", 0.1)
+    fake.fault("endless")
+    async with serve(environ | {"TURN_TIMEOUT_SECONDS": "20"}) as api:
+        began = time.monotonic()
+        said = await answer(api)
+
+    assert said["message"]["content"] == "echo: hi"
+    assert time.monotonic() - began < 10
+    await assert_adds_up(tables, fake)
 
 
 async def test_a_call_for_which_no_token_was_to_be_had_costs_nothing(
