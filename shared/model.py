@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 COOLING = 30.0  # seconds that a failing endpoint is passed over, where it names none itself
 LONGEST = 600.0  # seconds: the most, whatever it asks for
+AGAIN = 0.5  # seconds until a turn asks it once more, where nothing else is cool and it names none itself
 ABSENT = 600.0  # seconds until an endpoint is asked again for a deployment that it did not have
 _COOL = (0.0, False)
 _back_off = wait_exponential_jitter(multiplier=0.5, max=20)
@@ -55,6 +56,11 @@ class Model:
         cool = [end for end, (until, _) in cooling.items() if until <= now]
         passed_over = [end for end, (until, asked) in cooling.items() if until > now and not asked]
         return [*cool, *passed_over] or [min(cooling, key=cooling.__getitem__)]
+
+    def pause(self, deployment: str) -> float:
+        until, asked = self._cooling.get(self.available(deployment)[0], _COOL)
+        seconds = max(0.0, until - _now())
+        return seconds if asked else min(seconds, AGAIN)
 
     def failed(self, endpoint: Endpoint, deployment: str, failure: UpstreamFailure) -> None:
         """Pass this endpoint over for a while."""

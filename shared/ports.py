@@ -66,9 +66,11 @@ class Asking(Protocol):
 
 
 class Model(Protocol):
-    """The model service."""
+    """The model service. `pause`: seconds to wait before a call in place of one that failed, none where it would go to
+    another endpoint."""
 
     def ask(self, prompt: Prompt) -> Asking: ...
+    def pause(self, deployment: str) -> float: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -266,9 +266,11 @@ class Turns:
 
     async def _retry(self, taken: _Taken, calling: _Calling, failed: Call, error: Exception) -> bool:
         """Open another call in place of one that may have been billed. False where there is to be none: a piece of the
-        answer may have reached the caller, it is whole and only its usage is missing, or the turn's time is up."""
+        answer may have reached the caller, it is whole and only its usage is missing, or the turn's time is up, if not
+        now then after the pause."""
         reserved, whole = taken.reserved, calling.completion.finish_reason is not None
-        if taken.running.told or whole or asyncio.get_running_loop().time() >= taken.deadline:
+        pause = self._model.pause(failed.deployment)
+        if taken.running.told or whole or asyncio.get_running_loop().time() + pause >= taken.deadline:
             return False
         window, held = reserved.window, reserved.held
         if isinstance(error, ContextTooLong):
@@ -286,6 +288,7 @@ class Turns:
             return False
         await persist(failed, lambda: self._ledger.settle(calling.entry, failed))
         reserved.window = window
+        await asyncio.sleep(pause)
         return True
 
     def _settled(self, calling: _Calling, usage: Usage) -> Call:

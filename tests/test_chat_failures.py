@@ -71,8 +71,9 @@ IN_MID_ANSWER = [
 
 
 @pytest.fixture
-def environ(environ: dict[str, str]) -> dict[str, str]:
-    """No long wait for a model that says nothing."""
+def environ(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """No long wait for a model that says nothing, or that failed."""
+    monkeypatch.setattr("shared.model.AGAIN", 0.01)
     return environ | {"AZURE_OPENAI_TIMEOUT_SECONDS": "0.5"}
 
 

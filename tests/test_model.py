@@ -93,12 +93,13 @@ async def test_a_refused_connection_is_tried_again(
     assert lines(caplog)[0]["attempts"] > 1
 
 
+@pytest.mark.parametrize("status", [429, 504])
 @pytest.mark.parametrize(("pause", "least"), [({"retry_after_ms": 1_700}, 1.7), ({"retry_after": 2}, 2)])
 async def test_the_pause_that_the_service_asks_for_is_kept(
-    api: httpx.AsyncClient, fake: AzureOpenAI, pause: dict[str, Any], least: float
+    api: httpx.AsyncClient, fake: AzureOpenAI, status: int, pause: dict[str, Any], least: float
 ) -> None:
-    """It is longer than any that the first retry would make by itself."""
-    fake.fault(429, **pause)
+    """It is longer than any that the first retry would make by itself; on the same call, or on another."""
+    fake.fault(status, **pause)
     began = time.monotonic()
 
     await answer(api)
@@ -115,8 +116,9 @@ async def test_of_two_pauses_the_finer_counts(api: httpx.AsyncClient, fake: Azur
     assert time.monotonic() - began < 15
 
 
-async def test_without_a_pause_it_backs_off(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
-    fake.fault(503)
+@pytest.mark.parametrize("fault", [503, 504, "reset", "truncated"])
+async def test_without_a_pause_it_backs_off(api: httpx.AsyncClient, fake: AzureOpenAI, fault: Kind | int) -> None:
+    fake.fault(fault)
     began = time.monotonic()
 
     await answer(api)
@@ -138,18 +140,19 @@ async def test_what_remains_after_the_last_attempt_is_the_callers(
     assert (entry.call.state, entry.call.endpoint) == (State.FAILED, name(fake))
 
 
+@pytest.mark.parametrize("status", [429, 504])
 async def test_a_pause_beyond_the_turns_time_is_the_callers_at_once(
-    serve: Serve, environ: dict[str, str], fake: AzureOpenAI
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables, status: int
 ) -> None:
-    fake.fault(429, retry_after=30)
+    fake.fault(status, retry_after=30)
     async with serve(environ | {"TURN_TIMEOUT_SECONDS": "20"}) as api:
         began = time.monotonic()
 
         refused = await say(api)
 
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "30")
+    assert (refused.status_code, refused.headers["retry-after"]) == (status, "30")
     assert time.monotonic() - began < 15
-    assert len(fake.requests) == 1
+    assert len(fake.requests) == len(await closed_ledger(tables)) == 1
 
 
 @pytest.mark.parametrize("pause", ["-1", "nan", "Sun, 22 Nov 2026 22:00:00 GMT", "99999999"])
@@ -255,8 +258,8 @@ async def test_what_may_have_been_billed_is_another_call_at_the_other_endpoint(
     fault: Kind | int,
     after: int | None,
 ) -> None:
-    """Before its first byte, and in mid-answer."""
-    fake.fault(fault, after=after)
+    """Before its first byte, and in mid-answer. Nobody waits for the one that failed."""
+    fake.fault(fault, after=after, retry_after=300)
 
     told = await answer(two)
 
