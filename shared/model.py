@@ -67,8 +67,8 @@ class Model:
         if isinstance(failure, NoDeployment):
             log.warning("%s has no deployment %r", endpoint.name, deployment)
             self._absent[endpoint, deployment] = _now() + ABSENT
-        elif failure.pause is None:
-            self._cooling[endpoint] = (_now() + COOLING, False)
+        elif failure.pause is None:  # it may have asked for longer before
+            self._cooling[endpoint] = max(self._cooling.get(endpoint, _COOL), (_now() + COOLING, False))
         else:
             self._cooling[endpoint] = (_now() + min(failure.pause, LONGEST), True)
 

@@ -270,6 +270,23 @@ async def test_what_may_have_been_billed_is_another_call_at_the_other_endpoint(
     assert told["session"]["unaccounted_calls"] == 1
 
 
+async def test_an_answer_that_breaks_off_does_not_shorten_the_pause_that_was_asked_for_meanwhile(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
+) -> None:
+    fake.fault("close", after=1)
+    with fake.hold(after=1) as hold:
+        begun = asyncio.create_task(say(two, session="begun-before"))
+        await hold.until_reached()
+        fake.fault(429, retry_after=300)
+        await answer(two)
+    await begun
+    second.fault(503)
+
+    await answer(two)
+
+    assert (len(fake.requests), len(second.requests)) == (2, 4)
+
+
 @pytest.mark.parametrize("sooner", ["first", "second"])
 async def test_where_both_are_limited_the_one_that_is_free_first_is_waited_for(
     two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, sooner: str
