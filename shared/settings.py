@@ -119,6 +119,12 @@ class Settings:
                 f"is {settings.max_tokens}: at most half of CONTEXT_TOKENS and {MOST_ANSWER_TOKENS}, so here"
                 f" {settings.largest_answer}.",
             )
+        if not settings.api_key and (shown := next(filter(_in_the_clear, settings.endpoints), None)):
+            raise SettingsError(
+                "AZURE_OPENAI_ENDPOINT",
+                f"holds {shown!r}: without AZURE_OPENAI_API_KEY the identity's token would go there in the clear. Use"
+                " https://.",
+            )
         return settings
 
     @property
@@ -202,6 +208,11 @@ def _endpoint(url: str) -> str:
     if path:
         raise ValueError(f"{url!r} has a path that does not end in /v1.")
     return f"{parts.scheme}://{parts.netloc}/openai/v1/"
+
+
+def _in_the_clear(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1")
 
 
 def _tables_endpoint(value: str) -> str:

@@ -128,6 +128,17 @@ class TestEndpoints:
         several = read(AZURE_OPENAI_ENDPOINT="https://b, https://a/v1 ,").endpoints
         assert several == ("https://b/openai/v1/", "https://a/v1/")
 
+    @pytest.mark.parametrize("host", ["127.0.0.1:8080", "localhost", "[::1]:8080"])
+    def test_this_machine_may_be_shown_a_token_in_the_clear(self, host: str) -> None:
+        assert read(AZURE_OPENAI_ENDPOINT=f"http://{host}").endpoints == (f"http://{host}/openai/v1/",)
+
+    def test_no_other_may_but_it_may_be_shown_a_key(self) -> None:
+        error = refused(AZURE_OPENAI_ENDPOINT="https://a, http://b")
+        assert error.name == "AZURE_OPENAI_ENDPOINT"
+        assert "'http://b/openai/v1/'" in str(error)
+        keyed = read(AZURE_OPENAI_ENDPOINT="https://a, http://b", AZURE_OPENAI_API_KEY="a-key")
+        assert keyed.endpoints[1] == "http://b/openai/v1/"
+
 
 class TestMalformed:
     @pytest.mark.parametrize(
