@@ -25,6 +25,11 @@ def test_azd_deploys_this_folder_as_a_python_function_app() -> None:
     assert "serviceName: 'api'" in (ROOT / "infra" / "main.bicep").read_text()
 
 
+def test_an_azd_that_would_delete_the_group_of_somebodys_account_is_refused() -> None:
+    assert re.search(r'^requiredVersions:\n(?:  #.*\n)+  azd: ">= 1\.24\.1"$', AZURE_YAML, re.MULTILINE)
+    assert "azd 1.24.1 or newer" in (ROOT / "docs" / "deploying.md").read_text()
+
+
 def test_each_hook_has_a_script_for_each_shell() -> None:
     scripts = re.findall(r"run: (\S+)", AZURE_YAML)
     assert len(scripts) == 4
