@@ -161,8 +161,12 @@ param storageRedundancy string = 'Standard_LRS'
 @description('Whether nobody can remove the vault for good before 7 days are over. Can\'t be undone, and azd down --purge then leaves it.')
 param purgeProtection bool = false
 
-@description('Whether to bring back the accounts and the vault of this environment that were deleted and not purged. For one provisioning.')
-param restoreDeleted bool = false
+// Two switches, since each is refused where there is nothing to bring back, and an account is gone long before a vault.
+@description('Whether to bring back the OpenAI accounts of this environment: deleted within 48 hours, and not purged. For one provisioning.')
+param restoreOpenAi bool = false
+
+@description('Whether to bring back the vault of this environment: deleted within 7 days, and not purged. For one provisioning.')
+param restoreVault bool = false
 
 @description('Days that logs are kept.')
 @minValue(30)
@@ -255,7 +259,7 @@ module openAi 'app/openai.bicep' = if (createsOpenAi) {
     contentFilter: contentFilter
     keys: usesKey
     private: vnetEnabled
-    restoreDeleted: restoreDeleted
+    restoreDeleted: restoreOpenAi
     workspaceId: monitoring.outputs.workspaceId
   }
 }
@@ -279,7 +283,7 @@ module secondary 'app/openai.bicep' = if (hasSecondary) {
     contentFilter: contentFilter
     keys: false
     private: vnetEnabled
-    restoreDeleted: restoreDeleted
+    restoreDeleted: restoreOpenAi
     workspaceId: monitoring.outputs.workspaceId
   }
 }
@@ -300,7 +304,7 @@ module vault 'app/vault.bicep' = {
     location: location
     tags: tags
     purgeProtection: purgeProtection
-    restoreDeleted: restoreDeleted
+    restoreDeleted: restoreVault
     private: vnetEnabled
     workspaceId: monitoring.outputs.workspaceId
     appPrincipalId: identity.outputs.principalId

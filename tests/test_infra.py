@@ -518,11 +518,20 @@ class TestSwitches:
         models = deployment.of("Microsoft.CognitiveServices/accounts/deployments")
         assert len(models) == 4
         assert all(model["properties"]["raiPolicyName"] == "chat" for model in models)
-        assert all(a["properties"]["restore"] is True for a in deployment.of("Microsoft.CognitiveServices/accounts"))
-        vault = deployment.one("Microsoft.KeyVault/vaults")["properties"]
-        assert (vault["enablePurgeProtection"], vault["createMode"]) == (True, "recover")
+        assert deployment.one("Microsoft.KeyVault/vaults")["properties"]["enablePurgeProtection"] is True
         assert deployment.settings["AZURE_OPENAI_MAX_TOKENS"] == "1600"
         assert deployment.settings["AZURE_OPENAI_MODEL"] == "chat"
+
+    def test_accounts_and_vault_are_brought_back_each_by_itself(self, predicted: Mapping[str, Deployment]) -> None:
+        """An account is gone after 48 hours or a purge, a vault with purge protection is there for 7 days."""
+        for name, accounts, vault in [
+            ("defaults", False, "default"),
+            ("everything", True, "default"),
+            ("restored-vault", False, "recover"),
+        ]:
+            found = predicted[name].of("Microsoft.CognitiveServices/accounts")
+            assert all(account["properties"].get("restore", False) is accounts for account in found), name
+            assert predicted[name].one("Microsoft.KeyVault/vaults")["properties"]["createMode"] == vault, name
 
     def test_purge_protection_is_never_said_to_be_off(self, predicted: Mapping[str, Deployment]) -> None:
         """Azure refuses `false`."""

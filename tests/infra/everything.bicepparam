@@ -14,7 +14,7 @@ param alwaysReadyInstances = 1
 param maximumInstances = 100
 param httpConcurrency = 16
 param purgeProtection = true
-param restoreDeleted = true
+param restoreOpenAi = true
 param storageRedundancy = 'Standard_ZRS'
 param rollingUpdates = false
 param usageKeys = 'ada=0000000000000000000000000000000000000000000000000000000000000000'

@@ -1,0 +1,9 @@
+// A vault that outlived its account: purged, or deleted more than 48 hours ago.
+using '../../infra/main.bicep'
+
+param environmentName = 'test'
+param location = 'swedencentral'
+param principalId = '11111111-1111-1111-1111-111111111111'
+param budgetStartDate = '2026-11-01'
+
+param restoreVault = true
