@@ -194,7 +194,9 @@ var openAiResourceGroup = createsOpenAi
   : empty(existingOpenAiResourceGroup)
       ? fail('existingOpenAiName needs existingOpenAiResourceGroup.')
       : existingOpenAiResourceGroup
-var secondaryName = '${abbreviations.openAi}${token}-2'
+// The region is part of the names: an account can't move, nor a private endpoint point elsewhere.
+var secondaryRegion = toLower(replace(openAiSecondaryLocation, ' ', ''))
+var secondaryName = '${abbreviations.openAi}${token}-${secondaryRegion}'
 
 var recipients = filter(map(split(replace(summaryRecipients, ';', ','), ','), part => trim(part)), part => !empty(part))
 var mailsByAzure = !empty(recipients) && mailTransport == 'azure'
@@ -341,7 +343,7 @@ module network 'app/network.bicep' = if (vnetEnabled) {
       { name: 'table', id: storage.outputs.id, group: 'table' }
       { name: 'vault', id: vault.outputs.id, group: 'vault' }
       ...(createsOpenAi ? [{ name: 'openai', id: openAiAccess.outputs.id, group: 'account' }] : [])
-      ...(hasSecondary ? [{ name: 'openai-2', id: secondaryAccess!.outputs.id, group: 'account' }] : [])
+      ...(hasSecondary ? [{ name: 'openai-${secondaryRegion}', id: secondaryAccess!.outputs.id, group: 'account' }] : [])
     ]
   }
 }

@@ -394,6 +394,17 @@ class TestSwitches:
         grants = predicted["second-region"].of("Microsoft.Authorization/roleAssignments")
         assert len([grant for grant in grants if f"/{second['name']}" in grant["id"]]) == 2
 
+    def test_another_second_region_is_another_account(self, predicted: Mapping[str, Deployment]) -> None:
+        """Azure moves no account to another region, and points no private endpoint at another account."""
+        for name, region in [("second-region", "eastus2"), ("everything", "germanywestcentral")]:
+            first, second = predicted[name].of("Microsoft.CognitiveServices/accounts")
+            assert second["name"] == f"{first['name']}-{region}"
+            assert len(second["name"]) <= 64
+            endpoints = predicted[name].of("Microsoft.Network/privateEndpoints")
+            pointing = [endpoint["name"] for endpoint in endpoints if second["id"] in strings(endpoint)]
+            assert len(pointing) == (1 if name == "everything" else 0)
+            assert all(given.endswith(f"-openai-{region}") for given in pointing)
+
     @pytest.mark.parametrize("name", ["api-key", "existing-account-api-key"])
     def test_a_key_is_kept_in_the_vault_and_read_by_reference(
         self, predicted: Mapping[str, Deployment], name: str

@@ -6,7 +6,7 @@ param location = 'swedencentral'
 param principalId = '11111111-1111-1111-1111-111111111111'
 param budgetStartDate = '2026-11-01'
 
-param openAiSecondaryLocation = 'eastus2'
+param openAiSecondaryLocation = 'Germany West Central' // a long name, as the portal writes it
 param contentFilter = 'Low'
 param vnetEnabled = true
 param summaryRecipients = 'ada@example.com, bob@example.com'
