@@ -142,8 +142,11 @@ param emailDataLocation string = 'Europe'
 @minValue(0)
 param budgetAmount int = 50
 
-@description('First day of the budget\'s first month. azd keeps it as AZURE_BUDGET_START_DATE, since it can never change.')
-param budgetStartDate string = utcNow('yyyy-MM-01')
+@description('First day of the budget\'s first month. azd keeps it as AZURE_BUDGET_START_DATE, since it can never change. Empty: this month\'s.')
+param budgetStartDate string = ''
+
+@description('First day of this month: a parameter because only there a template may ask for the time. Leave it alone.')
+param thisMonth string = utcNow('yyyy-MM-01')
 
 @description('US dollars of model calls a day above which somebody is told the morning after; 0 for no alert.')
 @minValue(0)
@@ -203,6 +206,10 @@ var mailsByAzure = !empty(recipients) && mailTransport == 'azure'
 var mailsBySmtp = empty(recipients) || mailTransport != 'smtp'
   ? false
   : empty(summarySender) ? fail('mailTransport smtp needs summarySender: the address that mail comes from.') : true
+
+// Where there is no budget no date is made up: on the day that there is one it would be past, which Azure refuses. One that
+// was given is kept, since a budget that is switched off is still there.
+var budgetStart = budgetAmount > 0 && empty(budgetStartDate) ? thisMonth : budgetStartDate
 
 resource group 'Microsoft.Resources/resourceGroups@2025-04-01' = {
   name: '${abbreviations.resourceGroup}${environmentName}'
@@ -420,7 +427,7 @@ module budget 'app/budget.bicep' = if (budgetAmount > 0) {
   params: {
     name: '${abbreviations.budget}${token}'
     amount: budgetAmount
-    startDate: budgetStartDate
+    startDate: budgetStart
     recipients: recipients
   }
 }
@@ -466,5 +473,5 @@ output LOG_ANALYTICS_WORKSPACE_ID string = monitoring.outputs.workspaceId
 @description('Where the tables are.')
 output TABLES_ENDPOINT string = storage.outputs.tableEndpoint
 
-@description('First day of the budget\'s first month, so that the next provisioning says the same.')
-output AZURE_BUDGET_START_DATE string = budgetStartDate
+@description('First day of the budget\'s first month, so that the next provisioning says the same; empty before there is one.')
+output AZURE_BUDGET_START_DATE string = budgetStart

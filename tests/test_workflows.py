@@ -4,6 +4,10 @@
 import json
 import os
 import re
+import shutil
+import subprocess
+
+import pytest
 
 from local.places import ROOT
 
@@ -70,6 +74,25 @@ def test_the_pipeline_hands_azd_no_empty_variable() -> None:
     """azd takes an empty one for a value, and GitHub gives an empty one for each that is not set."""
     assert not re.search(r"\$\{\{ vars\.\w+ \}\}", DEPLOY)
     assert 'select(.value != ""' in DEPLOY
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="no POSIX shell")
+@pytest.mark.parametrize(
+    ("variables", "refused"),
+    [
+        ({}, True),
+        ({"BUDGET_AMOUNT": "200"}, True),
+        ({"BUDGET_AMOUNT": "0"}, False),
+        ({"AZURE_BUDGET_START_DATE": "2026-11-01"}, False),
+    ],
+)
+def test_the_pipeline_does_not_date_a_budget_anew(variables: dict[str, str], refused: bool) -> None:
+    """A month later it would say another date, which Azure refuses."""
+    step = re.search(r"budget anew\n.*\n +run: \|\n((?: {10}.*\n)+)", DEPLOY)
+    assert step
+    done = subprocess.run(["sh", "-c", step[1]], env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, "run azd up on your machine" in done.stderr) == (int(refused), refused)
+    assert DEPLOY.index(step[1]) < DEPLOY.index("azd provision")
 
 
 def test_the_checks_are_those_that_people_run() -> None:
