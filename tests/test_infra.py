@@ -465,6 +465,12 @@ class TestSwitches:
         (refused,) = model["properties"]["criteria"]["allOf"]
         assert refused["dimensions"] == [{"name": "StatusCode", "operator": "Include", "values": ["429"]}]
 
+    def test_a_summary_that_did_not_come_is_no_better_for_silence(self, predicted: Mapping[str, Deployment]) -> None:
+        """Without requests its query finds nothing after two days: only a person may close the alert."""
+        rules = {alert["name"]: alert["properties"] for alert in predicted["defaults"].of(LOG_ALERTS)}
+        assert [name for name, rule in rules.items() if not rule["autoMitigate"]] == ["summary-failed"]
+        assert [name for name, rule in rules.items() if rule.get("muteActionsDuration")] == ["summary-failed"]
+
     def test_the_alerts_name_the_timer_as_the_app_does(self) -> None:
         assert "async def daily_cost_summary(" in (ROOT / "function_app.py").read_text()
         assert 'Name == "daily_cost_summary"' in (INFRA / "queries" / "alert-summary.kql").read_text()

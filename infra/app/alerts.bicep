@@ -84,6 +84,7 @@ var rules = [
     threshold: 5
     every: 'PT15M'
     window: 'PT15M'
+    resolves: true
   }
   {
     name: 'summary-failed'
@@ -94,6 +95,8 @@ var rules = [
     threshold: 0
     every: 'PT1H'
     window: 'P2D'
+    // By a person: two days after an idle app's last request the query finds nothing, however dead the timer is.
+    resolves: false
   }
 ]
 
@@ -106,6 +109,7 @@ var costRule = {
   threshold: dailyCostUsd
   every: 'PT1H'
   window: 'P1D'
+  resolves: true
 }
 
 resource logAlerts 'Microsoft.Insights/scheduledQueryRules@2026-03-01' = [
@@ -122,7 +126,8 @@ resource logAlerts 'Microsoft.Insights/scheduledQueryRules@2026-03-01' = [
       scopes: [workspaceId]
       evaluationFrequency: rule.every
       windowSize: rule.window
-      autoMitigate: true
+      autoMitigate: rule.resolves
+      ...(rule.resolves ? {} : { muteActionsDuration: 'P1D' }) // or it would be mailed again every hour
       skipQueryValidation: true // a workspace that has just been made knows no tables yet
       criteria: {
         allOf: [
