@@ -576,6 +576,17 @@ METRIC_ALERTS = "Microsoft.Insights/metricAlerts"
 LOG_ALERTS = "Microsoft.Insights/scheduledQueryRules"
 
 
+@needs_bicep
+class TestOrder:
+    """What Azure waits for, which no prediction says: the template itself does."""
+
+    def test_roles_and_addresses_come_before_the_settings(self, built: "subprocess.CompletedProcess[str]") -> None:
+        """A module is done when its roles are; one that a switch leaves out is not waited for."""
+        function = json.loads(built.stdout)["resources"]["function"]
+        needed = {"monitoring", "storage", "openAiAccess", "secondaryAccess", "vault", "email", "network"}
+        assert needed <= set(function["dependsOn"])
+
+
 def test_one_deployment_after_the_other() -> None:
     """Azure refuses a second one of an account while one is under way."""
     text = (INFRA / "app" / "openai.bicep").read_text()
