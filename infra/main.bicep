@@ -318,7 +318,8 @@ module vault 'app/vault.bicep' = {
     workspaceId: monitoring.outputs.workspaceId
     appPrincipalId: identity.outputs.principalId
     developerPrincipalId: developerId
-    openAiName: usesKey ? openAiName : ''
+    keepsKey: usesKey
+    openAiName: openAiName
     openAiResourceGroup: openAiResourceGroup
     keepsSmtp: mailsBySmtp
     smtpUrl: mailsBySmtp && empty(smtpUrl) ? fail('mailTransport smtp needs smtpUrl.') : smtpUrl

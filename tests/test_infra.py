@@ -586,6 +586,13 @@ class TestOrder:
         needed = {"monitoring", "storage", "openAiAccess", "secondaryAccess", "vault", "email", "network"}
         assert needed <= set(function["dependsOn"])
 
+    def test_the_vault_names_its_account_even_where_it_keeps_no_key(
+        self, built: "subprocess.CompletedProcess[str]"
+    ) -> None:
+        vault = json.loads(built.stdout)["resources"]["vault"]["properties"]["parameters"]
+        assert vault["openAiName"] == {"value": "[variables('openAiName')]"}
+        assert vault["keepsKey"] == {"value": "[variables('usesKey')]"}
+
 
 def test_one_deployment_after_the_other() -> None:
     """Azure refuses a second one of an account while one is under way."""

@@ -29,7 +29,10 @@ param appPrincipalId string
 @description('The developer, who may change them; empty for none.')
 param developerPrincipalId string
 
-@description('Azure OpenAI account whose key is kept; empty for none.')
+@description('Whether the key of Azure OpenAI is kept.')
+param keepsKey bool
+
+@description('The Azure OpenAI account. Named in any case: Azure has refused an empty name that no condition let it use (bicep#13937).')
 param openAiName string
 
 @description('Resource group of that account.')
@@ -41,8 +44,6 @@ param keepsSmtp bool
 @description('SMTP URL with its password.')
 @secure()
 param smtpUrl string
-
-var keepsKey = !empty(openAiName)
 
 // checkov:skip=CKV_AZURE_42: purgeProtection is the operator's choice: azd down --purge could not remove the vault
 // checkov:skip=CKV_AZURE_109: open to identities with a role; vnetEnabled closes the network too
