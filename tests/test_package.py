@@ -28,7 +28,6 @@ def files(package: Path) -> set[str]:
 
 def test_it_is_the_app_and_nothing_else(package: Path) -> None:
     assert {path.split("/")[0] for path in files(package)} == {
-        "LICENSE",
         "function_app.py",
         "host.json",
         "requirements.txt",
@@ -46,7 +45,7 @@ def test_no_secret_cache_or_bytecode_comes_along(package: Path) -> None:
     assert not [path for path in files(package) if "__pycache__" in path or "local.settings" in path]
 
 
-def test_what_is_ignored_is_ignored_at_any_depth(tmp_path: Path) -> None:
+def test_what_is_not_the_app_is_ignored_at_any_depth(tmp_path: Path) -> None:
     """Of the kind of file that a checkout may hold tomorrow."""
     shutil.copy(ROOT / ".funcignore", tmp_path)
     kept = ["function_app.py", "shared/web.py"]
@@ -54,6 +53,9 @@ def test_what_is_ignored_is_ignored_at_any_depth(tmp_path: Path) -> None:
         *(".git/config", ".env", ".venv/lib/x.py", ".local/azurite/x", ".github/workflows/ci.yml", ".azure/dev/.env"),
         *("tests/test_x.py", "local/host.py", "benchmarks/x.py", "infra/main.bicep", "docs/x.md", "chat.py"),
         *("shared/__pycache__/web.cpython-313.pyc", "node_modules/x/y.js", "local.settings.json", ".coverage"),
+        *("venv/lib/x.py", "env/lib/x.py", "main_env/lib/x.py", "htmlcov/index.html", "build/lib/x.py", "dist/x.whl"),
+        *("local.settings.prod.json", "key.pem", "main.json", "shared.zip", "shared/web.pyc", "LICENSE"),
+        *("tests/function_app.py", "local/shared/x.py", "infra/requirements.txt", "benchmarks/host.json"),
     ]
     for name in kept + ignored:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
