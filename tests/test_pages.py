@@ -29,6 +29,8 @@ USAGE_KEY = new_key()
 WITH_KEY = {"function-key": FUNCTION_KEY}
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
 
+WAITING = "Another turn of this conversation is still running. Waiting for its end…"
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
@@ -187,6 +189,37 @@ async def test_stopping_ends_the_reading_and_not_the_turn(page: Page, fake: Azur
     assert [billed.outcome for billed in fake.meter] == ["ok"]
     await named(page, "Show the whole answer").click()
     await expect(words(page)).to_have_text("One two three.")
+
+
+async def test_a_message_waits_for_the_turn_before_it_and_is_sent_by_itself(page: Page, fake: AzureOpenAI) -> None:
+    with fake.hold(after=1) as hold:
+        await write_message(page, "count")
+        await expect(words(page)).to_have_text("echo")
+        await page.keyboard.press("Escape")
+        await expect(named(page, "Send")).to_be_visible()
+        keys = keys_sent(page)
+        await write_message(page, "more")
+        await expect(page.get_by_role("status")).to_have_text(WAITING)
+        hold.release()
+    await expect(words(page)).to_have_text("echo: more")
+    await expect(page.get_by_role("article", name="Answer").last.locator(".notes")).to_be_empty()
+    assert len(keys) >= 2
+    assert len(set(keys)) == 1
+
+
+async def test_a_message_that_waits_is_stopped_at_once(page: Page, fake: AzureOpenAI) -> None:
+    with fake.hold(after=1):
+        await write_message(page, "count")
+        await expect(words(page)).to_have_text("echo")
+        await page.keyboard.press("Escape")
+        await expect(named(page, "Send")).to_be_visible()
+        await write_message(page, "more")
+        await expect(page.get_by_role("status")).to_have_text(WAITING)
+        await page.route("**/api/chat", lambda _: None)  # never answered
+        async with page.expect_request("**/api/chat"):
+            pass
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("article", name="Answer").last).to_contain_text("You stopped reading.")
 
 
 async def test_going_elsewhere_ends_the_reading_and_not_the_turn(page: Page, fake: AzureOpenAI) -> None:

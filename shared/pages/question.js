@@ -20,7 +20,8 @@ export class Question {
     return this.body.session_id ?? null;
   }
 
-  // Calls `on.start`, `on.delta` and `on.again` (the connection was lost, another attempt follows); returns the answer.
+  // Calls `on.start`, `on.delta` and `on.again` (another attempt follows: the connection was lost, or the session is busy,
+  // which may be with an attempt of ours); returns the answer.
   async answered(on, signal) {
     const until = performance.now() + PATIENCE;
     for (let attempt = 1; ; attempt++) {
@@ -28,7 +29,7 @@ export class Question {
         return await this.#asked(on, signal);
       } catch (error) {
         if (signal.aborted || performance.now() > until || !this.#maySettleItself(error)) throw error;
-        on.again(error);
+        on.again(error, this.#mayBeOurs);
         await pause(Math.min(250 * 2 ** attempt, (error.retryAfter ?? Infinity) * 1000, LONGEST_PAUSE), signal);
       }
     }
@@ -56,7 +57,7 @@ export class Question {
 
   #maySettleItself(error) {
     if (error instanceof Lost) return (this.#mayBeOurs = true);
-    return this.#mayBeOurs && ["session_busy", "storage_unavailable"].includes(error.code);
+    return error.code === "session_busy" || (this.#mayBeOurs && error.code === "storage_unavailable");
   }
 }
 

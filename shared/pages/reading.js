@@ -8,6 +8,7 @@ import { AnswerView, turnViews, written } from "./transcript.js";
 export class Reading {
   #controller = new AbortController();
   #said = "";
+  #isQueued = false; // behind another turn of its session, so that the service has not begun it
   #here;
   view = new AnswerView();
   isAnswered = false;
@@ -38,7 +39,7 @@ export class Reading {
   }
 
   leave() {
-    if (this.question.turns.size) this.#controller.abort();
+    if (this.question.turns.size || this.#isQueued) this.#controller.abort();
   }
 
   // What became of the turn after its reading was stopped.
@@ -66,10 +67,11 @@ export class Reading {
     follow();
   }
 
-  again(error) {
+  again(error, mayBeOurs) {
     if (this.#isOver) return this.#controller.abort();
-    const lost = "The connection was lost. Trying again: an answer that is there is not paid for twice.";
-    tell(error instanceof Lost ? lost : "The service is still busy with this message. Waiting for it…");
+    this.#isQueued = !mayBeOurs;
+    if (error instanceof Lost) tell(LOST);
+    else tell(mayBeOurs ? BUSY_WITH_THIS : BUSY_WITH_ANOTHER);
   }
 
   get #isOver() {
@@ -112,5 +114,8 @@ export class Reading {
   }
 }
 
+const LOST = "The connection was lost. Trying again: an answer that is there is not paid for twice.";
+const BUSY_WITH_THIS = "The service is still busy with this message. Waiting for it…";
+const BUSY_WITH_ANOTHER = "Another turn of this conversation is still running. Waiting for its end…";
 const STOPPED = "You stopped reading. If the message has reached the service, it completes the answer and counts it.";
 const INTERRUPTED = "An earlier attempt was interrupted, and may have been billed: it is counted as unaccounted.";
