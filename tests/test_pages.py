@@ -671,6 +671,30 @@ async def test_a_phone_need_not_scroll_sideways(
             await expect(named(page, "New")).to_be_hidden()
 
 
+# The lines that each text stands on.
+LINES = """cells => cells.map(cell => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return new Set([...range.getClientRects()].map(({ top }) => top)).size;
+})"""
+
+
+async def test_a_table_on_a_phone_scrolls_and_keeps_its_words_whole(
+    browser: Browser, api: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
+    fake.reply("|Name|Amount|Description|Reference|Settlement|\n" + "|-" * 5 + "|\n" + "|1" * 5 + "|")
+    async with visiting(browser, base(api), WITH_KEY, **PHONE) as page:
+        await page.goto("/chat")
+        await ask(page)
+        assert await page.locator(".answer th").evaluate_all(LINES) == [1] * 5
+        assert await page.locator(".answer table").evaluate("table => table.scrollWidth > table.clientWidth")
+        await page.goto("/docs")
+        plain = page.locator("#schemas td").get_by_text(re.compile("^(string|integer|boolean)$"))
+        await expect(plain).not_to_have_count(0)
+        names = page.locator("#schemas td:first-child code")
+        assert {*await plain.evaluate_all(LINES), *await names.evaluate_all(LINES)} == {1}
+
+
 async def test_everything_that_can_be_used_has_a_name(page: Page, fake: AzureOpenAI) -> None:
     fake.reply("[a link](https://example.com)\n```\ncode\n```")
     await ask(page, "first")
