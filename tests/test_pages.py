@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Locator, Page, Request, expect
+from playwright.async_api import Browser, FloatRect, Locator, Page, Request, expect
 
 from local.keys import line, new_key
 from shared.conversation import State
@@ -693,6 +693,24 @@ async def test_a_table_on_a_phone_scrolls_and_keeps_its_words_whole(
         await expect(plain).not_to_have_count(0)
         names = page.locator("#schemas td:first-child code")
         assert {*await plain.evaluate_all(LINES), *await names.evaluate_all(LINES)} == {1}
+
+
+async def test_a_phone_shows_the_deployment_and_send_on_one_line(
+    browser: Browser, serve: Serve, environ: dict[str, str]
+) -> None:
+    several = {"AZURE_OPENAI_DEPLOYMENTS": "chat=gpt-5.4-mini, large=gpt-5.4"}
+    async with serve(environ | several) as api, visiting(browser, base(api), WITH_KEY, **PHONE) as page:
+        await page.goto("/chat")
+        await expect(page.get_by_role("combobox", name="Deployment")).to_be_visible()
+        below, send = await box(page.locator(".below")), await box(named(page, "Send"))
+        assert below["height"] == send["height"]
+        assert below["x"] + below["width"] == send["x"] + send["width"]
+
+
+async def box(shown: Locator) -> FloatRect:
+    found = await shown.bounding_box()
+    assert found
+    return found
 
 
 async def test_everything_that_can_be_used_has_a_name(page: Page, fake: AzureOpenAI) -> None:
