@@ -156,10 +156,11 @@ async def test_a_cost_that_is_not_known_is_not_a_zero(
         await page.goto("/chat")
         await ask(page)
         await expect(figures(page)).to_contain_text("price not known")
-        await expect(page.locator("#totals")).to_contain_text("1 turn of unknown price")
+        await expect(page.locator("#totals")).to_contain_text("price not known · 1 turn of unknown price")
         fake.fault("content_filter")
         await write_message(page, "something violent")
         await expect(page.locator("#totals")).to_contain_text("1 call unaccounted, price not known")
+        await expect(page.locator("main")).not_to_contain_text("$0")
 
 
 async def test_a_deployment_is_chosen_where_there_are_several(
@@ -806,6 +807,22 @@ def costs(detail: str, kind: str) -> list[str]:
     """As they were sent."""
     listed = detail.partition(f'"{kind}":')[2].partition("]")[0]
     return [f"${cost}" for cost in re.findall(r'"cost_usd":([\d.]+)', listed)]
+
+
+async def test_usage_shows_no_zero_where_the_price_is_not_known(
+    browser: Browser, serve: Serve, environ: dict[str, str], fake: AzureOpenAI
+) -> None:
+    fake.model_name = "unheard-of"
+    async with serve(environ | {"PRICES": "", "USAGE_KEYS": line("ann", USAGE_KEY)}) as api:
+        await answer(api)
+        async with visiting(browser, base(api), {"usage-key": USAGE_KEY}) as page:
+            await page.goto("/usage")
+            rows = page.locator("table:not([aria-label='Day by day']) tbody tr, tr:has-text('not final')")
+            await expect(rows).to_have_count(3)  # of the model, the caller and today
+            for told in (page.locator("#total"), *await rows.all()):
+                await expect(told).to_contain_text("price not known")
+                await expect(told).not_to_contain_text("$0")
+            await expect(page.locator(".column").last).to_have_attribute("aria-label", re.compile("price not known"))
 
 
 async def test_usage_wants_its_own_key(browser: Browser, api: httpx.AsyncClient) -> None:

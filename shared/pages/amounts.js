@@ -18,15 +18,19 @@ const ROUNDED = new Intl.NumberFormat("en-US", {
 const WHOLE = new Intl.NumberFormat("en-US");
 
 export const rounded = (usd) => `$${isZero(usd) ? "0" : ROUNDED.format(usd)}`;
-export const exact = (usd) => `$${usd}`;
+export const exact = (usd) => (usd === null ? UNKNOWN : `$${usd}`);
 export const whole = (number) => WHOLE.format(number);
 export const counted = (number, one, many = `${one}s`) => `${whole(number)} ${number === 1 ? one : many}`;
 export const isZero = (usd) => !/[1-9]/.test(usd);
 
+const UNKNOWN = "price not known";
+
+// The cost of what has one that is known, else null: what has no price was not free.
+export const known = (usd, unpriced) => (unpriced && isZero(usd) ? null : usd);
+
 // Rounded to read, exact on hover and for machines.
 export function amount(usd) {
-  if (usd === null)
-    return element("span", { title: "Set PRICES, or use a model whose list price is known." }, "price not known");
+  if (usd === null) return element("span", { title: "Set PRICES, or use a model whose list price is known." }, UNKNOWN);
   return element("data", { value: usd, title: exact(usd) }, rounded(usd));
 }
 

@@ -1,6 +1,6 @@
 // What was said and what it cost, as elements.
 
-import { amount, counted } from "./amounts.js";
+import { amount, counted, known } from "./amounts.js";
 import { element } from "./elements.js";
 import { markdown } from "./markdown.js";
 
@@ -89,7 +89,8 @@ export function turnViews(turn) {
 }
 
 export function totals({ turns, total_tokens, cost_usd, unpriced_turns, unaccounted_calls, unaccounted_usd }) {
-  const told = [counted(turns, "turn"), " · ", counted(total_tokens, "token"), " · ", amount(cost_usd)];
+  const cost = amount(known(cost_usd, unpriced_turns));
+  const told = [counted(turns, "turn"), " · ", counted(total_tokens, "token"), " · ", cost];
   if (unpriced_turns) told.push(` · ${counted(unpriced_turns, "turn")} of unknown price`);
   if (unaccounted_calls) {
     told.push(` · ${counted(unaccounted_calls, "call")} unaccounted, `);

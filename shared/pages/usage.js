@@ -1,6 +1,6 @@
 // The usage page: what each day cost, and by which model and caller.
 
-import { amount, isZero, sum, whole } from "./amounts.js";
+import { amount, isZero, known, sum, whole } from "./amounts.js";
 import { Api, ApiError, Lost } from "./api.js";
 import { COLOURS, bar, columns } from "./chart.js";
 import { ask, byId, element } from "./elements.js";
@@ -52,7 +52,8 @@ async function show() {
 function draw() {
   const models = shares("by_model", [...details.values()]);
   const colours = new Map(models.map(({ name }, index) => [name, Math.min(index, COLOURS - 1)]));
-  byId("total").replaceChildren("Cost per day (UTC): ", amount(span.cost_usd));
+  const unpriced = span.days.some((day) => day.unpriced_turns);
+  byId("total").replaceChildren("Cost per day (UTC): ", amount(known(span.cost_usd, unpriced)));
   const width = Math.max(byId("chart").clientWidth, 280);
   byId("chart").replaceChildren(
     columns(
@@ -68,11 +69,11 @@ function draw() {
 }
 
 function drawable(day, colours) {
-  const known = details.get(day.date);
-  const parts = known ? shares("by_model", [known]) : [{ name: "all models", usd: day.cost_usd }];
+  const detail = details.get(day.date);
+  const parts = detail ? shares("by_model", [detail]) : [{ name: "all models", usd: day.cost_usd }];
   return {
     date: day.date,
-    usd: day.cost_usd,
+    usd: known(day.cost_usd, day.unpriced_turns),
     parts: parts.filter(({ usd }) => !isZero(usd)).map((part) => ({ ...part, colour: colours.get(part.name) ?? 0 })),
   };
 }
@@ -103,16 +104,17 @@ function shares(kind, days) {
       usd: sum(rows.map((row) => row.cost_usd)),
       calls: total(rows, "calls"),
       tokens: total(rows, "prompt_tokens") + total(rows, "completion_tokens"),
+      unpriced: rows.some((row) => row.unpriced_turns),
     }))
     .sort((one, other) => Number(other.usd) - Number(one.usd));
 }
 
 function shareTable(what, rows, colour) {
   const all = sum(rows.map(({ usd }) => usd));
-  const drawnRows = rows.map(({ name, usd, calls, tokens }) => [
+  const drawnRows = rows.map(({ name, usd, calls, tokens, unpriced }) => [
     name,
     element("td", { className: "share" }, bar(usd, all, colour(name) ?? 0)),
-    number(amount(usd)),
+    number(amount(known(usd, unpriced))),
     number(whole(calls)),
     number(whole(tokens)),
   ]);
@@ -126,7 +128,7 @@ function dayTable() {
     .toReversed()
     .map((day) => [
       day.final ? day.date : `${day.date} (not final)`,
-      number(amount(day.cost_usd)),
+      number(amount(known(day.cost_usd, day.unpriced_turns))),
       number(whole(day.turns)),
       number(whole(day.usage.total_tokens)),
       number(whole(day.unaccounted_calls)),
