@@ -261,7 +261,7 @@ async def test_an_answer_that_is_whole_is_not_kept_back_by_a_connection_that_doe
 
     assert said["message"]["content"] == "echo: hi"
     assert time.monotonic() - began < 10
-    await assert_adds_up(tables, fake)
+    await assert_conserved(tables, fake)
 
 
 async def test_a_call_for_which_no_token_was_to_be_had_costs_nothing(
