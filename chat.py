@@ -19,12 +19,15 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from decimal import ROUND_HALF_UP, Decimal
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 try:
     import httpx
     from markdown_it import MarkdownIt
+    from markdown_it.token import Token
     from prompt_toolkit import PromptSession
     from prompt_toolkit.key_binding import KeyBindings
     from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -59,6 +62,14 @@ AGAIN = {  # why a message is sent again
     UNREACHABLE: "The service does not answer now. Trying again.",
     BUSY: "Another turn of this session is still running. Waiting for its end.",
     LIMITED: "The model service is over its rate limit. Sending the message again in {delay:g} s.",
+}
+
+
+STATES = {  # of a turn that was not answered as it should
+    "open": "(Still running, or interrupted.)",
+    "failed": "(Failed; it cost nothing.)",
+    "abandoned": "(Abandoned before the model was asked; it cost nothing.)",
+    "unaccounted": "(Interrupted; it may have been billed.)",
 }
 
 
@@ -254,6 +265,9 @@ class View:
 
     def put(self, text: str) -> None: ...
 
+    def pause(self) -> None:
+        """Nothing has come for a moment."""
+
     def end(self) -> None: ...
 
     def again(self) -> None:
@@ -288,8 +302,8 @@ class Rendered:
         self._markdown = Markdown("", hyperlinks=False, code_theme="ansi_dark")  # a link shows where it leads
         self._markdown.parsed = PARSER.parse(clean(text))
         for token in self._markdown.parsed:
-            for child in token.children or ():
-                child.type = {"softbreak": "hardbreak"}.get(child.type, child.type)  # a line stays a line
+            if token.children:
+                token.children = [shown for child in token.children for shown in plain(child)]
         self._height = height
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -298,6 +312,16 @@ class Rendered:
         for line in found[full[0] : full[-1] + 1][-self._height :] if full else ():
             yield from line
             yield Segment.line()
+
+
+def plain(token: Token) -> list[Token]:
+    """A line stays a line, and an image is a link, which shows where it leads."""
+    if token.type == "softbreak":
+        token.type = "hardbreak"
+    if token.type != "image":
+        return [token]
+    link = Token("link_open", "a", 1, attrs={"href": token.attrs["src"]})
+    return [link, Token("text", "", 0, content=token.content or "image"), Token("link_close", "a", -1)]
 
 
 def stripped(line: list[Segment]) -> list[Segment]:
@@ -314,23 +338,42 @@ class Growing(View):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console, self._tail, self._blocks = console, "", 0
+        self._due, self._drawn = 0.0, True
         # Drawn by this thread alone: rich's own, drawing meanwhile, erases a line too many or too few.
         self._live = Live(Text("…"), console=console, auto_refresh=False, transient=True)
         self._live.start(refresh=True)
 
     def put(self, text: str) -> None:
         self._tail += text
-        begins = [token.map[0] for token in PARSER.parse(self._tail) if token.level == 0 and token.map]
-        if begins:
-            rows = self._tail.split("\n")
-            self._print("\n".join(rows[: begins[-1]]))
-            self._tail = "\n".join(rows[begins[-1] :])
-        growing = Rendered(self._tail, max(3, self._console.height - 2))
-        self._live.update(self._spaced(growing), refresh=True)
+        self._drawn = False
+        self.pause()
+
+    def pause(self) -> None:
+        """A long block takes long to draw, and again at every word: a fifth of the time may go into that."""
+        began = time.monotonic()
+        if not self._drawn and began >= self._due:
+            self._draw()
+            ended = time.monotonic()
+            self._due, self._drawn = ended + 4 * (ended - began), True
 
     def end(self) -> None:
         self._live.stop()
+        self._print_finished()
         self._print(self._tail)
+
+    def _draw(self) -> None:
+        self._print_finished()
+        growing = Rendered(self._tail, max(3, self._console.height - 2))
+        self._live.update(self._spaced(growing), refresh=True)
+
+    def _print_finished(self) -> None:
+        """One by one: in one print rich spaces blocks otherwise, and how many have come is chance."""
+        rows, printed = self._tail.split("\n"), 0
+        begins = [token.map[0] for token in PARSER.parse(self._tail) if token.level == 0 and token.map]
+        for begin in begins[1:]:
+            self._print("\n".join(rows[printed:begin]))
+            printed = begin
+        self._tail = "\n".join(rows[printed:])
 
     def _print(self, text: str) -> None:
         if text.strip():
@@ -339,6 +382,32 @@ class Growing(View):
 
     def _spaced(self, block: Rendered) -> Group:
         return Group("", block) if self._blocks else Group(block)
+
+
+def ahead(events: Iterator[Event], view: View) -> Iterator[Event]:
+    """The same events, read by another thread, so that this one can draw in a pause what it has put off."""
+    come: SimpleQueue[Event | Exception | None] = SimpleQueue()
+
+    def read() -> None:
+        try:
+            for event in events:
+                come.put(event)
+            come.put(None)
+        except Exception as error:
+            come.put(error)
+
+    Thread(target=read, daemon=True).start()  # after Ctrl-C nobody waits for the rest
+    while True:
+        try:
+            event = come.get(timeout=0.05)  # Windows hears no Ctrl-C while it waits
+        except Empty:
+            view.pause()
+            continue
+        if event is None:
+            return
+        if isinstance(event, Exception):
+            raise event
+        yield event
 
 
 class Conversation:
@@ -393,7 +462,7 @@ class Conversation:
             view.again()
 
     def _attempt(self, body: JSON, key: str, view: View) -> Event:
-        for event in self._service.post(body, key):
+        for event in ahead(self._service.post(body, key), view):
             if event.name == "delta":
                 view.hear(event.data.get("content") or event.data.get("refusal") or "")
             elif event.name == "done":
@@ -402,8 +471,8 @@ class Conversation:
         raise Failure("The connection was lost in mid-answer.", LOST)
 
     def _given_up(self, failure: Failure, delay: float) -> Failure:
-        asked = f"It asks for {delay:g} s" if failure.code == LIMITED else "Gave up"
-        what = f"{failure} {asked}; --wait allows {self._wait:g} s."
+        asked = f" It asks for {delay:g} s more." if failure.code == LIMITED else ""
+        what = f"{failure}{asked} Gave up: --wait allows {self._wait:g} s in all."
         if self._taken:
             what += f" The message may have been answered and counted all the same: see session {self.id}."
         return Failure(what, failure.code)
@@ -554,8 +623,8 @@ class Terminal:
                     self._note(f"> {said(message)}", "bold")
                 else:
                     self._console.print(Rendered(said(message)), end="")
-            if turn["state"] != "settled":
-                self._note(f"({turn['state']})")
+            if turn["state"] in STATES:
+                self._note(STATES[turn["state"]])
 
     def help(self) -> None:
         self._note(HELP)
@@ -606,6 +675,18 @@ def a_key(text: str) -> str:
     return text.strip()
 
 
+def seconds(text: str) -> float:
+    if not re.fullmatch(r"\d{1,6}(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"should be a number of seconds, not {text!r}")
+    return float(text)
+
+
+def positive(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise argparse.ArgumentTypeError(f"should be a whole number above 0, not {text!r}")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="chat.py",
@@ -621,12 +702,12 @@ def parser() -> argparse.ArgumentParser:
     add("--session", metavar="ID", help="the session to go on with, or to begin")
     add("--deployment", metavar="NAME", default=env("AZURE_OPENAI_MODEL") or None, help="or AZURE_OPENAI_MODEL")
     add("--system", metavar="TEXT", help="the system prompt of a new session")
-    add("--max-tokens", type=int, metavar="N", help="the answer's maximum")
+    add("--max-tokens", type=positive, metavar="N", help="the answer's maximum")
     add("--stream", default=True, help="words as they come (the default)", action=either)
     add("--show-tokens", default=terminal, help="tokens and cost of each answer (default on a terminal)", action=either)
     add("--json", action="store_true", help="one message; the service's answer as JSON, in one line")
     wait = "how long to put up with a lost connection, busy session or rate limit (%(default)s)"
-    add("--wait", type=float, default=60, metavar="SECONDS", help=wait)
+    add("--wait", type=seconds, default=60, metavar="SECONDS", help=wait)
     return top
 
 
@@ -643,6 +724,10 @@ def main() -> int:
         return 130
     except BrokenPipeError:  # whoever read the answer has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, mostly
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"The answer can't be written: {error.strerror}.", file=sys.stderr)
         return 1
     return 0
 

@@ -1,23 +1,30 @@
 """chat.py, the terminal client, against the app itself: at a terminal, at a pipe, and where the network fails."""
 
 import asyncio
+import io
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import pyte
 import pytest
+from rich.console import Console
 
 import chat
 from local.places import ROOT
 from tests.azure_openai import AzureOpenAI
 from tests.azure_openai_answers import pieces
-from tests.conftest import Serve, Tables, free_port
+from tests.conftest import FUNCTION_KEY, Serve, Tables, free_port
 from tests.conservation import assert_conserved
+from tests.loopback import PATIENCE
 from tests.proxy import Action, Answer, Close, Match, TcpProxy
 from tests.talking import JSON, answer, exact, look, streaming, until
 from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, UP, ended, piped, somebody, started
@@ -98,6 +105,80 @@ def test_events_are_the_same_wherever_the_stream_is_cut(end: str) -> None:
     assert [event[:2] for event in chat.events(stream[i : i + 1] for i in range(len(stream)))] == told
 
 
+# Drawing
+
+
+class Paper(io.StringIO):
+    """A terminal that takes so many seconds for a drawing, and the clock which shows that."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds, self.now, self.drawn = seconds, 0.0, 0
+
+    def flush(self) -> None:
+        self.now += self.seconds
+        self.drawn += 1
+
+    def monotonic(self) -> float:
+        self.now += 0.01
+        return self.now
+
+
+def growing(paper: Paper, monkeypatch: pytest.MonkeyPatch) -> chat.Growing:
+    monkeypatch.setattr(chat, "time", paper)
+    return chat.Growing(Console(file=paper, force_terminal=True, color_system=None, width=100, height=24))
+
+
+def drawn(paper: Paper, monkeypatch: pytest.MonkeyPatch, pieces_of: Iterable[str]) -> str:
+    """What is on the screen at the end."""
+    view = growing(paper, monkeypatch)
+    for piece in pieces_of:
+        view.hear(piece)
+    view.end()
+    screen = pyte.Screen(100, 100)
+    pyte.Stream(screen).feed(paper.getvalue().replace("\n", "\r\n"))
+    return "\n".join(line.rstrip() for line in screen.display).rstrip()
+
+
+def test_a_long_block_that_is_slow_to_draw_is_not_drawn_for_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = [f"{number:03}" for number in range(800)]
+    fence = ["```\n", *(number + ("\n" if int(number) % 20 == 19 else " ") for number in numbers)]
+    paper = Paper(seconds=1.0)
+
+    screen = drawn(paper, monkeypatch, fence)
+
+    assert paper.drawn < len(fence) / 10
+    assert re.findall(r"\d{3}", screen) == numbers
+
+
+def test_a_pause_hides_no_word_however_slow_the_drawing_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = Paper(seconds=0.1)
+
+    def pausing() -> Iterator[chat.Event]:
+        for piece in ("one", " two", " six"):
+            yield chat.Event("delta", {"content": piece})
+            deadline = time.monotonic() + PATIENCE
+            while piece not in paper.getvalue():
+                assert time.monotonic() < deadline, f"not drawn: {piece}"
+                time.sleep(0.01)
+
+    view = growing(paper, monkeypatch)
+    for event in chat.ahead(pausing(), view):
+        view.hear(event.data["content"])
+    view.end()
+
+
+def test_an_answer_looks_the_same_in_whatever_pieces_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "one\n\n```\nx = 1\n```\ntwo\n\n| a |\n|---|\n| c |\n\n- three\n\n1. four"
+    looks = {drawn(Paper(0), monkeypatch, way) for way in (answer, [answer], [answer[:30], answer[30:]])}
+    assert len(looks) == 1
+
+
+def test_an_image_is_shown_where_it_stands_and_where_it_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = drawn(Paper(0), monkeypatch, ["see [a](https://b.example/) and ![a cat](https://c.example/cat.png)."])
+    assert shown == "see a (https://b.example/) and a cat (https://c.example/cat.png)."
+
+
 # A message from a pipe
 
 
@@ -151,6 +232,8 @@ async def test_json_is_the_services_answer_in_one_line(api: httpx.AsyncClient, f
         (b"hi", ("--key", ""), 1, "wants a key (401)"),
         (b"hi", ("--key", "schlüssel"), 2, "should be visible ASCII"),
         (b"hi", ("--url", "localhost:7071"), 2, "should be like https://"),
+        (b"hi", ("--wait", "nan"), 2, "should be a number of seconds"),
+        (b"hi", ("--max-tokens", "0"), 2, "should be a whole number above 0"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -171,6 +254,20 @@ async def test_an_answer_that_breaks_off_fails_after_what_came(api: httpx.AsyncC
 
     assert (done.code, done.out) == (1, "echo:\n")
     assert "broke off" in done.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is Linux's")
+async def test_a_full_disk_is_told_in_a_line(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+    with Path("/dev/full").open("wb") as full:  # noqa: ASYNC230 - it is no disk
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "chat.py", "--url", str(api.base_url), "--key", FUNCTION_KEY),
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+        _, said = await process.communicate(b"hi")
+    assert (process.returncode, said.decode()) == (1, "The answer can't be written: No space left on device.\n")
 
 
 async def test_a_reader_who_has_enough_ends_it_quietly(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
@@ -551,7 +648,7 @@ async def test_a_rate_limit_that_asks_for_too_long_is_told(api: httpx.AsyncClien
     done = await piped(api)
 
     assert (done.code, done.out) == (1, "")
-    assert done.err.endswith("It asks for 3600 s; --wait allows 60 s.\n")
+    assert done.err.endswith("It asks for 3600 s more. Gave up: --wait allows 60 s in all.\n")
     assert "may have been answered" not in done.err
 
 
