@@ -192,12 +192,14 @@ async def _events(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The lines of server-sent events. httpx's own would end one at U+2028 or U+0085 too, which JSON may hold as they
     are."""
-    rest = b""
+    line: list[bytes] = []  # in pieces: a long one would be copied with each that comes
     async for part in parts:
-        *lines, rest = (rest + part).split(b"\n")
-        for line in lines:
-            yield line
-    yield rest
+        piece, *others = part.split(b"\n")
+        line.append(piece)
+        for other in others:
+            yield b"".join(line)
+            line = [other]
+    yield b"".join(line)
 
 
 def _unreached(cause: BaseException | None) -> ChatError:

@@ -248,6 +248,22 @@ async def test_an_endpoint_whose_answers_are_none_is_passed_over(
     await assert_conserved(tables, fake, second)
 
 
+async def test_an_endpoint_that_does_not_take_the_connection_is_passed_over(
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
+) -> None:
+    """Nobody accepts, and the queue of those who wait is full: nothing is answered at all."""
+    with socket.socket() as busy, socket.socket() as waiting:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen(0)
+        waiting.connect(busy.getsockname())
+        first = f"http://127.0.0.1:{busy.getsockname()[1]}"
+        async with serve(environ | {"AZURE_OPENAI_ENDPOINT": f"{first},{fake.endpoint}"}) as api:
+            for _ in range(2):
+                await answer(api)
+
+    assert [entry.call.state for entry in await assert_conserved(tables, fake)] == [State.SETTLED] * 2
+
+
 @pytest.mark.parametrize("after", [None, 2])
 @pytest.mark.parametrize("fault", [408, 502, 504, "stall", "reset", "close"])
 async def test_what_may_have_been_billed_is_another_call_at_the_other_endpoint(

@@ -455,6 +455,22 @@ async def test_one_that_was_erased_elsewhere_leaves_the_list_with_a_word(page: P
     await expect(page.get_by_role("navigation").get_by_role("button")).to_have_count(0)
 
 
+async def test_one_that_is_erased_in_another_tab_is_shown_no_longer(page: Page, api: httpx.AsyncClient) -> None:
+    await ask(page, "secret")
+    session = await session_of(page)
+    other = await page.context.new_page()
+    await other.goto("/chat")
+    await open_kept(other, session, "secret")
+    await expect(words(other)).to_have_text("echo: secret")
+    await named(page, "Delete").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    await expect(other.get_by_role("status")).to_have_text("“secret” was erased, so it has left the list.")
+    await expect(other.get_by_role("article")).to_have_count(0)
+    await ask(other, "again")
+    assert await session_of(other) != session
+    assert (await api.get(f"/api/sessions/{session}")).status_code == 404
+
+
 # What the model writes
 
 HEADINGS, TABLE = {"h3", "h4", "h5", "h6"}, {"table", "thead", "tbody", "tr", "th", "td"}
@@ -615,6 +631,14 @@ async def test_markdown_is_drawn(page: Page) -> None:
         MARKDOWN,
     )
     assert drawn.replace(' rel="noopener noreferrer" target="_blank"', "") == SHAPE
+
+
+async def test_nothing_turns_the_direction_of_the_text(page: Page, fake: AzureOpenAI) -> None:
+    turns = "".join(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+    fake.reply(f"left{turns}right `c{turns}de` [ex{turns}ample](https://exam{turns}ple.com/) שלום")
+    await ask(page)
+    await expect(words(page)).to_have_text("leftright cde example שלום")
+    await expect(words(page).get_by_role("link")).to_have_attribute("href", "https://example.com/")
 
 
 async def test_no_answer_makes_the_page_stand_still(page: Page) -> None:

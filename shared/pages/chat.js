@@ -126,9 +126,21 @@ async function attempt(id, mine, action) {
     if (error.code !== "session_not_found") return tell(error.message);
     const title = titleOf(id);
     forget(id);
-    await open(null);
-    tell(`“${title}” was erased, so it has left the list.`);
+    await close(title);
   }
+}
+
+// What is shown has been erased elsewhere: a message to its id would begin another conversation.
+async function close(title) {
+  await open(null);
+  tell(`“${title}” was erased, so it has left the list.`);
+}
+
+// Another tab has changed the list.
+function listChanged() {
+  const listed = byId("conversations").querySelector("[aria-current]");
+  if (listed && titleOf(shown) === null) close(listed.textContent);
+  else drawList();
 }
 
 // A message
@@ -253,7 +265,7 @@ addEventListener("keydown", (event) => {
   showMenu(false);
   stop();
 });
-addEventListener("storage", drawList);
+addEventListener("storage", listChanged);
 
 open(sessionStorage.getItem(OPEN));
 attempt(null, visit, tellAbout);

@@ -7,9 +7,11 @@ import { inline } from "./inline.js";
 const DEEPEST = 6; // of quotes and lists in each other; what is deeper is text
 const ITEM = /^(\s*)([-*+]|(\d{1,9})[.)])(?: {1,4}(?=\S)|\s|$)/;
 
+const TURNS = /[\u202a-\u202e\u2066-\u2069]/g; // the direction of what follows, and so could show a link as another
+
 export function markdown(text) {
   const fragment = document.createDocumentFragment();
-  blocks(fragment, text.split(/\r\n?|\n/), 0);
+  blocks(fragment, text.replaceAll(TURNS, "").split(/\r\n?|\n/), 0);
   return fragment;
 }
 
