@@ -15,6 +15,7 @@ from typing import Any
 NAME = "smollm2-135m"
 SLOTS = 2  # answers at once; a third one waits its turn
 SLOT_TOKENS = 4096  # what one conversation has, prompt and answer; 23 KB of memory each
+ANSWER_TOKENS = 200  # of a request that names no maximum: so small a model may go on for ever
 # Its threads wait for each other by spinning: one more than there are free cores makes it ten times slower (measured).
 THREADS = max(1, min(4, (os.cpu_count() or 1) - 1))
 CACHE_MIB = 256  # prompts kept for later, so that a next turn costs only what is new in it
@@ -42,6 +43,7 @@ def serve(port: int) -> Any:
     options.port = port
     options.n_parallel = SLOTS
     options.n_ctx = SLOTS * SLOT_TOKENS
+    options.n_predict = ANSWER_TOKENS
     options.cache_ram_mib = CACHE_MIB
     options.cpuparams.n_threads = options.cpuparams_batch.n_threads = THREADS
     options.cors_origins = ""  # no web page may read from it

@@ -19,7 +19,8 @@ from local.environment import layered
 # how cost accumulates; the embedded one costs nothing.
 MODEL_SETTINGS = {
     "AZURE_OPENAI_MODEL": model.NAME,
-    "AZURE_OPENAI_MAX_TOKENS": "200",
+    "AZURE_OPENAI_MAX_TOKENS": str(model.ANSWER_TOKENS),
+    "AZURE_OPENAI_MAX_OUTPUT_TOKENS": str(model.SLOT_TOKENS),
     "CONTEXT_TOKENS": "3000",  # below model.SLOT_TOKENS, since what was not measured yet is estimated
     "SYSTEM_PROMPT": "You are a helpful assistant. Answer in one or two short sentences.",
     "PRICES": json.dumps({model.NAME: {"input": 0.15, "cached_input": 0.075, "output": 0.60}}),
