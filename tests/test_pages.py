@@ -673,6 +673,28 @@ async def test_no_answer_makes_the_page_stand_still(page: Page) -> None:
     assert max(took) < 2_000, dict(zip(pieces, took, strict=True))  # ms, on a busy machine; quadratic is minutes
 
 
+async def test_a_long_answer_leaves_the_page_time_for_its_reader(page: Page) -> None:
+    drawn, text = await page.evaluate(
+        """async () => {
+          const { AnswerView } = await import("/pages/transcript.js");
+          const view = new AnswerView();
+          document.body.append(view.article);
+          const text = view.article.querySelector(".text");
+          let drawn = 0;
+          new MutationObserver(() => drawn++).observe(text, { childList: true });
+          for (let frame = 0; frame < 20; frame++) {
+            view.write("|a|b|\\n|-|-|\\n" + "|1|2|\\n".repeat(10_000) + frame);
+            await new Promise(requestAnimationFrame);
+          }
+          const drawnMeanwhile = drawn;
+          view.finish();
+          return [drawnMeanwhile, text.textContent];
+        }"""
+    )
+    assert 1 <= drawn <= 10
+    assert text.endswith("19")
+
+
 # How it looks and reads
 
 

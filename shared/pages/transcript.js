@@ -5,6 +5,7 @@ import { element } from "./elements.js";
 import { markdown } from "./markdown.js";
 
 const COPIED_FOR = 2_000; // ms
+const REST = 4; // times what drawing took, until it is drawn again
 
 // The user's message, or the results of tools that a program sent.
 export function questionView(message) {
@@ -22,12 +23,13 @@ export class AnswerView {
   #notes = element("div", { className: "notes" });
   #figures = element("footer");
   #pending = null;
+  #restsUntil = 0; // ms
   article = element("article", { className: "answer", "aria-label": "Answer" }, this.#text, this.#notes, this.#figures);
 
-  // Drawn once a frame, however many pieces come.
+  // Drawn once a frame, however many pieces come; less often where that takes long, or nothing else could be done.
   write(said) {
     this.article.setAttribute("aria-busy", "true");
-    this.#pending ??= requestAnimationFrame(() => this.#draw());
+    this.#pending ??= requestAnimationFrame(() => this.#frame());
     this.said = said;
   }
 
@@ -54,6 +56,15 @@ export class AnswerView {
 
   unnoted() {
     this.#notes.replaceChildren();
+  }
+
+  #frame() {
+    const began = performance.now();
+    if (began < this.#restsUntil) return (this.#pending = requestAnimationFrame(() => this.#frame()));
+    this.#draw();
+    this.#text.getBoundingClientRect(); // or the layout, the better part of the work, would come after the clock
+    const now = performance.now();
+    this.#restsUntil = now + REST * (now - began);
   }
 
   #draw() {
