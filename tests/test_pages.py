@@ -304,6 +304,7 @@ async def test_what_may_be_sent_again_is_with_the_same_key_once_it_may(page: Pag
     again = page.get_by_role("button", name="Send again")
     await expect(again).to_be_disabled()
     await expect(again).to_be_enabled()
+    await expect(page.locator(".notes")).to_contain_text("over its rate limit. Send this again in 1 second.")
     await again.click()
     await expect(words(page)).to_have_text("echo: hi")
     assert len(keys) == 2

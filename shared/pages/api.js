@@ -1,11 +1,11 @@
 // The service over HTTP: its key, its errors, its JSON and its server-sent events.
 
-import { parsed } from "./amounts.js";
+import { counted, parsed } from "./amounts.js";
 
-// What the service refused. `retryAfter`: seconds, or null.
+// What the service refused, in words for a reader, who sees no header. `retryAfter`: seconds, or null.
 export class ApiError extends Error {
   constructor({ code, message, status, retry_after }) {
-    super(message);
+    super(retry_after ? message.replace("after Retry-After", `in ${counted(retry_after, "second")}`) : message);
     Object.assign(this, { code, status, retryAfter: retry_after ?? null });
   }
 }
