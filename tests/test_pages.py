@@ -521,7 +521,9 @@ def wrong_in(element: dict[str, Any]) -> list[Any]:
     for name, value in element["attributes"]:
         allowed = {"href": r"https?://.*", "rel": "noopener noreferrer", "target": "_blank"}
         of_list = name == "start" and element["name"] == "ol" and value.isdigit()
-        if not of_list and not (element["name"] == "a" and re.fullmatch(allowed.get(name, "$^"), value)):
+        of_cell = name == "class" and element["name"] in {"th", "td"} and value in {"center", "right"}
+        of_link = element["name"] == "a" and re.fullmatch(allowed.get(name, "$^"), value)
+        if not (of_list or of_cell or of_link):
             wrong.append((element["name"], name, value))
     return wrong
 
@@ -592,7 +594,8 @@ second line
   - b
 
     deep
-- c
+- [ ] c
+- [x] d
 
 3. three
 4. four
@@ -600,9 +603,9 @@ second line
 > quoted
 > > twice
 
-| a | b |
-|---|--:|
-| `1` | **2** |
+| a | b | c |
+|---|--:|:-:|
+| `1` | **2** | 3 |
 
 ```python
 def f(x):
@@ -614,11 +617,12 @@ SHAPE = (
     "<h3>Title</h3><p>One <em>two</em> <strong>three</strong> <strong><em>four</em></strong> <code>five</code>"
     ' <del>six</del> <a href="https://example.com/a_(b)">seven</a> <a href="https://example.com/x">'
     "https://example.com/x</a>. a_b_c<br>2<em>3</em>4 *x*<br>second line</p>"
-    "<ul><li><p>a</p><ul><li><p>b</p><p>deep</p></li></ul></li><li><p>c</p></li></ul>"
+    "<ul><li><p>a</p><ul><li><p>b</p><p>deep</p></li></ul></li><li><p>☐ c</p></li><li><p>☑ d</p></li></ul>"
     '<ol start="3"><li><p>three</p></li><li><p>four</p></li></ol>'
     "<blockquote><p>quoted</p><blockquote><p>twice</p></blockquote></blockquote>"
-    "<table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td><code>1</code></td><td><strong>2</strong></td>"
-    '</tr></tbody></table><pre><code>def f(x):\n\treturn "&lt;b&gt;"</code></pre><hr><p>end</p>'
+    '<table><thead><tr><th>a</th><th class="right">b</th><th class="center">c</th></tr></thead><tbody><tr><td>'
+    '<code>1</code></td><td class="right"><strong>2</strong></td><td class="center">3</td></tr></tbody>'
+    '</table><pre><code>def f(x):\n\treturn "&lt;b&gt;"</code></pre><hr><p>end</p>'
 )
 
 

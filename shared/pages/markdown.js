@@ -1,5 +1,6 @@
 // Markdown to DOM nodes. What a model wrote becomes text inside the elements made here, and nothing else: no HTML is
-// parsed, and the only attributes are a link's href (http and https alone) and the number a list begins with.
+// parsed, and the only attributes are a link's href (http and https alone), the number a list begins with and the side
+// that a table's column is aligned to.
 // Every step is linear in the text, or nearly: an answer must not be able to stop the page either.
 
 import { inline } from "./inline.js";
@@ -91,7 +92,7 @@ function itemOf(line) {
 
 // The item's lines without its marker and indentation, and the line after it.
 function ofItem(lines, at, { width }) {
-  const own = [lines[at].slice(width)];
+  const own = [lines[at].slice(width).replace(/^\[[ x]\](?=\s)/i, (box) => (box === "[ ]" ? "☐" : "☑"))];
   for (at++; at < lines.length; at++) {
     const line = untabbed(lines[at]);
     if (isBlank(line)) {
@@ -110,10 +111,11 @@ function table(parent, lines, at) {
   if (!isTable(lines, at)) return at;
   const made = add(parent, "table");
   const heads = cells(lines[at]);
-  row(add(made, "thead"), "th", heads);
+  const sides = cells(lines[at + 1]).map(sideOf);
+  row(add(made, "thead"), "th", heads, sides);
   const body = add(made, "tbody");
   for (at += 2; at < lines.length && lines[at].includes("|"); at++)
-    row(body, "td", cells(lines[at]).slice(0, heads.length));
+    row(body, "td", cells(lines[at]).slice(0, heads.length), sides);
   return at;
 }
 
@@ -130,9 +132,15 @@ const cells = (line) =>
     .split(/(?<!\\)\|/)
     .map((cell) => cell.replaceAll("\\|", "|").trim());
 
-function row(parent, kind, texts) {
+const sideOf = (dashes) => (!dashes.endsWith(":") ? "" : dashes.startsWith(":") ? "center" : "right");
+
+function row(parent, kind, texts, sides) {
   const made = add(parent, "tr");
-  for (const text of texts) inline(add(made, kind), text);
+  texts.forEach((text, at) => {
+    const cell = add(made, kind);
+    if (sides[at]) cell.className = sides[at];
+    inline(cell, text);
+  });
 }
 
 function paragraph(parent, lines, at) {
