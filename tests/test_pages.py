@@ -256,10 +256,10 @@ async def test_it_is_all_done_by_keyboard(page: Page, fake: AzureOpenAI) -> None
     assert fake.requests[0].body["messages"][-1]["content"] == "one\ntwo"
     focused = []
     await page.get_by_role("link", name="Skip to the message").focus()
-    for _ in range(10):
+    for _ in range(11):
         await page.keyboard.press("Tab")
         focused.append(await page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    side, top = ["new", "one two", "Usage", "theme"], ["rename", "clear", "delete"]
+    side, top = ["new", "one two", "Usage", "API", "theme"], ["rename", "clear", "delete"]
     assert focused == [*side, *top, "messages", "message", "send"]
 
 
@@ -774,6 +774,7 @@ async def test_everything_that_can_be_used_has_a_name(page: Page, fake: AzureOpe
         ("button", "New"),
         ("button", "first"),
         ("link", "Usage"),
+        ("link", "API"),
         ("button", "Dark mode"),
         ("button", "Rename"),
         ("button", "Clear"),
@@ -791,7 +792,7 @@ async def test_everything_that_can_be_used_has_a_name(page: Page, fake: AzureOpe
     await expect(page.get_by_role("dialog")).to_be_visible()
     await page.keyboard.press("Escape")
     usage = await names_of_controls(page)
-    assert {*usage} >= {("Date", "From"), ("Date", "To"), ("button", "Show"), ("link", "Chat")}
+    assert {*usage} >= {("Date", "From"), ("Date", "To"), ("button", "Show"), ("link", "Chat"), ("link", "API")}
     assert [control for control in controls + dialog + usage if not control[1].strip()] == []
 
 
