@@ -898,6 +898,16 @@ async def test_a_span_that_is_too_long_is_refused_in_words(browser: Browser, api
         await expect(page.get_by_role("status")).to_have_text("from and to are not 1 to 92 days in their order.")
 
 
+async def test_the_contract_opens_at_the_place_that_its_address_names(browser: Browser, api: httpx.AsyncClient) -> None:
+    async with visiting(browser, base(api)) as page:
+        await page.goto("/docs#ChatAnswer")
+        await expect(page.get_by_role("heading", name="ChatAnswer", exact=True)).to_be_in_viewport()
+    async with visiting(browser, base(api)) as page:
+        await page.goto("/docs#%")  # no percent-encoding
+        await expect(page.get_by_role("heading", name="Objects")).to_be_visible()
+        await expect(page.locator("#status")).not_to_contain_text("can't be read")
+
+
 async def test_the_contract_is_shown_whole(browser: Browser, api: httpx.AsyncClient) -> None:
     contract = (await api.get("/api/openapi.json")).json()
     async with visiting(browser, base(api), {}, **PHONE) as page:

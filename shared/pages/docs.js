@@ -107,7 +107,7 @@ try {
   byId("schemas").append(...Object.entries(components.schemas).map(([name, schema]) => model(name, schema)));
   byId("models").parentElement.hidden = false;
   byId("status").hidden = true;
-  document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
+  if (location.hash) location.replace(location.hash); // the browser looked for the place before it was there
 } catch (error) {
   byId("status").textContent = `The contract can't be read: ${error.message}. Reload the page to try again.`;
 }
