@@ -2,7 +2,7 @@
 
 import { Api, ApiError, Lost } from "./api.js";
 import { conversations, forget, keep, titleOf } from "./conversations.js";
-import { ask, byId, element } from "./elements.js";
+import { ask, asksKey, byId, element } from "./elements.js";
 import { drawChoice, drawReading, drawTotals, follow, putAbove, showMenu, tell } from "./page.js";
 import { Question } from "./question.js";
 import { Reading } from "./reading.js";
@@ -15,16 +15,7 @@ const OPEN = "open-conversation"; // of this tab, in the session's storage
 const api = new Api({
   keptAs: "function-key",
   headers: (key) => ({ "x-functions-key": key }),
-  askKey: (said, wrong) =>
-    ask({
-      title: "This service wants a key",
-      text: wrong
-        ? "That key was not accepted."
-        : "It is kept until this tab is closed, and sent to this service alone.",
-      label: "Function key",
-      type: "password",
-      action: "Continue",
-    }),
+  askKey: asksKey("This service wants a key", "Function key"),
 });
 
 let shown = null; // the id of the conversation that is shown; null: a new one

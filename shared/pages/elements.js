@@ -55,3 +55,15 @@ export function ask({ title, text, action, label, type = "text", value = "" }) {
     dialog.showModal();
   });
 }
+
+// How Api asks for a key.
+export const asksKey = (title, label) => (said, wrong) =>
+  ask({
+    title,
+    text: wrong
+      ? `That key was not accepted. ${said}`
+      : "It is kept until this tab is closed, and sent to this service alone.",
+    label,
+    type: "password",
+    action: "Continue",
+  });

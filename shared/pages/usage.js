@@ -3,7 +3,7 @@
 import { amount, isZero, known, sum, whole } from "./amounts.js";
 import { Api, ApiError, Lost } from "./api.js";
 import { COLOURS, bar, columns } from "./chart.js";
-import { ask, byId, element } from "./elements.js";
+import { asksKey, byId, element } from "./elements.js";
 
 const DAYS = 14; // shown at first
 const DAY = 86_400_000; // ms
@@ -11,16 +11,7 @@ const DAY = 86_400_000; // ms
 const api = new Api({
   keptAs: "usage-key",
   headers: (key) => ({ Authorization: `Bearer ${key}` }),
-  askKey: (said, wrong) =>
-    ask({
-      title: "A usage key is needed",
-      text: wrong
-        ? `That key was not accepted: ${said}`
-        : "It is kept until this tab is closed, and sent to this service alone.",
-      label: "Usage key",
-      type: "password",
-      action: "Continue",
-    }),
+  askKey: asksKey("A usage key is needed", "Usage key"),
 });
 
 let visit = 0; // goes up with every span that is asked for
