@@ -20,7 +20,7 @@ const WHOLE = new Intl.NumberFormat("en-US");
 export const rounded = (usd) => `$${isZero(usd) ? "0" : ROUNDED.format(usd)}`;
 export const exact = (usd) => (usd === null ? UNKNOWN : `$${usd}`);
 export const whole = (number) => WHOLE.format(number);
-export const counted = (number, one, many = `${one}s`) => `${whole(number)} ${number === 1 ? one : many}`;
+export const counted = (number, one) => `${whole(number)} ${number === 1 ? one : `${one}s`}`;
 export const isZero = (usd) => !/[1-9]/.test(usd);
 
 const UNKNOWN = "price not known";

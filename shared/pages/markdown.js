@@ -22,7 +22,7 @@ const KINDS = [fence, heading, rule, quote, list, table];
 function blocks(parent, lines, depth) {
   for (let at = 0; at < lines.length;) {
     if (isBlank(lines[at])) at++;
-    else at = anyBlock(parent, lines, at, depth) ?? paragraph(parent, lines, at, depth);
+    else at = anyBlock(parent, lines, at, depth) ?? paragraph(parent, lines, at);
   }
 }
 

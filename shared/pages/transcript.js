@@ -43,8 +43,7 @@ export class AnswerView {
   // Takes a turn of the history, or an answer: both tell the same of what it used and cost.
   figures(turn) {
     const told = [turn.model ?? turn.deployment];
-    if (turn.usage) told.push(tokens(turn.usage));
-    if (turn.usage) told.push(amount(turn.cost_usd));
+    if (turn.usage) told.push(tokens(turn.usage), amount(turn.cost_usd));
     if (turn.finish_reason === "length") told.push("cut off at the maximum of tokens");
     if (turn.finish_reason === "content_filter") told.push("stopped by the content filter");
     this.#figures.replaceChildren(...told.flatMap((each, index) => (index ? [" · ", each] : [each])));
@@ -75,7 +74,7 @@ export class AnswerView {
 }
 
 // A message's words; what is no text is named.
-export function written({ content, refusal, tool_calls: calls = [] }) {
+export function written({ content, refusal, tool_calls: calls }) {
   const parts = typeof content === "string" ? [content] : (content ?? []).map((part) => part.text ?? "[image]");
   const called = (calls ?? []).map((call) => `[calls ${call.function.name}(${call.function.arguments})]`);
   return [...parts, refusal, ...called].filter(Boolean).join("\n\n");
