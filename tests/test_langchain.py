@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
 from langchain_community.callbacks import get_openai_callback
@@ -28,6 +29,7 @@ from tests.azure_openai import AzureOpenAI, Reply
 from tests.conftest import Serve, Tables, free_port
 from tests.conservation import assert_conserved
 from tests.killing import Nursery
+from tests.loopback import PATIENCE
 from tests.talking import closed_ledger
 
 KEY = new_key()
@@ -95,6 +97,22 @@ class _Standard(ChatModelIntegrationTests):
     @property
     def enable_vcr_tests(self) -> bool:
         return False
+
+
+@pytest.mark.parametrize(("asked", "tokens"), [({}, model.ANSWER_TOKENS), ({"max_tokens": 300}, 300)])
+def test_the_embedded_model_ends_an_answer_that_names_no_maximum(
+    service: str, asked: dict[str, int], tokens: int
+) -> None:
+    body = {"model": model.NAME, "messages": [{"role": "user", "content": "Count."}], "ignore_eos": True, **asked}
+    answer = httpx.post(
+        f"{service}/openai/v1/chat/completions",
+        json=body,
+        headers={"Authorization": f"Bearer {KEY}"},
+        timeout=PATIENCE,
+        trust_env=False,
+    ).json()
+
+    assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (tokens, "length")
 
 
 @pytest.mark.usefixtures("served")
