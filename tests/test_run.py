@@ -165,10 +165,12 @@ class TestRunning:
     ) -> None:
         run = running().ready()
         parts, session = run.parts, run.curl()["session_id"]
+        logs = run.state / "logs"
+        until(lambda: "POST /api/chat" in (logs / "host.log").read_text(), "the request's line in the log")
         run.process.kill()
         until(lambda: not any(alive(pid) for pid in parts.values()), "all parts gone")
         assert running().ready().session(session)["turns"] == 1
-        assert "POST /api/chat" in (run.state / "logs" / "host.previous.log").read_text()
+        assert "POST /api/chat" in (logs / "host.previous.log").read_text()
 
     def test_a_second_run_in_one_place_is_refused(self, running: Callable[..., Run]) -> None:
         first = running().ready()
