@@ -1,5 +1,6 @@
 """Every check, all of them run even where one fails, and one last line that says how each went."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -7,7 +8,8 @@ from collections.abc import Sequence
 from local.console import say
 from local.places import ROOT
 
-PARALLEL = ("-n", "logical", "--dist", "loadfile")  # files share what their set-up costs
+# One more than there are cores, since tests wait as much as they work; files share what their set-up costs.
+PARALLEL = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile")
 
 
 def run(pytest_arguments: Sequence[str]) -> int:

@@ -26,6 +26,7 @@ from starlette.applications import Starlette
 import function_app
 from local import azurite as azurite_server
 from local.host import application
+from local.parts import free_port
 from shared import services as composition
 from shared.identity import Access
 from shared.tables import Table
@@ -43,12 +44,6 @@ FUNCTION_KEY = "a-function-key-of-the-tests"
 PRICES = '{"chat": {"input": 0.75, "cached_input": 0.075, "cache_write": 0.9, "output": 4.5}}'
 FEBRUARY_29 = "0 0 0 29 2 *"
 SETTINGS = json.loads((Path(__file__).parent.parent / "local.settings.sample.json").read_text())["Values"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ from typing import Self
 import httpx
 
 from local import azurite
+from local.parts import free_port
 from local.places import ROOT
-from tests.conftest import FEBRUARY_29, free_port
+from tests.conftest import FEBRUARY_29
 from tests.loopback import PATIENCE
 
 

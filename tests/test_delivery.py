@@ -18,6 +18,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
 
 from local.azurite import connection_string
+from local.parts import free_port
 from shared.conversation import Entry, State
 from shared.days import Day, Days
 from shared.delivery import CLAIM, Addressed, Delivery
@@ -27,7 +28,6 @@ from shared.services import Services
 from shared.settings import Settings, SettingsError
 from shared.summary import Figures
 from tests.communication_services import CommunicationServices
-from tests.conftest import free_port
 from tests.killing import Nursery
 from tests.ledger_rows import entry, keep_quiet, settled, spent, still_running, write
 from tests.loopback import PATIENCE, Gate

@@ -15,11 +15,12 @@ import pytest
 import trustme
 
 from local import azurite
+from local.parts import free_port
 from local.places import ROOT
 from shared.conversation import State
 from tests.app_service import AppService
 from tests.azure_openai import AzureOpenAI
-from tests.conftest import FEBRUARY_29, Serve, Tables, free_port
+from tests.conftest import FEBRUARY_29, Serve, Tables
 from tests.conservation import assert_conserved
 from tests.loopback import PATIENCE
 from tests.talking import answer, answered, closed_ledger, say, until

@@ -25,8 +25,9 @@ from pydantic import BaseModel, SecretStr
 
 from local import azurite, model
 from local.keys import line, new_key
+from local.parts import free_port
 from tests.azure_openai import AzureOpenAI, Reply
-from tests.conftest import Serve, Tables, free_port
+from tests.conftest import Serve, Tables
 from tests.conservation import assert_conserved
 from tests.killing import Nursery
 from tests.loopback import PATIENCE

@@ -12,10 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from local.parts import free_port
 from local.places import ROOT
 from shared.conversation import State
 from tests.azure_openai import AzureOpenAI
-from tests.conftest import FUNCTION_KEY, Tables, free_port
+from tests.conftest import FUNCTION_KEY, Tables
 from tests.conservation import assert_conserved
 from tests.talking import (
     age_lease,

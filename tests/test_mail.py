@@ -22,13 +22,13 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
 from azure.core.credentials import AccessToken, AzureKeyCredential
 from azure.core.credentials_async import AsyncTokenCredential
 
+from local.parts import free_port
 from shared import communication_services, mail
 from shared.communication_services import CommunicationServices
 from shared.mail import Mail, MailFailed, Outbox, Smtp, Transport, transport
 from shared.settings import Settings, SettingsError
 from tests.communication_services import TOKEN
 from tests.communication_services import CommunicationServices as Fake
-from tests.conftest import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
 

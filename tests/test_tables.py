@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from local.azurite import connection_string
+from local.parts import free_port
 from shared.errors import Changed, StorageUnavailable
 from shared.services import Services
 from shared.settings import Settings
 from shared.tables import Row, Table, Write
-from tests.conftest import free_port, table_of
+from tests.conftest import table_of
 from tests.proxy import Answer, Match, TcpProxy
 
 # The HTTP client warns that it sends more than 1 MiB in one go: one letter can be 12 bytes of the SDK's JSON.

@@ -19,10 +19,11 @@ import pytest
 from rich.console import Console
 
 import chat
+from local.parts import free_port
 from local.places import ROOT
 from tests.azure_openai import AzureOpenAI
 from tests.azure_openai_answers import pieces
-from tests.conftest import FUNCTION_KEY, Serve, Tables, free_port
+from tests.conftest import FUNCTION_KEY, Serve, Tables
 from tests.conservation import assert_conserved
 from tests.loopback import PATIENCE
 from tests.proxy import Action, Answer, Close, Match, TcpProxy

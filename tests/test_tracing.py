@@ -15,10 +15,11 @@ import h11
 import httpx
 import pytest
 
+from local.parts import free_port
 from local.places import ROOT
 from shared.tracing import tracing
 from tests.azure_openai import AzureOpenAI
-from tests.conftest import FEBRUARY_29, Tables, free_port
+from tests.conftest import FEBRUARY_29, Tables
 from tests.loopback import PATIENCE, Loopback, Wire
 from tests.talking import answer, closed_ledger, say
 
