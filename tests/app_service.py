@@ -22,6 +22,7 @@ import h11
 from tests.loopback import Loopback, Wire
 
 ISSUER = "https://sts.windows.net/00000000-0000-0000-0000-000000000000/"
+HOUR = 3_600.0  # seconds: how long a token is good unless a test says otherwise
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class AppService(Loopback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lifetime = 3_600.0  # seconds
+        self.lifetime = HOUR
         self.audiences: dict[str, str] = {}  # asked for -> minted instead
         self.failing = False
         self.silent = False  # what is asked meanwhile is never answered

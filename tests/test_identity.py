@@ -18,7 +18,7 @@ from local import azurite
 from local.parts import free_port
 from local.places import ROOT
 from shared.conversation import State
-from tests.app_service import AppService
+from tests.app_service import HOUR, AppService
 from tests.azure_openai import AzureOpenAI
 from tests.conftest import FEBRUARY_29, Serve, Tables
 from tests.conservation import assert_conserved
@@ -75,9 +75,10 @@ async def test_a_token_is_asked_for_once_and_used_for_every_call(
 async def test_a_token_that_expires_in_mid_conversation_is_refreshed_before_it_is_shown(
     api: httpx.AsyncClient, fake: AzureOpenAI, platform: AppService
 ) -> None:
-    platform.lifetime = 2
+    platform.lifetime = 4
     await answer(api)
-    await asyncio.sleep(2.1)
+    platform.lifetime = HOUR
+    await asyncio.sleep(4.1)
 
     assert (await answer(api))["turn"] == 2
 
@@ -279,9 +280,10 @@ async def test_a_conversation_without_a_key_anywhere(
     keyless: httpx.AsyncClient, environ: dict[str, str], fake: AzureOpenAI, platform: AppService
 ) -> None:
     assert not [name for name in environ if "KEY" in name or "CONNECTION_STRING" in name]
-    platform.lifetime = 2
+    platform.lifetime = 4
     first = await answer(keyless, "hello")
-    await asyncio.sleep(2.1)
+    platform.lifetime = HOUR
+    await asyncio.sleep(4.1)
     second = await answer(keyless, "again")
 
     assert (first["turn"], second["turn"]) == (1, 2)
@@ -298,7 +300,7 @@ async def test_tables_that_refuse_the_identity_are_a_clear_error_until_they_do_n
     platform.audiences, platform.lifetime = {STORAGE: "https://wrong.example"}, 1
     for _ in range(2):
         refused(await say(keyless), "storage_unavailable", "Storage Table Data Contributor")
-    platform.audiences = {}
+    platform.audiences, platform.lifetime = {}, HOUR
     await asyncio.sleep(1.1)
 
     await answer(keyless)
