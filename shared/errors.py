@@ -95,6 +95,9 @@ class SessionBusy(ChatError):
 class MessageTooLarge(ChatError):
     code = "message_too_large"
 
+    def __init__(self, too_large: str) -> None:
+        super().__init__(f"{too_large} Send less; an image can be sent as a link.")
+
 
 class UnsupportedMediaType(ChatError):
     code = "unsupported_media_type"

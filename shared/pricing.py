@@ -37,6 +37,11 @@ def worst_case(prompt_tokens: int, completion_tokens: int, rates: Rates) -> Deci
     return (prompt_tokens * dearest + completion_tokens * rates.output).scaleb(_PER_MILLION)
 
 
+def saved(usage: Usage, rates: Rates) -> Decimal:
+    """USD that the prompt would have cost more without the cache."""
+    return (usage.cached_tokens * (rates.input - rates.cached_input)).scaleb(_PER_MILLION)
+
+
 class Prices:
     """Rates by deployment and model. `configured`: the PRICES setting; `deployments`: deployment -> model[@version]."""
 

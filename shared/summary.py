@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import TypeVar
 
 from shared.conversation import Call, Entry, State, Usage, hashed
+from shared.pricing import saved
 
 COSTLIEST = 10
 NOBODY = "(no key)"  # calls whose caller showed no client key
@@ -210,7 +211,7 @@ class Tally:
         self._unpriced += call.cost is None
         self._tokens = self._tokens.plus(usage)
         if call.rates:
-            self._saved += (usage.cached_tokens * (call.rates.input - call.rates.cached_input)).scaleb(-6)
+            self._saved += saved(usage, call.rates)
         share = Share(
             cost=cost,
             calls=1,

@@ -121,7 +121,7 @@ async def read_body(request: Request, limit: int) -> dict[str, Any]:
         async for chunk in request.stream():
             body += chunk
             if len(body) > limit:
-                raise MessageTooLarge(f"The request's body is larger than {limit} bytes. Send a shorter message.")
+                raise MessageTooLarge(f"The request's body is larger than {limit} bytes.")
     except ClientDisconnect:  # no bug of ours, so no incident
         raise InvalidRequest("The request broke off before its body was complete.") from None
     try:

@@ -356,6 +356,11 @@ class TestSizes:
         writer.close()
         await writer.wait_closed()
 
+    async def test_an_image_that_is_too_large_could_be_a_link(self, api: httpx.AsyncClient) -> None:
+        large = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * LIMIT}"}}
+        message, _ = refusal(await say(api, [large]), 413, "message_too_large")
+        assert "an image can be sent as a link" in message
+
     @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "in chunks"])
     async def test_a_body_of_just_the_limit_is_read(self, api: httpx.AsyncClient, chunked: bool) -> None:
         content = chunks(LIMIT) if chunked else b" " * LIMIT
