@@ -219,7 +219,7 @@ def _bad_request(error: APIStatusError) -> ChatError:
     unknown = _UNKNOWN_ARGUMENT.match(message)
     match error.code:
         case "content_filter":
-            return ContentFiltered("The content filter stopped this prompt. Rephrase it.", param="message")
+            return ContentFiltered(f"The content filter stopped this prompt{_why(body)}. Rephrase it.", param="message")
         case "context_length_exceeded":
             shorter = "This conversation is too long for the model. Send a shorter message."
             return ContextTooLong(shorter, param="message")
@@ -229,6 +229,16 @@ def _bad_request(error: APIStatusError) -> ChatError:
             return OptionRefused(message, param=param, as_such=code in _NOT_TAKEN)
         case _:
             return InvalidRequest(message)
+
+
+def _why(filtered: Mapping[str, Any]) -> str:
+    """The categories that stopped a prompt, in brackets; empty where the service does not name them.
+    https://learn.microsoft.com/azure/ai-services/openai/concepts/content-filter"""
+    inner = filtered.get("innererror")
+    results = inner.get("content_filter_result") if isinstance(inner, dict) else None
+    found = results.items() if isinstance(results, dict) else ()
+    names = [name for name, result in found if isinstance(result, dict) and result.get("filtered") is True]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _pause(error: APIStatusError) -> float | None:

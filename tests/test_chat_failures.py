@@ -10,6 +10,7 @@ import pytest
 
 from shared.conversation import State
 from tests.azure_openai import AzureOpenAI, Kind
+from tests.azure_openai_answers import PROMPT_FILTERED
 from tests.conftest import Serve, Tables
 from tests.conservation import assert_conserved
 from tests.talking import (
@@ -344,6 +345,31 @@ async def test_a_request_that_the_model_refuses_is_told_in_its_words(api: httpx.
     error = refused.json()["error"]
     assert (refused.status_code, error["param"]) == (400, "top_p")
     assert "'top_p' does not support 0.5" in error["message"]
+
+
+async def test_a_prompt_that_the_filter_stopped_is_told_with_the_categories(
+    api: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
+    fake.fault("content_filter")
+
+    refused = await say(api)
+
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "content_filter", "message")
+    assert error["message"] == "The content filter stopped this prompt (violence). Rephrase it."
+
+
+@pytest.mark.parametrize("inner", [None, "x", {}, {"content_filter_result": []}, {"content_filter_result": {"a": 1}}])
+async def test_a_filter_that_names_no_category_is_believed(
+    api: httpx.AsyncClient, fake: AzureOpenAI, inner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROMPT_FILTERED["error"], "innererror", inner)
+    fake.fault("content_filter")
+
+    refused = await say(api)
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == "The content filter stopped this prompt. Rephrase it."
 
 
 # Too long for the model
