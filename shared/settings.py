@@ -21,6 +21,7 @@ _MOST_BYTES = 500_000  # of a body: a system prompt of that size fills its row, 
 
 # Of what RFC 5321 allows, that which a header holds as it is: ASCII, no quotes, and no `?` as in =?an encoded word?=.
 _ATOM, _LABEL = r"[A-Za-z0-9!#$%&'*+/=^_`{|}~-]+", "[A-Za-z0-9_-]+"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a deployment, of a key
 _ADDRESS = re.compile(rf"{_ATOM}(\.{_ATOM})*@{_LABEL}(\.{_LABEL})*")
 
 MOST_ANSWER_TOKENS = 100_000  # more might not fit into a table's row
@@ -251,7 +252,7 @@ def _deployments(value: str) -> dict[str, str]:
     found = {}
     for item in filter(None, (item.strip() for item in value.split(","))):
         name, _, model = (part.strip() for part in item.partition("="))
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        if not _NAME.fullmatch(name):
             raise ValueError(f"{item!r} is not deployment=model or deployment=model@version.")
         found[name] = model
     return found
@@ -299,7 +300,7 @@ def _keys(value: str) -> dict[str, str]:
     keys: dict[str, str] = {}
     for item in filter(None, (item.strip() for item in value.split(","))):
         name, _, hashed = (part.strip() for part in item.partition("="))
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or not re.fullmatch(r"[0-9a-fA-F]{64}", hashed):
+        if not _NAME.fullmatch(name) or not re.fullmatch(r"[0-9a-fA-F]{64}", hashed):
             raise ValueError("an entry is not name=SHA-256 of the key in hex; 'make key NAME=…' prints one.")
         if name in keys or hashed.lower() in keys.values():
             raise ValueError(f"{name!r} or its key is listed twice.")

@@ -69,8 +69,8 @@ class Past:
         session: Session,
         turns: Sequence[Turn],
         new: Sequence[Message],
-        attached: Any = None,
-        deployment: str | None = None,
+        attached: Any,
+        deployment: str | None,
     ) -> "Past":
         """From the turns as storage lists them, newest first. Raises InvalidRequest where tool results do not answer
         the pending tool calls, ContextTooLong where the exchange that they belong to is too long to be sent whole."""

@@ -29,8 +29,6 @@ from local.parts import free_port, plan
 from local.places import ROOT
 from tests.loopback import PATIENCE
 
-APP = pytest.mark.skipif(not (ROOT / "function_app.py").exists(), reason="there is no function_app.py to run")
-
 
 def until(happens: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
     deadline = time.monotonic() + patience
@@ -120,7 +118,6 @@ def running(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         run.process.wait()
 
 
-@APP
 class TestRunning:
     def test_the_printed_curl_line_is_answered_and_the_session_outlives_a_restart(
         self, running: Callable[..., Run]
