@@ -7,7 +7,6 @@ does. CPU time is this process's alone: against Azure the service is elsewhere, 
 import argparse
 import asyncio
 import resource
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from multiprocessing import get_context
 from typing import TypeAlias
 
 from local import azurite
+from local.parts import free_port
 from shared.conversation import Entry, State
 from shared.services import Services
 from shared.settings import Settings
@@ -35,9 +35,7 @@ BATCH = 20_000  # rows made up at a time
 
 @contextmanager
 def table_service() -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     server = subprocess.Popen(azurite.command(port), stdout=subprocess.DEVNULL)  # noqa: S603
     try:
         while not azurite.answers(port):
