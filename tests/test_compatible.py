@@ -370,11 +370,11 @@ async def test_what_is_not_streamed_has_no_first_byte_timeout_but_the_turns(
 ) -> None:
     fake.chunk_delay = 0.2
     fake.responder = lambda _: Reply("one two three four")
-    hasty = {"AZURE_OPENAI_TIMEOUT_SECONDS": "0.4", "TURN_TIMEOUT_SECONDS": "2"}
+    hasty = {"AZURE_OPENAI_TIMEOUT_SECONDS": "0.4", "TURN_TIMEOUT_SECONDS": "5"}
     async with serve(environ | hasty) as api:
         api.headers["api-key"] = ANN
         patient = await post(api)
-        fake.responder = lambda _: Reply("word " * 30)
+        fake.responder = lambda _: Reply("word " * 300)
         late = await post(api)
 
     assert patient.status_code == 200
