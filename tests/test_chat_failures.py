@@ -75,7 +75,7 @@ IN_MID_ANSWER = [
 def environ(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """No long wait for a model that says nothing, or that failed."""
     monkeypatch.setattr("shared.model.AGAIN", 0.01)
-    return environ | {"AZURE_OPENAI_TIMEOUT_SECONDS": "0.5"}
+    return environ | {"AZURE_OPENAI_TIMEOUT_SECONDS": "2"}
 
 
 def user(content: str) -> dict[str, Any]:
