@@ -471,6 +471,15 @@ class TestSwitches:
         assert [name for name, rule in rules.items() if not rule["autoMitigate"]] == ["summary-failed"]
         assert [name for name, rule in rules.items() if rule.get("muteActionsDuration")] == ["summary-failed"]
 
+    def test_a_dear_day_is_told_although_the_one_before_was_dear_too(self, predicted: Mapping[str, Deployment]) -> None:
+        """An alert that fired fires again only after two evaluations that found nothing, and a day's line comes daily:
+        https://learn.microsoft.com/azure/azure-monitor/alerts/alerts-overview#stateful-alerts"""
+        (rule,) = [a["properties"] for a in predicted["defaults"].of(LOG_ALERTS) if a["name"] == "daily-cost"]
+        assert rule["evaluationFrequency"] == "PT1H"
+        found_for = re.fullmatch(r"PT(\d+)H", rule["windowSize"])
+        assert found_for
+        assert int(found_for[1]) + 2 < 24
+
     def test_the_alerts_name_the_timer_as_the_app_does(self) -> None:
         assert "async def daily_cost_summary(" in (ROOT / "function_app.py").read_text()
         assert 'Name == "daily_cost_summary"' in (INFRA / "queries" / "alert-summary.kql").read_text()

@@ -108,7 +108,8 @@ var costRule = {
   column: 'CostUsd'
   threshold: dailyCostUsd
   every: 'PT1H'
-  window: 'P1D'
+  // Not a whole day: Azure tells nobody again before two hours found nothing, and the next dear day would pass unsaid.
+  window: 'PT6H'
   resolves: true
 }
 
