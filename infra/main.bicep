@@ -431,6 +431,8 @@ module budget 'app/budget.bicep' = if (budgetAmount > 0) {
     startDate: budgetStart
     recipients: recipients
   }
+  // The last of all: azd keeps its date only when everything succeeded, and a retry next month would say another.
+  dependsOn: [alerts, function]
 }
 
 // azd keeps these in its environment. Never a key.

@@ -595,6 +595,17 @@ class TestOrder:
         needed = {"monitoring", "storage", "openAiAccess", "secondaryAccess", "vault", "email", "network"}
         assert needed <= set(function["dependsOn"])
 
+    def test_a_budget_is_made_when_all_else_is_there(self, built: "subprocess.CompletedProcess[str]") -> None:
+        """A deployment that failed has no outputs: azd would not keep the date of a budget that is there by now."""
+        declared = json.loads(built.stdout)["resources"]
+        awaited: set[str] = set()
+        pending = ["budget"]
+        while pending:
+            new = set(declared[pending.pop()].get("dependsOn", [])) - awaited
+            awaited |= new
+            pending += new
+        assert awaited == declared.keys() - {"budget"}
+
     def test_the_vault_names_its_account_even_where_it_keeps_no_key(
         self, built: "subprocess.CompletedProcess[str]"
     ) -> None:
