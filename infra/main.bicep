@@ -119,6 +119,8 @@ param extraSettings object = {}
 @description('E-mail addresses, comma separated, of the daily summary and of the alerts. Empty: no mail, and no mail service.')
 param summaryRecipients string = ''
 
+// Not empty: azd hands on an empty value as one, and the host would not find the timer.
+@minLength(1)
 @description('When the daily summary is sent: {second} {minute} {hour} {day} {month} {day of week}, UTC.')
 param summarySchedule string = '0 0 6 * * *'
 
@@ -133,6 +135,7 @@ param smtpUrl string = ''
 @description('With smtp: the address that mail comes from.')
 param summarySender string = ''
 
+@minLength(1)
 @description('Where Communication Services keeps mail at rest: Europe, United States, …')
 param emailDataLocation string = 'Europe'
 

@@ -182,6 +182,14 @@ class TestTemplates:
                 if resource["type"] == "Microsoft.Resources/deployments"
             ]
 
+    def test_an_empty_value_is_no_value_of_what_cannot_be_empty(
+        self, built: "subprocess.CompletedProcess[str]"
+    ) -> None:
+        """azd hands on a variable that is set to nothing as such, and not the template's default."""
+        parameters = json.loads(built.stdout)["parameters"]
+        for name in ("environmentName", "summarySchedule", "emailDataLocation"):
+            assert parameters[name].get("minLength") == 1, name
+
 
 def test_every_parameter_can_be_set_in_azds_environment() -> None:
     declared = set(re.findall(r"^param (\w+)", (INFRA / "main.bicep").read_text(), re.MULTILINE))
