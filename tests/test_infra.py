@@ -628,6 +628,12 @@ def test_one_deployment_after_the_other() -> None:
     assert re.search(r"@batchSize\(1\).*\nresource models 'Microsoft.CognitiveServices/accounts/deployments@", text)
 
 
+def test_one_private_endpoint_after_the_other() -> None:
+    """Storage refuses a second one (StorageAccountOperationInProgress) while another is being made."""
+    text = (INFRA / "app" / "network.bicep").read_text()
+    assert re.search(r"@batchSize\(1\).*\nresource privateEndpoints 'Microsoft.Network/privateEndpoints@", text)
+
+
 def test_azd_asks_for_a_region_with_quota_for_the_default_model() -> None:
     text = (INFRA / "main.bicep").read_text()
     assert "usageName: ['OpenAI.GlobalStandard.gpt-5.4-mini, 20']" in text

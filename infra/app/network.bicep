@@ -98,6 +98,7 @@ resource links 'Microsoft.Network/privateDnsZones/virtualNetworkLinks@2024-06-01
   }
 ]
 
+@batchSize(1) // storage may refuse the second of its two while the first is made (bicep-registry-modules#6001)
 resource privateEndpoints 'Microsoft.Network/privateEndpoints@2026-03-01' = [
   for service in services: {
     name: '${endpointPrefix}${service.name}'
