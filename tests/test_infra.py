@@ -240,8 +240,13 @@ class TestEverywhere:
         workspace = predicted[name].one("Microsoft.OperationalInsights/workspaces")
         assert workspace["properties"]["features"]["disableLocalAuth"] is True
         assert predicted[name].one("Microsoft.KeyVault/vaults")["properties"]["enableRbacAuthorization"] is True
-        for policy in predicted[name].of("Microsoft.Web/sites/basicPublishingCredentialsPolicies"):
-            assert policy["properties"]["allow"] is False
+        policies = predicted[name].of(PUBLISHING_PASSWORDS)
+        assert [policy["properties"]["allow"] for policy in policies] == [False, False]
+
+    def test_publishing_passwords_are_refused_in_a_region(self, predicted: Mapping[str, Deployment], name: str) -> None:
+        """Without one Azure has refused them: "The parameter location has an invalid value"."""
+        for policy in predicted[name].of(PUBLISHING_PASSWORDS):
+            assert policy.get("location") == "swedencentral"
 
     def test_a_key_is_read_only_into_the_vault(self, predicted: Mapping[str, Deployment], name: str) -> None:
         readers = [r["name"] for r in predicted[name].resources if any("listKeys" in text for text in strings(r))]
@@ -349,7 +354,7 @@ class TestEverywhere:
 
     def test_everything_is_tagged_with_its_environment(self, predicted: Mapping[str, Deployment], name: str) -> None:
         for resource in predicted[name].resources:
-            if "location" in resource:
+            if "location" in resource and resource["type"] != PUBLISHING_PASSWORDS:  # which takes none
                 assert resource["tags"]["azd-env-name"] == "test", resource["id"]
 
     def test_no_resource_is_deployed_twice(self, predicted: Mapping[str, Deployment], name: str) -> None:
@@ -589,6 +594,7 @@ class TestSwitches:
         assert not settings_read() - described - {"IDENTITY_ENDPOINT", "REGION_NAME"}
 
 
+PUBLISHING_PASSWORDS = "Microsoft.Web/sites/basicPublishingCredentialsPolicies"
 METRIC_ALERTS = "Microsoft.Insights/metricAlerts"
 LOG_ALERTS = "Microsoft.Insights/scheduledQueryRules"
 

@@ -107,16 +107,21 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
   }
 }
 
-// azd deploys as who is signed in; nobody needs a publishing password.
+// azd deploys as who is signed in; nobody needs a publishing password. Azure has refused these without a location, which
+// the types do not know (bicep-types-az#1527).
 resource ftp 'Microsoft.Web/sites/basicPublishingCredentialsPolicies@2025-03-01' = {
   parent: app
   name: 'ftp'
+  #disable-next-line BCP187 // as above
+  location: location
   properties: { allow: false }
 }
 
 resource scm 'Microsoft.Web/sites/basicPublishingCredentialsPolicies@2025-03-01' = {
   parent: app
   name: 'scm'
+  #disable-next-line BCP187 // as above
+  location: location
   properties: { allow: false }
 }
 
