@@ -550,6 +550,14 @@ class TestSwitches:
         assert len(deployment.of("Microsoft.Network/privateDnsZones")) == 4
         assert len(deployment.of("Microsoft.Network/privateDnsZones/virtualNetworkLinks")) == 4
 
+    def test_an_account_that_was_there_is_found_beside_a_second_one_in_the_network(
+        self, predicted: Mapping[str, Deployment]
+    ) -> None:
+        """It has no endpoint here, but the zone that the second one needs answers for all accounts that have one."""
+        links = predicted["existing-account-and-second"].of("Microsoft.Network/privateDnsZones/virtualNetworkLinks")
+        (openai,) = [link for link in links if link["name"].startswith("privatelink.openai.azure.com/")]
+        assert openai["properties"]["resolutionPolicy"] == "NxDomainRedirect"
+
     def test_without_one_there_is_none(self, predicted: Mapping[str, Deployment]) -> None:
         assert not [r for r in predicted["defaults"].resources if r["type"].startswith("Microsoft.Network/")]
 

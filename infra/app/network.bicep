@@ -93,6 +93,9 @@ resource links 'Microsoft.Network/privateDnsZones/virtualNetworkLinks@2024-06-01
     tags: tags
     properties: {
       registrationEnabled: false
+      // An account that was there may have a private endpoint elsewhere, which this zone does not know: then the public one
+      // is asked. https://learn.microsoft.com/azure/dns/private-dns-fallback
+      ...(group == 'account' ? { resolutionPolicy: 'NxDomainRedirect' } : {})
       virtualNetwork: { id: network.id }
     }
   }
