@@ -669,12 +669,12 @@ OF_AZD = {
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX hooks, on Windows")
 class TestHooks:
-    def run(self, hook: str, folder: Path) -> str:
+    def run(self, hook: str, folder: Path, **values: str) -> str:
         """As azd does: the environment's values are variables, and the project's folder is the current one."""
         done = subprocess.run(
             ["sh", str(INFRA / "hooks" / hook)],
             cwd=folder,
-            env=OF_AZD,
+            env={**OF_AZD, **values},
             capture_output=True,
             text=True,
             check=True,
@@ -684,7 +684,7 @@ class TestHooks:
     def test_after_provisioning_a_local_run_has_its_settings(self, tmp_path: Path) -> None:
         (tmp_path / "local.settings.json").write_text("mine")
         said = self.run("postprovision.sh", tmp_path)
-        assert "python3 -m local run --settings .azure/test/local.settings.json" in said
+        assert "python3 -m local run --settings '.azure/test/local.settings.json'" in said
         given = settings_file(tmp_path / ".azure" / "test" / "local.settings.json")
         assert given["AZURE_OPENAI_ENDPOINT"] == OF_AZD["AZURE_OPENAI_ENDPOINT"]
         assert given["TABLES_ENDPOINT"] == OF_AZD["TABLES_ENDPOINT"]
@@ -696,8 +696,19 @@ class TestHooks:
     def test_after_deployment_a_person_can_ask_the_app(self, tmp_path: Path) -> None:
         said = self.run("postdeploy.sh", tmp_path)
         assert "https://func-test.azurewebsites.net/chat" in said
-        assert "az functionapp keys list -g rg-test -n func-test --query functionKeys.default -o tsv" in said
+        assert "az functionapp keys list -g 'rg-test' -n func-test --query functionKeys.default -o tsv" in said
         assert 'curl -sS https://func-test.azurewebsites.net/api/chat -H "x-functions-key: $KEY"' in said
+
+    @pytest.mark.parametrize("hook", ["postprovision", "postdeploy"])
+    def test_what_it_says_to_type_can_be_typed_whatever_the_environment_is_called(
+        self, hook: str, tmp_path: Path
+    ) -> None:
+        """azd's names may hold parentheses, which a shell takes for its own."""
+        said = self.run(f"{hook}.sh", tmp_path, AZURE_ENV_NAME="test(2)", AZURE_RESOURCE_GROUP="rg-test(2)")
+        commands = re.findall(r"^  (\S.*)$", said, re.MULTILINE)
+        assert any("test(2)" in command for command in commands)
+        for command in commands:
+            assert subprocess.run(["sh", "-n", "-c", command], check=False).returncode == 0, command
 
     @pytest.mark.parametrize("hook", ["postprovision", "postdeploy"])
     def test_powershell_reads_and_writes_the_same(self, hook: str) -> None:

@@ -16,4 +16,4 @@ New-Item -ItemType Directory -Force -Path (Split-Path $file) | Out-Null
     }
 } | ConvertTo-Json | Set-Content -Path $file -Encoding utf8
 Write-Host 'To run here against Azure, signed in with az login:'
-Write-Host "  py -m local run --settings $file"
+Write-Host "  py -m local run --settings '$file'"

@@ -19,4 +19,4 @@ cat >"$file" <<EOF
 }
 EOF
 echo "To run here against Azure, signed in with az login:"
-echo "  python3 -m local run --settings $file"
+echo "  python3 -m local run --settings '$file'"
