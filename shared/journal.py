@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from shared.conversation import State, hashed
+from shared.conversation import Call, Entry, State, hashed
 from shared.ports import Happened
 
 log = logging.getLogger(__name__)
@@ -20,32 +20,45 @@ class Journal:
 
     def record(self, happened: Happened) -> None:
         try:
-            log.info("call %s: %s", happened.call.id, orjson.dumps(_fields(happened)).decode())
+            _tell(happened.call, _counted(happened.entry, happened.call) | _seen(happened))
             if self._trace:
                 self._trace(happened)
         except Exception:  # what is only told must not keep a call from being settled
             log.exception("call %s could not be told of", happened.call.id)
 
+    def recovered(self, entry: Entry, call: Call) -> None:
+        _tell(call, _counted(entry, call))
 
-def _fields(happened: Happened) -> dict[str, Any]:
-    """Amounts in USD are text, so that no reader makes a float of them."""
-    call, usage, first = happened.call, happened.call.usage, happened.seconds_to_first_token
+
+def _tell(call: Call, fields: dict[str, Any]) -> None:
+    log.info("call %s: %s", call.id, orjson.dumps(fields).decode())
+
+
+def _seen(happened: Happened) -> dict[str, Any]:
+    first = happened.seconds_to_first_token
     return {
-        "session": hashed(happened.entry.session_id) if happened.entry.session_id else None,
-        "turn": happened.entry.turn,
+        "finish_reason": happened.finish_reason,
+        "attempts": happened.attempts,
+        "seconds": round(happened.seconds, 3),
+        "seconds_to_first_token": None if first is None else round(first, 3),
+    }
+
+
+def _counted(entry: Entry, call: Call) -> dict[str, Any]:
+    """Amounts in USD are text, so that no reader makes a float of them."""
+    usage = call.usage
+    return {
+        "session": hashed(entry.session_id) if entry.session_id else None,
+        "turn": entry.turn,
         "outcome": call.state.value,
         "reason": call.reason,
-        "finish_reason": happened.finish_reason,
         "deployment": call.deployment,
         "model": call.model,
         "endpoint": call.endpoint,
-        "attempts": happened.attempts,
         "prompt_tokens": usage and usage.prompt_tokens,
         "cached_tokens": usage and usage.cached_tokens,
         "completion_tokens": usage and usage.completion_tokens,
         "reasoning_tokens": usage and usage.reasoning_tokens,
         "cost_usd": None if call.cost is None else f"{call.cost:f}",
         "worst_case_usd": f"{call.worst_case:f}" if call.state is State.UNACCOUNTED and call.worst_case else None,
-        "seconds": round(happened.seconds, 3),
-        "seconds_to_first_token": None if first is None else round(first, 3),
     }

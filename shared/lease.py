@@ -30,7 +30,7 @@ def lease_for(call: Call) -> Lease:
     return Lease(call=call.id, until=datetime.now(UTC) + LEASE)
 
 
-async def persist(call: Call, write: Callable[[], Awaitable[None]]) -> None:
+async def persist(call: Call, write: Callable[[], Awaitable[object]]) -> None:
     """Write, and while storage can't be reached try again until the call's deadline. Raises StorageUnavailable."""
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(StorageUnavailable),

@@ -27,9 +27,9 @@ class Ledger:
         row = await self._table.get(*rows.ledger_keys(call, session_id, turn))
         return rows.to_entry(row) if row else None
 
-    async def settle(self, entry: Entry, call: Call) -> None:
+    async def settle(self, entry: Entry, call: Call) -> bool:
         """Raise the row to the call's state, unless it is as high already or is not there any more. One that was never
-        read (without an etag) is made."""
+        read (without an etag) is made. Returns whether it was this that raised it."""
         found: Entry | None = entry
         while found and call.state.rank > found.call.state.rank:
             try:
@@ -37,7 +37,8 @@ class Ledger:
             except Changed:
                 found = await self.find(call, entry.session_id, entry.turn)
             else:
-                return
+                return True
+        return False
 
     async def shard(self, day: date, shard: int) -> AsyncIterator[Entry]:
         """A sixteenth of a day's rows; those of one session together, in the order of its turns."""

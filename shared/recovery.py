@@ -9,13 +9,16 @@ from datetime import UTC, datetime
 
 from shared.conversation import Call, Entry, Session, State, Turn, raised
 from shared.errors import Changed
-from shared.ports import Ledger, Sessions
+from shared.ports import Journal, Ledger, Sessions
+
+_INTERRUPTED = "interrupted"  # its process is gone, and told nobody
 
 
 class Recovery:
-    def __init__(self, sessions: Sessions, ledger: Ledger) -> None:
+    def __init__(self, sessions: Sessions, ledger: Ledger, journal: Journal) -> None:
         self._sessions = sessions
         self._ledger = ledger
+        self._journal = journal
 
     async def free(self, session: Session) -> None:
         """Account for the call whose lease is over, which frees the session."""
@@ -37,23 +40,27 @@ class Recovery:
     async def reconcile(self, entry: Entry) -> None:
         """Raise what a ledger row and its session say of a call to the higher of the two."""
         now = datetime.now(UTC)
-        doubtful = replace(entry.call, state=State.UNACCOUNTED, reason=entry.call.reason or "interrupted")
+        doubtful = replace(entry.call, state=State.UNACCOUNTED, reason=entry.call.reason or _INTERRUPTED)
         session = await self._sessions.head(entry.session_id) if entry.session_id else None
         if session and session.busy(now) and session.holds(entry.call):
             return
         known = await self._raise(entry.session_id, entry.turn, doubtful) if entry.session_id else None
-        if known is not None:
-            await self._ledger.settle(entry, known)
-        elif now > entry.call.deadline:  # no session holds it: erased, or it never had one
-            await self._ledger.settle(entry, doubtful)
+        if known is None:  # no session holds it: erased, or it never had one
+            if now <= entry.call.deadline:
+                return
+            known = doubtful
+        if await self._ledger.settle(entry, known) and known.reason == _INTERRUPTED:  # else its process has told of it
+            self._journal.recovered(entry, known)
 
     async def _fence(self, session_id: str, number: int, call: Call) -> Entry:
         """Take the call's place in the ledger, unless its process was quicker."""
         fence = Entry(call=replace(call, state=State.ABANDONED), session_id=session_id, turn=number, caller=None)
         try:
-            return await self._ledger.insert(fence)
+            inserted = await self._ledger.insert(fence)
         except Changed:
             return await self._ledger.find(call, session_id, number) or fence
+        self._journal.recovered(inserted, inserted.call)
+        return inserted
 
     async def _raise(self, session_id: str, number: int, call: Call) -> Call | None:
         """Raise the call in its session; returns it as the session has it then, None where no session holds it."""

@@ -52,7 +52,8 @@ class Services:
         sessions_table = self._table("sessions")
         self.sessions = Sessions(sessions_table)
         self.ledger = Ledger(self._table("usage"))
-        self.recovery = Recovery(self.sessions, self.ledger)
+        journal = Journal(tracing(settings.insights))
+        self.recovery = Recovery(self.sessions, self.ledger, journal)
         self.removals = Removals(sessions_table, self.sessions, self.recovery)
         days = Days(self._table("daily"))
         self.reports = Reports(
@@ -77,7 +78,7 @@ class Services:
             ),
             ledger=self.ledger,
             model=self._model,
-            journal=Journal(tracing(settings.insights)),
+            journal=journal,
             prices=prices,
             turn_timeout=settings.turn_timeout,
         )

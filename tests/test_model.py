@@ -1,7 +1,6 @@
 """Several endpoints, several attempts: what a call survives, where it goes, and that it is paid for once."""
 
 import asyncio
-import json
 import os
 import socket
 import ssl
@@ -21,7 +20,7 @@ from shared.services import services
 from tests.azure_openai import AzureOpenAI, Fault, Kind, Reply
 from tests.conftest import Serve, Tables
 from tests.conservation import assert_conserved
-from tests.talking import answer, closed_ledger, events, look, say, stored
+from tests.talking import answer, closed_ledger, events, lines, look, say, stored
 
 NOT_BILLED = [409, 429, 500, 503]
 SOON = {"retry_after_ms": 10}
@@ -53,12 +52,6 @@ async def two(
 
 def name(server: AzureOpenAI) -> str:
     return f"127.0.0.1:{server.port}"
-
-
-def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
-    """What the log says of each call."""
-    told = [record.message for record in caplog.records if record.name == "shared.journal"]
-    return [json.loads(line.partition(": ")[2]) for line in told]
 
 
 # One endpoint, several attempts

@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import TypeAlias
 
 import httpx
@@ -25,6 +26,7 @@ from tests.talking import (
     answered,
     closed_ledger,
     ledger,
+    lines,
     look,
     row_keys,
     say,
@@ -135,8 +137,13 @@ async def insisting(api: httpx.AsyncClient, tables: Tables, session: str) -> JSO
 
 
 async def test_a_call_without_a_row_is_fenced_off_and_its_stalled_process_spends_nothing(
-    storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+    storage: TcpProxy,
+    api: httpx.AsyncClient,
+    fake: AzureOpenAI,
+    tables: Tables,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "shared.journal")
     with kept(storage, entering("s")) as insertion:
         stalled = asyncio.create_task(say(api, "stalled"))
         await insertion.until_reached()
@@ -151,6 +158,7 @@ async def test_a_call_without_a_row_is_fenced_off_and_its_stalled_process_spends
     assert [request.body["messages"][-1]["content"] for request in fake.requests] == ["next"]
     assert next_turn["turn"] == 2
     assert next_turn["session"]["unaccounted_calls"] == 0
+    assert [(line["turn"], line["outcome"]) for line in lines(caplog)] == [(1, "abandoned"), (2, "settled")]
     await assert_conserved(tables, fake)
 
 
@@ -261,6 +269,23 @@ async def test_the_timer_counts_an_interrupted_call_at_its_worst_case_until_it_i
         await interrupted.goes_on()
     await assert_conserved(tables, fake)
     await becomes(tables, "settled")
+
+
+async def test_the_log_tells_once_of_a_call_whose_process_is_gone(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "shared.journal")
+    async with in_the_model(api, fake) as interrupted:
+        await age_lease(tables)
+        for _ in range(2):
+            await fire()
+
+        [told] = lines(caplog)
+        _, [turn] = await stored(tables)
+        assert (told["turn"], told["outcome"], told["reason"]) == (1, "unaccounted", "interrupted")
+        assert Decimal(told["worst_case_usd"]) == turn.call.worst_case
+        await interrupted.goes_on()
+    assert [line["outcome"] for line in lines(caplog)] == ["unaccounted", "settled"]
 
 
 async def test_the_timer_leaves_a_call_alone_whose_lease_runs(
