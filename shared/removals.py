@@ -95,9 +95,10 @@ class Removals:
         marked = replace(session, removal=removal, updated=datetime.now(UTC))
         if not erase:
             marked = replace(marked, cleared_through=session.turns, window_start=session.turns + 1)
-        await self._table.put(
-            {"PartitionKey": ERASING, "RowKey": removal.id, "session": session.id, "begun": marked.updated}
-        )
+        with suppress(Changed):  # the id is new: the row there is this one, and only the answer was lost
+            await self._table.put(
+                {"PartitionKey": ERASING, "RowKey": removal.id, "session": session.id, "begun": marked.updated}
+            )
         try:
             return replace(marked, etag=await self._table.put(rows.from_session(marked), session.etag))
         except Changed:

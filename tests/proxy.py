@@ -41,11 +41,12 @@ class Stall:
 
 @dataclass(frozen=True)
 class Answer:
-    """Answers in the target's place; nothing is forwarded."""
+    """Answers in the target's place; nothing is forwarded, or with `after_answer` it is and done all the same."""
 
     status: int
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
+    after_answer: bool = False
 
 
 Action = Pass | Close | Stall | Answer
@@ -158,7 +159,7 @@ class TcpProxy(Loopback):
         match action:
             case Pass():
                 gate.arrive()
-            case Answer():
+            case Answer(after_answer=False):
                 gate.arrive()
                 return await _answer(wire, action)
             case Close(after_answer=False):
@@ -177,6 +178,9 @@ class TcpProxy(Loopback):
             if answer is None:
                 raise ConnectionResetError("the target hung up")
             match action:
+                case Answer():
+                    gate.arrive()
+                    return await _answer(wire, action)
                 case Close():
                     gate.arrive()
                     _lose(wire, action)

@@ -122,6 +122,16 @@ async def test_a_dropped_answer_was_committed(
     assert store.kept == [b"x"]
 
 
+async def test_what_is_answered_with_an_error_may_have_been_committed(
+    store: Store, proxy: TcpProxy, client: httpx.AsyncClient
+) -> None:
+    proxy.on(Match("PUT"), Answer(500, after_answer=True))
+
+    assert (await client.put("/", content="x")).status_code == 500
+
+    assert store.kept == [b"x"]
+
+
 async def test_a_kept_request_is_not_forwarded_until_released(
     store: Store, proxy: TcpProxy, client: httpx.AsyncClient
 ) -> None:

@@ -9,7 +9,8 @@ from shared.conversation import Session
 from tests.azure_openai import AzureOpenAI
 from tests.conftest import Serve, Tables
 from tests.conservation import assert_conserved
-from tests.proxy import Action, Close, Match, Stall, TcpProxy
+from tests.faults import announcing
+from tests.proxy import Action, Answer, Close, Match, Stall, TcpProxy
 from tests.talking import answer, closed_ledger, fill, look, row_keys, say, stored, summed
 
 pytestmark = pytest.mark.usefixtures("storage")  # before `api`, so that the app goes through it
@@ -211,6 +212,24 @@ async def test_a_removal_whose_mark_was_not_acknowledged_goes_on(
     assert await delete(api, path) == 204
 
     assert rule.hits == 1
+    if path == CLEAR:
+        await assert_cleared(api, tables, before)
+    else:
+        await assert_erased(api, tables)
+
+
+@pytest.mark.parametrize("path", [CLEAR, ERASE], ids=["clear", "erase"])
+async def test_a_removal_goes_on_whose_first_write_was_done_and_answered_with_an_error(
+    api: httpx.AsyncClient, tables: Tables, storage: TcpProxy, path: str
+) -> None:
+    """The storage client tries it again, and meets its own row."""
+    await fill(tables, 3)
+    before, _ = await stored(tables)
+    rule = storage.on(announcing("s"), Answer(500, after_answer=True))
+
+    assert await delete(api, path) == 204
+
+    assert (rule.hits, storage.count(announcing("s"))) == (1, 2)
     if path == CLEAR:
         await assert_cleared(api, tables, before)
     else:
