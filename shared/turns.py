@@ -337,7 +337,9 @@ class Turns:
 def _replay(answered: Replay, running: Running) -> None:
     session, turn = answered.session, answered.turn
     running.tell(Started(session.id, turn.number, turn.call.deployment, replayed=True))
-    pieces = {kind: turn.messages[-1].get(kind) for kind in ("content", "refusal", "tool_calls")}
+    said = turn.messages[-1]
+    pieces = {kind: said.get(kind) for kind in ("content", "refusal")}
+    pieces["tool_calls"] = [{"index": at, **call} for at, call in enumerate(said.get("tool_calls") or ())]
     running.tell(Delta({kind: piece for kind, piece in pieces.items() if piece}))
     running.tell(Answer(session, turn))
 
