@@ -154,9 +154,12 @@ def _endpoint(name: str, url: str) -> str:
 
 def _split(name: str, url: str, example: str) -> tuple[SplitResult, int | None]:
     try:
-        return (parts := urlsplit(url)), parts.port
+        parts = urlsplit(url)
+        port = parts.port
+        (parts.hostname or "").encode("idna")  # as whoever connects to it does, with an error that names no setting
     except ValueError:  # its message may hold the password
         raise SettingsError(name, f"is malformed: it should be {example}.") from None
+    return parts, port
 
 
 def _is_loopback(host: str) -> bool:

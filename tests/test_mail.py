@@ -112,6 +112,8 @@ def check(received: bytes, sent: Mail) -> None:
         ({"SMTP_URL": "smtp://user:secret@mail.example.com?starttls=never"}, ["SMTP_URL"]),
         ({"SMTP_URL": "smtp://user@mail.example.com"}, ["SMTP_URL"]),
         ({"SMTP_URL": "https://user:secret@mail.example.com"}, ["SMTP_URL"]),
+        ({"SMTP_URL": "smtps://user:secret@mail..example.com"}, ["SMTP_URL"]),
+        ({"ACS_ENDPOINT": "https://.communication.azure.com"}, ["ACS_ENDPOINT"]),
         ({"ACS_ENDPOINT": "a.communication.azure.com"}, ["ACS_ENDPOINT", "https://"]),
         ({"ACS_ENDPOINT": "http://a.communication.azure.com"}, ["ACS_ENDPOINT"]),
         ({"ACS_CONNECTION_STRING": "accesskey=c2VjcmV0"}, ["ACS_CONNECTION_STRING"]),
