@@ -16,6 +16,7 @@ from shared.web import answering, json_response
 
 MOST_DAYS = 92
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")  # of the forms that fromisoformat takes, the one that is published
+_QUALITY = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 
 
 async def fire() -> None:
@@ -28,7 +29,7 @@ async def get_day(request: Request, services: Services) -> Response:
     services.usage_keys.name(request.headers)
     now = datetime.now(UTC)
     summary = await services.reports.summary(_date(request.path_params["date"], "date", now), now)
-    if "text/html" in request.headers.get("accept", ""):
+    if _quality(request, "text/html") > _quality(request, "application/json"):
         return Response(letter(summary).html, media_type="text/html", headers=_PAGE)
     return json_response(answers.daily_answer(summary))
 
@@ -60,6 +61,16 @@ _PAGE = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
 }
+
+
+def _quality(request: Request, media_type: str) -> float:
+    """How welcome it is by name, 0 to 1. https://www.rfc-editor.org/rfc/rfc9110#field.accept"""
+    for accepted in request.headers.get("accept", "").lower().split(","):
+        name, *parameters = (part.strip() for part in accepted.split(";"))
+        if name == media_type:
+            quality = next((_QUALITY.fullmatch(given) for given in parameters if given.startswith("q=")), None)
+            return float(quality[1]) if quality else 1.0
+    return 0.0
 
 
 def _date(given: str | None, name: str, now: datetime) -> date:

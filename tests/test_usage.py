@@ -238,7 +238,18 @@ async def test_a_browser_is_shown_a_page_that_runs_and_loads_nothing(api: httpx.
 
 
 @pytest.mark.usefixtures("quiet_month")
-@pytest.mark.parametrize("accept", ["application/json", "*/*", ""])
+@pytest.mark.parametrize("accept", ["Text/HTML", "application/json;q=0.5, text/html", "*/*, text/html;level=1;q=0.8"])
+async def test_a_page_is_for_who_would_rather_have_it(api: httpx.AsyncClient, accept: str) -> None:
+    response = await api.get(ROUTE, headers={"accept": accept})
+
+    assert response.headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.usefixtures("quiet_month")
+@pytest.mark.parametrize(
+    "accept",
+    ["application/json", "*/*", "", "application/json, text/html;q=0.9", "text/html;q=0, */*", "text/htmlx"],
+)
 async def test_all_others_are_given_json(api: httpx.AsyncClient, accept: str) -> None:
     response = await api.get(ROUTE, headers={"accept": accept})
 
