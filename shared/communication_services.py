@@ -30,10 +30,11 @@ class CommunicationServices:
         self._credential = credential
         self._options = {"retry_total": 0, "connection_timeout": 10, "read_timeout": 30, **options}
 
-    async def send(self, mail: Mail) -> None:
+    async def send(self, mail: Mail) -> tuple[str, ...]:
         async with self._client() as client:
             retry_after = await _order(client, mail)
             await _follow(client, mail.operation_id, retry_after)
+        return mail.recipients
 
     async def knows(self, operation_id: str) -> bool:
         async with self._client() as client:

@@ -58,9 +58,9 @@ class Delivery:
             if not await self._deliver(day, clock, latest=day.day == yesterday):
                 return
 
-    async def send_again(self, day: date, now: datetime) -> None:
-        """Send a final day once more, by hand; the timer takes no notice. Raises InvalidRequest where the day is not
-        final, UpstreamError where it can't be sent."""
+    async def send_again(self, day: date, now: datetime) -> tuple[str, ...]:
+        """Send a final day once more, by hand; the timer takes no notice. To whom it went. Raises InvalidRequest where
+        the day is not final, UpstreamError where it can't be sent."""
         if not (await self._reports.day(day, now)).final:
             raise InvalidRequest(f"{day} is not final yet, so it can't be mailed.", param="date")
         if not self._to.recipients:
@@ -68,7 +68,7 @@ class Delivery:
         transport = self._to.transport()
         counted = await self._update(day, lambda known: replace(known, sends=known.sends + 1))
         try:
-            await transport.send(await self._mail(day, await self._operation_id(day, counted.sends), (), now))
+            return await transport.send(await self._mail(day, await self._operation_id(day, counted.sends), (), now))
         except MailFailed as error:
             raise UpstreamError(f"The mail could not be sent: {error}", maybe_billed=False) from error
 
@@ -100,15 +100,14 @@ class Delivery:
             claimed = await self._claim(day, partial(replace, adjustments=adjustments, told=told), clock)
             if claimed is None:
                 return False
-            if not known:
-                await transport.send(mail)
+            to = mail.recipients if known else await transport.send(mail)
         except MailFailed:
             log.exception("the summary of %s could not be sent; the next firing tries again", day.day)
             if claimed:
                 await self._update(day.day, partial(_released, claimed.claim, clock()))
             return False
-        await self._record_sent(claimed, clock())
-        log.info("the summary of %s was sent to %d", day.day, len(self._to.recipients))
+        await self._record_sent(claimed, to, clock())
+        log.info("the summary of %s was sent to %d", day.day, len(to))
         return True
 
     async def _claim(self, day: Day, change: Callable[[Day], Day], clock: Clock) -> Day | None:
@@ -132,11 +131,11 @@ class Delivery:
             operation_id=operation_id,
         )
 
-    async def _record_sent(self, claimed: Day, now: datetime) -> None:
+    async def _record_sent(self, claimed: Day, to: tuple[str, ...], now: datetime) -> None:
         """What was told of earlier days first: if this is interrupted, the lapsed claim leads here again."""
         for adjustment in claimed.adjustments:
             await self._update(adjustment.day, partial(replace, told=adjustment.cost))
-        await self._update(claimed.day, partial(replace, outcome="sent", sent=now, sent_to=self._to.recipients))
+        await self._update(claimed.day, partial(replace, outcome="sent", sent=now, sent_to=to))
 
     async def _adjustments(self, day: date) -> tuple[Adjustment, ...]:
         """Earlier days whose cost is not what the last mail said of it."""

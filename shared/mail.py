@@ -62,11 +62,12 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    async def send(self, mail: Mail) -> None:
+    async def send(self, mail: Mail) -> tuple[str, ...]:
         try:
             await asyncio.to_thread(self._write, replace(mail, sender=mail.sender or LOCAL_SENDER))
         except OSError as error:
             raise MailFailed(f"The mail can't be written to OUTBOX_DIR: {error}") from error
+        return mail.recipients
 
     async def knows(self, operation_id: str) -> bool:
         return await asyncio.to_thread(self._file(operation_id).exists)
@@ -91,7 +92,7 @@ class Smtp:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
 
-    async def send(self, mail: Mail) -> None:
+    async def send(self, mail: Mail) -> tuple[str, ...]:
         import aiosmtplib
 
         try:
@@ -109,6 +110,7 @@ class Smtp:
             raise MailFailed(f"{self.host}:{self.port} did not take the mail: {error}") from error
         for recipient, answer in refused.items():  # the others have it
             log.error("%s does not take mail for %s: %s", self.host, recipient, answer)
+        return tuple(recipient for recipient in mail.recipients if recipient not in refused)
 
     async def knows(self, operation_id: str) -> bool:
         """SMTP can't be asked. A second mail of the same id has the same Message-ID."""

@@ -29,8 +29,8 @@ class Mail:
 class Transport(Protocol):
     """A way of sending mail."""
 
-    async def send(self, mail: Mail) -> None:
-        """Raises MailFailed."""
+    async def send(self, mail: Mail) -> tuple[str, ...]:
+        """The recipients that it was taken for. Raises MailFailed where there is none."""
 
     async def knows(self, operation_id: str) -> bool:
         """Whether a mail of this id was accepted and has not failed since. Raises MailFailed where nobody answers."""

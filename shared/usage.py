@@ -51,8 +51,8 @@ async def post_email(request: Request, services: Services) -> Response:
     services.usage_keys.name(request.headers)
     now = datetime.now(UTC)
     day = _date(request.path_params["date"], "date", now)
-    await services.delivery.send_again(day, now)
-    return json_response(EmailAnswer(date=day, sent_to=list(services.settings.recipients)))
+    to = await services.delivery.send_again(day, now)
+    return json_response(EmailAnswer(date=day, sent_to=list(to)))
 
 
 # The page is the mail, whose styles stand inline; it runs and loads nothing.

@@ -61,9 +61,10 @@ class PostOffice:
         self.takes_and_fails = False
         self.kills: int | None = None  # the sender, once so many mails were taken
         self.doors: Gate | None = None
+        self.refused = ""  # the one recipient that it has no mailbox for
         self._remembers = remembers
 
-    async def send(self, mail: Mail) -> None:
+    async def send(self, mail: Mail) -> tuple[str, ...]:
         if self.doors:
             await self.doors.enter()
         if self.down:
@@ -73,6 +74,7 @@ class PostOffice:
             raise MailFailed("no answer within 30 s")
         if self.kills == len(self.mails):
             raise Killed
+        return tuple(recipient for recipient in mail.recipients if recipient != self.refused)
 
     async def knows(self, operation_id: str) -> bool:
         if self.down:
@@ -179,6 +181,16 @@ async def test_a_mail_goes_to_all_recipients_and_is_recorded_with_its_time(runni
     assert (kept.outcome, kept.sent_to, kept.told) == ("sent", RECIPIENTS, Decimal("12.34"))
     assert kept.sent is not None
     assert timedelta() <= kept.sent - datetime(2024, 3, 12, 6, tzinfo=UTC) < timedelta(seconds=PATIENCE)
+
+
+async def test_who_was_refused_is_not_recorded_as_sent_to(running: App, post: PostOffice) -> None:
+    ann, post.refused = RECIPIENTS
+    await running.spend(spent(MONDAY, 1))
+
+    await running.fire(TUESDAY)
+    by_hand = await running.delivery.send_again(MONDAY, datetime(2024, 3, 12, 8, tzinfo=UTC))
+
+    assert (await running.kept(MONDAY)).sent_to == by_hand == (ann,)
 
 
 async def test_a_final_days_cost_is_logged_as_the_alert_reads_it(

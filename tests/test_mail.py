@@ -297,8 +297,8 @@ async def test_smtp_one_refused_recipient_does_not_keep_the_mail_from_the_others
 ) -> None:
     inbox.refused = {"bob@example.org"}
     with serve_smtp() as port, caplog.at_level(logging.ERROR, mail.__name__):
-        await by(SMTP_URL=f"smtp://{LOGIN}@127.0.0.1:{port}").send(letter)
-    assert inbox.taken[0][0].rcpt_tos == ["ann@example.com"]
+        to = await by(SMTP_URL=f"smtp://{LOGIN}@127.0.0.1:{port}").send(letter)
+    assert inbox.taken[0][0].rcpt_tos == [*to] == ["ann@example.com"]
     assert "bob@example.org" in caplog.text
 
 
