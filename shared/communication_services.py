@@ -41,7 +41,7 @@ class CommunicationServices:
             answer = await _ask(client, _question(operation_id))
         if answer.status_code == 404:
             return False
-        if answer.status_code != 200:
+        if answer.status_code != 200 or "status" not in _body(answer):  # a gateway's page says nothing of the mail
             raise MailFailed(_reason(answer))
         return not _has_failed(answer)
 

@@ -32,7 +32,7 @@ API_VERSION = "2025-09-01"
 
 class CommunicationServices:
     """`refusals` are the statuses that the next sends are answered with, `outcomes` the words or error statuses for the
-    next questions, or "garbled"; then all goes well. `error` is what such a status says."""
+    next questions, "garbled" or "a page"; then all goes well. `error` is what such a status says."""
 
     def __init__(self) -> None:
         self.endpoint = ""
@@ -100,6 +100,8 @@ class CommunicationServices:
             return self._refusal(outcome)
         if outcome == "garbled":
             return Response("{", media_type="application/json")
+        if outcome == "a page":
+            return Response("<h1>Welcome</h1>", media_type="text/html")
         if operation not in self.sent:
             return _error(404, "NotFound", "There is no such operation.")
         error = (

@@ -391,6 +391,9 @@ async def test_communication_services_is_asked_before_a_second_send(service: Fak
     service.outcomes.append(503)
     with pytest.raises(MailFailed, match="503"):
         await way.knows(letter.operation_id)
+    service.outcomes.append("a page")
+    with pytest.raises(MailFailed, match="200"):
+        await way.knows(letter.operation_id)
 
 
 async def test_a_mail_that_the_service_gives_up_has_failed(service: Fake, letter: Mail) -> None:
