@@ -44,6 +44,7 @@ except ImportError:  # Windows
 
 JSON = dict[str, Any]
 UNREACHABLE, LOST, BUSY, LIMITED = "unreachable", "lost", "session_busy", "rate_limited"
+UNKNOWN = "session_not_found"
 LONGEST_PAUSE = 5.0  # seconds between two attempts, unless the service asks for more
 HISTORY = 20  # turns
 HELP = """\
@@ -447,6 +448,9 @@ class Conversation:
                 self._taken = True
                 return self._attempt(body, key, view)
             except Failure as failure:
+                if failure.code == UNKNOWN:  # to a message, which would begin a new session
+                    taken = f"Session {self.id} is somebody else's, or is being erased. Choose another with --session."
+                    raise Failure(taken) from None
                 if failure.code not in (LOST, BUSY, LIMITED) and not (failure.code == UNREACHABLE and lost):
                     raise
                 self._taken = lost = lost or failure.code == LOST
@@ -565,7 +569,7 @@ class Terminal:
         try:
             yield
         except Failure as failure:
-            if failure.code == "session_not_found":
+            if failure.code == UNKNOWN:
                 self._note("Nothing has been said: 0 tokens | $0.00")
             else:
                 self._note(str(failure), "red")

@@ -217,10 +217,11 @@ def _bad_request(error: APIStatusError) -> ChatError:
     message = str(body.get("message") or "The model service refused the request.")
     param = body["param"] if isinstance(body.get("param"), str) else None
     unknown = _UNKNOWN_ARGUMENT.match(message)
+    too_long = error.code == "context_length_exceeded" or error.type == "exceed_context_size_error"  # llama.cpp's
     match error.code:
         case "content_filter":
             return ContentFiltered(f"The content filter stopped this prompt{_why(body)}. Rephrase it.", param="message")
-        case "context_length_exceeded":
+        case _ if too_long:
             shorter = "This conversation is too long for the model. Send a shorter message."
             return ContextTooLong(shorter, param="message")
         case _ if unknown:

@@ -116,6 +116,13 @@ def test_the_embedded_model_ends_an_answer_that_names_no_maximum(
     assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (tokens, "length")
 
 
+def test_what_is_too_long_for_the_embedded_model_is_told_so(service: str) -> None:
+    long = {"message": "word " * (model.SLOT_TOKENS + 1_000)}
+    answer = httpx.post(f"{service}/api/chat", json=long, timeout=PATIENCE, trust_env=False)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_too_long")
+
+
 @pytest.mark.usefixtures("served")
 @pytest.mark.asyncio(loop_scope="class")
 class TestChatOpenAI(_Standard):

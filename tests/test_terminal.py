@@ -19,6 +19,7 @@ import pytest
 from rich.console import Console
 
 import chat
+from local.keys import line
 from local.parts import free_port
 from local.places import ROOT
 from tests.azure_openai import AzureOpenAI
@@ -246,6 +247,20 @@ async def test_what_cannot_be_answered_fails_and_says_why(
     assert (done.code, done.out) == (code, "")
     assert said in " ".join(done.err.split())
     assert fake.requests == []
+
+
+async def test_a_session_that_is_somebody_elses_is_told(serve: Serve, environ: dict[str, str]) -> None:
+    said = "Session s is somebody else's, or is being erased. Choose another with --session."
+    async with serve(environ | {"CLIENT_KEYS": line("ann", "k" * 32)}) as api:
+        begun = await api.post("/api/chat", json={"message": "hi", "session_id": "s"}, headers={"api-key": "k" * 32})
+        assert begun.status_code == 200
+
+        done = await piped(api, "hi", "--session", "s")
+        async with somebody(api, "--session", "s") as person:
+            await person.says("hi")
+            await person.sees_now(said)
+
+    assert (done.code, done.out, " ".join(done.err.split())) == (1, "", said)
 
 
 async def test_an_answer_that_breaks_off_fails_after_what_came(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
