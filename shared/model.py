@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
@@ -23,8 +24,19 @@ COOLING = 30.0  # seconds that a failing endpoint is passed over, where it names
 LONGEST = 600.0  # seconds: the most, whatever it asks for
 AGAIN = 0.5  # seconds until a turn asks it once more, where nothing else is cool and it names none itself
 ABSENT = 600.0  # seconds until an endpoint is asked again for a deployment that it did not have
-_COOL = (0.0, False)
+_PAUSED = "The model service asks for a pause. Send this again after Retry-After."
 _back_off = wait_exponential_jitter(multiplier=0.5, max=20)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cooling:
+    """Until when an endpoint is passed over, on the loop's clock, and what is said of it where it asked for that."""
+
+    until: float
+    asked: type[RateLimited | UpstreamUnavailable] | None = None
+
+
+_COOL = _Cooling(0)
 
 
 class Model:
@@ -35,7 +47,7 @@ class Model:
         self._endpoints = endpoints
         self._defaults = defaults
         self.retries = retries
-        self._cooling: dict[Endpoint, tuple[float, bool]] = {}  # until when, on the loop's clock; did it ask for that?
+        self._cooling: dict[Endpoint, _Cooling] = {}
         self._absent: dict[tuple[Endpoint, str], float] = {}  # until when it is not asked for a deployment
         self._refused: dict[str, set[str]] = {}  # deployment -> options that it does not take
 
@@ -51,16 +63,24 @@ class Model:
         were passed over without having asked for it. Where all have asked for a pause, the one whose pause ends
         first."""
         now = _now()
-        having = [end for end in self._endpoints if self._absent.get((end, deployment), now) <= now]
-        cooling = {end: self._cooling.get(end, _COOL) for end in having or self._endpoints}
-        cool = [end for end, (until, _) in cooling.items() if until <= now]
-        passed_over = [end for end, (until, asked) in cooling.items() if until > now and not asked]
-        return [*cool, *passed_over] or [min(cooling, key=cooling.__getitem__)]
+        cooling = {end: self._cool(end) for end in self._having(deployment) or self._endpoints}
+        cool = [end for end, each in cooling.items() if each.until <= now]
+        passed_over = [end for end, each in cooling.items() if each.until > now and not each.asked]
+        return [*cool, *passed_over] or [min(cooling, key=lambda end: cooling[end].until)]
+
+    def paused(self, deployment: str) -> dict[Endpoint, UpstreamFailure]:
+        """The endpoints that asked for a pause which is not over yet, as they would fail now."""
+        cooling, now = {end: self._cool(end) for end in self._having(deployment)}, _now()
+        return {
+            end: each.asked(_PAUSED, maybe_billed=False, pause=each.until - now)
+            for end, each in cooling.items()
+            if each.asked and each.until > now
+        }
 
     def pause(self, deployment: str) -> float:
-        until, asked = self._cooling.get(self.available(deployment)[0], _COOL)
-        seconds = max(0.0, until - _now())
-        return seconds if asked else min(seconds, AGAIN)
+        cooling = self._cool(self.available(deployment)[0])
+        seconds = max(0.0, cooling.until - _now())
+        return seconds if cooling.asked else min(seconds, AGAIN)
 
     def failed(self, endpoint: Endpoint, deployment: str, failure: UpstreamFailure) -> None:
         """Pass this endpoint over for a while."""
@@ -68,9 +88,18 @@ class Model:
             log.warning("%s has no deployment %r", endpoint.name, deployment)
             self._absent[endpoint, deployment] = _now() + ABSENT
         elif failure.pause is None:  # it may have asked for longer before
-            self._cooling[endpoint] = max(self._cooling.get(endpoint, _COOL), (_now() + COOLING, False))
+            passed_over = _Cooling(_now() + COOLING)
+            self._cooling[endpoint] = max(self._cool(endpoint), passed_over, key=lambda each: each.until)
         else:
-            self._cooling[endpoint] = (_now() + min(failure.pause, LONGEST), True)
+            asked = RateLimited if isinstance(failure, RateLimited) else UpstreamUnavailable
+            self._cooling[endpoint] = _Cooling(_now() + min(failure.pause, LONGEST), asked)
+
+    def _having(self, deployment: str) -> list[Endpoint]:
+        now = _now()
+        return [end for end in self._endpoints if self._absent.get((end, deployment), now) <= now]
+
+    def _cool(self, endpoint: Endpoint) -> _Cooling:
+        return self._cooling.get(endpoint, _COOL)
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
         """The request. Unless it goes as its caller sent it, with the settings' options, and without those that the
@@ -124,8 +153,9 @@ class Asking:
         return state.attempt_number > self._model.retries or _now() + state.upcoming_sleep > self._prompt.deadline
 
     async def _somewhere(self) -> AsyncIterator[bytes]:
-        """The answer of the first endpoint that gives one. Raises the failure that will pass soonest."""
-        failures: list[UpstreamFailure] = []
+        """The answer of the first endpoint that gives one. Raises the failure that will pass soonest; one that is not
+        asked because of its pause counts among them."""
+        failures: dict[Endpoint, UpstreamFailure] = {}
         for endpoint in self._model.available(self._prompt.deployment):
             try:
                 return await self._at(endpoint)
@@ -133,8 +163,9 @@ class Asking:
                 self._model.failed(endpoint, self._prompt.deployment, failure)
                 if failure.maybe_billed:
                     raise
-                failures.append(failure)
-        raise min(failures, key=lambda failure: (not _passing(failure), failure.pause or 0))
+                failures[endpoint] = failure
+        failures = self._model.paused(self._prompt.deployment) | failures
+        raise min(failures.values(), key=lambda failure: (not _passing(failure), failure.pause or 0))
 
     async def _at(self, endpoint: Endpoint) -> AsyncIterator[bytes]:
         """One endpoint: again without an option that it refused, and once with a fresh token."""

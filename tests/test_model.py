@@ -343,6 +343,46 @@ async def test_while_both_have_asked_for_a_pause_another_turn_asks_the_sooner_on
         assert (len(fake.requests), len(second.requests)) == (1, turn)
 
 
+async def test_one_whose_pause_ends_sooner_is_waited_for_though_it_was_not_asked_this_time(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
+) -> None:
+    fake.fault(429, retry_after=2)
+    await answer(two)
+    second.fault(429, retry_after=300)  # longer than a turn may take
+
+    await answer(two)
+
+    assert (len(fake.requests), len(second.requests)) == (2, 2)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_one_that_asked_for_a_pause_is_waited_for_where_the_other_can_never_answer(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, status: int
+) -> None:
+    fake.fault(503, retry_after=2)
+    await answer(two)
+    second.fault(status)
+
+    await answer(two)
+
+    assert (len(fake.requests), len(second.requests)) == (2, 2)
+
+
+async def test_the_pause_that_is_told_is_that_of_the_one_which_is_free_first(
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI, second: AzureOpenAI
+) -> None:
+    settings = {"AZURE_OPENAI_ENDPOINT": f"{fake.endpoint},{second.endpoint}", "AZURE_OPENAI_MAX_RETRIES": "0"}
+    async with serve(environ | settings) as api:
+        fake.fault(429, retry_after=100)
+        await answer(api)
+        second.fault(503, retry_after=300)
+
+        limited = await say(api)
+
+    assert (limited.status_code, limited.json()["error"]["code"]) == (429, "rate_limited")
+    assert 1 < int(limited.headers["retry-after"]) <= 100
+
+
 @pytest.mark.parametrize("status", [401, 404])
 async def test_one_that_can_answer_later_is_waited_for_whatever_the_other_lacks(
     two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, status: int
