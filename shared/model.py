@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
@@ -37,6 +38,7 @@ class _Cooling:
 
 
 _COOL = _Cooling(0)
+_until = attrgetter("until")
 
 
 class Model:
@@ -47,7 +49,7 @@ class Model:
         self._endpoints = endpoints
         self._defaults = defaults
         self.retries = retries
-        self._cooling: dict[Endpoint, _Cooling] = {}
+        self._cooling: dict[tuple[Endpoint, str | None], _Cooling] = {}  # of one deployment, or with None of all
         self._absent: dict[tuple[Endpoint, str], float] = {}  # until when it is not asked for a deployment
         self._refused: dict[str, set[str]] = {}  # deployment -> options that it does not take
 
@@ -63,14 +65,14 @@ class Model:
         were passed over without having asked for it. Where all have asked for a pause, the one whose pause ends
         first."""
         now = _now()
-        cooling = {end: self._cool(end) for end in self._having(deployment) or self._endpoints}
+        cooling = {end: self._cool(end, deployment) for end in self._having(deployment) or self._endpoints}
         cool = [end for end, each in cooling.items() if each.until <= now]
         passed_over = [end for end, each in cooling.items() if each.until > now and not each.asked]
         return [*cool, *passed_over] or [min(cooling, key=lambda end: cooling[end].until)]
 
     def paused(self, deployment: str) -> dict[Endpoint, UpstreamFailure]:
         """The endpoints that asked for a pause which is not over yet, as they would fail now."""
-        cooling, now = {end: self._cool(end) for end in self._having(deployment)}, _now()
+        cooling, now = {end: self._cool(end, deployment) for end in self._having(deployment)}, _now()
         return {
             end: each.asked(_PAUSED, maybe_billed=False, pause=each.until - now)
             for end, each in cooling.items()
@@ -78,28 +80,31 @@ class Model:
         }
 
     def pause(self, deployment: str) -> float:
-        cooling = self._cool(self.available(deployment)[0])
+        cooling = self._cool(self.available(deployment)[0], deployment)
         seconds = max(0.0, cooling.until - _now())
         return seconds if cooling.asked else min(seconds, AGAIN)
 
     def failed(self, endpoint: Endpoint, deployment: str, failure: UpstreamFailure) -> None:
-        """Pass this endpoint over for a while."""
+        """Pass this endpoint over for a while; one that is rate limited for this deployment alone, which has a quota of
+        its own: https://learn.microsoft.com/azure/ai-services/openai/how-to/quota."""
+        limited = isinstance(failure, RateLimited)
+        key = endpoint, deployment if limited else None
         if isinstance(failure, NoDeployment):
             log.warning("%s has no deployment %r", endpoint.name, deployment)
             self._absent[endpoint, deployment] = _now() + ABSENT
         elif failure.pause is None:  # it may have asked for longer before
             passed_over = _Cooling(_now() + COOLING)
-            self._cooling[endpoint] = max(self._cool(endpoint), passed_over, key=lambda each: each.until)
+            self._cooling[key] = max(self._cooling.get(key, _COOL), passed_over, key=_until)
         else:
-            asked = RateLimited if isinstance(failure, RateLimited) else UpstreamUnavailable
-            self._cooling[endpoint] = _Cooling(_now() + min(failure.pause, LONGEST), asked)
+            asked = RateLimited if limited else UpstreamUnavailable
+            self._cooling[key] = _Cooling(_now() + min(failure.pause, LONGEST), asked)
 
     def _having(self, deployment: str) -> list[Endpoint]:
         now = _now()
         return [end for end in self._endpoints if self._absent.get((end, deployment), now) <= now]
 
-    def _cool(self, endpoint: Endpoint) -> _Cooling:
-        return self._cooling.get(endpoint, _COOL)
+    def _cool(self, endpoint: Endpoint, deployment: str) -> _Cooling:
+        return max((self._cooling.get((endpoint, name), _COOL) for name in (deployment, None)), key=_until)
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
         """The request. Unless it goes as its caller sent it, with the settings' options, and without those that the

@@ -209,6 +209,31 @@ async def test_it_is_passed_over_at_once(
     assert (len(fake.requests), len(second.requests)) == (1, 1)
 
 
+async def test_an_endpoint_that_is_limited_for_one_deployment_is_not_passed_over_for_another(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
+) -> None:
+    """Each has a quota of its own."""
+    fake.fault(429, retry_after=300)
+    await answer(two)
+
+    await answer(two, session="other", deployment="another")
+    await answer(two)
+
+    assert [request.body["model"] for request in fake.requests] == ["chat", "another"]
+    assert [request.body["model"] for request in second.requests] == ["chat", "chat"]
+
+
+async def test_an_endpoint_that_fails_for_one_deployment_is_passed_over_for_another(
+    two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
+) -> None:
+    fake.fault(503, retry_after=300)
+    await answer(two)
+
+    await answer(two, session="other", deployment="another")
+
+    assert (len(fake.requests), len(second.requests)) == (1, 2)
+
+
 async def test_an_endpoint_that_cant_be_reached_is_passed_over(
     two: httpx.AsyncClient,
     fake: AzureOpenAI,
