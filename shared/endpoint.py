@@ -7,8 +7,10 @@ for the next byte; what is not streamed comes when it is finished, so only the c
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
 _END_SECONDS = 1.0  # behind [DONE]: read to its very end a connection can be used again, but the caller waits meanwhile
+_MOST_SECONDS = 10_000_000  # of a pause: more is a mistake
 _SHOWN = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
 # Older models name it so alone. Where they name several, the next attempt finds the next.
 _UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request arguments? supplied: (\w+)")
@@ -243,12 +246,15 @@ def _why(filtered: Mapping[str, Any]) -> str:
 
 
 def _pause(error: APIStatusError) -> float | None:
-    """Seconds that the service asks to wait; a date, which is no more exact than our own back-off, is passed over.
-    https://learn.microsoft.com/azure/ai-services/openai/how-to/quota#rate-limiting"""
+    """Seconds that the service asks to wait; or, as a gateway before it may, until a date that is still to come.
+    https://learn.microsoft.com/azure/ai-services/openai/how-to/quota#rate-limiting, RFC 9110, 10.2.3"""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1)):
         value = error.response.headers.get(name, "")
         if re.fullmatch(r"[0-9]{1,7}(\.[0-9]+)?", value):
             return float(value) * unit
+    with suppress(ValueError, OverflowError):  # no date
+        seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        return seconds if 0 < seconds < _MOST_SECONDS else None
     return None
 
 

@@ -8,6 +8,8 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +150,19 @@ async def test_a_pause_beyond_the_turns_time_is_the_callers_at_once(
     assert len(fake.requests) == len(await closed_ledger(tables)) == 1
 
 
-@pytest.mark.parametrize("pause", ["-1", "nan", "Sun, 22 Nov 2026 22:00:00 GMT", "99999999"])
+@pytest.mark.parametrize("status", [429, 504])
+async def test_a_pause_may_be_told_by_its_end(api: httpx.AsyncClient, fake: AzureOpenAI, status: int) -> None:
+    fake.fault(status, retry_after=format_datetime(datetime.now(UTC) + timedelta(seconds=4), usegmt=True))
+    began = time.monotonic()
+
+    await answer(api)
+
+    assert time.monotonic() - began >= 2.5  # it has no fractions, and the test's own way takes some
+
+
+@pytest.mark.parametrize(
+    "pause", ["-1", "nan", "Sun, 22 Nov 2026 22:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 -2359", "soon", "99999999"]
+)
 async def test_a_pause_that_is_no_number_of_seconds_is_passed_over(
     api: httpx.AsyncClient, fake: AzureOpenAI, pause: str
 ) -> None:
