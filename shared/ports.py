@@ -93,7 +93,8 @@ class Happened:
 
     @property
     def seconds_to_first_token(self) -> float | None:
-        return (self.first_token - self.begun).total_seconds() if self.first_token else None
+        """None of an answer that came whole: it says nothing of when the model began."""
+        return (self.first_token - self.begun).total_seconds() if self.first_token and self.streamed else None
 
 
 class Journal(Protocol):

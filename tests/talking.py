@@ -143,6 +143,12 @@ async def states(tables: Tables) -> list[State]:
     return [entry.call.state for entry in await closed_ledger(tables)]
 
 
+def lines(caplog: pytest.LogCaptureFixture) -> list[JSON]:
+    """What the log says of each call."""
+    told = [record.message for record in caplog.records if record.name == "shared.journal"]
+    return [json.loads(line.partition(": ")[2]) for line in told]
+
+
 async def age_lease(tables: Tables, session: str = "s") -> None:
     """Make the session's lease one that was over long ago."""
     past = datetime.now(UTC) - timedelta(hours=1)

@@ -18,7 +18,7 @@ from tests.azure_openai import Fault, Reply, Script
 from tests.azure_openai import Request as Asked
 from tests.conftest import Serve, Tables
 from tests.conservation import assert_conserved
-from tests.talking import answer, answered, closed_ledger, exact, say, stored
+from tests.talking import answer, answered, closed_ledger, exact, lines, say, stored
 
 ANN, BOB = new_key(), new_key()
 HELLO: list[Any] = [{"role": "user", "content": "hi"}]
@@ -380,6 +380,19 @@ async def test_what_is_not_streamed_has_no_first_byte_timeout_but_the_turns(
     assert patient.status_code == 200
     assert error(late, 504)["code"] == "upstream_timeout"
     assert [entry.call.state for entry in await closed_ledger(tables)].count(State.UNACCOUNTED) == 1
+
+
+async def test_only_a_stream_says_when_the_model_began(
+    api: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "shared.journal")
+    for streamed in (False, True):
+        await post(api, stream=streamed)
+
+    whole, pieces = lines(caplog)
+    assert whole["seconds"] > 0
+    assert whole["seconds_to_first_token"] is None
+    assert 0 < pieces["seconds_to_first_token"] <= pieces["seconds"]
 
 
 async def test_a_caller_that_hangs_up_is_billed_what_was_said(
