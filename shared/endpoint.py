@@ -121,17 +121,22 @@ class Endpoint:
         parts = response.iter_bytes()
         return _shown(response.headers), _reading(_events(parts) if streamed else _document(parts))
 
-    async def sign_in(self) -> None:
-        """Have a token, so that asking is all that is left to do. Raises NotAuthorized where there is none."""
+    async def sign_in(self) -> str | None:
+        """Have a token, so that asking is all that is left to do; None where a key is shown. Raises NotAuthorized where
+        there is none."""
         if self._token:
             try:
-                await self._token()
+                return await self._token()
             except Exception as error:  # whatever an identity's endpoint may answer: nothing was sent to the model
                 raise NotAuthorized(self._access.message, f"no token: {type(error).__name__}", stale=False) from error
+        return None
 
-    async def renew(self) -> bool:
-        """Whether the next attempt may have a fresh token."""
-        return await self._access.renew()
+    async def renew(self, refused: str | None) -> bool:
+        """Whether the next attempt has another token than the one that was refused."""
+        try:
+            return await self._access.renew() and await self.sign_in() != refused
+        except NotAuthorized:
+            return False
 
     def complain(self, refusal: NotAuthorized) -> None:
         self._access.complain(f"{self.name}: {refusal.reason}")

@@ -174,18 +174,18 @@ class Asking:
 
     async def _at(self, endpoint: Endpoint) -> AsyncIterator[bytes]:
         """One endpoint: again without an option that it refused, and once with a fresh token."""
-        self._asked, renewed = endpoint, False
+        self._asked, renewed, token = endpoint, False, None
         while True:
             body = self._model.body(self._prompt)
             try:
-                await endpoint.sign_in()
+                token = await endpoint.sign_in()
                 self.attempts += 1
                 self.headers, answer = await endpoint.ask(self._prompt, body, self._stack)
             except OptionRefused as refusal:
                 if refusal.param not in body or not self._model.leave_out(refusal, self._prompt):
                     raise
             except NotAuthorized as failure:
-                if renewed or not failure.stale or not await endpoint.renew():
+                if renewed or not failure.stale or not await endpoint.renew(token):
                     endpoint.complain(failure)
                     raise
                 renewed = True

@@ -179,6 +179,7 @@ async def test_a_wrong_audience_is_a_clear_error_that_is_logged_once(
     assert [record.name for record in caplog.records if record.levelname == "ERROR"] == ["shared.identity"]
     assert not any(minted.token in caplog.text for minted in platform.minted)
     assert len(platform.minted) == 2  # no third token is asked for within the minute
+    assert len(fake.requests) == 4  # and none is shown again to who has just refused it
 
 
 async def test_a_role_that_is_not_there_yet_is_told_and_then_it_works(
