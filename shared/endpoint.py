@@ -39,7 +39,8 @@ _MOST_SECONDS = 10_000_000  # of a pause: more is a mistake
 _SHOWN = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
 # Older models name it so alone. Where they name several, the next attempt finds the next.
 _UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request arguments? supplied: (\w+)")
-_NOT_TAKEN = ("unsupported_parameter", "unsupported_value", "unknown_parameter")  # the codes of an option as such
+# The codes of an option as such; some come without one, and their words tell (OpenHands/software-agent-sdk#1837).
+_NOT_TAKEN = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 _BROKEN = (httpx2.RequestError, OSError)  # a broken TLS record's error comes from the socket as it is
 
 
@@ -235,7 +236,8 @@ def _bad_request(error: APIStatusError) -> ChatError:
         case _ if unknown:
             return OptionRefused(message, param=unknown[1], as_such=True)
         case code if param:
-            return OptionRefused(message, param=param, as_such=code in _NOT_TAKEN)
+            as_such = code in _NOT_TAKEN or message.startswith(("Unsupported ", "Unknown parameter"))
+            return OptionRefused(message, param=param, as_such=as_such)
         case _:
             return InvalidRequest(message)
 

@@ -649,6 +649,19 @@ async def test_of_several_options_that_are_refused_together_each_is_left_out(
     assert options == [{"reasoning_effort", "temperature"}, {"temperature"}, set()]
 
 
+async def test_a_refusal_of_temperature_without_a_code_is_known_by_its_words(
+    api: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
+    fake.fault(
+        400, message="Unsupported parameter: 'temperature' is not supported with this model.", param="temperature"
+    )
+
+    for _ in range(2):
+        await answer(api, temperature=0.3)
+
+    assert ["temperature" in request.body for request in fake.requests] == [True, False, False]
+
+
 async def test_a_callers_temperature_that_is_too_high_is_the_callers_to_mend(
     api: httpx.AsyncClient, fake: AzureOpenAI
 ) -> None:
