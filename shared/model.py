@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
@@ -40,6 +40,10 @@ class _Cooling:
 _COOL = _Cooling(0)
 _until = attrgetter("until")
 
+# What an option is refused with: deployment, reasoning_effort, whether there are tools. Some models take temperature
+# where they do not reason (vercel/ai#10932), or a reasoning_effort without tools (itzcrazykns/vane#1173).
+_Company: TypeAlias = tuple[str, str | None, bool]
+
 
 class Model:
     """`endpoints`: in order of preference. `defaults`: options that settings give, sent unless a turn names its own.
@@ -51,7 +55,7 @@ class Model:
         self.retries = retries
         self._cooling: dict[tuple[Endpoint, str | None], _Cooling] = {}  # of one deployment, or with None of all
         self._absent: dict[tuple[Endpoint, str], float] = {}  # until when it is not asked for a deployment
-        self._refused: dict[str, set[str]] = {}  # deployment -> options that it does not take
+        self._refused: dict[_Company, set[str]] = {}  # options that are not taken
 
     def ask(self, prompt: Prompt) -> "Asking":
         return Asking(self, prompt)
@@ -108,26 +112,30 @@ class Model:
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
         """The request. Unless it goes as its caller sent it, with the settings' options, and without those that the
-        deployment is known to refuse and the turn can do without."""
+        deployment is known to refuse of such a prompt and the turn can do without."""
         if prompt.as_sent:
             return dict(prompt.body)
-        refused = self._refused.get(prompt.deployment, set())
+        refused = self._refused.get(self._company(prompt), set())
         kept = {name: value for name, value in self._defaults.items() if name not in refused}
         own = {name: value for name, value in prompt.body.items() if name != "temperature" or name not in refused}
         return kept | own
 
     def leave_out(self, refusal: OptionRefused, prompt: Prompt) -> bool:
         """Whether the prompt may go without an option of its that was refused: one that no caller asked for, or
-        temperature, if it is not its caller's value alone. From then on it is left out for this deployment."""
+        temperature, if it is not its caller's value alone. From then on it is left out of prompts like this one."""
         name = refusal.param
         dispensable = name not in prompt.body or (name == "temperature" and refusal.as_such)
         if name is None or prompt.as_sent or not dispensable:
             return False
-        known = self._refused.setdefault(prompt.deployment, set())
+        known = self._refused.setdefault(self._company(prompt), set())
         if name not in known:
             known.add(name)
-            log.warning("deployment %r does not take %s: left out from now on", prompt.deployment, name)
+            log.warning("deployment %r does not take %s: left out of the like from now on", prompt.deployment, name)
         return True
+
+    def _company(self, prompt: Prompt) -> _Company:
+        effort = prompt.body.get("reasoning_effort", self._defaults.get("reasoning_effort"))
+        return prompt.deployment, effort, "tools" in prompt.body
 
 
 class Asking:

@@ -662,6 +662,39 @@ async def test_a_refusal_of_temperature_without_a_code_is_known_by_its_words(
     assert ["temperature" in request.body for request in fake.requests] == [True, False, False]
 
 
+async def test_temperature_that_is_refused_to_who_lets_the_model_reason_is_not_left_out_for_others(
+    serve: Serve, effort: dict[str, str], fake: AzureOpenAI
+) -> None:
+    refusal = Fault(
+        "status", 400, message="Unsupported parameter: …", param="temperature", code="unsupported_parameter"
+    )
+    fake.responder = lambda request: (
+        refusal if request.body["reasoning_effort"] == "high" and "temperature" in request.body else Reply("yes")
+    )
+    async with serve(effort) as api:
+        await answer(api, temperature=0.3, reasoning_effort="high")
+        await answer(api, temperature=0.3)
+        await answer(api, temperature=0.3, reasoning_effort="high")
+
+    sent = [(request.body["reasoning_effort"], "temperature" in request.body) for request in fake.requests]
+    assert sent == [("high", True), ("high", False), ("none", True), ("high", False)]
+
+
+async def test_a_settings_reasoning_effort_that_is_refused_with_tools_is_sent_without_them(
+    serve: Serve, effort: dict[str, str], fake: AzureOpenAI
+) -> None:
+    refusal = Fault("status", 400, message="Function tools with … are not supported.", param="reasoning_effort")
+    fake.responder = lambda request: refusal if {"tools", "reasoning_effort"} <= request.body.keys() else Reply("yes")
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+    async with serve(effort) as api:
+        await answer(api, tools=tools)
+        await answer(api)
+        await answer(api, tools=tools)
+
+    sent = [("tools" in request.body, request.body.get("reasoning_effort")) for request in fake.requests]
+    assert sent == [(True, "none"), (True, None), (False, "none"), (True, None)]
+
+
 async def test_a_callers_temperature_that_is_too_high_is_the_callers_to_mend(
     api: httpx.AsyncClient, fake: AzureOpenAI
 ) -> None:
