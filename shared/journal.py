@@ -57,6 +57,7 @@ def _counted(entry: Entry, call: Call) -> dict[str, Any]:
         "endpoint": call.endpoint,
         "prompt_tokens": usage and usage.prompt_tokens,
         "cached_tokens": usage and usage.cached_tokens,
+        "cache_write_tokens": usage and usage.cache_write_tokens,
         "completion_tokens": usage and usage.completion_tokens,
         "reasoning_tokens": usage and usage.reasoning_tokens,
         "cost_usd": None if call.cost is None else f"{call.cost:f}",
