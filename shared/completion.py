@@ -148,11 +148,13 @@ def usage_of(reported: Mapping[str, Any]) -> Usage:
     sent, said = reported.get("prompt_tokens_details") or {}, reported.get("completion_tokens_details") or {}
     cached, written = _whole(sent.get("cached_tokens") or 0), _whole(sent.get("cache_write_tokens") or 0)
     reasoning = _whole(said.get("reasoning_tokens") or 0)
+    answer = _with(reasoning, completion, beside)
+    beside -= answer - completion  # or the same tokens could be counted into the prompt too
     return Usage(
         prompt_tokens=_with(cached + written, prompt, beside),
         cached_tokens=cached,
         cache_write_tokens=written,
-        completion_tokens=_with(reasoning, completion, beside),
+        completion_tokens=answer,
         reasoning_tokens=reasoning,
     )
 

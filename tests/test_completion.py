@@ -159,6 +159,17 @@ class TestRest:
         usage = usage_of({"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": details})
         assert (usage.prompt_tokens, usage.cached_tokens, usage.cache_write_tokens) == (1_060, 1_000, 50)
 
+    def test_tokens_that_are_reported_beside_are_counted_once_where_as_many_were_cached(self) -> None:
+        reported = {
+            "prompt_tokens": 500,
+            "completion_tokens": 20,
+            "total_tokens": 648,
+            "prompt_tokens_details": {"cached_tokens": 128},
+            "completion_tokens_details": {"reasoning_tokens": 128},
+        }
+        usage = usage_of(reported)
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (500, 148, 648)
+
     def test_a_count_in_the_midst_of_an_answer_is_not_its_usage(self) -> None:
         counted = {
             "choices": [{"index": 0, "delta": {"content": "a"}}],
