@@ -205,9 +205,3 @@ def metered(billed: Billed) -> Usage:
         completion_tokens=billed.completion_tokens,
         reasoning_tokens=billed.reasoning_tokens,
     )
-
-
-def lines(caplog: pytest.LogCaptureFixture) -> list[JSON]:
-    """What the log says of each call."""
-    told = [record.message for record in caplog.records if record.name == "shared.journal"]
-    return [json.loads(line.partition(": ")[2]) for line in told]

@@ -191,6 +191,12 @@ class TestRefusing:
         assert run.ended() == 1
         assert "PORT must be a number from 1 to 65535, not 'http'" in run.output
 
+    def test_a_malformed_setting_is_told_before_it_is_ready(self, running: Callable[..., Run]) -> None:
+        run = running(PRICES='{"smollm2-135m": {"input": 1}}')
+        assert run.ended() == 1
+        assert "PRICES is malformed: 'smollm2-135m' needs input and output" in run.output
+        assert "Ready on" not in run.output
+
     def test_a_settings_file_that_was_named_and_is_not_there_is_no_empty_one(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
