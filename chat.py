@@ -62,7 +62,7 @@ AGAIN = {  # why a message is sent again
     LOST: "The connection was lost. Sending the message again, as the same request: it is paid once.",
     UNREACHABLE: "The service does not answer now. Trying again.",
     BUSY: "Another turn of this session is still running. Waiting for its end.",
-    LIMITED: "The model service is over its rate limit. Sending the message again in {delay:g} s.",
+    LIMITED: "The service is over its rate limit. Sending the message again in {delay:g} s.",
 }
 
 
@@ -215,10 +215,17 @@ class Service:
         except (ValueError, LookupError, TypeError):
             if status in (502, 503, 504):
                 return Failure(f"What stands before {self.url} answered {status}.", LOST)
+            if status == 429:  # the platform's own, which has no body
+                return Failure(f"{self.url} has too much to do (429).", LIMITED, _seconds(response))
             where = f" It points to {response.headers['location']}." if response.is_redirect else ""
             return Failure(f"{self.url} does not answer as the chat API does (HTTP {status}).{where} Look at --url.")
-        retry_after = response.headers.get("retry-after", "")
-        return Failure(message, code, float(retry_after) if retry_after.isdecimal() else None)
+        return Failure(message, code, _seconds(response))
+
+
+def _seconds(response: httpx.Response) -> float | None:
+    """That the service asks to wait."""
+    asked = response.headers.get("retry-after", "")
+    return float(asked) if asked.isdecimal() else None
 
 
 def exact(text: str) -> JSON:

@@ -653,9 +653,23 @@ async def test_a_rate_limit_is_waited_for_as_long_as_it_asks(api: httpx.AsyncCli
 
     assert (done.code, done.out) == (0, "echo: hi\n")
     assert done.err.splitlines() == [
-        "The model service is over its rate limit. Sending the message again in 1 s. Ctrl-C gives up."
+        "The service is over its rate limit. Sending the message again in 1 s. Ctrl-C gives up."
     ]
     assert len(fake.meter) == 1
+
+
+async def test_a_platform_that_has_too_much_to_do_is_waited_for_too(
+    api: httpx.AsyncClient, fake: AzureOpenAI, network: TcpProxy
+) -> None:
+    network.on(POST, Answer(429, b"", (("retry-after", "1"),)))
+    done = await piped(network.endpoint)
+    assert (done.code, done.out) == (0, "echo: hi\n")
+    assert "over its rate limit. Sending the message again in 1 s" in done.err
+
+    network.on(POST, Answer(429, b""))
+    done = await piped(network.endpoint, "hi", "--wait", "0")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"{network.endpoint} has too much to do (429).")
 
 
 async def test_a_rate_limit_that_asks_for_too_long_is_told(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
