@@ -142,7 +142,8 @@ def said(message: JSON) -> str:
     content = message.get("content") or message.get("refusal") or ""
     if isinstance(content, list):
         content = "\n".join(part.get("text", "[image]") for part in content)
-    calls = [f"[calls {call['function']['name']}]" for call in message.get("tool_calls") or ()]
+    called = [call.get("function") or call["custom"] for call in message.get("tool_calls") or ()]
+    calls = [f"[calls {tool['name']}]" for tool in called]
     return "\n".join([content, *calls] if content else calls)
 
 

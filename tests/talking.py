@@ -159,9 +159,10 @@ async def age_lease(tables: Tables, session: str = "s") -> None:
     await tables.sessions.merge({**key, "lease_until": past}, head["etag"])
 
 
-async def fill(tables: Tables, count: int, session: str = "s") -> None:
-    """Write a session of so many settled turns straight into the table; the app would take minutes over a thousand."""
-    past = [_past_turn(number) for number in range(1, count + 1)]
+async def fill(tables: Tables, count: int, session: str = "s", **said: Any) -> None:
+    """Write a session of so many settled turns straight into the table; the app would take minutes over a thousand.
+    `said`: what each answer has in place of a number."""
+    past = [_past_turn(number, said) for number in range(1, count + 1)]
     for first in range(0, count, 100):
         await tables.sessions.commit(
             [Write("put", rows.from_turn(session, turn)) for turn in past[first : first + 100]]
@@ -173,7 +174,7 @@ async def fill(tables: Tables, count: int, session: str = "s") -> None:
     await tables.sessions.put(rows.from_session(head))
 
 
-def _past_turn(number: int) -> Turn:
+def _past_turn(number: int, answered: JSON) -> Turn:
     now, usage = datetime.now(UTC), Usage(prompt_tokens=50 + number % 7, completion_tokens=5)
     call = Call(
         id=uuid.uuid4().hex,
@@ -186,7 +187,10 @@ def _past_turn(number: int) -> Turn:
         cost=cost(usage, RATES),
         rates=RATES,
     )
-    said = ({"role": "user", "content": f"message {number}"}, {"role": "assistant", "content": f"answer {number}"})
+    said = (
+        {"role": "user", "content": f"message {number}"},
+        {"role": "assistant", "content": f"answer {number}", **answered},
+    )
     return Turn(number=number, started=now, finished=now, calls=(call,), messages=said, finish_reason="stop")
 
 

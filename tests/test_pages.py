@@ -404,6 +404,16 @@ async def test_a_long_conversation_is_read_by_pages(page: Page, tables: Tables) 
     await expect(named(page, "Earlier messages")).to_be_hidden()
 
 
+async def test_calls_of_tools_of_every_kind_are_shown(page: Page, tables: Tables) -> None:
+    custom = {"id": "c1", "type": "custom", "custom": {"name": "code", "input": "print(1)"}}
+    usual = {"id": "c2", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    await ask(page)  # makes the tables
+    await fill(tables, 1, "tools", content=None, tool_calls=[custom, usual])
+    await open_kept(page, "tools")
+    for called in ("[calls code(print(1))]", "[calls look({})]"):
+        await expect(words(page)).to_contain_text(called)
+
+
 async def test_conversations_are_begun_renamed_and_changed_between(page: Page, fake: AzureOpenAI) -> None:
     await ask(page, "apples")
     await named(page, "New").click()

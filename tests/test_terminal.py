@@ -28,7 +28,7 @@ from tests.conftest import FUNCTION_KEY, Serve, Tables
 from tests.conservation import assert_conserved
 from tests.loopback import PATIENCE
 from tests.proxy import Action, Answer, Close, Match, TcpProxy
-from tests.talking import JSON, answer, exact, look, streaming, until
+from tests.talking import JSON, answer, exact, fill, look, streaming, until
 from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, UP, ended, piped, somebody, started
 
 POST = Match("POST", "/api/chat")
@@ -381,6 +381,16 @@ async def test_a_session_is_resumed_and_cleared(api: httpx.AsyncClient, fake: Az
         await person.sees_now("Total session: ")
     assert "Tokens used" not in person.text
     assert (await look(api, "/api/sessions/mine"))["turns"] == 3
+
+
+async def test_calls_of_tools_of_every_kind_are_in_the_history(api: httpx.AsyncClient, tables: Tables) -> None:
+    await answer(api, "hi", "other")  # makes the tables
+    custom = {"id": "c1", "type": "custom", "custom": {"name": "code", "input": "print(1)"}}
+    usual = {"id": "c2", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    await fill(tables, 1, content=None, tool_calls=[custom, usual])
+    async with somebody(api, "--session", "s") as person:
+        await person.says("history")
+        await person.sees_now("[calls code]\n[calls look]")
 
 
 async def test_before_a_word_was_said_there_is_nothing_to_tell(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:

@@ -76,7 +76,10 @@ export class AnswerView {
 // A message's words; what is no text is named.
 export function written({ content, refusal, tool_calls: calls }) {
   const parts = typeof content === "string" ? [content] : (content ?? []).map((part) => part.text ?? "[image]");
-  const called = (calls ?? []).map((call) => `[calls ${call.function.name}(${call.function.arguments})]`);
+  const called = (calls ?? []).map((call) => {
+    const { name, arguments: given, input } = call.function ?? call.custom;
+    return `[calls ${name}(${given ?? input})]`;
+  });
   return [...parts, refusal, ...called].filter(Boolean).join("\n\n");
 }
 
