@@ -42,7 +42,7 @@ _TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # by which peop
 
 def _refused(error: Exception) -> Response:
     """The service's own answer where it is one, else ours in its shape."""
-    if isinstance(error, ChatError) and (said := error.said) and _is_json(said.body):
+    if isinstance(error, ChatError) and (said := error.said) and _is_error(said.body):
         return Response(said.body, said.status, said.headers, media_type="application/json")
     return refusal(*_error(error))
 
@@ -117,12 +117,13 @@ def _post(request: Request, settings: Settings, asked: CompletionRequest, body: 
     )
 
 
-def _is_json(body: bytes) -> bool:
-    """A gateway's own words are often a page."""
+def _is_error(body: bytes) -> bool:
+    """Whether it has OpenAI's shape. A gateway's own words are often a page, or JSON of another one."""
     try:
-        return isinstance(orjson.loads(body), dict)
+        said = orjson.loads(body)
     except orjson.JSONDecodeError:
         return False
+    return isinstance(said, dict) and isinstance(said.get("error"), dict)
 
 
 def _written(event: Event, *, usage: bool) -> bytes:

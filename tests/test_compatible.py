@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -18,6 +19,7 @@ from tests.azure_openai import Fault, Reply, Script
 from tests.azure_openai import Request as Asked
 from tests.conftest import Serve, Tables
 from tests.conservation import assert_conserved
+from tests.proxy import Answer, Match, TcpProxy
 from tests.talking import answer, answered, closed_ledger, exact, lines, say, stored
 
 ANN, BOB = new_key(), new_key()
@@ -255,6 +257,19 @@ async def test_an_error_of_the_service_keeps_its_words_and_status(
         assert (limited.status_code, limited.headers["retry-after"]) == (429, "7")
         assert limited.json()["error"]["message"] == "Slow down."
     await assert_conserved(tables, fake)
+
+
+@pytest.mark.parametrize("said", [b"<html>", b'{"statusCode": 429, "message": "Too fast."}', b'{"error": "Too fast."}'])
+async def test_a_gateways_error_gets_the_shape_that_it_lacks(
+    serve: Serve, environ: dict[str, str], fake: Fake, said: bytes
+) -> None:
+    with TcpProxy(urlsplit(fake.endpoint).port or 0) as gateway:
+        gateway.on(Match("POST", "/"), Answer(429, said, (("retry-after", "7"),)), times=None)
+        async with serve(environ | {"AZURE_OPENAI_ENDPOINT": gateway.endpoint}) as api:
+            limited = await post(api, {"api-key": ANN})
+
+    assert error(limited, 429)["code"] == "rate_limited"
+    assert limited.headers["retry-after"] == "7"
 
 
 @pytest.mark.parametrize(
