@@ -319,6 +319,19 @@ async def test_what_can_not_be_sent_is_given_back_to_be_mended(page: Page, fake:
     await expect(page.get_by_role("textbox", name="Message")).to_have_value("something bad")
 
 
+@pytest.mark.parametrize("said", ["", '{"statusCode": 429, "message": "Too fast."}', '{"error": "Too fast."}', "null"])
+async def test_a_refusal_that_is_not_the_services_is_told_in_words(page: Page, said: str) -> None:
+    await page.route(
+        "**/api/chat",
+        lambda route: route.fulfill(status=429, headers={"retry-after": "1"}, body=said),
+        times=1,
+    )
+    await write_message(page, "hi")
+    await expect(page.locator(".notes")).to_contain_text("The service has too much to do. Wait a moment")
+    await named(page, "Send again").click()
+    await expect(words(page)).to_have_text("echo: hi")
+
+
 async def test_a_lost_connection_is_not_paid_for_twice(
     browser: Browser, api: httpx.AsyncClient, fake: AzureOpenAI
 ) -> None:

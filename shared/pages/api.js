@@ -82,9 +82,10 @@ async function refusal(response) {
     message: ANSWERED[response.status] ?? `The service answered ${response.status}. Try again later.`,
   };
   try {
-    error = JSON.parse(said).error;
+    const { error: told } = JSON.parse(said);
+    if (told.message) error = told;
   } catch {
-    // The platform's own refusals have no body.
+    // The platform's own refusals have no body, a gateway's another shape.
   }
   return new ApiError({
     ...error,
