@@ -246,6 +246,16 @@ async def test_code_is_copied_as_it_stands(browser: Browser, api: httpx.AsyncCli
         assert await page.evaluate("navigator.clipboard.readText()") == "if x:\n\treturn '<b>'"
 
 
+async def test_the_enter_that_ends_a_composition_sends_nothing(page: Page, fake: AzureOpenAI) -> None:
+    """Safari's comes after the composition has ended, so its code alone tells it."""
+    box = page.get_by_role("textbox", name="Message")
+    await box.fill("にほん")
+    for details in ({"isComposing": True}, {"keyCode": 229}):
+        await box.dispatch_event("keydown", {"key": "Enter", "cancelable": True, **details})
+        await expect(box).to_have_value("にほん")
+    assert fake.requests == []
+
+
 async def test_it_is_all_done_by_keyboard(page: Page, fake: AzureOpenAI) -> None:
     await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
     await page.keyboard.type("one")

@@ -10,6 +10,7 @@ import { questionView, turnViews } from "./transcript.js";
 
 const PAGE = 20; // turns
 const LOOK_AGAIN = 1_000; // ms
+const COMPOSING = 229; // the code of a key that an input method took; in Safari only this tells of the last one
 const OPEN = "open-conversation"; // of this tab, in the session's storage
 
 const api = new Api({
@@ -247,7 +248,7 @@ byId("composer").addEventListener("submit", (event) => {
   send();
 });
 byId("message").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === COMPOSING) return;
   event.preventDefault();
   send();
 });
