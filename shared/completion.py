@@ -22,7 +22,7 @@ _SEVERITIES = {"low": 1, "medium": 2, "high": 3}  # of what the content filter f
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one chunk adds: content, refusal or tool-call pieces of choice 0, {} where it has none. `only_usage`: it is
+    """What one chunk adds: content, refusal or call pieces of choice 0, {} where it has none. `only_usage`: it is
     the one that a stream has because usage was asked for."""
 
     shown: Mapping[str, Any]
@@ -39,6 +39,7 @@ class Completion:
         self.extras: dict[str, Any] = {}
         self._text: dict[str, list[str]] = {"content": [], "refusal": []}
         self._tool_calls: dict[int, dict[str, Any]] = {}
+        self._function_call: dict[str, str] = {}  # the form before tools, which the service still takes
 
     def add(self, data: bytes) -> Piece:
         """Take in one chunk, or a whole answer that was not streamed. Raises UpstreamError where it is neither."""
@@ -66,6 +67,8 @@ class Completion:
             message["refusal"] = "".join(self._text["refusal"])
         if self._tool_calls:
             message["tool_calls"] = [call for _, call in sorted(self._tool_calls.items())]
+        elif self._function_call:
+            message["function_call"] = self._function_call
         elif message["content"] is None and "refusal" not in message:
             message["content"] = ""
         return message
@@ -88,6 +91,9 @@ class Completion:
             for number, call in enumerate(calls):
                 self._add_tool_call(call.get("index", number), call)
             shown["tool_calls"] = calls
+        if call := delta.get("function_call"):
+            _grow(self._function_call, call)
+            shown["function_call"] = call
         return shown
 
     def _add_tool_call(self, index: int, piece: Mapping[str, Any]) -> None:
@@ -95,9 +101,8 @@ class Completion:
         call["id"] = _text(piece.get("id")) or call["id"]
         for kind in ("function", "custom"):
             if said := piece.get(kind):
-                call["type"], held = kind, call.setdefault(kind, {})
-                for name, text in said.items():
-                    held[name] = held.get(name, "") + (_text(text) or "")
+                call["type"] = kind
+                _grow(call.setdefault(kind, {}), said)
 
     def _add_filtered(self, results: Mapping[str, Any]) -> None:
         """Each piece of a stream has results of its own: the worst of them is the answer's."""
@@ -111,6 +116,11 @@ class Completion:
         for kind, tokens in logprobs.items():
             if tokens:
                 gathered.setdefault(kind, []).extend(tokens)
+
+
+def _grow(held: dict[str, str], piece: Mapping[str, Any]) -> None:
+    for name, text in piece.items():
+        held[name] = held.get(name, "") + (_text(text) or "")
 
 
 def _text(value: Any) -> str | None:

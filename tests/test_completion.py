@@ -278,6 +278,17 @@ def test_a_custom_tools_call_is_kept_as_it_came() -> None:
     ]
 
 
+def test_a_call_of_a_function_is_kept_as_it_came() -> None:
+    """The form before tools, which the service still takes."""
+    calls = [{"name": "look", "arguments": ""}, {"arguments": '{"a":'}, {"arguments": "1}"}]
+    completion = gathered([piece(content=None, function_call=call) for call in calls])
+    assert completion.message() == {
+        "role": "assistant",
+        "content": None,
+        "function_call": {"name": "look", "arguments": '{"a":1}'},
+    }
+
+
 @given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
 def test_usage_that_is_written_again_reads_the_same(
     prompt: int, said: int, cached: int, written: int, thought: int
