@@ -723,7 +723,15 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def open_what_is_closed() -> None:
+    """Where it was started without one of the three streams Python has None, for which print takes another."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for as long as it runs
+
+
 def main() -> int:
+    open_what_is_closed()
     arguments = parser().parse_args()
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     chatting = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.json

@@ -272,6 +272,25 @@ async def test_an_answer_that_breaks_off_fails_after_what_came(api: httpx.AsyncC
     assert "broke off" in done.err
 
 
+@pytest.mark.parametrize(
+    ("closed", "code", "said"), [("<&-", 1, "There is no message on standard input"), (">&-", 0, ""), ("2>&-", 0, "")]
+)
+async def test_what_it_was_started_without_is_as_if_it_led_nowhere(
+    api: httpx.AsyncClient, fake: AzureOpenAI, closed: str, code: int, said: str
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, str(ROOT / "chat.py"), "--show-tokens"),
+        *("--url", str(api.base_url), "--key", FUNCTION_KEY),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    done = await ended(process, "hi")
+
+    assert (done.code, done.out) == (code, "echo: hi\n" if closed == "2>&-" else "")
+    assert said in done.err
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is Linux's")
 async def test_a_full_disk_is_told_in_a_line(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
     with Path("/dev/full").open("wb") as full:  # noqa: ASYNC230 - it is no disk
