@@ -86,7 +86,7 @@ async def get_models(request: Request, services: Services) -> Response:
 
 def _post(request: Request, settings: Settings, asked: CompletionRequest, body: Mapping[str, Any], caller: str) -> Post:
     deployment = request.path_params.get("deployment") or asked.model
-    if deployment is None:
+    if not deployment:
         raise InvalidRequest("Name a model: one of those that GET openai/v1/models lists.", param="model")
     if deployment not in settings.deployments:
         listed = ", ".join(sorted(settings.deployments))

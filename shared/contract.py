@@ -124,7 +124,7 @@ class CompletionRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    model: NonEmpty | None = None
+    model: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2_048)]  # as many as OpenAI takes
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -153,12 +153,13 @@ async def test_the_paths_deployment_wins(api: httpx.AsyncClient, fake: Fake, tab
     client = AsyncAzureOpenAI(azure_endpoint=root(api), api_key=ANN, api_version="2025-04-01-preview")
     async with client:
         told = await client.chat.completions.create(model="another", messages=HELLO)
-        body = {"model": "chat", "messages": HELLO}
-        await api.post("/openai/deployments/another/chat/completions?api-version=2024-10-21", json=body)
+        for model in ("chat", ""):
+            body = {"model": model, "messages": HELLO}
+            await api.post("/openai/deployments/another/chat/completions?api-version=2024-10-21", json=body)
 
     assert told.choices[0].message.content == "echo: hi"
-    assert [request.body["model"] for request in fake.requests] == ["another", "another"]
-    assert [entry.call.deployment for entry in await closed_ledger(tables)] == ["another", "another"]
+    assert [request.body["model"] for request in fake.requests] == ["another"] * 3
+    assert [entry.call.deployment for entry in await closed_ledger(tables)] == ["another"] * 3
 
 
 async def test_the_models_are_the_deployments(sdk: AsyncOpenAI) -> None:
@@ -340,6 +341,7 @@ async def test_the_sdks_own_retries_each_are_a_call(api: httpx.AsyncClient, fake
         ({"messages": HELLO, "max_tokens": "many"}, "max_tokens"),
         ({"messages": HELLO, "stream": "yes"}, "stream"),
         ({"messages": HELLO, "model": None}, "model"),
+        ({"messages": HELLO, "model": ""}, "model"),
         ({}, "messages"),
     ],
 )
