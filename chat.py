@@ -155,13 +155,17 @@ class Service:
 
     def __init__(self, url: str, key: str | None) -> None:
         self.url, self._has_key = url, bool(key)
-        self._http = httpx.Client(
-            base_url=url,
-            headers={"x-functions-key": key} if key else {},
-            timeout=httpx.Timeout(10, read=240),  # the platform ends what is silent for longer
-            verify=url.startswith("https:"),  # reading the certificates takes 50 ms, and redirects are not followed
-            trust_env=urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"),  # no proxy on the way to itself
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=url,
+                headers={"x-functions-key": key} if key else {},
+                timeout=httpx.Timeout(10, read=240),  # the platform ends what is silent for longer
+                verify=url.startswith("https:"),  # reading the certificates takes 50 ms, and redirects are not followed
+                trust_env=urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"),  # no proxy to itself
+            )
+        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+            named = "The environment names a proxy or certificates that can't be used"
+            raise Failure(f"{named}: {error}") from error
 
     def get(self, path: str) -> JSON:
         return exact(self.call("GET", path))
@@ -674,11 +678,20 @@ def an_address(text: str) -> str:
     address = text.strip().rstrip("/").removesuffix("/api/chat")
     try:
         proper = re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", address) and httpx.URL(address).host
+        httpx.URL(address).raw_host.decode().encode("idna")  # as looking it up will
     except (ValueError, httpx.InvalidURL):
         proper = None
     if not proper:
         raise argparse.ArgumentTypeError(f"should be like https://NAME.azurewebsites.net, not {text!r}")
     return address
+
+
+def utf_8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("should be UTF-8 text") from None
+    return text
 
 
 def a_key(text: str) -> str:
@@ -711,9 +724,10 @@ def parser() -> argparse.ArgumentParser:
     add = top.add_argument
     add("--url", type=an_address, default=url, help="where it is, or CHAT_URL (%(default)s)")
     add("--key", type=a_key, default=env("CHAT_KEY"), help="the function key; better in CHAT_KEY, which is in no list")
-    add("--session", metavar="ID", help="the session to go on with, or to begin")
-    add("--deployment", metavar="NAME", default=env("AZURE_OPENAI_MODEL") or None, help="or AZURE_OPENAI_MODEL")
-    add("--system", metavar="TEXT", help="the system prompt of a new session")
+    add("--session", type=utf_8, metavar="ID", help="the session to go on with, or to begin")
+    model = env("AZURE_OPENAI_MODEL") or None
+    add("--deployment", type=utf_8, metavar="NAME", default=model, help="or AZURE_OPENAI_MODEL")
+    add("--system", type=utf_8, metavar="TEXT", help="the system prompt of a new session")
     add("--max-tokens", type=positive, metavar="N", help="the answer's maximum")
     add("--stream", default=True, help="words as they come (the default)", action=either)
     add("--show-tokens", default=terminal, help="tokens and cost of each answer (default on a terminal)", action=either)

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import re
 import signal
 import subprocess
@@ -234,6 +235,9 @@ async def test_json_is_the_services_answer_in_one_line(api: httpx.AsyncClient, f
         (b"hi", ("--key", ""), 1, "wants a key (401)"),
         (b"hi", ("--key", "schlüssel"), 2, "should be visible ASCII"),
         (b"hi", ("--url", "localhost:7071"), 2, "should be like https://"),
+        (b"hi", ("--url", "http://a..b"), 2, "should be like https://"),
+        (b"hi", ("--system", os.fsdecode(b"caf\xe9")), 2, "should be UTF-8 text"),
+        (b"hi", ("--session", os.fsdecode(b"caf\xe9")), 2, "should be UTF-8 text"),
         (b"hi", ("--wait", "nan"), 2, "should be a number of seconds"),
         (b"hi", ("--max-tokens", "0"), 2, "should be a whole number above 0"),
     ],
@@ -559,6 +563,22 @@ async def test_where_nothing_listens_it_says_how_to_start_it() -> None:
     async with somebody(url) as person:
         assert await person.ends() == 1
         await person.sees_now("Start the service with `make run`")
+
+
+@pytest.mark.parametrize(
+    ("url", "others", "said"),
+    [
+        ("http://a.invalid", {"ALL_PROXY": "socks5://127.0.0.1:1080"}, "Using SOCKS proxy"),
+        ("http://a.invalid", {"ALL_PROXY": "socks://127.0.0.1:1080/"}, "Unknown scheme for proxy"),
+        ("https://a.invalid", {"SSL_CERT_FILE": "/not/there"}, "No such file or directory"),
+    ],
+)
+async def test_what_the_environment_asks_and_cannot_be_had_is_told(url: str, others: dict[str, str], said: str) -> None:
+    done = await piped(url, "hi", **others)
+
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("The environment names a proxy or certificates that can't be used: ")
+    assert said in done.err
 
 
 async def test_a_wrong_key_ends_it_at_once(api: httpx.AsyncClient) -> None:
