@@ -14,7 +14,6 @@ from shared.contract import (
     HealthAnswer,
     StartEvent,
 )
-from shared.conversation import Session
 from shared.openapi import document
 from shared.reservation import Post
 from shared.services import Services
@@ -65,14 +64,15 @@ async def post_chat(request: Request, services: Services) -> Response:
 
 @answering
 async def get_session(request: Request, services: Services) -> Response:
-    session = await _visible(request, services)
+    session = await services.removals.visible(*_asked(request, services))
     return json_response(answers.session_answer(session, datetime.now(UTC)))
 
 
 @answering
 async def get_messages(request: Request, services: Services) -> Response:
+    asked = _asked(request, services)
     limit = whole(request, "limit", default=20, most=LONGEST_PAGE)
-    session = await _visible(request, services)
+    session = await services.removals.visible(*asked)
     before = whole(request, "before", default=session.turns + 1, most=MOST_BEFORE)
     turns = await services.sessions.history(session, before=before, limit=limit)
     return json_response(answers.history_answer(session, turns))
@@ -80,19 +80,20 @@ async def get_messages(request: Request, services: Services) -> Response:
 
 @answering
 async def delete_messages(request: Request, services: Services) -> Response:
-    await services.removals.clear(_session_id(request), services.client_keys.caller_if_named(request.headers))
+    await services.removals.clear(*_asked(request, services))
     return Response(status_code=204)
 
 
 @answering
 async def delete_session(request: Request, services: Services) -> Response:
-    await services.removals.erase(_session_id(request), services.client_keys.caller_if_named(request.headers))
+    await services.removals.erase(*_asked(request, services))
     return Response(status_code=204)
 
 
-async def _visible(request: Request, services: Services) -> Session:
+def _asked(request: Request, services: Services) -> tuple[str, str | None]:
+    """Which session, and who asks for it: a key that is wrong is told before all else."""
     caller = services.client_keys.caller_if_named(request.headers)
-    return await services.removals.visible(_session_id(request), caller)
+    return session_id(request.path_params["session_id"]), caller
 
 
 @answering
@@ -112,10 +113,6 @@ async def get_health(request: Request) -> Response:
 async def get_openapi(request: Request) -> Response:
     """The contract; like health, it needs no setting."""
     return json_response(document())
-
-
-def _session_id(request: Request) -> str:
-    return session_id(request.path_params["session_id"])
 
 
 def _event(event: Event) -> bytes:

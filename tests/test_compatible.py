@@ -506,6 +506,8 @@ async def test_a_session_is_its_owners_alone(serve: Serve, environ: dict[str, st
         wrong = {"api-key": "nobody's"}
         assert (await api.get("/api/sessions/s", headers=wrong)).status_code == 401
         assert (await api.post("/api/chat", json=chat, headers=wrong)).status_code == 401
+        for method, path in [("GET", "s/messages?limit=x"), ("DELETE", "-/messages"), ("DELETE", "-"), ("GET", "-")]:
+            assert (await api.request(method, f"/api/sessions/{path}", headers=wrong)).status_code == 401
         assert (await api.get("/api/sessions/s", headers=ann)).json()["turns"] == 1
         # One without an owner is open to who knows its id, and its rows name who called.
         await say(api, "hi", "open")
