@@ -645,6 +645,8 @@ def f(x):
 \treturn "<b>"
 ```
 ***
+a | b
+---
 end"""
 SHAPE = (
     "<h3>Title</h3><p>One <em>two</em> <strong>three</strong> <strong><em>four</em></strong> <code>five</code>"
@@ -655,7 +657,7 @@ SHAPE = (
     "<blockquote><p>quoted</p><blockquote><p>twice</p></blockquote></blockquote>"
     '<table><thead><tr><th>a</th><th class="right">b</th><th class="center">c</th></tr></thead><tbody><tr><td>'
     '<code>1</code></td><td class="right"><strong>2</strong></td><td class="center">3</td></tr></tbody>'
-    '</table><pre><code>def f(x):\n\treturn "&lt;b&gt;"</code></pre><hr><p>end</p>'
+    '</table><pre><code>def f(x):\n\treturn "&lt;b&gt;"</code></pre><hr><p>a | b</p><hr><p>end</p>'
 )
 
 

@@ -121,7 +121,7 @@ function table(parent, lines, at) {
 
 const isTable = (lines, at) =>
   lines[at].includes("|") &&
-  (lines[at + 1] ?? "").includes("-") &&
+  (lines[at + 1] ?? "").includes("|") && // dashes alone are a rule
   cells(lines[at + 1]).every((cell) => /^:?-+:?$/.test(cell));
 
 const cells = (line) =>
