@@ -271,6 +271,14 @@ async def test_it_is_all_done_by_keyboard(page: Page, fake: AzureOpenAI) -> None
         focused.append(await page.evaluate("document.activeElement.id || document.activeElement.textContent"))
     side, top = ["new", "one two", "Usage", "API", "theme"], ["rename", "clear", "delete"]
     assert focused == [*side, *top, "messages", "message", "send"]
+    await page.get_by_role("textbox", name="Message").fill("three")
+    with fake.hold(after=1) as hold:
+        await named(page, "Send").press("Enter")
+        await expect(named(page, "Stop")).to_be_focused()
+        await expect(words(page)).to_have_text("echo")
+        await page.keyboard.press("Enter")
+        await expect(named(page, "Send")).to_be_focused()
+        hold.release()
 
 
 # Where something goes wrong

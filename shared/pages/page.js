@@ -9,9 +9,13 @@ export const tell = (words) => (byId("status").textContent = words);
 
 export const drawTotals = (session) => byId("totals").replaceChildren(...totals(session));
 
+// One button takes the other's place, and the focus with it, which would go back to the page's beginning.
 export function drawReading(isReading) {
-  byId("send").hidden = isReading;
-  byId("stop").hidden = !isReading;
+  const [coming, going] = isReading ? [byId("stop"), byId("send")] : [byId("send"), byId("stop")];
+  const isFocused = document.activeElement === going;
+  coming.hidden = false;
+  going.hidden = true;
+  if (isFocused) coming.focus();
 }
 
 // The deployments that may be chosen. The session's own may be known before they are, or be none of them any more.
