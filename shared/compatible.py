@@ -41,10 +41,15 @@ _TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # by which peop
 
 
 def _refused(error: Exception) -> Response:
-    """The service's own answer where it is one, else ours in its shape."""
-    if isinstance(error, ChatError) and (said := error.said) and _is_error(said.body):
+    """The service's own answer where it is one, else ours in its shape; its status and headers are kept."""
+    said = error.said if isinstance(error, ChatError) else None
+    if said is None or said.status < 400:  # a redirection would lead around this app
+        return refusal(*_error(error))
+    if _is_error(said.body):
         return Response(said.body, said.status, said.headers, media_type="application/json")
-    return refusal(*_error(error))
+    ours = refusal(*_error(error, said.status))
+    ours.headers.update(said.headers)
+    return ours
 
 
 _compatible = functools.partial(answering, refused=_refused)
@@ -140,9 +145,10 @@ def _broken(error: Exception) -> bytes:
     return b"data: %s\n\n" % answers.json_bytes({"error": _error(error)[0]})
 
 
-def _error(error: Exception) -> tuple[dict[str, Any], int, int | None]:
-    """The error in OpenAI's shape, its status, and the seconds to wait."""
-    fields, status, retry_after = error_fields(error)
+def _error(error: Exception, said: int | None = None) -> tuple[dict[str, Any], int, int | None]:
+    """The error in OpenAI's shape, its status, by default ours, and the seconds to wait."""
+    fields, ours, retry_after = error_fields(error)
+    status = said or ours
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {**fields, "type": kind}, status, retry_after
 

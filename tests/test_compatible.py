@@ -261,16 +261,21 @@ async def test_an_error_of_the_service_keeps_its_words_and_status(
 
 
 @pytest.mark.parametrize("said", [b"<html>", b'{"statusCode": 429, "message": "Too fast."}', b'{"error": "Too fast."}'])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(429, "rate_limit_error"), (404, "invalid_request_error"), (413, "invalid_request_error"), (503, "server_error")],
+)
 async def test_a_gateways_error_gets_the_shape_that_it_lacks(
-    serve: Serve, environ: dict[str, str], fake: Fake, said: bytes
+    serve: Serve, environ: dict[str, str], fake: Fake, said: bytes, status: int, kind: str
 ) -> None:
+    headers = (("retry-after", "7"), ("x-ratelimit-remaining-tokens", "0"))
     with TcpProxy(urlsplit(fake.endpoint).port or 0) as gateway:
-        gateway.on(Match("POST", "/"), Answer(429, said, (("retry-after", "7"),)), times=None)
+        gateway.on(Match("POST", "/"), Answer(status, said, headers), times=None)
         async with serve(environ | {"AZURE_OPENAI_ENDPOINT": gateway.endpoint}) as api:
-            limited = await post(api, {"api-key": ANN})
+            refused = await post(api, {"api-key": ANN})
 
-    assert error(limited, 429)["code"] == "rate_limited"
-    assert limited.headers["retry-after"] == "7"
+    assert error(refused, status)["type"] == kind
+    assert refused.headers.items() >= dict(headers).items()
 
 
 @pytest.mark.parametrize(
