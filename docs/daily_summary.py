@@ -42,8 +42,8 @@ def example() -> DailySummary:
             LUNA: share("0.531904", 361, 1_792_458, 175_888),
         },
         callers={
-            "support-desk": share("7.2208115", 1_904, 8_006_559, 1_038_207),
-            "handbook": share("3.90124", 1_012, 4_417_412, 551_468),
+            "key:support-desk": share("7.2208115", 1_904, 8_006_559, 1_038_207),
+            "key:handbook": share("3.90124", 1_012, 4_417_412, 551_468),
             "(no key)": share("1.21498", 315, 1_380_441, 190_543),
         },
         costliest=tuple(SessionCost(cost=Decimal(cost), session_id=f"example-{cost}") for cost in SESSIONS.split()),

@@ -14,7 +14,7 @@ DAYS = 30
 # A turn in the middle of a conversation, as this app sends it; an assumption, like the sizes below.
 PROMPT, CACHED, COMPLETION = 1_500, 900, 250  # tokens
 SECONDS, GB = Decimal(3), Decimal(2)  # of an instance that serves no other turn meanwhile: the most that it can be
-STORAGE_REQUESTS, STORED_KB, LOGGED_KB = 8, 6, 12
+STORAGE_REQUESTS, STORED_KB, LOGGED_KB = 8, 6, 12  # a turn makes five requests; the others read it or renew its lease
 
 # USD. Flex Consumption, on demand, East US, as published in May 2025; the rest as remembered from Azure's price pages.
 GB_SECOND, FREE_GB_SECONDS = Decimal("0.000026"), 100_000

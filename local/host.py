@@ -30,7 +30,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from local.routing import FunctionRoute
 from local.timers import Timers
 from local.triggers import DeclarationError, HttpTrigger, TimerTrigger, declared
-from shared.settings import Settings, SettingsError
 
 log = logging.getLogger("local.host")
 LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
@@ -132,8 +131,7 @@ def main() -> None:
     functions = importlib.import_module("function_app").app
     try:
         app = application(functions, os.environ, route_prefix(Path("host.json")), arguments.function_key)
-        Settings.from_env(os.environ)  # here at once, not with the first request
-    except (DeclarationError, SettingsError) as error:
+    except DeclarationError as error:
         sys.exit(str(error))
     serve(app, arguments.port)
 

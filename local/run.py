@@ -28,14 +28,12 @@ PATIENCE = 1.0  # seconds of stopping that need no explanation
 
 class PartEnded(Exception):
     def __init__(self, child: Child) -> None:
-        super().__init__(
-            f"The {child.part.name} stopped by itself (exit code {child.exit_code}), so everything is stopped.\n"
-            f"The end of {places.shown(child.log)}:\n{child.last_lines()}"
-        )
+        stopped = f"The {child.part.name} stopped by itself (exit code {child.exit_code}), so everything is stopped."
+        super().__init__(f"{stopped}\n{_end(child)}")
 
 
 class NotAnswering(Exception):
-    """A part that lives and still says nothing; the message names it."""
+    """A part that lives and says nothing, or nothing but errors; the message names it."""
 
 
 def main(state: str | None = None, settings: str | None = None) -> int:
@@ -57,6 +55,10 @@ def main(state: str | None = None, settings: str | None = None) -> int:
             f"(process {other.holder.get('pid', '?')}). Stop that one first."
         )
     return 1
+
+
+def _end(child: Child) -> str:
+    return f"The end of {places.shown(child.log)}:\n{child.last_lines()}"
 
 
 def _port() -> int:
@@ -122,14 +124,17 @@ class Supervisor:
         if late:
             names = ", ".join(waits[task].part.name for task in late)
             raise NotAnswering(f"Not answering after {START_SECONDS} s: {names}. See {places.shown(self._logs)}.")
-        await self._welcome(time.monotonic() - began)
+        address = f"http://127.0.0.1:{self._port}"
+        if not await asyncio.to_thread(healthy, f"{address}/api/about"):  # which takes proper settings
+            host = self._children[-1]
+            raise NotAnswering(f"The app cannot work as it is set up, so everything is stopped.\n{_end(host)}")
+        await self._welcome(address, time.monotonic() - began)
 
     @property
     def _logs(self) -> Path:
         return self._children[-1].log.parent
 
-    async def _welcome(self, seconds: float) -> None:
-        address = f"http://127.0.0.1:{self._port}"
+    async def _welcome(self, address: str, seconds: float) -> None:
         say(f"\nReady on {address} after {seconds:.1f} s. Logs are in {places.shown(self._logs)}. Ctrl-C stops all.\n")
         for note in self._plan.notes:
             say(note + "\n")

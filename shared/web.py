@@ -75,10 +75,12 @@ def error_fields(error: Exception) -> tuple[dict[str, Any], int, int | None]:
         status = next(code for kind, code in STATUS.items() if isinstance(error, kind))
         return {"code": error.code, "message": error.message, "param": error.param}, status, error.retry_after
     incident = uuid.uuid4().hex
-    log.error("incident %s", incident, exc_info=error)
-    message = f"Something went wrong here. The log has it as {incident}."
     if isinstance(error, SettingsError):
+        log.error("incident %s: %s", incident, error)  # which says it all
         message = f"This app is not set up: {error.name} is missing or malformed. The log has it as {incident}."
+    else:
+        log.error("incident %s", incident, exc_info=error)
+        message = f"Something went wrong here. The log has it as {incident}."
     return {"code": ChatError.code, "message": message, "param": None}, 500, None
 
 

@@ -109,7 +109,7 @@ function shareTable(what, rows, colour) {
     number(whole(calls)),
     number(whole(tokens)),
   ]);
-  const made = table([what, "", "Cost", "Calls", "Tokens"], drawnRows, `By ${what.toLowerCase()}`);
+  const made = table([what, "", "Cost", "Settled calls", "Tokens"], drawnRows, `By ${what.toLowerCase()}`);
   made.className = "shares";
   return made;
 }
