@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from local.console import say
 from local.places import ROOT
 
-# One more than there are cores, since tests wait as much as they work; files share what their set-up costs.
-PARALLEL = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile")
+# One more than there are cores, since tests wait as much as they work. Files share what their set-up costs, and come by
+# name: in xdist's order, those of most tests first, the longest ones would run alone at the end.
+PARALLEL = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--no-loadscope-reorder")
 
 
 def run(pytest_arguments: Sequence[str]) -> int:

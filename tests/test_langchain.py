@@ -20,7 +20,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-from openai import DefaultAsyncHttpxClient
+from openai import DefaultAsyncHttpxClient, DefaultHttpxClient
 from pydantic import BaseModel, SecretStr
 
 from local import azurite, model
@@ -71,9 +71,11 @@ def service(upstream: str, azurite_port: int, tmp_path_factory: pytest.TempPathF
 
 @pytest_asyncio.fixture(scope="class", loop_scope="class")
 async def served(request: pytest.FixtureRequest, service: str) -> AsyncIterator[None]:
-    async with DefaultAsyncHttpxClient() as request.cls.http:
-        request.cls.base = service
-        yield
+    """Both clients are closed here: LangChain leaves its own to the garbage collector, in some other test."""
+    with DefaultHttpxClient() as request.cls.http:
+        async with DefaultAsyncHttpxClient() as request.cls.http_async:
+            request.cls.base = service
+            yield
 
 
 class _Standard(ChatModelIntegrationTests):
@@ -81,7 +83,8 @@ class _Standard(ChatModelIntegrationTests):
     parameters it follows no schema that is not forced upon it."""
 
     base = ""
-    http: DefaultAsyncHttpxClient
+    http: DefaultHttpxClient
+    http_async: DefaultAsyncHttpxClient
 
     @property
     def has_tool_calling(self) -> bool:
@@ -136,7 +139,8 @@ class TestChatOpenAI(_Standard):
             "base_url": f"{self.base}/openai/v1",
             "api_key": KEY,
             "model": model.NAME,
-            "http_async_client": self.http,
+            "http_client": self.http,
+            "http_async_client": self.http_async,
             "max_tokens": 20,
             "stream_usage": True,
         }
@@ -156,7 +160,8 @@ class TestAzureChatOpenAI(_Standard):
             "api_key": KEY,
             "api_version": API_VERSION,
             "azure_deployment": model.NAME,
-            "http_async_client": self.http,
+            "http_client": self.http,
+            "http_async_client": self.http_async,
             "max_tokens": 20,
             "stream_usage": True,
         }
