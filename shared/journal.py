@@ -1,7 +1,8 @@
 """How each call went, for those who run the app: one line of the log a call. No content, no session's id."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -19,15 +20,23 @@ class Journal:
         self._trace = trace
 
     def record(self, happened: Happened) -> None:
-        try:
+        with _harmlessly(happened.call):
             _tell(happened.call, _counted(happened.entry, happened.call) | _seen(happened))
             if self._trace:
                 self._trace(happened)
-        except Exception:  # what is only told must not keep a call from being settled
-            log.exception("call %s could not be told of", happened.call.id)
 
     def recovered(self, entry: Entry, call: Call) -> None:
-        _tell(call, _counted(entry, call))
+        with _harmlessly(call):
+            _tell(call, _counted(entry, call))
+
+
+@contextmanager
+def _harmlessly(call: Call) -> Iterator[None]:
+    """What is only told must not keep a call from being settled, nor its session from being freed."""
+    try:
+        yield
+    except Exception:
+        log.exception("call %s could not be told of", call.id)
 
 
 def _tell(call: Call, fields: dict[str, Any]) -> None:

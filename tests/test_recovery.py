@@ -288,6 +288,25 @@ async def test_the_log_tells_once_of_a_call_whose_process_is_gone(
     assert [line["outcome"] for line in lines(caplog)] == ["unaccounted", "settled"]
 
 
+async def test_what_is_told_of_a_call_never_keeps_its_session_from_being_freed(
+    storage: TcpProxy, api: httpx.AsyncClient, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a log's")
+
+    monkeypatch.setattr("shared.journal._tell", broken)
+    with kept(storage, entering("s")) as insertion:
+        stalled = asyncio.create_task(say(api, "stalled"))
+        await insertion.until_reached()
+        await age_lease(tables)
+
+        told = await say(api, "next")
+
+        insertion.release()
+        await stalled
+    assert told.status_code == 200
+
+
 async def test_the_timer_leaves_a_call_alone_whose_lease_runs(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
