@@ -143,6 +143,7 @@ def said(message: JSON) -> str:
     if isinstance(content, list):
         content = "\n".join(part.get("text", "[image]") for part in content)
     called = [call.get("function") or call["custom"] for call in message.get("tool_calls") or ()]
+    called += [message["function_call"]] if message.get("function_call") else []  # the form before tools
     calls = [f"[calls {tool['name']}]" for tool in called]
     return "\n".join([content, *calls] if content else calls)
 

@@ -439,9 +439,10 @@ async def test_calls_of_tools_of_every_kind_are_shown(page: Page, tables: Tables
     custom = {"id": "c1", "type": "custom", "custom": {"name": "code", "input": "print(1)"}}
     usual = {"id": "c2", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     await ask(page)  # makes the tables
-    await fill(tables, 1, "tools", content=None, tool_calls=[custom, usual])
+    older = {"name": "ask", "arguments": "[]"}  # which never comes beside tools
+    await fill(tables, 1, "tools", content=None, tool_calls=[custom, usual], function_call=older)
     await open_kept(page, "tools")
-    for called in ("[calls code(print(1))]", "[calls look({})]"):
+    for called in ("[calls code(print(1))]", "[calls look({})]", "[calls ask([])]"):
         await expect(words(page)).to_contain_text(called)
 
 

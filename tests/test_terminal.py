@@ -410,10 +410,11 @@ async def test_calls_of_tools_of_every_kind_are_in_the_history(api: httpx.AsyncC
     await answer(api, "hi", "other")  # makes the tables
     custom = {"id": "c1", "type": "custom", "custom": {"name": "code", "input": "print(1)"}}
     usual = {"id": "c2", "type": "function", "function": {"name": "look", "arguments": "{}"}}
-    await fill(tables, 1, content=None, tool_calls=[custom, usual])
+    older = {"name": "ask", "arguments": "[]"}  # which never comes beside tools
+    await fill(tables, 1, content=None, tool_calls=[custom, usual], function_call=older)
     async with somebody(api, "--session", "s") as person:
         await person.says("history")
-        await person.sees_now("[calls code]\n[calls look]")
+        await person.sees_now("[calls code]\n[calls look]\n[calls ask]")
 
 
 async def test_before_a_word_was_said_there_is_nothing_to_tell(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:

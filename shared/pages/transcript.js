@@ -74,12 +74,10 @@ export class AnswerView {
 }
 
 // A message's words; what is no text is named.
-export function written({ content, refusal, tool_calls: calls }) {
+export function written({ content, refusal, tool_calls: calls, function_call: older }) {
   const parts = typeof content === "string" ? [content] : (content ?? []).map((part) => part.text ?? "[image]");
-  const called = (calls ?? []).map((call) => {
-    const { name, arguments: given, input } = call.function ?? call.custom;
-    return `[calls ${name}(${given ?? input})]`;
-  });
+  const tools = [...(calls ?? []).map((call) => call.function ?? call.custom), ...(older ? [older] : [])];
+  const called = tools.map(({ name, arguments: given, input }) => `[calls ${name}(${given ?? input})]`);
   return [...parts, refusal, ...called].filter(Boolean).join("\n\n");
 }
 
