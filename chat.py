@@ -488,7 +488,7 @@ class Conversation:
         raise Failure("The connection was lost in mid-answer.", LOST)
 
     def _given_up(self, failure: Failure, delay: float) -> Failure:
-        asked = f" It asks for {delay:g} s more." if failure.code == LIMITED else ""
+        asked = f" It asks for {delay:g} s more." if failure.code == LIMITED and failure.retry_after else ""
         what = f"{failure}{asked} Gave up: --wait allows {self._wait:g} s in all."
         if self._taken:
             what += f" The message may have been answered and counted all the same: see session {self.id}."

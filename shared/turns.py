@@ -53,7 +53,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of the answer: content, refusal or tool_calls; and the JSON that it came in."""
+    """A piece of the answer: content, refusal or calls; and the JSON that it came in."""
 
     pieces: Mapping[str, Any]
     data: bytes = b""
