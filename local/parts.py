@@ -97,7 +97,8 @@ def _model(result: Plan, process: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that is free, and of those that no system gives to outgoing connections: none takes it in the meantime."""
+    """A port that is free, below those that Linux, macOS and Windows give to outgoing connections, one of which could
+    take it before a server does."""
     while taken(port := 20_000 + secrets.randbelow(12_000)):
         pass
     return port

@@ -385,7 +385,7 @@ async def test_while_both_have_asked_for_a_pause_another_turn_asks_the_sooner_on
 async def test_one_whose_pause_ends_sooner_is_waited_for_though_it_was_not_asked_this_time(
     two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
 ) -> None:
-    fake.fault(429, retry_after=2)
+    fake.fault(429, retry_after=4)
     await answer(two)
     second.fault(429, retry_after=300)  # longer than a turn may take
 
@@ -398,7 +398,7 @@ async def test_one_whose_pause_ends_sooner_is_waited_for_though_it_was_not_asked
 async def test_one_that_asked_for_a_pause_is_waited_for_where_the_other_can_never_answer(
     two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, status: int
 ) -> None:
-    fake.fault(503, retry_after=2)
+    fake.fault(503, retry_after=4)
     await answer(two)
     second.fault(status)
 
