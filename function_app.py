@@ -1,103 +1,77 @@
-"""Every trigger of the app on one screen: route, method, who may call it, and the one call that answers."""
+"""Every trigger of the app on one screen: name, method, route, who may call it, and the function that answers."""
+
+from collections.abc import Callable
+from functools import partial
 
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-from shared import api, compatible, static, usage
+from shared.access.authentication import Auth
+from shared.services import services
+from shared.web import chat, openai, pages, service, sessions, usage
+from shared.web.http import ErrorWriter, Handler, error_response, respond
 
-app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
+FUNCTION, ANONYMOUS = func.AuthLevel.FUNCTION, func.AuthLevel.ANONYMOUS
 
-
-@app.route("api/chat", methods=["POST"])
-async def chat(req: Request) -> Response:
-    return await api.post_chat(req)
-
-
-@app.route("api/sessions/{session_id}", methods=["GET"])
-async def session(req: Request) -> Response:
-    return await api.get_session(req)
+app = func.FunctionApp()
 
 
-@app.route("api/sessions/{session_id}", methods=["DELETE"])
-async def erase_session(req: Request) -> Response:
-    return await api.delete_session(req)
+def route(
+    name: str, method: str, path: str, auth: Auth, handler: Handler, errors: ErrorWriter = error_response
+) -> None:
+    """An HTTP trigger for callers with a key. The platform checks function keys; the app checks all others."""
+
+    async def function(req: Request) -> Response:
+        return await respond(req, auth, handler, errors)
+
+    function.__name__ = name
+    app.route(path, methods=[method], auth_level=FUNCTION if auth is Auth.FUNCTION_KEY else ANONYMOUS)(function)
 
 
-@app.route("api/sessions/{session_id}/messages", methods=["GET"])
-async def messages(req: Request) -> Response:
-    return await api.get_messages(req)
+def public(name: str, path: str, handler: Callable[[Request], Response]) -> None:
+    """A GET for anyone. It needs no setting."""
+
+    async def function(req: Request) -> Response:
+        return handler(req)
+
+    function.__name__ = name
+    app.route(path, methods=["GET"], auth_level=ANONYMOUS)(function)
 
 
-@app.route("api/sessions/{session_id}/messages", methods=["DELETE"])
-async def clear_messages(req: Request) -> Response:
-    return await api.delete_messages(req)
+route("chat", "POST", "api/chat", Auth.FUNCTION_KEY, chat.post_chat)
+route("session", "GET", "api/sessions/{session_id}", Auth.FUNCTION_KEY, sessions.get_session)
+route("erase_session", "DELETE", "api/sessions/{session_id}", Auth.FUNCTION_KEY, sessions.delete_session)
+route("messages", "GET", "api/sessions/{session_id}/messages", Auth.FUNCTION_KEY, sessions.get_messages)
+route("clear_messages", "DELETE", "api/sessions/{session_id}/messages", Auth.FUNCTION_KEY, sessions.delete_messages)
+route("about", "GET", "api/about", Auth.FUNCTION_KEY, service.get_about)
 
+openai_route = partial(route, auth=Auth.CLIENT_KEY, errors=openai.error_response)
+openai_route("completion", "POST", "openai/v1/chat/completions", handler=openai.post_completion)
+openai_route(
+    "completion_of_deployment",
+    "POST",
+    "openai/deployments/{deployment}/chat/completions",
+    handler=openai.post_completion,
+)
+openai_route("models", "GET", "openai/v1/models", handler=openai.get_models)
 
-@app.route("openai/v1/chat/completions", methods=["POST"], auth_level=func.AuthLevel.ANONYMOUS)
-async def completion(req: Request) -> Response:
-    return await compatible.post_completion(req)
+route("usage_of_day", "GET", "api/usage/daily/{date}", Auth.USAGE_KEY, usage.get_day)
+route("usage_of_days", "GET", "api/usage/daily", Auth.USAGE_KEY, usage.get_days)
+route("email_usage_of_day", "POST", "api/usage/daily/{date}/email", Auth.USAGE_KEY, usage.post_email)
 
-
-@app.route("openai/deployments/{deployment}/chat/completions", methods=["POST"], auth_level=func.AuthLevel.ANONYMOUS)
-async def completion_of_deployment(req: Request) -> Response:
-    return await compatible.post_completion(req)
-
-
-@app.route("openai/v1/models", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
-async def models(req: Request) -> Response:
-    return await compatible.get_models(req)
-
-
-@app.route("api/usage/daily/{date}", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
-async def usage_of_day(req: Request) -> Response:
-    return await usage.get_day(req)
-
-
-@app.route("api/usage/daily", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
-async def usage_of_days(req: Request) -> Response:
-    return await usage.get_days(req)
-
-
-@app.route("api/usage/daily/{date}/email", methods=["POST"], auth_level=func.AuthLevel.ANONYMOUS)
-async def email_usage_of_day(req: Request) -> Response:
-    return await usage.post_email(req)
+public("health", "api/health", service.get_health)
+public("openapi", "api/openapi.json", service.get_openapi)
+public("chat_page", "chat", partial(pages.page, name="chat"))
+public("docs_page", "docs", partial(pages.page, name="docs"))
+public("usage_page", "usage", partial(pages.page, name="usage"))
+public("page_file", "pages/{file}", pages.file)
 
 
 @app.timer_trigger("timer", "%SUMMARY_SCHEDULE%")
 async def daily_cost_summary(timer: func.TimerRequest) -> None:
-    await usage.fire()
+    await services().delivery.send_due()
 
 
-@app.route("api/about", methods=["GET"])
-async def about(req: Request) -> Response:
-    return await api.get_about(req)
-
-
-@app.route("api/openapi.json", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
-async def openapi(req: Request) -> Response:
-    return await api.get_openapi(req)
-
-
-@app.route("api/health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
-async def health(req: Request) -> Response:
-    return await api.get_health(req)
-
-
-@app.route("chat", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
-async def chat_page(req: Request) -> Response:
-    return static.page(req, "chat")
-
-
-@app.route("docs", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
-async def docs_page(req: Request) -> Response:
-    return static.page(req, "docs")
-
-
-@app.route("usage", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
-async def usage_page(req: Request) -> Response:
-    return static.page(req, "usage")
-
-
-@app.route("pages/{file}", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
-async def page_file(req: Request) -> Response:
-    return static.file(req)
+@app.timer_trigger("timer", "0 5/15 * * * *")  # every 15 minutes, not on the hour, when the email is likely to be due
+async def maintenance(timer: func.TimerRequest) -> None:
+    await services().maintenance.run()

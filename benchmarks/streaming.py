@@ -15,11 +15,12 @@ from typing import Any
 import httpx2
 from openai import AsyncOpenAI
 
-from shared.completion import Completion
-from shared.endpoint import Endpoint
-from shared.identity import Access
-from shared.ports import Prompt
-from tests.azure_openai import AzureOpenAI, Reply
+from shared.access.identity import ServiceAccess
+from shared.domain.clock import SystemClock
+from shared.model.chat_completions import ChatCompletions
+from shared.model.endpoint import Endpoint
+from shared.turns.ports import Plan
+from tests.support.azure_openai import AzureOpenAI, Reply
 
 BODY: dict[str, Any] = {
     "model": "chat",
@@ -33,16 +34,27 @@ Way = Callable[[], Awaitable[int]]
 def ways(base: str, endpoint: Endpoint, typed: AsyncOpenAI, raw: httpx2.AsyncClient) -> dict[str, Way]:
     """Each asks for one answer and returns how much of it there was."""
 
+    dialect = ChatCompletions()
+
     async def floor() -> int:
         headers = {"api-key": "test-key"}
         async with raw.stream("POST", f"{base}chat/completions", json=BODY, headers=headers) as response:
             return b"".join([part async for part in response.aiter_raw()]).count(b'"content"')
 
     async def ours() -> int:
-        prompt = Prompt(call_id="0", deployment="chat", body=BODY, as_sent=True, deadline=float("inf"))
-        completion = Completion()
+        plan = Plan(
+            deployment="chat",
+            dialect=dialect,
+            body=BODY,
+            forwarded=True,
+            prompt_bound=0,
+            max_tokens=0,
+            requested_max_tokens=None,
+            stored_answer_tokens=0,
+        )
+        completion = dialect.reader()
         async with AsyncExitStack() as stack:
-            _, answer = await endpoint.ask(prompt, BODY, stack)
+            _, answer = await endpoint.send(plan, BODY, "0", stack)
             return sum([bool(completion.add(data).shown) async for data in answer])
 
     async def sdk() -> int:
@@ -58,7 +70,7 @@ async def measure(answers: int, chunks: int) -> None:
     with AzureOpenAI() as fake:
         fake.responder = lambda _: Reply("word " * chunks)
         base = f"{fake.endpoint}/openai/v1/"
-        endpoint = Endpoint(base, "test-key", access=Access(""), timeout=60)
+        endpoint = Endpoint(base, "test-key", access=ServiceAccess(""), timeout=60, clock=SystemClock())
         async with AsyncOpenAI(base_url=base, api_key="test-key") as typed, httpx2.AsyncClient() as raw:
             taken: dict[str, list[tuple[float, float]]] = {}
             tried = ways(base, endpoint, typed, raw)

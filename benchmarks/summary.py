@@ -1,7 +1,7 @@
-"""How fast a day is added up, and in how much memory: `python -m benchmarks.summary [rows]`, 100,000 unless told.
+"""How fast a day is added up, and in how much memory: `python -m benchmarks.summary [rows]`, 100,000 by default.
 
-Writes one day's made-up ledger rows into an Azurite of its own, then adds them up through the same rooms as the app
-does. CPU time is this process's alone: against Azure the service is elsewhere, and CPU is what an instance has to give.
+Writes one day's made-up ledger rows into an Azurite of its own, then adds them up through the same modules as the app
+does. CPU time is this process's alone: against Azure the service is elsewhere, and CPU is what limits an instance.
 """
 
 import argparse
@@ -21,10 +21,11 @@ from typing import TypeAlias
 
 from local import azurite
 from local.parts import free_port
-from shared.conversation import Entry, State
+from shared.domain.calls import LedgerEntry, State
+from shared.domain.clock import SystemClock
 from shared.services import Services
 from shared.settings import Settings
-from tests import ledger_rows
+from tests.support import ledger_rows
 
 DAY = date(2026, 11, 20)
 TURNS = 20  # of a session
@@ -46,7 +47,7 @@ def table_service() -> Iterator[int]:
         server.wait()
 
 
-def entries(first: int, last: int) -> list[Entry]:
+def entries(first: int, last: int) -> list[LedgerEntry]:
     return [
         ledger_rows.entry(
             DAY,
@@ -62,8 +63,9 @@ def entries(first: int, last: int) -> list[Entry]:
     ]
 
 
-def expected(found: list[Entry]) -> tuple[int, Decimal]:
-    calls = [entry.call for entry in found if entry.call.state is not State.ABANDONED]
+def expected(made: list[LedgerEntry]) -> tuple[int, Decimal]:
+    """How many calls count, and what they cost."""
+    calls = [entry.call for entry in made if entry.call.state is not State.ABANDONED]
     return len(calls), sum((call.cost or Decimal(0) for call in calls), Decimal(0))
 
 
@@ -73,18 +75,18 @@ def services(port: int) -> Services:
         "AZURE_OPENAI_API_KEY": "unused",
         "TABLES_CONNECTION_STRING": azurite.connection_string(port),
     }
-    return Services(Settings.from_env(environ))
+    return Services(Settings.from_env(environ), SystemClock())
 
 
 async def fill(port: int, rows: int) -> tuple[int, Decimal]:
-    """How many calls count, and what they cost."""
+    """Write the rows. Returns what they are expected to come to."""
     app = services(port)
     began, calls, cost = time.perf_counter(), 0, Decimal(0)
     for first in range(0, rows, BATCH):
         made = entries(first, min(first + BATCH, rows))
-        await ledger_rows.write(app.ledger._table, made)
-        counted = [entry.call for entry in made if entry.call.state is not State.ABANDONED]
-        calls, cost = calls + len(counted), cost + sum(call.cost or Decimal(0) for call in counted)
+        await ledger_rows.write(app._table("usage"), made)
+        made_calls, made_cost = expected(made)
+        calls, cost = calls + made_calls, cost + made_cost
     await app.close()
     print(f"wrote {rows:,} rows in {time.perf_counter() - began:.0f} s", flush=True)
     return calls, cost

@@ -1,4 +1,4 @@
-"""The letter of a made-up day, as HTML on standard output. `docs/daily-summary.png` is a picture of it:
+"""The summary email of a made-up day, as HTML on standard output. `docs/daily-summary.png` is a picture of it:
 
 python -m docs.daily_summary > summary.html
 chromium --headless --hide-scrollbars --screenshot=docs/daily-summary.png --window-size=720,2495 summary.html
@@ -7,9 +7,9 @@ chromium --headless --hide-scrollbars --screenshot=docs/daily-summary.png --wind
 from datetime import date, timedelta
 from decimal import Decimal
 
-from shared.conversation import Usage
-from shared.letter import letter
-from shared.summary import Adjustment, DailySummary, DayCost, Figures, SessionCost, Share
+from shared.domain.calls import Usage
+from shared.domain.daily import Adjustment, DailySummary, DayCost, Figures, SessionCost, UsageBreakdown
+from shared.reports.summary_email import summary_email
 
 DAY = date(2026, 11, 20)
 COSTS = "8.104212 3.220109 2.981744 9.412034 10.770182 9.93881 10.205517 8.826603 3.517725 2.644918 9.87219 11.03926"
@@ -18,8 +18,10 @@ SESSIONS = "0.4820175 0.391022 0.30718 0.2911045 0.250016 0.2200975 0.198114 0.1
 MINI, LUNA = ("chat", "gpt-5.4-mini-2026-03-17"), ("fast", "gpt-5.6-luna-2026-07-09")
 
 
-def share(cost: str, calls: int, prompt_tokens: int, completion_tokens: int) -> Share:
-    return Share(cost=Decimal(cost), calls=calls, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+def share(cost: str, calls: int, prompt_tokens: int, completion_tokens: int) -> UsageBreakdown:
+    return UsageBreakdown(
+        cost=Decimal(cost), calls=calls, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
+    )
 
 
 def example() -> DailySummary:
@@ -56,4 +58,4 @@ def example() -> DailySummary:
 
 
 if __name__ == "__main__":
-    print(letter(example()).html)
+    print(summary_email(example()).html)

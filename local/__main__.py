@@ -1,4 +1,4 @@
-"""The commands: `python3 -m local <run|test|chat|setup|clean|key>`. The Makefile's targets are one-liners over them.
+"""The commands: `python3 -m local <run|test|acceptance|chat|setup|clean|key>`, which the Makefile's targets call.
 
 Standard library alone, and no syntax newer than Python 3.7's, so that an old Python gets a sentence, not a traceback.
 """
@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--settings", metavar="FILE", help="the settings file (default: local.settings.json)")
     test = commands.add_parser("test", help="set up what is missing and run every check")
     test.add_argument("pytest", nargs="*", metavar="-- ARGUMENT", help="arguments for pytest")
+    acceptance = commands.add_parser("acceptance", help="set up what is missing and run the long tests")
+    acceptance.add_argument("pytest", nargs="*", metavar="-- ARGUMENT", help="arguments for pytest")
     chat = commands.add_parser("chat", help="set up what is missing, and chat with the service (chat.py)")
     chat.add_argument("chat", nargs="*", metavar="-- ARGUMENT", help="arguments for chat.py, such as --help")
     commands.add_parser("setup", help="set up what run and test need, and stop there")
@@ -59,10 +61,10 @@ def set_up_and(command: str, arguments: argparse.Namespace) -> int:
         return in_venv()
     if command == "chat":
         return chat(arguments)
-    if command == "test":
+    if command in ("test", "acceptance"):
         from local import checks
 
-        return checks.run(arguments.pytest)
+        return (checks.run if command == "test" else checks.accept)(arguments.pytest)
     from local import run
 
     return run.main(arguments.state, arguments.settings)

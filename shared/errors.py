@@ -1,25 +1,24 @@
-"""What can go wrong, as values. Nothing here chooses an HTTP status: `web` does, and `Said` carries what the model
-service answered.
+"""Errors as values: each class has a stable `code` and the HTTP `status` that it is answered with.
 
 ChatError
-├── InvalidRequest         the request is wrong; `param` names the field
-│   ├── ContentFiltered    the service's content filter stopped the prompt
-│   └── ContextTooLong     the conversation does not fit the model, even shortened
-├── Unauthorized           no key, or a wrong one
-├── ModelNotFound          the OpenAI-compatible routes know no such model
-├── SessionNotFound        unknown, erased, being erased, or somebody else's: all the same to the caller
-├── SessionBusy            another turn of this session is running
-├── MessageTooLarge        more than this service takes, or more than one row can hold
-├── UnsupportedMediaType   the body is not application/json
-├── IdempotencyMismatch    the key was used with another request
-├── StorageUnavailable     the tables can't be reached
-└── UpstreamFailure        a service that we call; `maybe_billed`: whether the attempt may cost money
-    ├── RateLimited
-    ├── UpstreamError
-    ├── UpstreamUnavailable
-    └── UpstreamTimeout
+├── InvalidRequest         400 the request is wrong; `param` names the field
+│   ├── ContentFiltered    400 the service's content filter stopped the prompt
+│   └── ContextTooLong     400 the conversation does not fit the model, even shortened
+├── Unauthorized           401 no API key, or an invalid one
+├── ModelNotFound          404 the OpenAI-compatible routes know no such model
+├── SessionNotFound        404 unknown, erased, being erased, or owned by another caller: callers can't tell which
+├── SessionBusy            409 another turn of this session is running
+├── MessageTooLarge        413 more than this service accepts, or more than storage can hold
+├── UnsupportedMediaType   415 the body is not application/json
+├── IdempotencyMismatch    422 the key was used with another request
+├── StorageUnavailable     503 table storage can't be reached
+└── UpstreamFailure        a service that this app calls failed; `maybe_billed`: whether the attempt may cost money
+    ├── RateLimited        429
+    ├── UpstreamError      502
+    ├── UpstreamUnavailable 503
+    └── UpstreamTimeout    504
 
-Changed is not for callers: storage tells the rooms that a row is not as they thought.
+VersionConflict is internal: storage raises it where a row is not the version that was read.
 """
 
 import math
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class UpstreamResponse:
     """An error as the model service answered it. `headers`: those that callers may see."""
 
     status: int
@@ -40,12 +39,12 @@ class ChatError(Exception):
     """Base of every error that a caller may see.
 
     `code` is stable and machine-readable; `message` says what is wrong and what to do; `param` names the offending
-    field; `retry_after` is in seconds; `said` is what the model service itself answered, for those who speak its
-    language.
+    field; `retry_after` is in seconds; `upstream` is the model service's own answer, for callers that use its format.
     """
 
     code = "internal_error"
-    said: Said | None = None
+    status = 500
+    upstream: UpstreamResponse | None = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -56,6 +55,7 @@ class ChatError(Exception):
 
 class InvalidRequest(ChatError):
     code = "invalid_request"
+    status = 400
 
 
 class ContentFiltered(InvalidRequest):
@@ -68,14 +68,17 @@ class ContextTooLong(InvalidRequest):
 
 class Unauthorized(ChatError):
     code = "unauthorized"
+    status = 401
 
 
 class ModelNotFound(ChatError):
     code = "model_not_found"
+    status = 404
 
 
 class SessionNotFound(ChatError):
     code = "session_not_found"
+    status = 404
 
     def __init__(self) -> None:
         super().__init__("There is no such session. POST to api/chat to begin one.", param="session_id")
@@ -83,6 +86,7 @@ class SessionNotFound(ChatError):
 
 class SessionBusy(ChatError):
     code = "session_busy"
+    status = 409
 
     def __init__(self, retry_after: int = 1) -> None:
         super().__init__(
@@ -94,21 +98,25 @@ class SessionBusy(ChatError):
 
 class MessageTooLarge(ChatError):
     code = "message_too_large"
+    status = 413
 
-    def __init__(self, too_large: str) -> None:
-        super().__init__(f"{too_large} Send less; an image can be sent as a link.")
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason} Send less; an image can be sent as a link.")
 
 
 class UnsupportedMediaType(ChatError):
     code = "unsupported_media_type"
+    status = 415
 
 
 class IdempotencyMismatch(ChatError):
     code = "idempotency_mismatch"
+    status = 422
 
 
 class StorageUnavailable(ChatError):
     code = "storage_unavailable"
+    status = 503
 
     def __init__(
         self,
@@ -127,32 +135,37 @@ class UpstreamFailure(ChatError):
     """
 
     code = "upstream_error"
-    usual_pause: int | None = None
+    status = 502
+    default_pause: int | None = None
 
     def __init__(self, message: str, *, maybe_billed: bool, pause: float | None = None) -> None:
-        super().__init__(message, retry_after=self.usual_pause if pause is None else max(1, math.ceil(pause)))
+        super().__init__(message, retry_after=self.default_pause if pause is None else max(1, math.ceil(pause)))
         self.maybe_billed = maybe_billed
         self.pause = pause
 
 
 class RateLimited(UpstreamFailure):
     code = "rate_limited"
-    usual_pause = 1
+    status = 429
+    default_pause = 1
 
 
 class UpstreamError(UpstreamFailure):
     code = "upstream_error"
+    status = 502
 
 
 class UpstreamUnavailable(UpstreamFailure):
     code = "upstream_unavailable"
-    usual_pause = 5
+    status = 503
+    default_pause = 5
 
 
 class UpstreamTimeout(UpstreamFailure):
     code = "upstream_timeout"
-    usual_pause = 5
+    status = 504
+    default_pause = 5
 
 
-class Changed(Exception):
-    """A row is not as it was thought to be: there already, gone, or another version. Read again."""
+class VersionConflict(Exception):
+    """A row is not as it was read: it exists already, is gone, or has another version. Read it again."""

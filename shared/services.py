@@ -1,5 +1,5 @@
-"""The composition root: every adapter, built of the settings on first use and never at import, so that a missing
-setting is an answer and not an app without functions."""
+"""The composition root: every adapter, built from the settings on first use and never at import, so that a missing
+setting is an error response and not an app without functions."""
 
 import asyncio
 import logging
@@ -11,127 +11,154 @@ from typing import Any
 
 from azure.data.tables.aio import TableServiceClient
 
-from shared.days import Days
-from shared.delivery import Addressed, Delivery
-from shared.endpoint import Endpoint
+from shared.access.authentication import Authenticator
+from shared.access.identity import Identity, ServiceAccess
+from shared.access.keys import Keys
+from shared.domain.clock import Clock, SystemClock
+from shared.domain.pricing import Prices
 from shared.errors import UpstreamUnavailable
-from shared.identity import Access, Identity
-from shared.journal import Journal
-from shared.keys import Keys
-from shared.ledger import Ledger
-from shared.mail import transport
-from shared.model import Model
-from shared.pricing import Prices
-from shared.recovery import Recovery
-from shared.removals import Removals
-from shared.reports import Reports
-from shared.reservation import Reservations, Rules, lifetime
-from shared.sessions import Sessions
-from shared.settings import Settings, Unresolved
-from shared.tables import Table
-from shared.tracing import tracing
-from shared.turns import Turns
+from shared.mail.choose import transport
+from shared.maintenance import Maintenance
+from shared.model.chat_completions import ChatCompletions
+from shared.model.endpoint import Endpoint
+from shared.model.service import ModelService
+from shared.reports.daily import Reports
+from shared.reports.delivery import Delivery, MailConfig
+from shared.settings import Settings, UnresolvedReference
+from shared.storage.cursors import Cursors
+from shared.storage.days import Days
+from shared.storage.deletion import Deletions
+from shared.storage.ledger import Ledger
+from shared.storage.sessions import Sessions
+from shared.storage.tables import Table
+from shared.telemetry.call_log import CallLog
+from shared.telemetry.tracing import tracing
+from shared.turns.admission import Admission
+from shared.turns.engine import Turns
+from shared.turns.ports import Dialect
+from shared.turns.recovery import Recovery
+from shared.turns.requests import TurnLimits
+from shared.turns.reservation import Reservations, call_lifetime
+from shared.turns.sessions import SessionAccess
 
 log = logging.getLogger(__name__)
 
+CLOCK: Clock = SystemClock()
 _STORAGE_RETRY = {"retry_total": 3, "retry_backoff_factor": 0.2, "connection_timeout": 5, "read_timeout": 15}
 
 
-# What they log of every request at INFO names session ids, and is paid for by the line.
-for _talkative in ("azure", "httpx2", "openai"):
-    logging.getLogger(_talkative).setLevel(logging.WARNING)
+# Their INFO lines for every request hold session ids, and each line is paid for.
+for _verbose in ("azure", "httpx2", "openai"):
+    logging.getLogger(_verbose).setLevel(logging.WARNING)
 
 
 class Services:
     """What the triggers use. Belongs to the event loop that it was built in."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Clock) -> None:
         self.settings = settings
-        self._identity = Identity(settings.client_id, in_azure=settings.in_azure)
-        self._tables, self._tables_access = self._table_service()
-        sessions_table = self._table("sessions")
-        self.sessions = Sessions(sessions_table)
-        self.ledger = Ledger(self._table("usage"))
-        journal = Journal(tracing(settings.insights))
-        self.recovery = Recovery(self.sessions, self.ledger, journal)
-        self.removals = Removals(sessions_table, self.sessions, self.recovery)
-        days = Days(self._table("daily"))
-        self.reports = Reports(
-            self.ledger,
-            days,
-            recovery=self.recovery,
-            removals=self.removals,
-            grace=lifetime(settings.turn_timeout),
-        )
-        self.delivery = Delivery(days, self.reports, self._addressed())
-        self.client_keys = Keys("CLIENT_KEYS", settings.client_keys)
-        self.usage_keys = Keys("USAGE_KEYS", settings.usage_keys)
-        self._model = self._model_service()
-        prices = Prices(settings.prices, settings.deployments)
+        self.clock = clock
+        self.chat_completions: Dialect = ChatCompletions()
+        self._identity = Identity(settings.azure.client_id, in_azure=settings.azure.in_azure, clock=clock)
+        self._model = _model_service(settings, self._identity, clock)
+        self._table_service, self._table_access = _table_service(settings, self._identity)
+        sessions_table, usage_table, daily_table = map(self._table, ("sessions", "usage", "daily"))
+
+        call_log = CallLog(tracing(settings.azure.insights))
+        prices = Prices(settings.model.prices, settings.model.deployments, clock)
+        ledger = Ledger(usage_table)
+        sessions = Sessions(sessions_table, clock)
+        deletions = Deletions(sessions_table, sessions, clock)
+        recovery = Recovery(sessions, ledger, call_log, clock)
         self.turns = Turns(
             Reservations(
-                _rules(settings),
-                sessions=self.sessions,
+                _turn_limits(settings),
+                sessions=sessions,
+                deletions=deletions,
+                recovery=recovery,
                 prices=prices,
-                recovery=self.recovery,
-                removals=self.removals,
+                clock=clock,
             ),
-            ledger=self.ledger,
+            Admission(ledger, clock),
+            ledger=ledger,
             model=self._model,
-            journal=journal,
+            call_log=call_log,
             prices=prices,
-            turn_timeout=settings.turn_timeout,
+            clock=clock,
+            turn_timeout=settings.turns.timeout,
+        )
+        self.sessions = SessionAccess(sessions, deletions, recovery, clock)
+
+        days = Days(daily_table)
+        self.reports = Reports(ledger, days, recovery, clock, grace=call_lifetime(settings.turns.timeout))
+        self.delivery = Delivery(days, self.reports, _mail_config(settings, self._identity, clock), clock)
+        self.maintenance = Maintenance(
+            {
+                "recovery": self.reports.recover,
+                "deletions": deletions.finish_interrupted,
+                "email": self.delivery.send_missed,
+            },
+            Cursors(daily_table),
+            clock,
+        )
+        self.authenticator = Authenticator(
+            Keys("CLIENT_KEYS", settings.keys.client_keys), Keys("USAGE_KEYS", settings.keys.usage_keys)
         )
 
     async def close(self) -> None:
-        """Finish the running turns, then let go of every connection."""
+        """Finish the running turns, then close every connection."""
         await self.turns.finish()
         await self._model.close()
-        await self._tables.close()
+        await self._table_service.close()
         await self._identity.close()
 
-    def _table_service(self) -> tuple[TableServiceClient, Access]:
-        options: dict[str, Any] = dict(_STORAGE_RETRY)
-        if connection := self.settings.tables_connection_string:
-            access = Access.of_setting("Table storage", "TABLES_CONNECTION_STRING")
-            return TableServiceClient.from_connection_string(connection, **options), access
-        access = Access.of_identity("Table storage", self._identity, "Storage Table Data Contributor")
-        return TableServiceClient(self.settings.tables_endpoint or "", credential=self._identity, **options), access
-
-    def _model_service(self) -> Model:
-        settings, key = self.settings, self.settings.api_key
-        if key:
-            access = Access.of_setting("The model service", "AZURE_OPENAI_API_KEY")
-        else:
-            access = Access.of_identity("The model service", self._identity, "Cognitive Services OpenAI User")
-        shown, effort = key or self._identity.tokens(settings.scope), settings.reasoning_effort
-        return Model(
-            [Endpoint(url, shown, access=access, timeout=settings.timeout) for url in settings.endpoints],
-            defaults={"reasoning_effort": effort} if effort else {},
-            retries=settings.max_retries,
-        )
-
-    def _addressed(self) -> Addressed:
-        settings = self.settings
-        return Addressed(
-            sender=settings.sender or "",
-            recipients=settings.recipients,
-            transport=cache(lambda: transport(settings, self._identity)),
-        )
-
     def _table(self, name: str) -> Table:
-        return Table(self._tables.get_table_client(f"{self.settings.table_prefix}{name}"), self._tables_access)
+        client = self._table_service.get_table_client(f"{self.settings.tables.prefix}{name}")
+        return Table(client, self._table_access)
 
 
-def _rules(settings: Settings) -> Rules:
-    return Rules(
-        deployment=settings.deployment,
-        deployments=frozenset(settings.deployments),
-        system_prompt=settings.system_prompt,
-        context_tokens=settings.context_tokens,
-        max_tokens=settings.max_tokens,
-        largest_answer=settings.largest_answer,
-        turn_timeout=settings.turn_timeout,
+def _table_service(settings: Settings, identity: Identity) -> tuple[TableServiceClient, ServiceAccess]:
+    options: dict[str, Any] = dict(_STORAGE_RETRY)
+    if connection := settings.tables.connection_string:
+        access = ServiceAccess.by_setting("Table storage", "TABLES_CONNECTION_STRING")
+        return TableServiceClient.from_connection_string(connection, **options), access
+    access = ServiceAccess.by_identity("Table storage", identity, "Storage Table Data Contributor")
+    return TableServiceClient(settings.tables.endpoint or "", credential=identity, **options), access
+
+
+def _model_service(settings: Settings, identity: Identity, clock: Clock) -> ModelService:
+    model = settings.model
+    if model.api_key:
+        access = ServiceAccess.by_setting("The model service", "AZURE_OPENAI_API_KEY")
+    else:
+        access = ServiceAccess.by_identity("The model service", identity, "Cognitive Services OpenAI User")
+    key, effort = model.api_key or identity.token_provider(model.scope), model.reasoning_effort
+    return ModelService(
+        [Endpoint(url, key, access=access, timeout=model.timeout, clock=clock) for url in model.endpoints],
+        defaults={"reasoning_effort": effort} if effort else {},
+        retries=model.max_retries,
+        clock=clock,
+    )
+
+
+def _mail_config(settings: Settings, identity: Identity, clock: Clock) -> MailConfig:
+    return MailConfig(
+        schedule=settings.mail.schedule,
+        sender=settings.mail.sender or "",
+        recipients=settings.mail.recipients,
+        transport=cache(lambda: transport(settings.mail, identity, clock)),
+    )
+
+
+def _turn_limits(settings: Settings) -> TurnLimits:
+    return TurnLimits(
+        deployment=settings.model.deployment,
+        deployments=frozenset(settings.model.deployments),
+        system_prompt=settings.turns.system_prompt,
+        context_tokens=settings.turns.context_tokens,
+        max_tokens=settings.turns.max_tokens,
+        max_answer_tokens=settings.turns.max_answer_tokens,
+        turn_timeout=settings.turns.timeout,
     )
 
 
@@ -143,7 +170,7 @@ def services() -> Services:
     platform has not resolved one yet, as in the first minutes after a deployment."""
     global _current
     if _current is None:
-        _current = Services(_settings())
+        _current = Services(_settings(), CLOCK)
         _finish_on_sigterm()
     return _current
 
@@ -151,14 +178,14 @@ def services() -> Services:
 def _settings() -> Settings:
     try:
         return Settings.from_env(os.environ)
-    except Unresolved as error:
-        log.error("%s", error)  # noqa: TRY400 - it says all that there is to say
+    except UnresolvedReference as error:
+        log.error("%s", error)  # noqa: TRY400 - the message is complete
         message = f"The app can't read {error.name} from Key Vault. See Troubleshooting in the README."
         raise UpstreamUnavailable(message, maybe_billed=False, pause=30) from error
 
 
 async def close() -> None:
-    """Finish the running turns and let go of everything; the next use builds anew."""
+    """Finish the running turns and close everything; the next use builds anew."""
     global _current
     if _current is not None:
         closing, _current = _current, None
@@ -166,9 +193,9 @@ async def close() -> None:
 
 
 def _finish_on_sigterm() -> None:
-    """Hold SIGTERM back until the running turns are finished, then hand it on to who waited for it before.
+    """Hold SIGTERM back until the running turns are finished, then hand it on to the previous handler.
 
-    The platform's worker ends with its open responses, and a turn whose caller hung up has none.
+    The platform's worker waits for its open responses only, and a turn whose caller hung up has none.
     """
     loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
 
@@ -182,5 +209,5 @@ def _finish_on_sigterm() -> None:
 
     try:
         signal.signal(signal.SIGTERM, hold)
-    except ValueError:  # not the main thread: whoever runs this loop there decides when it ends
+    except ValueError:  # not the main thread: the program that runs this loop decides when it ends
         log.debug("no signal handler outside the main thread")

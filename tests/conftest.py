@@ -28,12 +28,15 @@ from local import azurite as azurite_server
 from local.host import application
 from local.parts import free_port
 from shared import services as composition
-from shared.identity import Access
-from shared.tables import Table
-from tests.azure_openai import AzureOpenAI
-from tests.proxy import TcpProxy
+from shared.access.identity import ServiceAccess
+from shared.storage.tables import Table
+from tests.support.azure_openai import AzureOpenAI
+from tests.support.clock import ManualClock
+from tests.support.proxy import TcpProxy
 
-pytest.register_assert_rewrite("tests.talking", "tests.conservation", "tests.browser")  # so that they say what differs
+pytest.register_assert_rewrite(
+    "tests.support.talking", "tests.support.conservation", "tests.support.browser"
+)  # so that they say what differs
 
 hypothesis.settings.register_profile(  # the machine may be busy with other things
     "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -160,6 +163,14 @@ class Serve(Protocol):
 
 
 @pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
+    """The app's clock, for the test to move. Named before `api`, the app runs by it."""
+    manual = ManualClock()
+    monkeypatch.setattr(composition, "CLOCK", manual)
+    return manual
+
+
+@pytest.fixture
 def serve(host: Starlette, monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Serves the app with the given settings for as long as the block lasts; gives a client that has the key."""
 
@@ -205,7 +216,7 @@ async def api(serve: Serve, environ: dict[str, str]) -> AsyncIterator[httpx.Asyn
 
 
 def table_of(client: TableClient) -> Table:
-    return Table(client, Access.of_setting("Table storage", "TABLES_CONNECTION_STRING"))
+    return Table(client, ServiceAccess.by_setting("Table storage", "TABLES_CONNECTION_STRING"))
 
 
 class Tables:

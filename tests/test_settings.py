@@ -1,8 +1,9 @@
-"""Settings: each has its default, a wrong one is named, and none is needed until the first request."""
+"""Settings: each has its default, a malformed one is named, and none is needed before the first request."""
 
 import subprocess
 import sys
 from decimal import Decimal
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,43 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.conversation import Rates
-from shared.settings import Settings, SettingsError
-from tests.azure_openai import AzureOpenAI
+from shared.domain.calls import Rates
+from shared.settings import Settings, SettingsError, UnresolvedReference
 from tests.conftest import FUNCTION_KEY, Serve
-from tests.talking import answer
+from tests.support.azure_openai import AzureOpenAI
+from tests.support.setting_names import MINIMAL, names_read
+from tests.support.talking import answer
 
 ROOT = Path(__file__).resolve().parent.parent
 ENDPOINT = "https://name.openai.azure.com/openai/v1/"
-LEAST = {"AZURE_OPENAI_ENDPOINT": "https://name.openai.azure.com", "TABLES_ENDPOINT": "https://name.table.example"}
-
-
-class Asking(dict[str, str]):
-    """An environment that notes what it is asked for."""
-
-    def __init__(self, environ: dict[str, str]) -> None:
-        super().__init__(environ)
-        self.names: set[str] = set()
-
-    def get(self, name: str, default: Any = None) -> Any:
-        self.names.add(name)
-        return super().get(name, default)
-
-
-def asked() -> set[str]:
-    environ = Asking(LEAST)
-    Settings.from_env(environ)
-    return environ.names
-
-
-NAMES = asked()
+NAMES = names_read()
 
 
 def read(**environ: str) -> Settings:
-    return Settings.from_env(LEAST | environ)
+    return Settings.from_env(MINIMAL | environ)
 
 
-def refused(**environ: str) -> SettingsError:
+def error_of(**environ: str) -> SettingsError:
     with pytest.raises(SettingsError) as error:
         read(**environ)
     return error.value
@@ -54,63 +35,87 @@ def refused(**environ: str) -> SettingsError:
 
 class TestDefaults:
     @pytest.mark.parametrize(
-        ("field", "default"),
+        ("attribute", "default"),
         [
-            ("endpoints", (ENDPOINT,)),
-            ("api_key", None),
-            ("deployment", "gpt-5.4-mini"),
-            ("deployments", {"gpt-5.4-mini": ""}),
-            ("scope", "https://cognitiveservices.azure.com/.default"),
-            ("max_tokens", 800),
-            ("max_retries", 2),
-            ("reasoning_effort", None),
-            ("timeout", 60.0),
-            ("turn_timeout", 220.0),
-            ("context_tokens", 16_000),
-            ("max_message_bytes", 262_144),
-            ("prices", {}),
-            ("tables_connection_string", None),
-            ("table_prefix", "chat"),
-            ("client_id", None),
-            ("in_azure", False),
-            ("insights", None),
-            ("region", None),
-            ("client_keys", {}),
-            ("usage_keys", {}),
-            ("recipients", ()),
-            ("sender", None),
-            ("acs_endpoint", None),
-            ("smtp_url", None),
-            ("outbox", None),
+            ("model.endpoints", (ENDPOINT,)),
+            ("model.api_key", None),
+            ("model.scope", "https://cognitiveservices.azure.com/.default"),
+            ("model.deployment", "gpt-5.4-mini"),
+            ("model.deployments", {"gpt-5.4-mini": ""}),
+            ("model.timeout", 60.0),
+            ("model.max_retries", 2),
+            ("model.reasoning_effort", None),
+            ("model.prices", {}),
+            ("turns.timeout", 220.0),
+            ("turns.context_tokens", 16_000),
+            ("turns.max_tokens", 800),
+            ("turns.max_output_tokens", 128_000),
+            ("turns.max_message_bytes", 262_144),
+            ("turns.max_request_bytes", 20_971_520),
+            ("tables.endpoint", MINIMAL["TABLES_ENDPOINT"]),
+            ("tables.connection_string", None),
+            ("tables.prefix", "chat"),
+            ("mail.schedule", None),
+            ("mail.recipients", ()),
+            ("mail.sender", None),
+            ("mail.acs_endpoint", None),
+            ("mail.acs_connection_string", None),
+            ("mail.smtp_url", None),
+            ("mail.outbox", None),
+            ("keys.client_keys", {}),
+            ("keys.usage_keys", {}),
+            ("azure.client_id", None),
+            ("azure.in_azure", False),
+            ("azure.insights", None),
+            ("azure.region", None),
         ],
     )
-    def test_each_setting_has_its_default(self, field: str, default: Any) -> None:
-        assert getattr(read(), field) == default
+    def test_each_setting_has_its_default(self, attribute: str, default: Any) -> None:
+        assert attrgetter(attribute)(read()) == default
 
     def test_the_system_prompt_has_one_too(self) -> None:
-        assert read().system_prompt.startswith("You are a helpful assistant.")
+        assert read().turns.system_prompt.startswith("You are a helpful assistant.")
 
-    @pytest.mark.parametrize("name", sorted(NAMES - LEAST.keys()))
+    @pytest.mark.parametrize("name", sorted(NAMES - MINIMAL.keys()))
     @pytest.mark.parametrize("empty", ["", "  ", "\n"])
     def test_an_empty_setting_counts_as_absent(self, name: str, empty: str) -> None:
         assert read(**{name: empty}) == read()
 
     @pytest.mark.parametrize("name", ["AZURE_OPENAI_ENDPOINT", "TABLES_ENDPOINT"])
     @pytest.mark.parametrize("empty", [None, "", " "])
-    def test_a_required_one_that_is_missing_or_empty_is_named(self, name: str, empty: str | None) -> None:
-        environ = {key: value for key, value in LEAST.items() if key != name}
+    def test_a_required_setting_that_is_missing_or_empty_is_named(self, name: str, empty: str | None) -> None:
+        environ = {key: value for key, value in MINIMAL.items() if key != name}
         with pytest.raises(SettingsError, match=f"^{name} .*is not set") as error:
             Settings.from_env(environ if empty is None else environ | {name: empty})
         assert error.value.name == name
 
-    def test_either_way_to_the_tables_will_do(self) -> None:
+    def test_a_connection_string_replaces_the_tables_endpoint(self) -> None:
         connection = "AccountName=a;AccountKey=a2V5"
-        assert read(TABLES_ENDPOINT="", TABLES_CONNECTION_STRING=connection).tables_connection_string == connection
+        assert read(TABLES_ENDPOINT="", TABLES_CONNECTION_STRING=connection).tables.connection_string == connection
+
+
+def test_the_schedule_of_the_summary_is_read_as_it_is() -> None:
+    assert read(SUMMARY_SCHEDULE=" 0 0 6 * * * ").mail.schedule == "0 0 6 * * *"
+
+
+def test_the_longest_answer_is_half_of_the_context_and_fits_into_a_row() -> None:
+    assert read(CONTEXT_TOKENS="2001").turns.max_answer_tokens == 1_000
+    assert read(CONTEXT_TOKENS="1000000").turns.max_answer_tokens == 100_000
+
+
+def test_a_secret_is_not_in_the_repr() -> None:
+    settings = read(
+        AZURE_OPENAI_API_KEY="hunter2",
+        TABLES_CONNECTION_STRING="AccountName=a;AccountKey=hunter2",
+        ACS_CONNECTION_STRING="endpoint=https://a;accesskey=hunter2",
+        SMTP_URL="smtps://user:hunter2@host",
+    )
+    assert "hunter2" not in repr(settings)
 
 
 class TestEndpoints:
     @pytest.mark.parametrize(
-        ("given", "used"),
+        ("given", "expected"),
         [
             ("https://name.openai.azure.com", ENDPOINT),
             ("https://name.openai.azure.com/", ENDPOINT),
@@ -121,28 +126,28 @@ class TestEndpoints:
             ("https://host/some/path/v1", "https://host/some/path/v1/"),
         ],
     )
-    def test_a_bare_host_gets_the_path_and_one_that_ends_in_v1_is_used_as_it_is(self, given: str, used: str) -> None:
-        assert read(AZURE_OPENAI_ENDPOINT=given).endpoints == (used,)
+    def test_a_bare_host_gets_the_path_and_a_url_that_ends_in_v1_keeps_its_own(self, given: str, expected: str) -> None:
+        assert read(AZURE_OPENAI_ENDPOINT=given).model.endpoints == (expected,)
 
     def test_several_keep_their_order(self) -> None:
-        several = read(AZURE_OPENAI_ENDPOINT="https://b, https://a/v1 ,").endpoints
+        several = read(AZURE_OPENAI_ENDPOINT="https://b, https://a/v1 ,").model.endpoints
         assert several == ("https://b/openai/v1/", "https://a/v1/")
 
     @pytest.mark.parametrize("host", ["127.0.0.1:8080", "localhost", "[::1]:8080"])
-    def test_this_machine_may_be_shown_a_token_in_the_clear(self, host: str) -> None:
-        assert read(AZURE_OPENAI_ENDPOINT=f"http://{host}").endpoints == (f"http://{host}/openai/v1/",)
+    def test_an_identity_token_may_go_to_this_machine_without_tls(self, host: str) -> None:
+        assert read(AZURE_OPENAI_ENDPOINT=f"http://{host}").model.endpoints == (f"http://{host}/openai/v1/",)
 
-    def test_no_other_may_but_it_may_be_shown_a_key(self) -> None:
-        error = refused(AZURE_OPENAI_ENDPOINT="https://a, http://b")
+    def test_an_identity_token_may_not_leave_this_machine_without_tls_but_an_api_key_may(self) -> None:
+        error = error_of(AZURE_OPENAI_ENDPOINT="https://a, http://b")
         assert error.name == "AZURE_OPENAI_ENDPOINT"
         assert "'http://b/openai/v1/'" in str(error)
         keyed = read(AZURE_OPENAI_ENDPOINT="https://a, http://b", AZURE_OPENAI_API_KEY="a-key")
-        assert keyed.endpoints[1] == "http://b/openai/v1/"
+        assert keyed.model.endpoints[1] == "http://b/openai/v1/"
 
 
 class TestMalformed:
     @pytest.mark.parametrize(
-        ("name", "value", "said"),
+        ("name", "value", "expected"),
         [
             ("AZURE_OPENAI_ENDPOINT", "name.openai.azure.com", "not a URL such as https://"),
             ("AZURE_OPENAI_ENDPOINT", "ftp://name", "not a URL such as https://"),
@@ -185,24 +190,25 @@ class TestMalformed:
             ("SUMMARY_SENDER", "ada@example.com, bob@example.com", "is not an e-mail address"),
         ],
     )
-    def test_the_setting_is_named_and_what_is_wrong_with_it(self, name: str, value: str, said: str) -> None:
-        error = refused(**{name: value})
+    def test_the_error_names_the_setting_and_what_is_wrong_with_it(self, name: str, value: str, expected: str) -> None:
+        error = error_of(**{name: value})
         assert error.name == name
-        with pytest.raises(SettingsError, match=f"^{name} .*{said}"):
+        with pytest.raises(SettingsError, match=f"^{name} .*{expected}"):
             raise error
 
     @pytest.mark.parametrize("name", sorted(NAMES))
-    def test_a_key_vault_reference_that_was_not_resolved_is_named(self, name: str) -> None:
-        error = refused(**{name: "@Microsoft.KeyVault(SecretUri=https://v.vault.azure.net/secrets/s)"})
+    def test_an_unresolved_key_vault_reference_is_named(self, name: str) -> None:
+        error = error_of(**{name: "@Microsoft.KeyVault(SecretUri=https://v.vault.azure.net/secrets/s)"})
+        assert isinstance(error, UnresolvedReference)
         assert error.name == name
         assert "could not resolve" in str(error)
 
     @pytest.mark.parametrize("name", ["TABLES_CONNECTION_STRING", "CLIENT_KEYS", "USAGE_KEYS"])
-    def test_a_secret_is_not_said_again(self, name: str) -> None:
-        assert "hunter2" not in str(refused(**{name: "AccountKey=hunter2"}))
+    def test_the_error_does_not_repeat_a_secret(self, name: str) -> None:
+        assert "hunter2" not in str(error_of(**{name: "AccountKey=hunter2"}))
 
     @given(st.sampled_from(sorted(NAMES)), st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-    def test_whatever_a_setting_holds_it_is_taken_or_named(self, name: str, value: str) -> None:
+    def test_any_text_is_either_accepted_or_an_error_that_names_the_setting(self, name: str, value: str) -> None:
         try:
             read(**{name: value})
         except SettingsError as error:
@@ -236,50 +242,51 @@ class TestAddresses:
             "Ada <ada@example.com>",
         ],
     )
-    def test_what_a_header_would_read_as_another_address_or_as_none_is_refused(self, name: str, address: str) -> None:
-        error = refused(**{name: address})
+    def test_an_address_that_a_mail_header_cannot_hold_as_it_is_is_rejected(self, name: str, address: str) -> None:
+        error = error_of(**{name: address})
         assert error.name == name
         assert f"{address!r} is not an e-mail address" in str(error)
 
     @pytest.mark.parametrize(
         "address", ["chat@localhost", "o'hara+cost@mail.example.com", "a-b_c@xn--bcher-kva.example"]
     )
-    def test_one_that_is_in_use_is_taken(self, name: str, address: str) -> None:
+    def test_an_ordinary_address_is_accepted(self, name: str, address: str) -> None:
         read(**{name: address})
 
 
 class TestDeployments:
     def test_models_and_versions_are_read(self) -> None:
         given = "a=gpt-4.1@2025-04-14, b = gpt-4o ,c,"
-        assert read(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS=given).deployments == {
+        assert read(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS=given).model.deployments == {
             "a": "gpt-4.1@2025-04-14",
             "b": "gpt-4o",
             "c": "",
         }
 
-    def test_the_default_one_is_always_among_them(self) -> None:
-        assert read(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS="b=gpt-4o").deployments == {"a": "", "b": "gpt-4o"}
+    def test_the_default_deployment_is_always_among_them(self) -> None:
+        model = read(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS="b=gpt-4o").model
+        assert model.deployments == {"a": "", "b": "gpt-4o"}
 
 
 class TestPrices:
     def test_amounts_are_exact_whether_numbers_or_text(self) -> None:
         prices = read(
             PRICES='{"chat": {"input": 0.1, "cached_input": "0.025", "cache_write": 1, "output": 1e-3}}'
-        ).prices
+        ).model.prices
         assert prices == {
             "chat": Rates(
                 input=Decimal("0.1"), cached_input=Decimal("0.025"), cache_write=Decimal(1), output=Decimal("0.001")
             )
         }
 
-    def test_what_is_not_priced_apart_costs_as_input(self) -> None:
-        prices = read(PRICES='{"chat": {"input": 2, "output": 8}}').prices
+    def test_tokens_without_a_price_of_their_own_cost_as_input(self) -> None:
+        prices = read(PRICES='{"chat": {"input": 2, "output": 8}}').model.prices
         assert prices["chat"] == Rates(
             input=Decimal(2), cached_input=Decimal(2), cache_write=Decimal(2), output=Decimal(8)
         )
 
     @pytest.mark.parametrize(
-        ("value", "said"),
+        ("value", "expected"),
         [
             ("{", "it is not JSON"),
             ("[" * 100_000, "it is not JSON"),
@@ -288,6 +295,7 @@ class TestPrices:
             ('{"chat": {"input": 1}}', "'chat' needs input and output"),
             ('{"chat": {"input": 1, "output": 1, "cached": 1}}', "unknown price 'cached'"),
             ('{"chat": {"input": "cheap", "output": 1}}', ""),
+            ('{"chat": {"input": 1e9999999999999999999, "output": 1}}', ""),
             ('{"chat": {"input": true, "output": 1}}', "input of 'chat' is not a number"),
             ('{"chat": {"input": NaN, "output": 1}}', "input of 'chat' is not a number"),
             ('{"chat": {"input": "NaN", "output": 1}}', "input of 'chat' is not an amount"),
@@ -298,10 +306,10 @@ class TestPrices:
             ('{"chat": {"input": 1e-999999, "output": 1}}', "at most 12 digits"),
         ],
     )
-    def test_a_malformed_price_is_named(self, value: str, said: str) -> None:
-        error = refused(PRICES=value)
+    def test_a_malformed_price_is_named(self, value: str, expected: str) -> None:
+        error = error_of(PRICES=value)
         assert error.name == "PRICES"
-        assert said in str(error)
+        assert expected in str(error)
 
 
 class TestTheApp:
@@ -319,21 +327,20 @@ class TestTheApp:
         assert int(ran.stdout) >= 6
 
     @pytest.mark.parametrize("name", ["AZURE_OPENAI_ENDPOINT", "TABLES_CONNECTION_STRING", "PRICES"])
-    async def test_a_setting_that_is_missing_or_wrong_is_named_at_the_first_request_and_works_once_it_is_there(
+    async def test_a_missing_or_malformed_setting_is_named_at_the_first_request_and_works_once_it_is_set(
         self, serve: Serve, environ: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch, fake: AzureOpenAI
     ) -> None:
         async with serve(environ | {name: "hunter2" if name == "PRICES" else ""}) as api:
             first = await api.post("/api/chat", json={"message": "hi"})
             assert first.status_code == 500
-            said = first.json()["error"]["message"]
-            assert name.removesuffix("_CONNECTION_STRING") in said
+            assert name.removesuffix("_CONNECTION_STRING") in first.json()["error"]["message"]
             assert "hunter2" not in first.text
             assert "Traceback" not in first.text
             assert fake.meter == []
             monkeypatch.setenv(name, environ[name])
             await answer(api)
 
-    async def test_a_reference_that_the_platform_has_yet_to_resolve_is_worth_waiting_for(
+    async def test_an_unresolved_key_vault_reference_is_a_503_with_retry_after(
         self, serve: Serve, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with serve(
@@ -345,6 +352,6 @@ class TestTheApp:
             monkeypatch.setenv("AZURE_OPENAI_API_KEY", environ["AZURE_OPENAI_API_KEY"])
             await answer(api)
 
-    async def test_it_is_alive_without_any_setting(self, serve: Serve) -> None:
+    async def test_the_health_route_needs_no_setting(self, serve: Serve) -> None:
         async with serve({}) as api:
             assert (await api.get("/api/health", headers={"x-functions-key": FUNCTION_KEY})).json() == {"status": "ok"}

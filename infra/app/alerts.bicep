@@ -95,7 +95,7 @@ var rules = [
     threshold: 0
     every: 'PT1H'
     window: 'P2D'
-    // By a person: two days after an idle app's last request the query finds nothing, however dead the timer is.
+    // By a person: two days after the last logged run the query finds nothing, whether the timer runs again or not.
     resolves: false
   }
 ]

@@ -1,0 +1,34 @@
+"""From a route's declared authentication to the principal of a request: the one place where a caller is identified."""
+
+from collections.abc import Mapping
+from enum import Enum
+
+from shared.access.keys import Keys, presented_keys
+from shared.domain.principal import ANONYMOUS, Principal
+
+
+class Auth(Enum):
+    """What a route needs."""
+
+    FUNCTION_KEY = "function key"  # checked by the platform before the app runs; a client key may come with it
+    CLIENT_KEY = "client key"
+    USAGE_KEY = "usage key"
+
+
+class Authenticator:
+    def __init__(self, client_keys: Keys, usage_keys: Keys) -> None:
+        self._client_keys = client_keys
+        self._usage_keys = usage_keys
+
+    def principal(self, auth: Auth, headers: Mapping[str, str]) -> Principal:
+        """Raises Unauthorized where a key is missing or invalid."""
+        match auth:
+            case Auth.FUNCTION_KEY:
+                return self._of_client_key(headers) if presented_keys(headers) else ANONYMOUS
+            case Auth.CLIENT_KEY:
+                return self._of_client_key(headers)
+            case Auth.USAGE_KEY:
+                return Principal(f"usage-key:{self._usage_keys.name(headers)}")
+
+    def _of_client_key(self, headers: Mapping[str, str]) -> Principal:
+        return Principal.of_key(self._client_keys.name(headers))

@@ -1,0 +1,150 @@
+"""Calls of the model: their states, tokens and cost.
+
+A call's state only ever rises (`State.rank`), so every step of accounting for it can be repeated by anyone.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Literal
+
+ZERO = Decimal(0)
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
+class State(StrEnum):
+    """What is known about a call's cost."""
+
+    OPEN = "open"  # it may be running
+    ABANDONED = "abandoned"  # fenced off before it could spend anything
+    UNACCOUNTED = "unaccounted"  # it may have been billed; the amount is unknown
+    SETTLED = "settled"  # billed, and the cost is known
+    FAILED = "failed"  # certainly not billed
+
+    @property
+    def rank(self) -> int:
+        return _RANK[self]
+
+
+_RANK = {State.OPEN: 0, State.ABANDONED: 1, State.UNACCOUNTED: 2, State.SETTLED: 3, State.FAILED: 3}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of one or more calls. Cached and cache-write tokens are part of the prompt's, reasoning tokens of the
+    completion's."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def conversation_tokens(self) -> int:
+        """The conversation's size after this call: the prompt, and the answer without its reasoning."""
+        return self.prompt_tokens + self.completion_tokens - self.reasoning_tokens
+
+    def plus(self, other: "Usage", sign: int = 1) -> "Usage":
+        return Usage(
+            prompt_tokens=self.prompt_tokens + sign * other.prompt_tokens,
+            cached_tokens=self.cached_tokens + sign * other.cached_tokens,
+            cache_write_tokens=self.cache_write_tokens + sign * other.cache_write_tokens,
+            completion_tokens=self.completion_tokens + sign * other.completion_tokens,
+            reasoning_tokens=self.reasoning_tokens + sign * other.reasoning_tokens,
+        )
+
+
+NO_USAGE = Usage()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """USD per 1,000,000 tokens, by kind."""
+
+    input: Decimal
+    cached_input: Decimal
+    cache_write: Decimal
+    output: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of the model that may be billed. `day` is the UTC day of its reservation, whenever it is settled; after
+    `deadline` no row of it is inserted and no attempt begins. `step` counts a turn's calls that are not retries of each
+    other, from 0."""
+
+    id: str
+    day: date
+    deadline: datetime
+    deployment: str
+    worst_case: Decimal | None  # USD; None where the price is unknown
+    step: int = 0
+    state: State = State.OPEN
+    usage: Usage | None = None
+    cost: Decimal | None = None  # USD; None where the price is unknown
+    rates: Rates | None = None
+    model: str | None = None
+    endpoint: str | None = None
+    reason: str | None = None  # why it failed, or is unaccounted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """The sum over calls."""
+
+    usage: Usage = NO_USAGE
+    cost: Decimal = ZERO  # USD, of settled calls
+    unpriced_turns: int = 0
+    unaccounted_calls: int = 0
+    unaccounted: Decimal = ZERO  # USD, the worst case of the unaccounted calls that have one
+    unbounded_calls: int = 0  # the other unaccounted calls
+
+    @classmethod
+    def of_turn(cls, calls: Iterable[Call]) -> "Totals":
+        """The sum over the calls of one turn, in their present states."""
+        calls = tuple(calls)
+        settled = [call for call in calls if call.state is State.SETTLED]
+        unaccounted = [call for call in calls if call.state is State.UNACCOUNTED]
+        usage = NO_USAGE
+        for call in settled:
+            usage = usage.plus(call.usage or NO_USAGE)
+        return cls(
+            usage=usage,
+            cost=sum((call.cost or ZERO for call in settled), ZERO),
+            unpriced_turns=int(any(call.cost is None for call in settled)),
+            unaccounted_calls=len(unaccounted),
+            unaccounted=sum((call.worst_case or ZERO for call in unaccounted), ZERO),
+            unbounded_calls=sum(call.worst_case is None for call in unaccounted),
+        )
+
+    def plus(self, other: "Totals", sign: int = 1) -> "Totals":
+        return Totals(
+            usage=self.usage.plus(other.usage, sign),
+            cost=self.cost + sign * other.cost,
+            unpriced_turns=self.unpriced_turns + sign * other.unpriced_turns,
+            unaccounted_calls=self.unaccounted_calls + sign * other.unaccounted_calls,
+            unaccounted=self.unaccounted + sign * other.unaccounted,
+            unbounded_calls=self.unbounded_calls + sign * other.unbounded_calls,
+        )
+
+
+NO_TOTALS = Totals()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """A row of the ledger: one call, its caller, and the turn it belongs to. It holds no content."""
+
+    call: Call
+    session_id: str | None  # None for a call without a session
+    turn: int
+    caller: str | None  # the principal's name
+    etag: str = field(default="", compare=False)

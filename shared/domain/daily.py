@@ -1,0 +1,156 @@
+"""A UTC day in numbers, and beside the days before it."""
+
+import heapq
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from typing import TypeVar
+
+from shared.domain.calls import NO_USAGE, ZERO, Usage
+from shared.domain.hashing import session_label
+
+MAX_COSTLIEST = 10  # sessions that a day lists
+ANONYMOUS_CALLER = "(no key)"  # how calls without a client key are listed
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageBreakdown:
+    """The settled calls of one deployment and model, or of one caller. USD and tokens."""
+
+    cost: Decimal = ZERO
+    calls: int = 0
+    unpriced_turns: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def plus(self, other: "UsageBreakdown") -> "UsageBreakdown":
+        return UsageBreakdown(
+            cost=self.cost + other.cost,
+            calls=self.calls + other.calls,
+            unpriced_turns=self.unpriced_turns + other.unpriced_turns,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class SessionCost:
+    cost: Decimal
+    session_id: str
+
+    @property
+    def label(self) -> str:
+        return session_label(self.session_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """A day's tokens, counts, and exact USD."""
+
+    usage: Usage = NO_USAGE
+    cost: Decimal = ZERO  # of settled calls
+    saved: Decimal = ZERO  # by cached tokens, compared with the input rate
+    sessions: int = 0
+    turns: int = 0
+    calls: int = 0
+    open: int = 0
+    failed: int = 0
+    unaccounted: int = 0
+    unaccounted_cost: Decimal = ZERO  # worst case of the unaccounted calls that have one
+    unbounded: int = 0  # the other unaccounted calls
+    unpriced: int = 0  # settled calls whose model's price is unknown
+    unpriced_turns: int = 0
+    models: dict[tuple[str, str], UsageBreakdown] = field(default_factory=dict)  # by (deployment, model)
+    callers: dict[str, UsageBreakdown] = field(default_factory=dict)
+    costliest: tuple[SessionCost, ...] = ()  # sessions, highest cost first
+
+    @property
+    def cost_per_turn(self) -> Decimal:
+        return self.cost / self.turns if self.turns else ZERO
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """The part of the prompt's tokens that came from the service's cache, 0 to 1."""
+        return self.usage.cached_tokens / self.usage.prompt_tokens if self.usage.prompt_tokens else 0.0
+
+    def plus(self, other: "Figures") -> "Figures":
+        """The sum of two parts of a day. No session is in both."""
+        return Figures(
+            usage=self.usage.plus(other.usage),
+            cost=self.cost + other.cost,
+            saved=self.saved + other.saved,
+            sessions=self.sessions + other.sessions,
+            turns=self.turns + other.turns,
+            calls=self.calls + other.calls,
+            open=self.open + other.open,
+            failed=self.failed + other.failed,
+            unaccounted=self.unaccounted + other.unaccounted,
+            unaccounted_cost=self.unaccounted_cost + other.unaccounted_cost,
+            unbounded=self.unbounded + other.unbounded,
+            unpriced=self.unpriced + other.unpriced,
+            unpriced_turns=self.unpriced_turns + other.unpriced_turns,
+            models=_merged(self.models, other.models),
+            callers=_merged(self.callers, other.callers),
+            costliest=tuple(heapq.nlargest(MAX_COSTLIEST, (*self.costliest, *other.costliest))),
+        )
+
+
+def _merged(one: dict[T, UsageBreakdown], other: dict[T, UsageBreakdown]) -> dict[T, UsageBreakdown]:
+    return {key: one.get(key, UsageBreakdown()).plus(other.get(key, UsageBreakdown())) for key in one | other}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjustment:
+    """An earlier day's cost that changed after it was mailed."""
+
+    day: date
+    difference: Decimal
+    cost: Decimal  # the day's cost now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Day:
+    """A day as it is stored. `mailed_cost` is its cost in the latest email; `adjustments` belong to the email that is
+    claimed."""
+
+    day: date
+    figures: Figures
+    final: bool
+    mailed_cost: Decimal | None = None
+    outcome: str | None = None  # sent, quiet (no calls, not mailed) or not_wanted (no recipients)
+    claim: str | None = None  # id of the process's claim that sends, or sent, its email
+    claimed_until: datetime | None = None
+    adjustments: tuple[Adjustment, ...] = ()
+    sent: datetime | None = None
+    sent_to: tuple[str, ...] = ()
+    sends: int = 0  # by hand
+    etag: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DayCost:
+    day: date
+    cost: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DailySummary:
+    """A day's figures beside those of the days before it."""
+
+    day: date
+    final: bool
+    figures: Figures
+    history: tuple[DayCost, ...]  # the last 14 days, this one last
+    month_to_date: Decimal
+    adjustments: tuple[Adjustment, ...] = ()
+
+    @property
+    def day_before(self) -> Decimal:
+        return self.history[-2].cost
+
+    @property
+    def week_average(self) -> Decimal:
+        """USD a day over the seven days before."""
+        before = self.history[-8:-1]
+        return sum((day.cost for day in before), ZERO) / len(before)

@@ -1,0 +1,17 @@
+"""The caller of a request, as sessions, the ledger and reports name it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """An anonymous caller (`name` is None), or the holder of a named API key (`key:{name}`)."""
+
+    name: str | None = None
+
+    @classmethod
+    def of_key(cls, name: str) -> "Principal":
+        return cls(f"key:{name}")
+
+
+ANONYMOUS = Principal()

@@ -1,0 +1,1 @@
+"""Sending email: by Azure Communication Services, by SMTP, or into a folder."""

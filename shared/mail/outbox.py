@@ -1,0 +1,35 @@
+"""A folder of .eml files, which any mail program opens."""
+
+import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from shared.mail.email import Email, MailFailed, mime
+
+LOCAL_SENDER = "chat@localhost"  # where no sender is set
+
+
+class Outbox:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def send(self, email: Email) -> tuple[str, ...]:
+        try:
+            await asyncio.to_thread(self._write, replace(email, sender=email.sender or LOCAL_SENDER))
+        except OSError as error:
+            raise MailFailed(f"The mail can't be written to OUTBOX_DIR: {error}") from error
+        return email.recipients
+
+    async def was_sent(self, operation_id: str) -> bool:
+        return await asyncio.to_thread(self._file(operation_id).exists)
+
+    def _write(self, email: Email) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = self._file(email.operation_id)
+        unfinished = file.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(mime(email).as_bytes())
+        unfinished.replace(file)
+
+    def _file(self, operation_id: str) -> Path:
+        return self._folder / f"{operation_id}.eml"

@@ -1,0 +1,53 @@
+"""What the maintenance timer runs: jobs that are each bounded in time and go on where they stopped.
+
+A job that fails does not keep the others from running.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from typing import TypeAlias
+
+from shared.domain.clock import Clock
+from shared.errors import VersionConflict
+from shared.storage.cursors import Cursors
+
+log = logging.getLogger(__name__)
+
+JOB_TIME_LIMIT_S = 180.0  # of each job: all of them end before the timer fires again
+
+Job: TypeAlias = Callable[[str], AsyncIterator[str]]
+"""Called with the position that it reached last time ("" for the beginning); yields each position that it reaches."""
+
+
+class Maintenance:
+    def __init__(self, jobs: Mapping[str, Job], cursors: Cursors, clock: Clock) -> None:
+        self._jobs = jobs
+        self._cursors = cursors
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Run every job. Raises an ExceptionGroup of what went wrong, so that the platform shows a failed run."""
+        errors: list[Exception] = []
+        for name, job in self._jobs.items():
+            try:
+                await self._run(name, job)
+            except Exception as error:
+                log.exception("maintenance: %s failed", name)
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("maintenance", errors)
+
+    async def _run(self, name: str, job: Job) -> None:
+        start, etag = await self._cursors.get(name)
+        position = start
+        try:
+            async with self._clock.timeout_at(self._clock.monotonic() + JOB_TIME_LIMIT_S):
+                async for reached in job(start):
+                    position = reached
+                position = ""
+        except TimeoutError:
+            log.warning("maintenance: %s goes on next time, after %r", name, position)
+        if position != start:
+            with suppress(VersionConflict):  # another instance runs the same job
+                await self._cursors.put(name, position, etag)

@@ -1,0 +1,1 @@
+"""The model service: endpoints and failover, its wire formats, and what its errors mean."""

@@ -1,0 +1,118 @@
+"""One endpoint of the model service: requests by the openai SDK's client, answers read raw.
+
+Typed parsing of each chunk would cost several times the CPU time. In a stream, time-outs are for the next byte; an
+answer that is not streamed comes when it is finished, so only the turn's deadline ends it.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+
+from shared.access.identity import ServiceAccess
+from shared.domain.clock import Clock
+from shared.errors import UpstreamError, UpstreamResponse, UpstreamTimeout
+from shared.model.sse import CONNECTION_ERRORS, document, events
+from shared.model.upstream_errors import NotAuthorized, from_connection_error, from_status, visible_headers
+from shared.turns.ports import Plan
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 10.0
+_UNREAD = {"X-Stainless-Raw-Response": "stream"}  # tells the SDK to leave the answer's body to its caller
+
+
+class Endpoint:
+    """`url`: ends in /v1/. `api_key`: a key, or a provider of tokens. `timeout`: seconds to the first byte and between
+    chunks."""
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | Callable[[], Awaitable[str]],
+        *,
+        access: ServiceAccess,
+        timeout: float,
+        clock: Clock,
+    ) -> None:
+        connect = min(timeout, CONNECT_TIMEOUT_S)
+        self._unstreamed_timeout = Timeout(None, connect=connect)
+        # The SDK's own retries would multiply ours; they, and redirects, would make calls without a ledger row.
+        self._client = AsyncOpenAI(
+            base_url=url,
+            api_key=api_key,
+            max_retries=0,
+            timeout=Timeout(timeout, connect=connect),
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False),
+        )
+        self._access = access
+        self._token_provider = api_key if callable(api_key) else None
+        self._clock = clock
+        self.name = urlsplit(url).netloc
+
+    async def send(
+        self, plan: Plan, body: Mapping[str, Any], call_id: str, stack: AsyncExitStack
+    ) -> tuple[Mapping[str, str], AsyncIterator[bytes]]:
+        """The answer's headers and, until the stack is closed, its JSON: each event's of a stream, else the one
+        document. Raises InvalidRequest where the service rejects the prompt, else UpstreamFailure; so does reading."""
+        streamed = bool(body.get("stream"))
+        headers = {**_UNREAD, "x-ms-client-request-id": call_id}
+        try:
+            response = await self._client.post(
+                plan.dialect.path,
+                cast_to=httpx2.Response,
+                body={**body, "model": plan.deployment},
+                options={"headers": headers} if streamed else {"headers": headers, "timeout": self._unstreamed_timeout},
+            )
+        except APIStatusError as error:
+            log.warning("call %s: %s answered %s %s", call_id, self.name, error.status_code, error.code)
+            failure = from_status(error, plan.deployment, self._access, self._clock.now())
+            if not isinstance(failure, NotAuthorized):  # the app's own credentials are no business of the caller
+                visible = visible_headers(error.response.headers)
+                failure.upstream = UpstreamResponse(error.status_code, visible, error.response.content)
+            raise failure from error
+        except (APIConnectionError, *CONNECTION_ERRORS) as error:  # the latter while an error's body is read
+            cause = error.__cause__ if isinstance(error, APIConnectionError) else error
+            log.warning("call %s: %s: %s", call_id, self.name, type(cause or error).__name__)
+            raise from_connection_error(cause) from error
+        stack.push_async_callback(response.aclose)
+        parts = response.aiter_bytes()
+        data = events(parts, self._clock) if streamed else document(parts)
+        return visible_headers(response.headers), _reading(data)
+
+    async def sign_in(self) -> str | None:
+        """Get a token ahead of the request, so that only the request itself can fail after this; None where an API key
+        is used. Raises NotAuthorized."""
+        if self._token_provider is None:
+            return None
+        try:
+            return await self._token_provider()
+        except Exception as error:  # whatever the identity endpoint may answer: nothing was sent to the model
+            raise NotAuthorized(self._access.message, f"no token: {type(error).__name__}", stale=False) from error
+
+    async def renew(self, refused: str | None) -> bool:
+        """Whether the next attempt has another token than the one that was refused."""
+        try:
+            return await self._access.renew() and await self.sign_in() != refused
+        except NotAuthorized:
+            return False
+
+    def log_refusal(self, refusal: NotAuthorized) -> None:
+        self._access.log_refusal(f"{self.name}: {refusal.reason}")
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+async def _reading(data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for each in data:
+            yield each
+    except httpx2.TimeoutException as error:
+        raise UpstreamTimeout("The model stopped in mid-answer. Send this again.", maybe_billed=True) from error
+    except CONNECTION_ERRORS as error:
+        raise UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True) from error

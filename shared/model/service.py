@@ -1,0 +1,146 @@
+"""The model service as a turn sees it: several endpoints, and attempts that were certainly not billed made again on the
+same call. A call that may have been billed is the turn's to retry."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
+
+from shared.domain.clock import Clock
+from shared.errors import RateLimited, UpstreamFailure, UpstreamUnavailable
+from shared.model.circuits import Circuits
+from shared.model.endpoint import Endpoint
+from shared.model.options import Options
+from shared.model.upstream_errors import NotAuthorized, OptionRejected
+from shared.turns.ports import Plan
+
+_back_off = wait_exponential_jitter(multiplier=0.5, max=20)
+
+
+class ModelService:
+    """`endpoints`: in order of preference. `defaults`: options that settings give. `retries`: waits for another attempt
+    once every endpoint has failed."""
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], *, defaults: Mapping[str, Any], retries: int, clock: Clock
+    ) -> None:
+        self._endpoints = endpoints
+        self._retries = retries
+        self._clock = clock
+        self._circuits = Circuits(endpoints, clock)
+        self._options = Options(defaults)
+
+    def call(self, plan: Plan, *, call_id: str, deadline: float) -> "ModelCall":
+        return ModelCall(
+            plan,
+            call_id,
+            deadline,
+            circuits=self._circuits,
+            options=self._options,
+            retries=self._retries,
+            clock=self._clock,
+        )
+
+    def pause(self, deployment: str) -> float:
+        return self._circuits.pause(deployment)
+
+    async def close(self) -> None:
+        for endpoint in self._endpoints:
+            await endpoint.close()
+
+
+class ModelCall:
+    """One call of the model: as many attempts as it takes until one answers, or may have been billed."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        call_id: str,
+        deadline: float,
+        *,
+        circuits: Circuits,
+        options: Options,
+        retries: int,
+        clock: Clock,
+    ) -> None:
+        self._plan = plan
+        self._call_id = call_id
+        self._deadline = deadline
+        self._circuits = circuits
+        self._options = options
+        self._retries = retries
+        self._clock = clock
+        self._stack = AsyncExitStack()
+        self._endpoint: Endpoint | None = None
+        self.attempts = 0
+        self.headers: Mapping[str, str] = {}
+
+    @property
+    def endpoint(self) -> str | None:
+        return self._endpoint.name if self._endpoint else None
+
+    async def __aenter__(self) -> AsyncIterator[bytes]:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_is_transient),
+            wait=_wait,
+            stop=self._is_over,
+            sleep=self._clock.sleep,
+            reraise=True,
+        )
+        return await retrying(self._try_endpoints)
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, UpstreamFailure) and self._endpoint:  # in mid-answer
+            self._circuits.failed(self._endpoint, self._plan.deployment, error)
+        await self._stack.aclose()
+
+    def _is_over(self, state: RetryCallState) -> bool:
+        return state.attempt_number > self._retries or self._clock.monotonic() + state.upcoming_sleep > self._deadline
+
+    async def _try_endpoints(self) -> AsyncIterator[bytes]:
+        """The answer of the first endpoint that gives one. Raises the failure that will pass soonest, those of paused
+        endpoints, which are not tried, included."""
+        failures: dict[Endpoint, UpstreamFailure] = {}
+        for endpoint in self._circuits.available(self._plan.deployment):
+            try:
+                return await self._try(endpoint)
+            except UpstreamFailure as failure:
+                self._circuits.failed(endpoint, self._plan.deployment, failure)
+                if failure.maybe_billed:
+                    raise
+                failures[endpoint] = failure
+        failures = self._circuits.paused(self._plan.deployment) | failures
+        raise min(failures.values(), key=lambda failure: (not _is_transient(failure), failure.pause or 0))
+
+    async def _try(self, endpoint: Endpoint) -> AsyncIterator[bytes]:
+        """One endpoint: again without an option that it rejected, and once with a fresh token."""
+        self._endpoint, renewed, token = endpoint, False, None
+        while True:
+            body = self._options.body(self._plan)
+            try:
+                token = await endpoint.sign_in()
+                self.attempts += 1
+                self.headers, answer = await endpoint.send(self._plan, body, self._call_id, self._stack)
+            except OptionRejected as rejection:
+                if rejection.param not in body or not self._options.drop(rejection, self._plan):
+                    raise
+            except NotAuthorized as refusal:
+                if renewed or not refusal.stale or not await endpoint.renew(token):
+                    endpoint.log_refusal(refusal)
+                    raise
+                renewed = True
+            else:
+                return answer
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether the same call may be attempted again: it was certainly not billed, and may succeed later."""
+    return isinstance(error, RateLimited | UpstreamUnavailable) and not isinstance(error, NotAuthorized)
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds: the pause that the service requests, else exponential back-off with jitter."""
+    error = state.outcome.exception() if state.outcome else None
+    pause = error.pause if isinstance(error, UpstreamFailure) else None
+    return pause or _back_off(state)

@@ -1,0 +1,140 @@
+"""What the model service's errors mean: to the caller, to failover, and for the bill."""
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2
+from openai import APIStatusError
+
+from shared.access.identity import ServiceAccess
+from shared.errors import (
+    ChatError,
+    ContentFiltered,
+    ContextTooLong,
+    InvalidRequest,
+    RateLimited,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+
+_MAX_PAUSE_S = 10_000_000  # a longer one is a mistake
+_VISIBLE = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
+# Older models name an unknown option only here. Where they name several, the next attempt finds the next.
+_UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request arguments? supplied: (\w+)")
+# Codes of an option that is not supported at all; some errors have only words (OpenHands/software-agent-sdk#1837).
+_UNSUPPORTED_CODES = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
+
+
+class NotAuthorized(UpstreamUnavailable):
+    """The service refused the app's credentials. `reason`: for the log, and holds no token. `stale`: a fresh token may
+    help."""
+
+    default_pause = 30
+
+    def __init__(self, message: str, reason: str, *, stale: bool) -> None:
+        super().__init__(message, maybe_billed=False)
+        self.reason = reason
+        self.stale = stale
+
+
+class DeploymentNotFound(UpstreamError):
+    """This endpoint does not have the deployment."""
+
+    def __init__(self, deployment: str) -> None:
+        super().__init__(f"The model service has no deployment {deployment!r}.", maybe_billed=False)
+
+
+class OptionRejected(InvalidRequest):
+    """The deployment rejects the option `param`: at all (`unsupported`), or the value that it has."""
+
+    def __init__(self, message: str, *, param: str, unsupported: bool) -> None:
+        super().__init__(message, param=param)
+        self.unsupported = unsupported
+
+
+def from_status(error: APIStatusError, deployment: str, access: ServiceAccess, now: datetime) -> ChatError:
+    """What a status of the service means to the caller, and whether the attempt may have cost money: Azure documents
+    only 401 and 429 as free, and a gateway's 408, 502 or 504 does not tell what became of the call."""
+    pause = _pause(error, now)
+    match error.status_code:
+        case 400 | 413 | 422:
+            return _bad_request(error)
+        case 401 | 403:
+            reason = f"{error.status_code} {error.code}"
+            return NotAuthorized(access.message, reason, stale=error.status_code == 401)
+        case 404:
+            return DeploymentNotFound(deployment)
+        case 408 | 504:
+            message = "The model did not answer in time. Send this again."
+            return UpstreamTimeout(message, maybe_billed=True, pause=pause)
+        case 429:
+            message = "The model service is over its rate limit. Send this again after Retry-After."
+            return RateLimited(message, maybe_billed=False, pause=pause)
+        case 409 | 500 | 503:
+            message = "The model service is unavailable just now. Send this again in a few seconds."
+            return UpstreamUnavailable(message, maybe_billed=False, pause=pause)
+        case _:
+            return UpstreamError("The model service failed. Send this again.", maybe_billed=True, pause=pause)
+
+
+def from_connection_error(cause: BaseException | None) -> ChatError:
+    """Before the request was sent nothing can have been billed; afterwards that is unknown."""
+    if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
+        message = "The model service can't be reached. Send this again in a few seconds."
+        return UpstreamUnavailable(message, maybe_billed=False)
+    if isinstance(cause, httpx2.TimeoutException):
+        return UpstreamTimeout("The model did not answer in time. Send this again.", maybe_billed=True)
+    return UpstreamError("The connection to the model was lost. Send this again.", maybe_billed=True)
+
+
+def _bad_request(error: APIStatusError) -> ChatError:
+    body = error.body if isinstance(error.body, dict) else {}
+    message = str(body.get("message") or "The model service refused the request.")
+    param = body["param"] if isinstance(body.get("param"), str) else None
+    unknown = _UNKNOWN_ARGUMENT.match(message)
+    too_long = error.code == "context_length_exceeded" or error.type == "exceed_context_size_error"  # llama.cpp's
+    match error.code:
+        case "content_filter":
+            return ContentFiltered(f"The content filter stopped this prompt{_why(body)}. Rephrase it.", param="message")
+        case _ if too_long:
+            shorter = "This conversation is too long for the model. Send a shorter message."
+            return ContextTooLong(shorter, param="message")
+        case _ if unknown:
+            return OptionRejected(message, param=unknown[1], unsupported=True)
+        case code if param:
+            unsupported = code in _UNSUPPORTED_CODES or message.startswith(("Unsupported ", "Unknown parameter"))
+            return OptionRejected(message, param=param, unsupported=unsupported)
+        case _:
+            return InvalidRequest(message)
+
+
+def _why(filtered: Mapping[str, Any]) -> str:
+    """The categories that stopped a prompt, in brackets; empty if the service names none.
+    https://learn.microsoft.com/azure/ai-services/openai/concepts/content-filter"""
+    inner = filtered.get("innererror")
+    results = inner.get("content_filter_result") if isinstance(inner, dict) else None
+    found = results.items() if isinstance(results, dict) else ()
+    names = [name for name, result in found if isinstance(result, dict) and result.get("filtered") is True]
+    return f" ({', '.join(names)})" if names else ""
+
+
+def _pause(error: APIStatusError, now: datetime) -> float | None:
+    """Seconds that the service asks to wait. A gateway may name a date instead.
+    https://learn.microsoft.com/azure/ai-services/openai/how-to/quota#rate-limiting, RFC 9110, 10.2.3"""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1)):
+        value = error.response.headers.get(name, "")
+        if re.fullmatch(r"[0-9]{1,7}(\.[0-9]+)?", value):
+            return float(value) * unit
+    with suppress(ValueError, OverflowError):  # not a date
+        seconds = parsedate_to_datetime(value).timestamp() - now.timestamp()
+        return seconds if 0 < seconds < _MAX_PAUSE_S else None
+    return None
+
+
+def visible_headers(headers: httpx2.Headers) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if _VISIBLE.fullmatch(name)}

@@ -1,0 +1,1 @@
+"""Daily figures and the email about them."""

@@ -1,0 +1,112 @@
+"""A day's figures: added up from the ledger, recovered where needed, and stored once nothing in them can be open.
+
+A day is final once all its calls have settled and none can still be written.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
+from functools import reduce
+
+from shared.domain.calls import ZERO, LedgerEntry
+from shared.domain.clock import Clock
+from shared.domain.daily import Adjustment, DailySummary, Day, DayCost, Figures
+from shared.domain.tally import Tally
+from shared.errors import VersionConflict
+from shared.storage.days import Days
+from shared.storage.ledger import Ledger
+from shared.turns.recovery import Recovery
+
+LOOK_BACK = timedelta(days=31)  # how long a day is recovered and corrected
+HISTORY = timedelta(days=13)  # days shown before a day
+DAY = timedelta(days=1)
+_PARALLEL_DAYS = 4  # added up side by side, each in parts
+
+
+class Reports:
+    """`grace`: how long after its end a day's turns may still write. Raises StorageUnavailable."""
+
+    def __init__(self, ledger: Ledger, days: Days, recovery: Recovery, clock: Clock, *, grace: timedelta) -> None:
+        self._ledger = ledger
+        self._days = days
+        self._recovery = recovery
+        self._clock = clock
+        self._grace = grace
+
+    async def recover(self, after: str = "") -> AsyncIterator[str]:
+        """Account for every call whose process died, day by day. Final days that had unaccounted calls are added up
+        anew. `after` and what is yielded: the latest day that is done, as YYYY-MM-DD."""
+        today = self._clock.now().date()
+        stored = await self._days.between(today - LOOK_BACK, today)
+        for day in _span(today - LOOK_BACK, today):
+            if day.isoformat() <= after:
+                continue
+            known = stored.get(day)
+            if known is None or known.figures.unaccounted:
+                await self._recover(day)
+                if known:
+                    await self._store(replace(known, figures=await self.figures(day)))
+            yield day.isoformat()
+
+    async def day(self, day: date) -> Day:
+        """The day as stored, else as the ledger has it now; it is stored if it is final."""
+        stored = await self._days.get(day)
+        return stored or await self._added_up(day)
+
+    async def days(self, first: date, last: date) -> list[Day]:
+        """The same for a span, both ends included."""
+        days = await self._days.between(first, last)
+        missing = [day for day in _span(first, last) if day not in days]
+        for batch in (missing[at : at + _PARALLEL_DAYS] for at in range(0, len(missing), _PARALLEL_DAYS)):
+            for added_up in await asyncio.gather(*(self._added_up(day) for day in batch)):
+                days[added_up.day] = added_up
+        return [days[day] for day in _span(first, last)]
+
+    async def summary(self, day: date, adjustments: tuple[Adjustment, ...] | None = None) -> DailySummary:
+        """The day beside those before it, with the adjustments of its email unless others are given."""
+        first_of_month = day.replace(day=1)
+        days = await self.days(min(first_of_month, day - HISTORY), day)
+        return DailySummary(
+            day=day,
+            final=days[-1].final,
+            figures=days[-1].figures,
+            history=tuple(DayCost(day=d.day, cost=d.figures.cost) for d in days if d.day >= day - HISTORY),
+            month_to_date=sum((d.figures.cost for d in days if d.day >= first_of_month), ZERO),
+            adjustments=days[-1].adjustments if adjustments is None else adjustments,
+        )
+
+    async def figures(self, day: date) -> Figures:
+        """Added up from the ledger, its parts read side by side without holding their rows."""
+        parts = await asyncio.gather(*(_tally(part) for part in self._ledger.parts(day)))
+        return reduce(Figures.plus, parts)
+
+    async def _added_up(self, day: date) -> Day:
+        figures = await self.figures(day)
+        over = self._clock.now() >= datetime.combine(day + DAY, time(), UTC) + self._grace
+        if over and figures.open:  # older than recovery looks back, or it has not run yet
+            await self._recover(day)
+            figures = await self.figures(day)
+        fresh = Day(day=day, figures=figures, final=over and not figures.open)
+        return await self._store(fresh) if fresh.final else fresh
+
+    async def _recover(self, day: date) -> None:
+        async for entry in self._ledger.unfinished(day):
+            await self._recovery.reconcile(entry)
+
+    async def _store(self, day: Day) -> Day:
+        try:
+            return await self._days.put(day)
+        except VersionConflict:  # another instance was quicker
+            return await self._days.get(day.day) or day
+
+
+async def _tally(entries: AsyncIterator[LedgerEntry]) -> Figures:
+    tally = Tally()
+    async for entry in entries:
+        tally.add(entry)
+    return tally.figures()
+
+
+def _span(first: date, last: date) -> list[date]:
+    return [first + DAY * i for i in range((last - first).days + 1)]

@@ -1,0 +1,124 @@
+"""The daily summary as an email: subject, plain text and HTML.
+
+Both bodies have the same content; the templates only lay it out. The HTML uses neither images nor style sheets, because
+mail programs block them; the browser is sent the same document. Jinja is imported on first use: only this module needs
+it.
+"""
+
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.domain.daily import DailySummary, Figures
+from shared.reports.tables import Row, model_name, tables
+from shared.reports.wording import change, change_in_words, dollars, many
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+WIDTH = 72  # columns of the plain text
+BAR = 40  # columns of its longest bar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SummaryEmail:
+    subject: str
+    text: str
+    html: str
+
+
+def summary_email(summary: DailySummary) -> SummaryEmail:
+    figures = summary.figures
+    content = {
+        "title": f"Chat cost, {summary.day:%A} {summary.day.day} {summary.day:%B %Y}",
+        "headline": dollars(figures.cost) if figures.turns else "No turns",
+        "lead": _lead(summary),
+        "notices": _notices(summary),
+        "tables": tables(summary),
+        "note": f"Days are UTC days. The same figures as JSON: GET api/usage/daily/{summary.day}.",
+    }
+    text, html = (_templates().get_template(name).render(content) for name in ("summary.txt", "summary.html"))
+    return SummaryEmail(subject=_subject(summary), text=text, html=html)
+
+
+def _subject(summary: DailySummary) -> str:
+    start, figures = f"Chat cost {summary.day}:", summary.figures
+    if not figures.turns:
+        return f"{start} no turns"
+    unpriced = f" and {many(figures.unpriced, 'unpriced call')}" if figures.unpriced else ""
+    return f"{start} {dollars(figures.cost)}{unpriced} ({change(figures.cost, summary.day_before)})"
+
+
+def _lead(summary: DailySummary) -> str:
+    figures = summary.figures
+    if figures.turns:
+        compared = change_in_words(figures.cost, summary.day_before)
+        turns = f"{many(figures.turns, 'turn')} in {many(figures.sessions, 'session')}"
+        day = f"That is {compared}, for {turns}."
+    else:
+        day = f"Nobody chatted, so nothing was spent. The day before cost {dollars(summary.day_before)}."
+    return (
+        f"{day} The seven days before averaged {dollars(summary.week_average)} a day;"
+        f" the month to date comes to {dollars(summary.month_to_date)}."
+    )
+
+
+def _notices(summary: DailySummary) -> list[tuple[str, str]]:
+    """What the reader should know or do: a word and its sentences."""
+    figures = summary.figures
+    notices = [
+        ("So far", "" if summary.final else "This day is not final: its figures may still change."),
+        ("Unaccounted", _unaccounted(figures) if figures.unaccounted else ""),
+        ("Unpriced", _unpriced(figures) if figures.unpriced else ""),
+        ("Failed", f"{many(figures.failed, 'call')}, not billed." if figures.failed else ""),
+        ("Open", f"{many(figures.open, 'call')} still running or to be recovered." if figures.open else ""),
+    ]
+    return [(word, sentences) for word, sentences in notices if sentences]
+
+
+def _unaccounted(figures: Figures) -> str:
+    worst = f"cost {dollars(figures.unaccounted_cost)}"
+    if figures.unbounded == figures.unaccounted:
+        worst = "have a price that is not known"
+    elif figures.unbounded:
+        worst += f", and what {figures.unbounded:,} of them cost whose price is not known"
+    return (
+        f"{many(figures.unaccounted, 'call')} may have been billed, but no bill was seen (a time-out, a crash, a"
+        f" filter). At worst they {worst}; the cost above leaves them out."
+    )
+
+
+def _unpriced(figures: Figures) -> str:
+    names = ", ".join(sorted(model_name(model) for model, each in figures.models.items() if each.unpriced_turns))
+    return (
+        f"{many(figures.unpriced, 'call')} that the cost above leaves out, because the price of {names} is not known."
+        " Set it in PRICES, by deployment or by model, in USD per 1M tokens."
+    )
+
+
+def _columns(row: Row) -> str:
+    """A row in plain text: the name to the left, the value to the right, the detail below."""
+    name = row.name if row.bar is None else f"{row.name}  {'█' * -(-row.bar * BAR // 100)}"
+    room = WIDTH - 2 - len(row.value)
+    indent = "  " if row.part else ""
+    *above, last = textwrap.wrap(name, room, initial_indent=indent, subsequent_indent=indent) or [""]
+    below = textwrap.wrap(row.detail, WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join([*above, f"{last:<{room}}  {row.value}", *below])
+
+
+@cache
+def _templates() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["columns"] = _columns
+    environment.globals["width"] = WIDTH
+    return environment

@@ -1,0 +1,159 @@
+"""The tables of the summary email: names and values, as text.
+
+Amounts are exact; those of one table have the same number of decimals, so that they can be compared at a glance.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import reduce
+
+from shared.domain.daily import ANONYMOUS_CALLER, DailySummary, Figures, UsageBreakdown
+from shared.reports.wording import about, decimals, exact, many, short
+
+MAX_ROWS = 20  # of a table: mail programs cut long emails off
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    name: str
+    value: str
+    detail: str = ""
+    bar: int | None = None  # percent of the longest; None where the table has no bars
+    strong: bool = False
+    part: bool = False  # of the row above
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    title: str
+    rows: Sequence[Row]
+    unit: str = ""
+    note: str = ""
+
+
+def tables(summary: DailySummary) -> list[Table]:
+    """The tables that are not empty."""
+    figures = summary.figures
+    found = [
+        Table(title="The last 14 days", unit="USD", rows=_days(summary)),
+        Table(title="The day", rows=_day(summary)),
+        Table(title="Tokens", rows=_tokens(figures)),
+        Table(title="By deployment and model", unit="USD", rows=_models(figures)),
+        Table(title="By caller", unit="USD", rows=_callers(figures)),
+        Table(
+            title="Costliest sessions",
+            unit="USD",
+            rows=_amounts([(session.label, session.cost) for session in figures.costliest]),
+            note="A label is the start of the SHA-256 of a session's id. The id itself would open the conversation.",
+        ),
+    ]
+    adjustments = Table(
+        title="Earlier days, adjusted",
+        unit="USD",
+        rows=_amounts([(short(adjustment.day), adjustment.difference) for adjustment in summary.adjustments], sign="+"),
+        note="What became known after the emails of those days were sent.",
+    )
+    return [table for table in [*(found if figures.turns else []), adjustments] if table.rows]
+
+
+def model_name(model: tuple[str, str]) -> str:
+    return clean(" · ".join(filter(None, model)))
+
+
+def clean(name: str) -> str:
+    """A name from outside, on one line."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in name).split())
+
+
+def _days(summary: DailySummary) -> list[Row]:
+    costs = [day.cost for day in summary.history]
+    places, most = _places(costs), max(costs) or 1
+    return [
+        Row(
+            name=short(day.day),
+            value=exact(day.cost, places),
+            bar=max(round(100 * day.cost / most), 1 if day.cost else 0),
+            strong=day.day == summary.day,
+        )
+        for day in summary.history
+    ]
+
+
+def _day(summary: DailySummary) -> list[Row]:
+    figures = summary.figures
+    return _present(
+        ("Cost", f"${exact(figures.cost)}"),
+        ("Average per turn", about(figures.cost_per_turn)),
+        ("Average of the seven days before", about(summary.week_average)),
+        ("Month to date", f"${exact(summary.month_to_date)}"),
+        ("Turns", f"{figures.turns:,}"),
+        ("Sessions", f"{figures.sessions:,}"),
+        ("Calls", f"{figures.calls:,}"),
+        ("of which unaccounted", _count(figures.unaccounted)),
+        ("their worst case, on top", f"${exact(figures.unaccounted_cost)}" if figures.unaccounted_cost else ""),
+        ("of which unpriced", _count(figures.unpriced)),
+        ("of which failed", _count(figures.failed)),
+        ("of which still open", _count(figures.open)),
+    )
+
+
+def _tokens(figures: Figures) -> list[Row]:
+    usage = figures.usage
+    if not usage.total_tokens:
+        return []
+    return _present(
+        ("Prompt", f"{usage.prompt_tokens:,}"),
+        ("of which cached", f"{usage.cached_tokens:,}"),
+        ("of which written to the cache", _count(usage.cache_write_tokens)),
+        ("Completion", f"{usage.completion_tokens:,}"),
+        ("of which reasoning", f"{usage.reasoning_tokens:,}"),
+        ("Cache hit rate", f"{figures.cache_hit_rate:.1%}"),
+        ("Saved by the cache", f"${exact(figures.saved)}" if figures.saved else ""),
+    )
+
+
+def _models(figures: Figures) -> list[Row]:
+    return _breakdowns([(model_name(model), breakdown) for model, breakdown in figures.models.items()])
+
+
+def _callers(figures: Figures) -> list[Row]:
+    if set(figures.callers) <= {ANONYMOUS_CALLER}:
+        return []
+    return _breakdowns([(clean(caller), breakdown) for caller, breakdown in figures.callers.items()])
+
+
+def _breakdowns(breakdowns: Iterable[tuple[str, UsageBreakdown]]) -> list[Row]:
+    """The costliest first; those that are too many as one."""
+    ranked = sorted(breakdowns, key=lambda named: (-named[1].cost, named[0]))
+    if others := ranked[MAX_ROWS:]:
+        rest = reduce(UsageBreakdown.plus, (breakdown for _, breakdown in others))
+        ranked = [*ranked[:MAX_ROWS], (f"{len(others)} others", rest)]
+    places = _places(breakdown.cost for _, breakdown in ranked)
+    return [
+        Row(
+            name=name,
+            value="not known" if breakdown.unpriced_turns and not breakdown.cost else exact(breakdown.cost, places),
+            detail=f"{many(breakdown.calls, 'call')}, {breakdown.prompt_tokens:,} prompt and"
+            f" {breakdown.completion_tokens:,} completion tokens",
+        )
+        for name, breakdown in ranked
+    ]
+
+
+def _amounts(amounts: Sequence[tuple[str, Decimal]], sign: str = "") -> list[Row]:
+    places = _places(amount for _, amount in amounts)
+    return [Row(name=name, value=exact(amount, places, sign)) for name, amount in amounts]
+
+
+def _places(amounts: Iterable[Decimal]) -> int:
+    return max((2, *map(decimals, amounts)))
+
+
+def _count(count: int) -> str:
+    return f"{count:,}" if count else ""
+
+
+def _present(*rows: tuple[str, str]) -> list[Row]:
+    """The rows that have a value; one whose name goes on in lower case is part of the one above."""
+    return [Row(name=name, value=value, part=name[0].islower()) for name, value in rows if value]

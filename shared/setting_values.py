@@ -1,0 +1,185 @@
+"""Parsers of single settings: text in, a checked value out.
+
+A parser gets text that is stripped and not empty, and raises ValueError, or decimal.InvalidOperation for a price, where
+it is malformed. The message does not name the setting: `shared.settings` adds the name. It never repeats a secret.
+"""
+
+import json
+import re
+from decimal import Decimal
+from typing import cast, get_args
+from urllib.parse import urlsplit
+
+from shared.domain.calls import Rates, ReasoningEffort
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a deployment or of a key
+
+# The subset of RFC 5321 that needs no escaping in a header: ASCII, no quotes, and no `?`, which begins an encoded word
+# (=?utf-8?q?…?=, RFC 2047).
+_ATOM, _LABEL = r"[A-Za-z0-9!#$%&'*+/=^_`{|}~-]+", "[A-Za-z0-9_-]+"
+EMAIL_ADDRESS = re.compile(rf"{_ATOM}(\.{_ATOM})*@{_LABEL}(\.{_LABEL})*")
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+class SettingsError(Exception):
+    """The setting `name` is missing or malformed. The message begins with the name and says what is expected."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name} {message}")
+        self.name = name
+
+
+class UnresolvedReference(SettingsError):
+    """The setting is a Key Vault reference that the platform has not resolved, or not yet."""
+
+
+def parse_whole_number(value: str, *, minimum: int, maximum: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", value) or not minimum <= int(value) <= maximum:
+        raise ValueError(f"{value!r} is not a whole number from {minimum} to {maximum}.")
+    return int(value)
+
+
+def parse_seconds(value: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", value) or float(value) <= 0:
+        raise ValueError(f"{value!r} is not a positive number of seconds.")
+    return float(value)
+
+
+def parse_model_endpoints(value: str) -> tuple[str, ...]:
+    """Comma-separated URLs to base URLs that end in /v1/, in the same order."""
+    urls = [url.strip() for url in value.split(",") if url.strip()]
+    if not urls:
+        raise ValueError("it holds no URL.")
+    return tuple(map(_model_endpoint, urls))
+
+
+def _model_endpoint(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http") or not parts.hostname or parts.port == 0:
+        raise ValueError(f"{url!r} is not a URL such as https://NAME.openai.azure.com.")
+    if "@" in parts.netloc:  # the message leaves the password out
+        raise ValueError("a URL in it holds a name or password: AZURE_OPENAI_API_KEY is the place of a key.")
+    if parts.query or parts.fragment:
+        raise ValueError(f"{url!r} has something behind its path: leave that out.")
+    path = parts.path.rstrip("/")
+    if path.endswith("/v1"):
+        return f"{parts.scheme}://{parts.netloc}{path}/"
+    if path:
+        raise ValueError(f"{url!r} has a path that does not end in /v1.")
+    return f"{parts.scheme}://{parts.netloc}/openai/v1/"
+
+
+def is_remote_cleartext(url: str) -> bool:
+    """True if requests to this URL leave the machine without TLS."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS
+
+
+def parse_api_key(value: str) -> str:
+    if not value.isascii() or not value.isprintable():  # it is sent as an HTTP header
+        raise ValueError("it holds characters that no key has.")
+    return value
+
+
+def parse_reasoning_effort(value: str) -> ReasoningEffort:
+    if value not in get_args(ReasoningEffort):
+        raise ValueError(f"{value!r} is none of {', '.join(get_args(ReasoningEffort))}.")
+    return cast(ReasoningEffort, value)
+
+
+def parse_deployments(value: str) -> dict[str, str]:
+    """`deployment=model[@version], …` to deployment -> model[@version]; "" for a deployment without a model."""
+    deployments = {}
+    for item in filter(None, map(str.strip, value.split(","))):
+        name, _, model = map(str.strip, item.partition("="))
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{item!r} is not deployment=model or deployment=model@version.")
+        deployments[name] = model
+    return deployments
+
+
+def parse_prices(value: str) -> dict[str, Rates]:
+    """A JSON object of deployment or model -> USD per 1,000,000 tokens by kind. Amounts stay exact, never a float."""
+    try:
+        prices = json.loads(value, parse_float=Decimal)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error}).") from error
+    if not isinstance(prices, dict):
+        raise ValueError('it should be a JSON object such as {"gpt-5.4-mini": {"input": 0.75, "output": 4.5}}.')
+    return {name: _rates(name, amounts) for name, amounts in prices.items()}
+
+
+def _rates(name: str, amounts: object) -> Rates:
+    if not isinstance(amounts, dict) or not {"input", "output"} <= amounts.keys():
+        raise ValueError(f"{name!r} needs input and output, in USD per 1M tokens.")
+    if unknown := amounts.keys() - {"input", "cached_input", "cache_write", "output"}:
+        raise ValueError(f"{name!r} has the unknown price {min(unknown)!r}.")
+    rates = {kind: _rate(name, kind, amount) for kind, amount in amounts.items()}
+    return Rates(
+        input=rates["input"],
+        cached_input=rates.get("cached_input", rates["input"]),
+        cache_write=rates.get("cache_write", rates["input"]),
+        output=rates["output"],
+    )
+
+
+def _rate(name: str, kind: str, amount: object) -> Decimal:
+    if isinstance(amount, bool) or not isinstance(amount, int | Decimal | str):
+        raise ValueError(f"{kind} of {name!r} is not a number.")
+    rate = Decimal(amount)
+    # At most 6 digits before the point and 12 after it: costs and totals are exact in Decimal's 28 digits.
+    if not rate.is_finite() or not 0 <= rate < 1_000_000 or rate != round(rate, 12):
+        raise ValueError(f"{kind} of {name!r} is not an amount of USD with at most 12 digits after the point.")
+    return rate
+
+
+def parse_tables_endpoint(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme != "https" or not parts.hostname or parts.port == 0:  # an access token is sent there: TLS only
+        raise ValueError(f"{value!r} is not a URL such as https://NAME.table.core.windows.net.")
+    return value
+
+
+def parse_storage_connection_string(value: str) -> str:
+    """The value itself. It holds a key or a signature, so no message repeats a part of it."""
+    parts = [part.partition("=") for part in value.split(";") if part.strip()]
+    if not all(name.strip() and rest.strip() for name, _, rest in parts):
+        raise ValueError("it has a part that is not name=value.")
+    names = {name.strip().lower() for name, _, _ in parts}
+    if value.lower() != "usedevelopmentstorage=true" and not (
+        {"accountname", "accountkey"} <= names or {"tableendpoint", "sharedaccesssignature"} <= names
+    ):
+        raise ValueError("it needs AccountName and AccountKey, or TableEndpoint and SharedAccessSignature.")
+    return value
+
+
+def parse_table_prefix(value: str) -> str:
+    # https://learn.microsoft.com/rest/api/storageservices/understanding-the-table-service-data-model#table-names
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,54}", value):
+        raise ValueError(f"{value!r} is not a letter and up to 54 letters or digits.")
+    return value
+
+
+def parse_key_hashes(value: str) -> dict[str, str]:
+    """`name=SHA-256 of the key, …` to name -> hash, in lower-case hex. Names and hashes are unique."""
+    hashes: dict[str, str] = {}
+    for item in filter(None, map(str.strip, value.split(","))):
+        name, _, key_hash = map(str.strip, item.partition("="))
+        if not NAME.fullmatch(name) or not re.fullmatch(r"[0-9a-fA-F]{64}", key_hash):
+            raise ValueError("an entry is not name=SHA-256 of the key in hex; 'make key NAME=…' prints one.")
+        if name in hashes or key_hash.lower() in hashes.values():
+            raise ValueError(f"{name!r} or its key is listed twice.")
+        hashes[name] = key_hash.lower()
+    return hashes
+
+
+def parse_email_addresses(value: str) -> tuple[str, ...]:
+    """Addresses separated by commas or semicolons."""
+    return tuple(parse_email_address(address.strip()) for address in re.split("[,;]", value) if address.strip())
+
+
+def parse_email_address(value: str) -> str:
+    if not EMAIL_ADDRESS.fullmatch(value):
+        raise ValueError(f"{value!r} is not an e-mail address.")
+    return value

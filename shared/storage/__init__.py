@@ -1,0 +1,1 @@
+"""Conversations, the ledger and days in Azure Table Storage."""

@@ -1,0 +1,73 @@
+"""Calls as columns: of a ledger row, and as JSON of a turn's row.
+
+Stored names: see session_rows.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+from shared.domain.calls import Call, Rates, State, Usage
+
+USAGE_COLUMNS = ("prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens")
+_RATES = ("input", "cached_input", "cache_write", "output")
+
+
+def json_text(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def usage_columns(usage: Usage | None) -> dict[str, Any]:
+    return {name: getattr(usage, name) for name in USAGE_COLUMNS} if usage else {}
+
+
+def to_usage(columns: Mapping[str, Any]) -> Usage:
+    return Usage(**{name: columns[name] for name in USAGE_COLUMNS})
+
+
+def call_columns(call: Call) -> dict[str, Any]:
+    return {
+        "id": call.id,
+        "day": call.day.isoformat(),
+        "deadline": call.deadline.isoformat(),
+        **({"step": call.step} if call.step else {}),  # absent from calls that were stored before there were steps
+        "state": call.state.value,
+        "deployment": call.deployment,
+        "worst_case": _amount(call.worst_case),
+        **usage_columns(call.usage),
+        "cost": _amount(call.cost),
+        "rates": json_text({name: _amount(getattr(call.rates, name)) for name in _RATES}) if call.rates else None,
+        "model": call.model,
+        "endpoint": call.endpoint,
+        "reason": call.reason,
+    }
+
+
+def to_call(columns: Mapping[str, Any]) -> Call:
+    rates = orjson.loads(columns.get("rates") or "null")
+    return Call(
+        id=columns["id"],
+        day=date.fromisoformat(columns["day"]),
+        deadline=datetime.fromisoformat(columns["deadline"]).astimezone(UTC),
+        step=columns.get("step") or 0,
+        state=State(columns["state"]),
+        deployment=columns["deployment"],
+        worst_case=_decimal(columns.get("worst_case")),
+        usage=to_usage(columns) if "prompt_tokens" in columns else None,
+        cost=_decimal(columns.get("cost")),
+        rates=Rates(**{name: Decimal(amount) for name, amount in rates.items()}) if rates else None,
+        model=columns.get("model"),
+        endpoint=columns.get("endpoint"),
+        reason=columns.get("reason"),
+    )
+
+
+def _amount(value: Decimal | None) -> str | None:
+    return None if value is None else format(value, "f")
+
+
+def _decimal(value: str | None) -> Decimal | None:
+    return None if value is None else Decimal(value)

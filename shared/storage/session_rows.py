@@ -1,0 +1,138 @@
+"""Sessions, turns and idempotency records as plain rows of the sessions table.
+
+Stored names: keys and columns are in tables already, so they change only with a migration.
+"""
+
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+from shared.domain.calls import Totals
+from shared.domain.conversation import Deletion, IdempotencyRecord, Lease, Session, Turn
+from shared.storage.call_columns import call_columns, json_text, to_call, to_usage, usage_columns
+
+Row = dict[str, Any]
+
+HEAD = "head"
+POINTER = "first"  # in a partition of its own: the session that a first request's Idempotency-Key began
+_NEWEST_FIRST = 9_999_999_999
+_POINTER_PREFIX = "~key-"  # partitions that begin with ~ are the app's own: no session id does
+
+
+def turn_key(number: int) -> str:
+    """RowKey of a turn: the newest sorts first, right behind the head."""
+    return f"turn-{_NEWEST_FIRST - number:010}"
+
+
+def record_key(key_hash: str) -> str:
+    """RowKey of an idempotency record: sorts behind the turns."""
+    return f"used-{key_hash}"
+
+
+def pointer_partition(key_hash: str) -> str:
+    return f"{_POINTER_PREFIX}{key_hash}"
+
+
+def from_session(session: Session) -> Row:
+    totals = session.totals
+    return {
+        "PartitionKey": session.id,
+        "RowKey": HEAD,
+        "created": session.created,
+        "updated": session.updated,
+        "owner": session.owner,
+        "system": session.system,
+        "deployment": session.deployment,
+        "turns": session.turns,
+        **usage_columns(totals.usage),
+        "cost": totals.cost,
+        "unpriced_turns": totals.unpriced_turns,
+        "unaccounted_calls": totals.unaccounted_calls,
+        "unaccounted": totals.unaccounted,
+        "unbounded_calls": totals.unbounded_calls,
+        "window_start": session.window_start,
+        "cleared_through": session.cleared_through,
+        "removal": session.deletion and session.deletion.id,
+        "removal_erases": session.deletion and session.deletion.erase,
+        "first_key": session.first_key and pointer_partition(session.first_key),
+        **lease_columns(session),
+    }
+
+
+def lease_columns(session: Session) -> Row:
+    """The columns of a head that the renewal of a lease writes."""
+    lease = session.lease
+    return {"lease_call": lease and lease.call, "lease_until": lease and lease.until}
+
+
+def to_session(row: Row) -> Session:
+    return Session(
+        id=row["PartitionKey"],
+        created=row["created"],
+        updated=row["updated"],
+        owner=row.get("owner"),
+        system=row["system"],
+        deployment=row["deployment"],
+        turns=row["turns"],
+        totals=Totals(
+            usage=to_usage(row),
+            cost=Decimal(row["cost"]),
+            unpriced_turns=row["unpriced_turns"],
+            unaccounted_calls=row["unaccounted_calls"],
+            unaccounted=Decimal(row["unaccounted"]),
+            unbounded_calls=row.get("unbounded_calls", 0),
+        ),
+        window_start=row["window_start"],
+        cleared_through=row["cleared_through"],
+        lease=Lease(call=row["lease_call"], until=row["lease_until"]) if "lease_call" in row else None,
+        deletion=Deletion(id=row["removal"], erase=row["removal_erases"]) if "removal" in row else None,
+        first_key=row["first_key"].removeprefix(_POINTER_PREFIX) if "first_key" in row else None,
+        etag=row["etag"],
+    )
+
+
+def from_turn(session_id: str, turn: Turn) -> Row:
+    return {
+        "PartitionKey": session_id,
+        "RowKey": turn_key(turn.number),
+        "started": turn.started,
+        "finished": turn.finished,
+        "finish_reason": turn.finish_reason,
+        "messages": json_text(turn.messages),
+        "calls": json_text([call_columns(call) for call in turn.calls]),
+        "extras": json_text(turn.extras) if turn.extras else None,
+        "window_start": turn.window_start,
+        "past_tokens": turn.past_tokens,
+        "truncated": turn.truncated or None,
+    }
+
+
+def to_turn(row: Row) -> Turn:
+    return Turn(
+        number=_NEWEST_FIRST - int(row["RowKey"].removeprefix("turn-")),
+        started=row["started"],
+        finished=row.get("finished"),
+        finish_reason=row.get("finish_reason"),
+        messages=tuple(orjson.loads(row["messages"])),
+        calls=tuple(to_call(fields) for fields in orjson.loads(row["calls"])),
+        extras=orjson.loads(row.get("extras", "{}")),
+        window_start=row["window_start"],
+        past_tokens=row.get("past_tokens"),
+        truncated=row.get("truncated", False),
+        etag=row["etag"],
+    )
+
+
+def from_record(session_id: str, record: IdempotencyRecord) -> Row:
+    return {
+        "PartitionKey": session_id,
+        "RowKey": record_key(record.key),
+        "turn": record.turn,
+        "request": record.request,
+    }
+
+
+def to_record(row: Row) -> IdempotencyRecord:
+    key = row["RowKey"].removeprefix("used-")
+    return IdempotencyRecord(key=key, request=row["request"], turn=row["turn"], etag=row["etag"])

@@ -1,0 +1,49 @@
+"""Opening a call in the ledger: only once its row is acknowledged may anything be spent."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from shared.domain.calls import Call, LedgerEntry, State
+from shared.domain.clock import Clock
+from shared.domain.conversation import TurnResult
+from shared.errors import ChatError, StorageUnavailable, VersionConflict
+from shared.turns.lease import ReservedTurn, persist
+from shared.turns.ports import Ledger
+from shared.turns.requests import Request
+
+
+class Admission:
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+
+    async def open(
+        self,
+        request: Request,
+        turn: ReservedTurn,
+        *,
+        replaces: tuple[LedgerEntry, Call] | None = None,
+        on_refusal: Callable[[ChatError], None],
+    ) -> LedgerEntry:
+        """Open the turn's call. If it is refused, `on_refusal` is called first, because nothing was spent and the
+        caller need not wait; then the call is failed in the session and the ledger, and the error raised."""
+        call = turn.call
+        new = LedgerEntry(call=call, session_id=turn.session_id, turn=turn.number, caller=request.principal.name)
+        row: LedgerEntry | None = None
+        with suppress(VersionConflict, StorageUnavailable):
+            if self._clock.now() < call.deadline:
+                row = await self._ledger.open(request.principal, new, replaces=replaces)
+        if row is None:
+            with suppress(StorageUnavailable):  # it may be there: ours with its answer lost, or recovery's fence
+                row = await self._ledger.find(call, turn.session_id, turn.number)
+        if row and row.call.state is State.OPEN and self._clock.now() < call.deadline:
+            return row
+        error = StorageUnavailable()
+        on_refusal(error)
+        failed = replace(call, state=State.FAILED, reason=error.code)
+        finished = self._clock.now()
+        await turn.settle(failed, TurnResult(messages=request.messages, finish_reason="error", finished=finished))
+        if row or self._clock.now() < call.deadline:  # past which no row is inserted
+            await persist(failed, lambda: self._ledger.raise_call(row or new, failed), self._clock)
+        raise error

@@ -1,0 +1,207 @@
+"""One turn of a conversation, from the request to the settled cost.
+
+    read -> reserve in the session -> open in the ledger -> call the model -> settle the session -> answer -> the ledger
+
+A turn runs in a task of its own: if its caller hangs up, only the reading of its events ends. docs/protocol.py
+specifies the order of these steps, and shows what breaks where a rule is dropped.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from dataclasses import dataclass
+
+from shared.domain.calls import Call, LedgerEntry, State, Usage
+from shared.domain.clock import Clock
+from shared.domain.conversation import TurnResult
+from shared.domain.pricing import Prices
+from shared.errors import (
+    ChatError,
+    ContextTooLong,
+    StorageUnavailable,
+    UpstreamError,
+    UpstreamFailure,
+    UpstreamTimeout,
+)
+from shared.turns.admission import Admission
+from shared.turns.events import Answer, Delta, Metered, Opened, Started, TurnStream
+from shared.turns.lease import ReservedTurn, persist
+from shared.turns.open_call import OpenCall
+from shared.turns.ports import CallLog, Ledger, Model, Plan
+from shared.turns.requests import ForwardedRequest, Request
+from shared.turns.reservation import Replay, Reservations
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """A turn under way. `deadline`: monotonic."""
+
+    request: Request
+    turn: ReservedTurn
+    stream: TurnStream
+    deadline: float
+
+
+class Turns:
+    """`turn_timeout`: seconds for a whole turn, retries included."""
+
+    def __init__(
+        self,
+        reservations: Reservations,
+        admission: Admission,
+        *,
+        ledger: Ledger,
+        model: Model,
+        call_log: CallLog,
+        prices: Prices,
+        clock: Clock,
+        turn_timeout: float,
+    ) -> None:
+        self._reservations = reservations
+        self._admission = admission
+        self._ledger = ledger
+        self._model = model
+        self._call_log = call_log
+        self._prices = prices
+        self._clock = clock
+        self._turn_timeout = turn_timeout
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take_turn(self, request: Request, *, deltas: bool) -> TurnStream:
+        """Begin a turn of a session. It goes on whether or not its events are read."""
+        return self._begin(request, self._reservations.reserve(request), TurnStream(deltas=deltas))
+
+    def call(self, request: ForwardedRequest, *, deltas: bool) -> TurnStream:
+        """Call the model without a session: only the ledger knows of it."""
+        return self._begin(request, self._reservations.without_session(request), TurnStream(deltas=deltas))
+
+    async def finish(self) -> None:
+        """Wait for the turns that are running."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _begin(self, request: Request, reserving: Awaitable[ReservedTurn | Replay], stream: TurnStream) -> TurnStream:
+        task = asyncio.create_task(self._run(request, reserving, stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return stream
+
+    async def _run(self, request: Request, reserving: Awaitable[ReservedTurn | Replay], stream: TurnStream) -> None:
+        deadline = self._clock.monotonic() + self._turn_timeout
+        try:
+            turn = await reserving
+            if isinstance(turn, Replay):
+                _replay(turn, stream)
+                return
+            if turn.session_id:
+                stream.send(Started(turn.session_id, turn.number, turn.call.deployment))
+            async with turn.renewing():
+                await self._converse(_Run(request=request, turn=turn, stream=stream, deadline=deadline))
+        except ChatError as error:
+            stream.fail(error)
+        except Exception as error:
+            log.exception("turn failed")
+            stream.fail(error)
+
+    async def _converse(self, run: _Run) -> None:
+        """Call the model, at most once more where the first call may have been billed, and settle the last call."""
+        call, outcome = await self._call(run, await self._open(run))
+        if (plan := self._retry_plan(run, call, outcome)) and await self._retry(run, outcome, plan):
+            call, outcome = await self._call(run, await self._open(run, replaces=(call.entry, outcome)))
+        await self._settle(run, call, outcome)
+
+    async def _open(self, run: _Run, replaces: tuple[LedgerEntry, Call] | None = None) -> LedgerEntry:
+        return await self._admission.open(run.request, run.turn, replaces=replaces, on_refusal=run.stream.fail)
+
+    async def _call(self, run: _Run, entry: LedgerEntry) -> tuple[OpenCall, Call]:
+        """Call the model; returns the call as it went, and as it is to be settled."""
+        plan = run.turn.plan
+        upstream = self._model.call(plan, call_id=entry.call.id, deadline=run.deadline)
+        call = OpenCall(entry, upstream, plan.dialect.reader(), self._clock.now())
+        try:
+            outcome = call.settled(await self._listen(run, call), self._prices)
+        except Exception as error:
+            if not isinstance(error, ChatError):
+                log.exception("call %s", entry.call.id)
+            outcome = call.failed(error)
+        self._call_log.record(call.record(plan, outcome, self._clock.now()))
+        return call, outcome
+
+    async def _listen(self, run: _Run, call: OpenCall) -> Usage:
+        """Read the answer and pass its pieces on; returns its usage."""
+        failure: UpstreamFailure = UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True)
+        try:
+            async with self._clock.timeout_at(run.deadline), call.upstream as chunks:
+                run.stream.send(Opened(call.upstream.headers))
+                async for call.data in chunks:
+                    piece = call.answer.add(call.data)
+                    if piece.shown:
+                        call.first_token = call.first_token or self._clock.now()
+                    if piece.shown or run.turn.plan.forwarded:
+                        run.stream.send(Delta(piece.shown, call.data, piece.only_usage))
+                if call.usage is None:  # raised in here, so that the endpoint's circuit opens
+                    raise failure
+        except TimeoutError:
+            message = f"The turn took longer than {self._turn_timeout:g} s. Ask for less, or try again later."
+            failure = UpstreamTimeout(message, maybe_billed=call.upstream.attempts > 0)
+        except UpstreamFailure as error:
+            failure = error
+        if (usage := call.usage) is None:
+            raise failure
+        return usage  # the answer is complete, whatever became of the connection after it
+
+    def _retry_plan(self, run: _Run, call: OpenCall, outcome: Call) -> Plan | None:
+        """What to send instead, if the failed call may be retried. It may not where a piece of the answer may have
+        reached the caller, where the answer is complete and only its usage is missing, or where no time is left."""
+        pause = self._model.pause(outcome.deployment)
+        if run.stream.delta_sent or call.answer.finish_reason is not None:
+            return None
+        if self._clock.monotonic() + pause >= run.deadline:
+            return None
+        if isinstance(call.error, ContextTooLong):
+            return run.turn.plan.shortened()
+        if isinstance(call.error, UpstreamFailure) and outcome.state is State.UNACCOUNTED:
+            return run.turn.plan
+        return None
+
+    async def _retry(self, run: _Run, outcome: Call, plan: Plan) -> bool:
+        """Reserve another call in place of the failed one, and wait as long as the service asks. False where the lease
+        is lost or storage can't be reached."""
+        new = self._reservations.new_call(plan, step=outcome.step)
+        try:
+            if not await run.turn.retry(outcome, new, plan):
+                return False
+        except StorageUnavailable:
+            return False
+        await self._clock.sleep(self._model.pause(outcome.deployment))
+        return True
+
+    async def _settle(self, run: _Run, call: OpenCall, outcome: Call) -> None:
+        """The session first, then the caller's answer, then the ledger: a final row means that its session is final."""
+        messages = run.request.messages
+        if call.error is None or call.first_token:
+            messages = (*messages, call.answer.message())
+        result = TurnResult(
+            messages=messages,
+            finish_reason="error" if call.error else call.answer.finish_reason,
+            finished=self._clock.now(),
+            extras=call.answer.extras,
+        )
+        settled = await run.turn.settle(outcome, result)
+        if call.error:
+            run.stream.fail(call.error)
+        else:
+            run.stream.send(Answer(*settled, call.data) if settled else Metered(call.data))
+        await persist(outcome, lambda: self._ledger.raise_call(call.entry, outcome), self._clock)
+
+
+def _replay(replay: Replay, stream: TurnStream) -> None:
+    session, turn = replay.session, replay.turn
+    stream.send(Started(session.id, turn.number, turn.call.deployment, replayed=True))
+    answer = turn.messages[-1]
+    pieces = {kind: answer.get(kind) for kind in ("content", "refusal")}
+    pieces["tool_calls"] = [{"index": at, **call} for at, call in enumerate(answer.get("tool_calls") or ())]
+    stream.send(Delta({kind: piece for kind, piece in pieces.items() if piece}))
+    stream.send(Answer(session, turn))

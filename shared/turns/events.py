@@ -1,0 +1,96 @@
+"""A running turn as its caller sees it: a stream of events."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
+
+from shared.domain.conversation import Session, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The turn is reserved."""
+
+    session_id: str
+    turn: int
+    deployment: str
+    replayed: bool = False  # its Idempotency-Key was answered before
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The model service answers, with these headers."""
+
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of the answer: content, refusal or tool calls; and the JSON that it came in."""
+
+    pieces: Mapping[str, Any]
+    data: bytes = b""
+    only_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The turn is settled. `data`: the answer as the service sent it, if it was not streamed."""
+
+    session: Session
+    turn: Turn
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """The call without a session is settled. `data`: as above."""
+
+    data: bytes
+
+
+Event: TypeAlias = Started | Opened | Delta | Answer | Metered
+
+
+class TurnStream:
+    """The events of one turn: Started, Opened, then Deltas (if `deltas`), then Answer or Metered, which is the last.
+    Iterating raises what went wrong: a ChatError, or the exception of a bug.
+
+    Sending never waits, so a slow or absent reader neither slows nor stops the turn.
+    """
+
+    def __init__(self, *, deltas: bool) -> None:
+        self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._deltas = deltas
+        self.ended = False
+        self.delta_sent = False  # a piece of the answer may have reached the caller
+
+    def send(self, event: Event) -> None:
+        if isinstance(event, Delta):
+            if not self._deltas:
+                return
+            self.delta_sent = True
+        self._queue.put_nowait(event)
+
+    def fail(self, error: Exception) -> None:
+        self._queue.put_nowait(error)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self.ended:
+            raise StopAsyncIteration
+        event = await self._queue.get()
+        self.ended = isinstance(event, Exception | Answer | Metered)
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    async def answer(self) -> Answer:
+        """Wait for the answer of a session's turn, ignoring the events before it."""
+        async for event in self:
+            if isinstance(event, Answer):
+                return event
+        raise RuntimeError("the stream was read to its end before")

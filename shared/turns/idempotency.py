@@ -1,0 +1,48 @@
+"""Idempotency-Keys: the same request with the same key is answered once.
+
+https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+"""
+
+from shared.domain.calls import State
+from shared.domain.conversation import IdempotencyRecord, Session, Turn
+from shared.domain.hashing import sha256_hex
+from shared.errors import IdempotencyMismatch, InvalidRequest
+from shared.turns.ports import Sessions
+from shared.turns.requests import Request
+
+MIN_FIRST_KEY_LENGTH = 22  # characters: 128 random bits in base64
+
+
+def new_record(request: Request) -> IdempotencyRecord | None:
+    """The record of the request's key, not stored yet; None where it has no key. Keys are per caller: a line break is
+    in neither part, so different pairs have different hashes."""
+    if request.idempotency_key is None:
+        return None
+    key = sha256_hex(f"{request.principal.name or ''}\n{request.idempotency_key}")
+    return IdempotencyRecord(key=key, request=request.fingerprint)
+
+
+def check_first_key(request: Request) -> None:
+    """Raises InvalidRequest where the key would be the only secret that leads to the session, and is guessable."""
+    key = request.idempotency_key
+    if key is not None and request.principal.name is None and len(key) < MIN_FIRST_KEY_LENGTH:
+        raise InvalidRequest(
+            "Without a session_id the Idempotency-Key is the only secret that leads to the session: use at least"
+            f" {MIN_FIRST_KEY_LENGTH} random characters, such as a UUID.",
+            param="Idempotency-Key",
+        )
+
+
+def check_same_request(new: IdempotencyRecord, stored: IdempotencyRecord) -> None:
+    if new.request != stored.request:
+        raise IdempotencyMismatch(
+            "This Idempotency-Key was used with another request. Use a new key for a new request.",
+            param="Idempotency-Key",
+        )
+
+
+async def answered_turn(sessions: Sessions, session: Session, record: IdempotencyRecord) -> Turn | None:
+    """The turn that answered this key; None where there is none, or it failed or is unaccounted: then the request may
+    be made again."""
+    turn = await sessions.turn(session.id, record.turn) if record.turn else None
+    return turn if turn and turn.call.state is State.SETTLED else None

@@ -1,0 +1,194 @@
+"""What a turn needs from the outside: Protocols that adapters implement and `services` hands in."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from shared.domain.calls import Call, LedgerEntry, Usage
+from shared.domain.conversation import IdempotencyRecord, Message, Session, Turn
+from shared.domain.principal import Principal
+
+
+class Sessions(Protocol):
+    """Where conversations are stored. Writes raise VersionConflict where a version is not the stored one; all methods
+    that do I/O raise StorageUnavailable."""
+
+    def check_size(self, session: Session, turn: Turn, answer_tokens: int) -> None:
+        """Raises MessageTooLarge where the session or the turn, with an answer of that many tokens, can't be stored."""
+
+    async def read(self, session_id: str) -> tuple[Session | None, list[Turn]]:
+        """The head and the latest turns, newest first: as many as a prompt can need."""
+
+    async def head(self, session_id: str) -> Session | None: ...
+    async def turn(self, session_id: str, number: int) -> Turn | None: ...
+
+    async def history(self, session: Session, *, before: int, limit: int) -> list[Turn]:
+        """At most `limit` turns with numbers below `before`, newest first, without cleared ones."""
+
+    async def idempotency_record(self, session_id: str, key: str) -> IdempotencyRecord | None: ...
+
+    async def first_session(self, record: IdempotencyRecord, session_id: str) -> tuple[str, IdempotencyRecord]:
+        """The session that the first request with this key began, and that request's record: the arguments themselves
+        if the key is new."""
+
+    async def commit(
+        self, session: Session, turn: Turn, record: IdempotencyRecord | None = None
+    ) -> tuple[Session, Turn]:
+        """Write all in one transaction; returns them as stored. A turn that is too large is stored without its log
+        probabilities, then with its answer cut."""
+
+    async def renew(self, session: Session) -> Session:
+        """Write the session's lease, and nothing else of it."""
+
+
+class Deletions(Protocol):
+    """Clears and erasures, each of which is finished however often it is interrupted."""
+
+    async def begin(self, session: Session, *, erase: bool) -> Session | None:
+        """The session as marked; None where it was changed meanwhile: read it again."""
+
+    async def finish(self, session: Session) -> None: ...
+
+
+class Ledger(Protocol):
+    """Where every call is written down, one row each. All methods raise StorageUnavailable."""
+
+    async def open(
+        self, principal: Principal, entry: LedgerEntry, *, replaces: tuple[LedgerEntry, Call] | None = None
+    ) -> LedgerEntry:
+        """Insert the row of a new call, the only way to begin spending. For a retry, `replaces` is the old call's row
+        and the state to raise it to, in the same operation. Raises VersionConflict where the row exists already."""
+
+    async def fence(self, entry: LedgerEntry) -> LedgerEntry:
+        """Insert a row that keeps a stalled process from opening the call. Raises VersionConflict likewise."""
+
+    async def find(self, call: Call, session_id: str | None, turn: int) -> LedgerEntry | None: ...
+
+    async def raise_call(self, entry: LedgerEntry, call: Call) -> bool:
+        """Raise the row to the call's state, unless it is as high already or does not exist any more. An entry that was
+        never read (without an etag) is inserted. Returns whether this changed the row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one chunk adds to an answer. `shown`: content, refusal or tool-call pieces, {} for none. `only_usage`: the
+    chunk exists only because usage was requested."""
+
+    shown: Mapping[str, Any]
+    only_usage: bool
+
+
+class AnswerReader(Protocol):
+    """Reads one answer, whole or chunk by chunk. `usage` and `finish_reason` are None until the answer has them."""
+
+    model: str | None
+    finish_reason: str | None
+    usage: Usage | None
+    extras: dict[str, Any]
+
+    def add(self, data: bytes) -> Piece:
+        """Read one chunk, or a whole answer. Raises UpstreamError where it is neither."""
+
+    def message(self) -> Message:
+        """The assistant's message as far as it has come."""
+
+
+class Dialect(Protocol):
+    """One of the model service's wire formats. `path`: its route, relative to the endpoint's base URL."""
+
+    path: str
+
+    def compose(self, messages: Sequence[Message], *, max_tokens: int, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The streamed request for these messages, without the model's name."""
+
+    def prompt_bound(self, body: Mapping[str, Any]) -> int:
+        """An upper bound of the tokens in a request's prompt."""
+
+    def reader(self) -> AnswerReader: ...
+
+
+def _nothing_shorter() -> "Plan | None":
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One call of the model as it is going to be made."""
+
+    deployment: str
+    dialect: Dialect
+    body: Mapping[str, Any]  # the request without the model's name
+    forwarded: bool  # sent as its caller sent it: no option is added or left out
+    prompt_bound: int  # tokens
+    max_tokens: int  # of all the answer's choices together
+    requested_max_tokens: int | None  # as the request names it
+    stored_answer_tokens: int  # the answer that the turn must have room for
+    window_start: int = 0
+    past_tokens: int | None = None  # see Turn
+    shortened: Callable[[], "Plan | None"] = _nothing_shorter  # with half of the past turns; None: nothing to drop
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.body.get("stream"))
+
+
+class ModelCall(Protocol):
+    """One call of the model, ended by leaving the block. Entering it raises UpstreamFailure, or InvalidRequest where
+    the service rejects the prompt; iterating raises UpstreamFailure where the answer breaks off.
+
+    Iterating gives JSON: the data of each event of a stream, else the one document. `endpoint` (the last one tried) and
+    `attempts` are valid whatever the outcome; `headers` are the answer's headers that callers may see.
+    """
+
+    attempts: int
+    headers: Mapping[str, str]
+
+    @property
+    def endpoint(self) -> str | None: ...
+
+    async def __aenter__(self) -> AsyncIterator[bytes]: ...
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None: ...
+
+
+class Model(Protocol):
+    """The model service."""
+
+    def call(self, plan: Plan, *, call_id: str, deadline: float) -> ModelCall:
+        """`deadline`: monotonic; no attempt begins after it."""
+
+    def pause(self, deployment: str) -> float:
+        """Seconds to wait before the retry of a failed call; 0 where it would go to another endpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRecord:
+    """A finished call, for logs and traces. Times in UTC."""
+
+    entry: LedgerEntry  # as it was opened
+    call: Call  # as it ended
+    attempts: int
+    max_tokens: int | None  # as requested
+    streamed: bool
+    finish_reason: str | None
+    started: datetime
+    first_token: datetime | None
+    finished: datetime
+
+    @property
+    def seconds(self) -> float:
+        return (self.finished - self.started).total_seconds()
+
+    @property
+    def seconds_to_first_token(self) -> float | None:
+        """None for an answer that was not streamed: its arrival does not show when the model began."""
+        return (self.first_token - self.started).total_seconds() if self.first_token and self.streamed else None
+
+
+class CallLog(Protocol):
+    """Telemetry of calls. Never raises."""
+
+    def record(self, record: CallRecord) -> None: ...
+
+    def recovered(self, entry: LedgerEntry, call: Call) -> None:
+        """A call whose process died: as it was opened, and as it counts now."""

@@ -1,0 +1,151 @@
+"""The two kinds of request: one whose prompt this app composes, and one that is forwarded as its caller sent it.
+
+Each plans the call of the model: its body, an upper bound of its tokens, and what it adds to the session.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from shared.domain.conversation import Message, Session, Turn
+from shared.domain.principal import Principal
+from shared.domain.window import History, Window
+from shared.errors import InvalidRequest
+from shared.turns.ports import Dialect, Plan
+
+_PROMPT_OPTIONS = ("tools", "tool_choice", "response_format")  # what the service counts as part of the prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnLimits:
+    """What applies to every turn. Tokens and seconds."""
+
+    deployment: str  # the default one
+    deployments: frozenset[str]
+    system_prompt: str
+    context_tokens: int
+    max_tokens: int  # of an answer, where the request names no maximum
+    max_answer_tokens: int  # the largest maximum that a request may name
+    turn_timeout: float
+
+
+class Request(Protocol):
+    """A validated request for a turn. `messages`: what it adds to the conversation, a user's message or tool results.
+    `fingerprint`: SHA-256 of what it asks for, which a second use of its Idempotency-Key is compared by."""
+
+    @property
+    def principal(self) -> Principal: ...
+    @property
+    def messages(self) -> tuple[Message, ...]: ...
+    @property
+    def session_id(self) -> str | None: ...
+    @property
+    def system(self) -> str | None: ...
+    @property
+    def deployment(self) -> str | None: ...
+    @property
+    def idempotency_key(self) -> str | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    def check(self, limits: TurnLimits) -> None:
+        """Raises InvalidRequest for what can be refused without looking at the session."""
+
+    def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
+        """The call for this request in its session; `turns` are the latest ones, newest first. Raises InvalidRequest or
+        ContextTooLong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComposedRequest:
+    """A turn whose prompt is composed here: the system prompt, as much of the session's history as fits, and the new
+    messages. `options` are the caller's, and hold for this turn alone."""
+
+    principal: Principal
+    dialect: Dialect
+    messages: tuple[Message, ...]
+    session_id: str | None = None
+    system: str | None = None
+    deployment: str | None = None
+    max_tokens: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    fingerprint: str = ""
+
+    def check(self, limits: TurnLimits) -> None:
+        if self.deployment is not None and self.deployment not in limits.deployments:
+            raise InvalidRequest(
+                f"There is no deployment {self.deployment!r}. Choose one of: {', '.join(sorted(limits.deployments))}.",
+                param="deployment",
+            )
+        if self.max_tokens is not None and self.max_tokens > limits.max_answer_tokens:
+            raise InvalidRequest(f"max_tokens may be at most {limits.max_answer_tokens}.", param="max_tokens")
+
+    def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
+        if self.system not in (None, session.system):
+            raise InvalidRequest("system is set by a session's first turn and can't be changed later.", param="system")
+        attached = {name: self.options[name] for name in _PROMPT_OPTIONS if name in self.options}
+        history = History.of(session, turns, self.messages, attached, self.deployment or session.deployment)
+        max_tokens = self.max_tokens or limits.max_tokens
+        return self._plan(history, history.window(limits.context_tokens - max_tokens), max_tokens)
+
+    def _plan(self, history: History, window: Window, max_tokens: int) -> Plan:
+        def shortened() -> Plan | None:
+            shorter = history.halved(window)
+            return self._plan(history, shorter, max_tokens) if shorter else None
+
+        return Plan(
+            deployment=history.deployment,
+            dialect=self.dialect,
+            body=self.dialect.compose(window.messages, max_tokens=max_tokens, options=self.options),
+            forwarded=False,
+            prompt_bound=window.bound,
+            max_tokens=max_tokens,
+            requested_max_tokens=max_tokens,
+            stored_answer_tokens=max_tokens,
+            window_start=window.first,
+            past_tokens=window.past_tokens,
+            shortened=shortened,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardedRequest:
+    """A request that goes to the model as its caller sent it, but for the model's name. `max_tokens`: of all choices
+    together, known or the largest that is possible; `requested_max_tokens`: the maximum in the body, if there is one.
+    A session keeps only what the request adds to it."""
+
+    principal: Principal
+    dialect: Dialect
+    body: Mapping[str, Any]
+    deployment: str
+    max_tokens: int
+    requested_max_tokens: int | None = None
+    messages: tuple[Message, ...] = ()
+    session_id: str | None = None
+    system: str | None = None
+    idempotency_key: str | None = None
+    fingerprint: str = ""
+
+    def check(self, limits: TurnLimits) -> None:
+        """The model service checks what it is sent."""
+
+    def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
+        # An answer that is larger than the default maximum may not fit the turn: it is cut when it is stored.
+        return self._plan(stored_answer_tokens=limits.max_tokens, window_start=session.window_start)
+
+    def plan_without_session(self) -> Plan:
+        return self._plan(stored_answer_tokens=0, window_start=0)
+
+    def _plan(self, *, stored_answer_tokens: int, window_start: int) -> Plan:
+        return Plan(
+            deployment=self.deployment,
+            dialect=self.dialect,
+            body=self.body,
+            forwarded=True,
+            prompt_bound=self.dialect.prompt_bound(self.body),
+            max_tokens=self.max_tokens,
+            requested_max_tokens=self.requested_max_tokens,
+            stored_answer_tokens=stored_answer_tokens,
+            window_start=window_start,
+        )

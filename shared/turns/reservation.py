@@ -1,0 +1,183 @@
+"""Reserving a session for one turn: read its history, recover what a dead process left, check the request, reserve.
+
+A request that is refused is refused here, before anything is spent.
+"""
+
+import math
+import secrets
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from shared.domain.calls import Call
+from shared.domain.clock import Clock
+from shared.domain.conversation import IdempotencyRecord, Session, Turn
+from shared.domain.pricing import Prices, worst_case
+from shared.errors import SessionBusy, SessionNotFound, StorageUnavailable, VersionConflict
+from shared.turns.idempotency import answered_turn, check_first_key, check_same_request, new_record
+from shared.turns.lease import LeasedTurn, SessionlessTurn, lease_for
+from shared.turns.ports import Deletions, Plan, Sessions
+from shared.turns.recovery import Recovery, read_turn
+from shared.turns.requests import ForwardedRequest, Request, TurnLimits
+
+SETTLE_GRACE = timedelta(seconds=60)  # after a turn's time-out, for settling it
+MAX_ATTEMPTS = 3  # at finding a session free, where a recovery or a deletion has to be finished first
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The request's Idempotency-Key was answered before, by this turn."""
+
+    session: Session
+    turn: Turn
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """The session as it is once it is reserved, its new turn, and the call to make."""
+
+    session: Session
+    turn: Turn
+    plan: Plan
+
+
+class Reservations:
+    def __init__(
+        self,
+        limits: TurnLimits,
+        *,
+        sessions: Sessions,
+        deletions: Deletions,
+        recovery: Recovery,
+        prices: Prices,
+        clock: Clock,
+    ) -> None:
+        self._limits = limits
+        self._sessions = sessions
+        self._deletions = deletions
+        self._recovery = recovery
+        self._prices = prices
+        self._clock = clock
+
+    async def reserve(self, request: Request) -> LeasedTurn | Replay:
+        """Raises InvalidRequest, MessageTooLarge, SessionNotFound, SessionBusy, IdempotencyMismatch or
+        StorageUnavailable."""
+        request.check(self._limits)
+        if request.session_id is None:
+            session_id, planned_new = await self._begin_session(request)
+        else:
+            session_id, planned_new = request.session_id, None
+        for _ in range(MAX_ATTEMPTS):
+            record = await self._idempotency_record(request, session_id)
+            session, turns = await self._sessions.read(session_id)
+            if session is None:
+                planned_new = planned_new or self._planned(request, self._new_session(request, session_id), [])
+                return await self._commit(planned_new, record)
+            if not session.visible_to(request.principal.name):
+                raise SessionNotFound
+            if session.deletion:
+                await self._deletions.finish(session)
+                continue
+            if record and (answered := await answered_turn(self._sessions, session, record)):
+                if not answered.messages or (session.lease and answered.find(session.lease.call)):
+                    continue  # it was cleared, or settled, after the head was read
+                return Replay(session, answered)
+            if session.lease is None:
+                return await self._commit(self._planned(request, self._known_session(session), turns), record)
+            if session.busy(now := self._clock.now()):
+                raise SessionBusy(math.ceil((session.lease.until - now).total_seconds()))
+            await self._recovery.free(session)
+        raise SessionBusy
+
+    async def without_session(self, request: ForwardedRequest) -> SessionlessTurn:
+        plan = request.plan_without_session()
+        return SessionlessTurn(self.new_call(plan), plan)
+
+    def new_call(self, plan: Plan, *, step: int = 0) -> Call:
+        """An open call for the plan, with its worst case in USD."""
+        now = self._clock.now()
+        rates = self._prices.rates(plan.deployment, prompt_tokens=plan.prompt_bound)
+        return Call(
+            id=uuid.uuid4().hex,
+            day=now.date(),
+            deadline=now + call_lifetime(self._limits.turn_timeout),
+            deployment=plan.deployment,
+            worst_case=worst_case(plan.prompt_bound, plan.max_tokens, rates) if rates else None,
+            step=step,
+        )
+
+    async def _begin_session(self, request: Request) -> tuple[str, _Planned]:
+        """The id of the session that the request begins, or began before with the same Idempotency-Key, and the first
+        turn as planned: a request that is refused must not use up the key."""
+        session_id = secrets.token_hex(16)
+        planned = self._planned(request, self._new_session(request, session_id), [])
+        record = new_record(request)
+        if record is None:
+            return session_id, planned
+        check_first_key(request)
+        session_id, stored = await self._sessions.first_session(record, session_id)
+        check_same_request(record, stored)
+        session = replace(planned.session, id=session_id, first_key=record.key)
+        return session_id, replace(planned, session=session)
+
+    def _planned(self, request: Request, session: Session, turns: Sequence[Turn]) -> _Planned:
+        plan = request.plan(session, turns, self._limits)
+        call, now = self.new_call(plan), self._clock.now()
+        turn = Turn(
+            number=session.turns + 1,
+            started=now,
+            calls=(call,),
+            messages=request.messages,
+            window_start=plan.window_start,
+            past_tokens=plan.past_tokens,
+        )
+        self._sessions.check_size(session, turn, plan.stored_answer_tokens)
+        return _Planned(replace(session, turns=turn.number, lease=lease_for(call, now)), turn, plan)
+
+    async def _idempotency_record(self, request: Request, session_id: str) -> IdempotencyRecord | None:
+        """The record of the request's key in this session, stored or new; None where it has no key."""
+        record = new_record(request)
+        if record is None:
+            return None
+        stored = await self._sessions.idempotency_record(session_id, record.key) or record
+        check_same_request(record, stored)
+        return stored
+
+    def _new_session(self, request: Request, session_id: str) -> Session:
+        now = self._clock.now()
+        return Session(
+            id=session_id,
+            created=now,
+            updated=now,
+            owner=request.principal.name,
+            system=self._limits.system_prompt if request.system is None else request.system,
+            deployment=request.deployment or self._limits.deployment,
+        )
+
+    def _known_session(self, session: Session) -> Session:
+        """With the default deployment, if its own is not configured any more."""
+        if session.deployment not in self._limits.deployments:
+            return replace(session, deployment=self._limits.deployment)
+        return session
+
+    async def _commit(self, planned: _Planned, record: IdempotencyRecord | None) -> LeasedTurn:
+        session, turn = planned.session, planned.turn
+        if record:
+            record = replace(record, turn=turn.number)
+        try:
+            session, turn = await self._sessions.commit(session, turn, record)
+        except (VersionConflict, StorageUnavailable) as error:
+            # Another turn was quicker, or it is committed with only the answer lost: the lease tells which.
+            stored, stored_turn = await read_turn(self._sessions, session.id, turn.number)
+            if stored is None or stored_turn is None or not stored.leased_to(turn.call):
+                if isinstance(error, VersionConflict):
+                    raise SessionBusy from None
+                raise
+            session, turn = stored, stored_turn
+        return LeasedTurn(self._sessions, self._clock, session, turn, planned.plan)
+
+
+def call_lifetime(turn_timeout: float) -> timedelta:
+    """How long after its reservation a call may still write. `turn_timeout` in seconds."""
+    return timedelta(seconds=turn_timeout) + SETTLE_GRACE

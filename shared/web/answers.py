@@ -1,0 +1,170 @@
+"""From a conversation's values to the contract's responses."""
+
+from collections.abc import Mapping
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from shared.domain.calls import Usage
+from shared.domain.conversation import Session, Turn
+from shared.domain.daily import DailySummary, Figures, UsageBreakdown
+from shared.web.contract.chat import ChatAnswer, HistoryAnswer, SessionAnswer, SessionTotals, TurnAnswer
+from shared.web.contract.fields import TokenUsage
+from shared.web.contract.usage import (
+    AdjustmentAnswer,
+    CallerCost,
+    CostliestSession,
+    DailyAnswer,
+    DayCostAnswer,
+    DayTotals,
+    ModelCost,
+)
+
+T = TypeVar("T")
+
+EMPTY_ANSWER = (
+    "The answer is empty because the model used up its maximum of tokens for reasoning. Send this again with a larger"
+    " max_tokens, or a lower reasoning_effort."
+)
+
+
+def chat_answer(session: Session, turn: Turn) -> ChatAnswer:
+    call = turn.call
+    rest = dict(turn.extras)
+    if turn.truncated:
+        rest["truncated"] = True
+    message = turn.messages[-1]
+    if turn.finish_reason == "length" and not any(message.get(kind) for kind in ("content", "refusal", "tool_calls")):
+        rest["notice"] = EMPTY_ANSWER
+    return ChatAnswer(
+        session_id=session.id,
+        turn=turn.number,
+        message=dict(message),
+        finish_reason=turn.finish_reason,
+        deployment=call.deployment,
+        model=call.model,
+        usage=_usage(turn.usage) if turn.usage else None,
+        cost_usd=turn.cost,
+        session=SessionTotals(**_totals(session)),
+        **rest,
+    )
+
+
+def session_answer(session: Session, now: datetime) -> SessionAnswer:
+    return SessionAnswer(
+        session_id=session.id,
+        created=session.created,
+        updated=session.updated,
+        system=session.system,
+        deployment=session.deployment,
+        busy=session.busy(now),
+        usage=_usage(session.totals.usage),
+        **_totals(session),
+    )
+
+
+def history_answer(session: Session, turns: list[Turn]) -> HistoryAnswer:
+    """A page of history; there is another unless the page reaches the first turn that is left."""
+    more = bool(turns) and turns[-1].number > session.cleared_through + 1
+    return HistoryAnswer(
+        session_id=session.id,
+        turns=[_turn_answer(turn) for turn in turns],
+        next_before=turns[-1].number if more else None,
+    )
+
+
+def day_totals(day: date, figures: Figures, *, final: bool) -> DayTotals:
+    return DayTotals(**_day(day, figures, final))
+
+
+def daily_answer(summary: DailySummary) -> DailyAnswer:
+    figures = summary.figures
+    return DailyAnswer(
+        **_day(summary.day, figures, summary.final),
+        cost_per_turn_usd=_rounded(figures.cost_per_turn),
+        cache_hit_rate=round(figures.cache_hit_rate, 4),
+        cache_saved_usd=figures.saved,
+        by_model=[
+            ModelCost(deployment=deployment, model=model, **_breakdown(each))
+            for (deployment, model), each in _costliest_first(figures.models)
+        ],
+        by_caller=[CallerCost(caller=name, **_breakdown(each)) for name, each in _costliest_first(figures.callers)],
+        costliest_sessions=[
+            CostliestSession(session_id=session.session_id, cost_usd=session.cost) for session in figures.costliest
+        ],
+        previous_day_usd=summary.day_before,
+        week_average_usd=_rounded(summary.week_average),
+        month_to_date_usd=summary.month_to_date,
+        adjustments=[
+            AdjustmentAnswer(date=adjustment.day, difference_usd=adjustment.difference, cost_usd=adjustment.cost)
+            for adjustment in summary.adjustments
+        ],
+        history=[DayCostAnswer(date=day.day, cost_usd=day.cost) for day in summary.history],
+    )
+
+
+def _day(day: date, figures: Figures, final: bool) -> dict[str, Any]:
+    return {
+        "date": day,
+        "final": final,
+        "cost_usd": figures.cost,
+        "usage": _usage(figures.usage),
+        "turns": figures.turns,
+        "calls": figures.calls,
+        "sessions": figures.sessions,
+        "failed_calls": figures.failed,
+        "unaccounted_calls": figures.unaccounted,
+        "unaccounted_usd": None if figures.unbounded else figures.unaccounted_cost,
+        "unpriced_turns": figures.unpriced_turns,
+    }
+
+
+def _breakdown(breakdown: UsageBreakdown) -> dict[str, Any]:
+    return {
+        "calls": breakdown.calls,
+        "unpriced_turns": breakdown.unpriced_turns,
+        "prompt_tokens": breakdown.prompt_tokens,
+        "completion_tokens": breakdown.completion_tokens,
+        "cost_usd": breakdown.cost,
+    }
+
+
+def _costliest_first(breakdowns: Mapping[T, UsageBreakdown]) -> list[tuple[T, UsageBreakdown]]:
+    return sorted(breakdowns.items(), key=lambda item: item[1].cost, reverse=True)
+
+
+def _rounded(average: Decimal) -> Decimal:
+    """An average has no last digit: ten decimals are more than any price."""
+    return average.quantize(Decimal("1e-10"))
+
+
+def _turn_answer(turn: Turn) -> TurnAnswer:
+    call = turn.call
+    return TurnAnswer(
+        turn=turn.number,
+        state=call.state.value,
+        messages=[dict(message) for message in turn.messages],
+        finish_reason=turn.finish_reason,
+        started=turn.started,
+        finished=turn.finished,
+        deployment=call.deployment,
+        model=call.model,
+        usage=_usage(turn.usage) if turn.usage else None,
+        cost_usd=turn.cost,
+    )
+
+
+def _totals(session: Session) -> dict[str, Any]:
+    totals = session.totals
+    return {
+        "turns": session.turns,
+        "total_tokens": totals.usage.total_tokens,
+        "cost_usd": totals.cost,
+        "unpriced_turns": totals.unpriced_turns,
+        "unaccounted_calls": totals.unaccounted_calls,
+        "unaccounted_usd": None if totals.unbounded_calls else totals.unaccounted,
+    }
+
+
+def _usage(usage: Usage) -> TokenUsage:
+    return TokenUsage.model_validate(usage, from_attributes=True)

@@ -1,0 +1,68 @@
+"""api/chat: one turn, as JSON or as server-sent events."""
+
+from azurefunctions.extensions.http.fastapi import Request, Response
+
+from shared.domain.principal import Principal
+from shared.services import Services
+from shared.turns.events import Answer, Delta, Event, Started
+from shared.turns.requests import ComposedRequest
+from shared.web.answers import chat_answer
+from shared.web.contract.chat import ChatRequest, ErrorEvent, StartEvent
+from shared.web.http import (
+    error_fields,
+    event_stream,
+    idempotency_key,
+    json_bytes,
+    json_response,
+    read_body,
+    relay,
+    validated,
+)
+
+
+async def post_chat(request: Request, app: Services, principal: Principal) -> Response:
+    chat = validated(ChatRequest, await read_body(request, app.settings.turns.max_message_bytes))
+    streamed = chat.stream or "text/event-stream" in request.headers.get("accept", "")
+    stream = app.turns.take_turn(
+        ComposedRequest(
+            principal=principal,
+            dialect=app.chat_completions,
+            messages=chat.messages(),
+            session_id=chat.session_id,
+            system=chat.system,
+            deployment=chat.deployment,
+            max_tokens=chat.max_tokens,
+            options=chat.options(),
+            idempotency_key=idempotency_key(request),
+            fingerprint=chat.fingerprint(),
+        ),
+        deltas=streamed,
+    )
+    first = await anext(stream)  # errors up to here have a status, later ones of a stream are its last event
+    headers = {"idempotent-replayed": "true"} if isinstance(first, Started) and first.replayed else {}
+    if streamed:
+        return event_stream(relay(first, stream, app.clock, write=_write, write_error=_write_error), headers)
+    answer = await stream.answer()
+    return json_response(chat_answer(answer.session, answer.turn), headers=headers)
+
+
+def _write(event: Event) -> bytes:
+    match event:
+        case Started():
+            start = StartEvent(session_id=event.session_id, turn=event.turn, deployment=event.deployment)
+            return _frame("start", start)
+        case Delta(pieces):
+            return _frame("delta", pieces)
+        case Answer(session, turn):
+            return _frame("done", chat_answer(session, turn))
+        case _:
+            return b""
+
+
+def _write_error(error: Exception) -> bytes:
+    fields, status, retry_after = error_fields(error)
+    return _frame("error", ErrorEvent(**fields, status=status, retry_after=retry_after))
+
+
+def _frame(name: str, data: object) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), json_bytes(data))

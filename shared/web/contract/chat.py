@@ -1,0 +1,187 @@
+"""api/chat and api/sessions."""
+
+from datetime import datetime
+from decimal import Decimal
+from hashlib import sha256
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from shared.domain.calls import ReasoningEffort
+from shared.web.contract.fields import NonEmpty, SessionId, TokenUsage, Wire
+
+IMAGE_URL = r"^(https?://|data:image/)"
+OPTIONS = (
+    "temperature",
+    "top_p",
+    "stop",
+    "seed",
+    "response_format",
+    "tools",
+    "tool_choice",
+    "logprobs",
+    "top_logprobs",
+    "reasoning_effort",
+)
+
+
+class TextPart(Wire):
+    type: Literal["text"]
+    text: NonEmpty
+
+
+class ImageUrl(Wire):
+    url: Annotated[str, StringConstraints(pattern=IMAGE_URL)]
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Wire):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class ToolResult(Wire):
+    tool_call_id: NonEmpty
+    content: str
+
+
+def _only(name: str) -> dict[str, Any]:
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
+class ChatRequest(Wire):
+    """One turn: a message, or the results of the tools that the last answer called."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_only("message"), _only("tool_results")]})
+
+    message: NonEmpty | Annotated[list[Part], Field(min_length=1)] | None = None
+    tool_results: Annotated[list[ToolResult], Field(min_length=1)] | None = None
+    session_id: SessionId | None = None
+    system: str | None = None
+    deployment: str | None = None
+    stream: bool = False
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    stop: NonEmpty | Annotated[list[NonEmpty], Field(min_length=1, max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    reasoning_effort: ReasoningEffort | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "ChatRequest":
+        if (self.message is None) == (self.tool_results is None):
+            raise ValueError("Give either message or tool_results")
+        return self
+
+    def messages(self) -> tuple[dict[str, Any], ...]:
+        """The request's part of the conversation, as chat messages."""
+        if self.tool_results is not None:
+            return tuple({"role": "tool", **result.model_dump()} for result in self.tool_results)
+        if isinstance(self.message, str):
+            return ({"role": "user", "content": self.message},)
+        return ({"role": "user", "content": [part.model_dump(exclude_none=True) for part in self.message or ()]},)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what is asked: a retry may differ in where it goes (a session id it has learned) and in how it
+        wants the answer sent."""
+        asked = self.model_dump(exclude={"session_id", "stream"}, exclude_none=True)
+        return sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    def options(self) -> dict[str, Any]:
+        """What goes to the model as it is, for this turn alone."""
+        return self.model_dump(include=set(OPTIONS), exclude_none=True)
+
+
+class SessionTotals(BaseModel):
+    """`unaccounted_usd`: at most; null where that is not known, for want of a price."""
+
+    turns: int
+    total_tokens: int
+    cost_usd: Decimal
+    unpriced_turns: int
+    unaccounted_calls: int
+    unaccounted_usd: Decimal | None
+
+
+class ChatAnswer(BaseModel):
+    """A turn's answer. `cost_usd` is null where the model's price is not known."""
+
+    session_id: str
+    turn: int
+    message: dict[str, Any]
+    finish_reason: str | None
+    deployment: str
+    model: str | None
+    usage: TokenUsage | None
+    cost_usd: Decimal | None
+    session: SessionTotals
+    content_filter: dict[str, Any] | None = None
+    logprobs: dict[str, Any] | None = None
+    truncated: bool | None = None
+    notice: str | None = None  # what a reader of the answer should know of it
+
+
+class StartEvent(BaseModel):
+    """The turn is reserved: errors from here on come as an event."""
+
+    session_id: str
+    turn: int
+    deployment: str
+
+
+class DeltaEvent(BaseModel):
+    """A piece of the answer, in OpenAI's shape."""
+
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ErrorEvent(BaseModel):
+    """The turn failed. `status`: what it would have been before the stream began; `retry_after`: seconds."""
+
+    code: str
+    message: str
+    param: str | None
+    status: int
+    retry_after: int | None
+
+
+class SessionAnswer(SessionTotals):
+    session_id: str
+    created: datetime
+    updated: datetime
+    system: str
+    deployment: str
+    busy: bool
+    usage: TokenUsage
+
+
+class TurnAnswer(BaseModel):
+    turn: int
+    state: str
+    messages: list[dict[str, Any]]
+    finish_reason: str | None
+    started: datetime
+    finished: datetime | None
+    deployment: str
+    model: str | None
+    usage: TokenUsage | None
+    cost_usd: Decimal | None
+
+
+class HistoryAnswer(BaseModel):
+    """Turns, newest first. `next_before` asks for the next page; null on the last one."""
+
+    session_id: str
+    turns: list[TurnAnswer]
+    next_before: int | None

@@ -1,0 +1,43 @@
+"""Fields and models that several routes share."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # pydantic's `$` is the very end, as ECMA-262's is
+SESSION_ID_FORM = "1 to 64 letters, digits, dots, underscores or hyphens, and begin with a letter or digit"
+IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
+MAX_PAGE_TURNS = 100  # of history
+MAX_TURN_NUMBER = 10**9
+SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID)]
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Wire(BaseModel):
+    """Types are exact and unknown fields are refused: a misspelt option must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TokenUsage(BaseModel):
+    prompt_tokens: int
+    cached_tokens: int
+    cache_write_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    total_tokens: int
+
+
+class ErrorFields(BaseModel):
+    """`type` is there on openai/* alone; there an error of the model service comes as it sent it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str | None
+    message: str
+    param: str | None = None
+    type: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorFields

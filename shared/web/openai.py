@@ -1,0 +1,204 @@
+"""The OpenAI-compatible routes: OpenAI's and Azure OpenAI's own wire format in and out, metered.
+
+A request is forwarded as it was sent, and its answer returned as the service sent it. Without X-Session-Id only the
+ledger knows of the call; with it the call is a turn of that session.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+import orjson
+from azurefunctions.extensions.http.fastapi import Request, Response
+
+from shared.domain.calls import Usage
+from shared.domain.conversation import Turn
+from shared.domain.principal import Principal
+from shared.errors import ChatError, InvalidRequest, ModelNotFound
+from shared.services import Services
+from shared.turns.events import Answer, Delta, Event, Metered, Opened, Started
+from shared.turns.requests import ForwardedRequest
+from shared.web.contract.completions import CompletionRequest, ModelAnswer, ModelsAnswer
+from shared.web.http import (
+    error_fields,
+    event_stream,
+    idempotency_key,
+    json_bytes,
+    json_error,
+    json_response,
+    read_body,
+    relay,
+    session_id,
+    validated,
+)
+
+SESSION_HEADER = "x-session-id"
+DONE = b"data: [DONE]\n\n"
+_ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # people, not SDKs, tell errors apart by them
+
+
+def error_response(error: Exception) -> Response:
+    """The service's own answer where it is an error, else ours in OpenAI's format, with its status and headers."""
+    upstream = error.upstream if isinstance(error, ChatError) else None
+    if upstream is None or upstream.status < 400:  # a redirect would lead around this app
+        return json_error(*_openai_error(error))
+    if _is_openai_error(upstream.body):
+        return Response(upstream.body, upstream.status, upstream.headers, media_type="application/json")
+    response = json_error(*_openai_error(error, upstream.status))
+    response.headers.update(upstream.headers)
+    return response
+
+
+async def post_completion(request: Request, app: Services, principal: Principal) -> Response:
+    body = await read_body(request, app.settings.turns.max_request_bytes)
+    completion = validated(CompletionRequest, body)
+    streamed = bool(completion.stream)
+    forwarded = _forwarded(request, app, principal, completion, body)
+    run = app.turns.take_turn if forwarded.session_id else app.turns.call
+    stream, headers, replayed = run(forwarded, deltas=streamed), dict[str, str](), False
+    async for event in stream:  # to the answer, or to the first piece of a streamed one: errors up to it have a status
+        match event:
+            case Started():
+                replayed = event.replayed
+            case Opened():
+                headers.update(event.headers)
+            case Delta() if streamed and not replayed:
+                break
+    wants_usage = bool(completion.stream_options and completion.stream_options.include_usage)
+    if replayed and isinstance(event, Answer):
+        return _replay(event.turn, streamed=streamed, usage=wants_usage)
+    if streamed:
+        write = functools.partial(_write, usage=wants_usage)
+        return event_stream(relay(event, stream, app.clock, write=write, write_error=_write_error), headers)
+    return Response(_whole(event), 200, headers, media_type="application/json")
+
+
+async def get_models(request: Request, app: Services, principal: Principal) -> Response:
+    models = [
+        ModelAnswer(id=name, object="model", created=0, owned_by="azure-openai")
+        for name in sorted(app.settings.model.deployments)
+    ]
+    return json_response(ModelsAnswer(object="list", data=models))
+
+
+def _forwarded(
+    request: Request, app: Services, principal: Principal, completion: CompletionRequest, body: Mapping[str, Any]
+) -> ForwardedRequest:
+    deployment = _deployment(request, app, completion)
+    if body.get("service_tier") not in (None, "auto", "default"):
+        message = "This service knows the prices of the default tier alone: leave service_tier out."
+        raise InvalidRequest(message, param="service_tier")
+    requested = max(completion.max_tokens or 0, completion.max_completion_tokens or 0) or None
+    largest = app.settings.turns.max_output_tokens
+    sent = {name: value for name, value in body.items() if name != "model"}
+    if completion.stream:  # usage is always requested; its chunk is passed on only to callers that want it
+        sent["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    forwarded = ForwardedRequest(
+        principal=principal,
+        dialect=app.chat_completions,
+        body=sent,
+        deployment=deployment,
+        max_tokens=min(requested or largest, largest) * (completion.n or 1),
+        requested_max_tokens=completion.max_completion_tokens or completion.max_tokens,
+    )
+    given = request.headers.get(SESSION_HEADER)
+    if given is None:
+        return forwarded
+    if (completion.n or 1) > 1:
+        raise InvalidRequest("A turn of a session has one answer: leave n out, or X-Session-Id.", param="n")
+    compared = {name: value for name, value in sent.items() if name not in ("stream", "stream_options")}
+    fingerprint = orjson.dumps({**compared, "model": deployment}, option=orjson.OPT_SORT_KEYS)
+    return replace(
+        forwarded,
+        messages=completion.new_messages(),
+        session_id=session_id(given, "X-Session-Id"),
+        system=completion.system(),
+        idempotency_key=idempotency_key(request),
+        fingerprint=sha256(fingerprint).hexdigest(),
+    )
+
+
+def _deployment(request: Request, app: Services, completion: CompletionRequest) -> str:
+    deployments = app.settings.model.deployments
+    deployment: str | None = request.path_params.get("deployment") or completion.model
+    if not deployment:
+        raise InvalidRequest("Name a model: one of those that GET openai/v1/models lists.", param="model")
+    if deployment not in deployments:
+        listed = ", ".join(sorted(deployments))
+        raise ModelNotFound(f"There is no model {deployment!r}. Choose one of: {listed}.", param="model")
+    return deployment
+
+
+def _is_openai_error(body: bytes) -> bool:
+    """Whether it has OpenAI's format. A gateway's own errors are often a page, or JSON of another form."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(parsed, dict) and isinstance(parsed.get("error"), dict)
+
+
+def _whole(event: Event) -> bytes:
+    return event.data if isinstance(event, Answer | Metered) else b""
+
+
+def _write(event: Event, *, usage: bool) -> bytes:
+    match event:
+        case Delta(_, data, only_usage) if usage or not only_usage:
+            return b"data: %s\n\n" % data
+        case Answer() | Metered():
+            return DONE
+        case _:
+            return b""
+
+
+def _write_error(error: Exception) -> bytes:
+    return b"data: %s\n\n" % json_bytes({"error": _openai_error(error)[0]})
+
+
+def _openai_error(error: Exception, upstream_status: int | None = None) -> tuple[dict[str, Any], int, int | None]:
+    """The error in OpenAI's format, its status (the service's, if given), and the seconds to wait."""
+    fields, status, retry_after = error_fields(error)
+    status = upstream_status or status
+    kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {**fields, "type": kind}, status, retry_after
+
+
+def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
+    """The stored answer, as the service would have sent it."""
+    call, message = turn.call, turn.messages[-1]
+    choice = {"index": 0, "logprobs": turn.extras.get("logprobs"), "finish_reason": turn.finish_reason}
+    common = {
+        "id": f"chatcmpl-{call.id}",
+        "created": int(turn.started.timestamp()),
+        "model": call.model or call.deployment,
+    }
+    used = openai_usage(turn.usage) if turn.usage else None
+    headers = {"idempotent-replayed": "true"} | ({"x-truncated": "true"} if turn.truncated else {})
+    if not streamed:
+        whole = common | {"object": "chat.completion", "choices": [choice | {"message": message}], "usage": used}
+        return json_response(whole, headers=headers)
+    calls = [{"index": at, **call} for at, call in enumerate(message.get("tool_calls") or ())]
+    delta = {**message, "tool_calls": calls} if calls else message
+    chunks: list[dict[str, Any]] = [{"choices": [choice | {"delta": delta}]}]
+    if usage:
+        chunks.append({"choices": [], "usage": used})
+    chunk = common | {"object": "chat.completion.chunk"}
+    frames = b"".join(b"data: %s\n\n" % json_bytes(chunk | each) for each in chunks)
+    return Response(frames + DONE, 200, headers, media_type="text/event-stream")
+
+
+def openai_usage(usage: Usage) -> dict[str, Any]:
+    """Usage in the chat completions format."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }

@@ -1,0 +1,63 @@
+"""The web pages: a fixed list of files, each read once, under a content security policy that allows no others."""
+
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from azurefunctions.extensions.http.fastapi import Request, Response
+
+_FOLDER = Path(__file__).with_name("pages")
+_MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+FILES = frozenset(  # what pages/{file} serves
+    path.name for path in _FOLDER.iterdir() if path.suffix in _MEDIA_TYPES and path.suffix != ".html"
+)
+# https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Content-Security-Policy. With trusted types required and
+# none allowed, a script of ours could not even by mistake turn a model's text into HTML.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    content: bytes
+    media_type: str
+    etag: str
+
+
+def page(request: Request, name: str) -> Response:
+    return _answer(request, f"{name}.html")
+
+
+def file(request: Request) -> Response:
+    name = request.path_params["file"]
+    return _answer(request, name) if name in FILES else Response(status_code=404)
+
+
+def _answer(request: Request, name: str) -> Response:
+    """The file, or 304 where the browser has it: it asks each time, so that a deployment shows at once."""
+    found = _read(name)
+    headers = {
+        "cache-control": "no-cache",
+        "content-security-policy": _POLICY,
+        "etag": found.etag,
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+    if found.etag in request.headers.get("if-none-match", ""):  # a proxy that compresses makes it W/"…"
+        return Response(status_code=304, headers=headers)
+    return Response(found.content, headers=headers, media_type=found.media_type)
+
+
+@cache
+def _read(name: str) -> _File:
+    path = _FOLDER / name
+    content = path.read_bytes()
+    return _File(content, _MEDIA_TYPES[path.suffix], f'"{sha256(content).hexdigest()[:32]}"')

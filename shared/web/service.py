@@ -1,0 +1,27 @@
+"""What the service tells about itself."""
+
+from azurefunctions.extensions.http.fastapi import Request, Response
+
+from shared.domain.principal import Principal
+from shared.services import Services
+from shared.web.contract.service import AboutAnswer, HealthAnswer
+from shared.web.http import json_response
+from shared.web.openapi import document
+
+
+async def get_about(request: Request, app: Services, principal: Principal) -> Response:
+    model = app.settings.model
+    about = AboutAnswer(
+        deployment=model.deployment, deployments=sorted(model.deployments), region=app.settings.azure.region
+    )
+    return json_response(about)
+
+
+def get_health(request: Request) -> Response:
+    """Liveness. It uses no other service, so that a probe costs nothing."""
+    return json_response(HealthAnswer(status="ok"))
+
+
+def get_openapi(request: Request) -> Response:
+    """The contract; like health, it needs no setting."""
+    return json_response(document())

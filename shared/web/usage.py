@@ -1,0 +1,70 @@
+"""api/usage: what a day cost, as JSON or as the page that is mailed."""
+
+import re
+from datetime import date, datetime
+from decimal import Decimal
+
+from azurefunctions.extensions.http.fastapi import Request, Response
+
+from shared.domain.principal import Principal
+from shared.errors import InvalidRequest
+from shared.reports.summary_email import summary_email
+from shared.services import Services
+from shared.web.answers import daily_answer, day_totals
+from shared.web.contract.usage import DaysAnswer, EmailAnswer
+from shared.web.http import json_response
+
+MAX_DAYS = 92
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")  # the one form of those that fromisoformat takes that is published
+_QUALITY = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
+# The page is the email, whose styles are inline; it runs and loads nothing.
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+}
+
+
+async def get_day(request: Request, app: Services, principal: Principal) -> Response:
+    summary = await app.reports.summary(_date(request.path_params["date"], "date", app.clock.now()))
+    if _quality(request, "text/html") > _quality(request, "application/json"):
+        return Response(summary_email(summary).html, media_type="text/html", headers=_PAGE_HEADERS)
+    return json_response(daily_answer(summary))
+
+
+async def get_days(request: Request, app: Services, principal: Principal) -> Response:
+    now = app.clock.now()
+    first, last = (_date(request.query_params.get(name), name, now) for name in ("from", "to"))
+    if not 0 <= (last - first).days < MAX_DAYS:
+        raise InvalidRequest(f"from and to are not 1 to {MAX_DAYS} days in their order.", param="to")
+    days = [day_totals(day.day, day.figures, final=day.final) for day in await app.reports.days(first, last)]
+    total = sum((day.cost_usd for day in days), Decimal(0))
+    return json_response(DaysAnswer(days=days, cost_usd=total))
+
+
+async def post_email(request: Request, app: Services, principal: Principal) -> Response:
+    day = _date(request.path_params["date"], "date", app.clock.now())
+    recipients = await app.delivery.send_again(day)
+    return json_response(EmailAnswer(date=day, sent_to=list(recipients)))
+
+
+def _quality(request: Request, media_type: str) -> float:
+    """The weight of exactly this type in Accept, 0 to 1. https://www.rfc-editor.org/rfc/rfc9110#field.accept"""
+    for accepted in request.headers.get("accept", "").lower().split(","):
+        name, *parameters = (part.strip() for part in accepted.split(";"))
+        if name == media_type:
+            quality = next((_QUALITY.fullmatch(each) for each in parameters if each.startswith("q=")), None)
+            return float(quality[1]) if quality else 1.0
+    return 0.0
+
+
+def _date(given: str | None, name: str, now: datetime) -> date:
+    try:
+        day = date.fromisoformat(given or "") if _DATE.fullmatch(given or "") else None
+    except ValueError:
+        day = None
+    if day is None:
+        raise InvalidRequest(f"{name} is not a date such as {now:%Y-%m-%d}.", param=name)
+    if day > now.date() or day.year < 2000:
+        raise InvalidRequest(f"{name} is not a UTC day up to today, {now:%Y-%m-%d}.", param=name)
+    return day

@@ -1,0 +1,332 @@
+"""No key anywhere: managed identity for the model and for the tables, as on App Service."""
+
+import asyncio
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from local import azurite
+from local.parts import free_port
+from local.places import ROOT
+from shared.access.identity import REFRESH_BEFORE_S, RETRY_AFTER_S, TIMEOUT_S, WAIT_BEFORE_S
+from shared.domain.calls import State
+from tests.conftest import FEBRUARY_29, Serve, Tables
+from tests.support.app_service import HOUR, AppService
+from tests.support.azure_openai import AzureOpenAI
+from tests.support.clock import ManualClock
+from tests.support.conservation import assert_conserved
+from tests.support.loopback import PATIENCE
+from tests.support.talking import answer, answered, closed_ledger, say, until
+
+MODEL = "https://cognitiveservices.azure.com"
+STORAGE = "https://storage.azure.com"
+CLIENT_ID = "11111111-2222-3333-4444-555555555555"
+
+
+@pytest.fixture
+def platform() -> Iterator[AppService]:
+    with AppService() as server:
+        yield server
+
+
+@pytest.fixture
+def fake(fake: AzureOpenAI, platform: AppService) -> AzureOpenAI:
+    fake.authorize = lambda headers: platform.admits(headers, MODEL)
+    return fake
+
+
+@pytest.fixture
+def environ(environ: dict[str, str], platform: AppService) -> dict[str, str]:
+    """As the template sets it, but for the tables."""
+    del environ["AZURE_OPENAI_API_KEY"]
+    return environ | platform.environ | {"AZURE_CLIENT_ID": CLIENT_ID}
+
+
+def refused(response: httpx.Response, code: str, role: str) -> None:
+    """The clear error: who, which role, where it is explained; not how it was tried."""
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], response.headers["retry-after"]) == (503, code, "30")
+    for said in (CLIENT_ID, role, "README"):
+        assert said in error["message"]
+
+
+# The model
+
+
+async def test_a_token_is_asked_for_once_and_used_for_every_call(
+    api: httpx.AsyncClient, fake: AzureOpenAI, platform: AppService, tables: Tables
+) -> None:
+    for _ in range(3):
+        await answer(api)
+
+    assert [(minted.audience, minted.client_id) for minted in platform.minted] == [(MODEL, CLIENT_ID)]
+    assert [request.headers["authorization"] for request in fake.requests] == [f"Bearer {platform.minted[0].token}"] * 3
+    assert all("api-key" not in request.headers for request in fake.requests)
+    await assert_conserved(tables, fake)
+
+
+async def test_a_token_that_expires_in_mid_conversation_is_refreshed_before_it_is_shown(
+    api: httpx.AsyncClient, fake: AzureOpenAI, platform: AppService
+) -> None:
+    platform.lifetime = 4
+    await answer(api)
+    platform.lifetime = HOUR
+    await asyncio.sleep(4.1)
+
+    assert (await answer(api))["turn"] == 2
+
+    assert len(platform.minted) == len(fake.requests) == 2
+
+
+async def test_a_token_that_is_refused_is_replaced_once_on_the_same_call(
+    api: httpx.AsyncClient, fake: AzureOpenAI, platform: AppService, tables: Tables
+) -> None:
+    await answer(api)
+    platform.revoke()
+
+    await answer(api)
+
+    assert len(platform.minted) == 2
+    entries = await assert_conserved(tables, fake)
+    assert len(entries) == 2
+    first, *refused_and_again = [request.call_id for request in fake.requests]
+    assert len(refused_and_again) == 2
+    assert len({first, *refused_and_again}) == 2
+
+
+async def test_ten_calls_at_once_replace_a_refused_token_once(api: httpx.AsyncClient, platform: AppService) -> None:
+    await answer(api)
+    platform.revoke()
+
+    await asyncio.gather(*(answer(api, "hi", f"s{number}") for number in range(10)))
+
+    assert len(platform.minted) == 2
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK asks an identity's endpoint again without a wait of its own."""
+    monkeypatch.setattr("azure.identity._internal.utils.DEFAULT_TOKEN_REFRESH_RETRY_DELAY", 0)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_token_that_never_comes_is_a_clear_error_and_the_next_turn_asks_anew(
+    clock: ManualClock, api: httpx.AsyncClient, platform: AppService
+) -> None:
+    platform.silent = True
+    waiting = asyncio.create_task(say(api))
+    await clock.until_limiting(TIMEOUT_S)
+    await clock.advance(TIMEOUT_S)
+    refused(await waiting, "upstream_unavailable", "Cognitive Services OpenAI User")
+    platform.silent = False
+
+    await answer(api)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("lifetime", [REFRESH_BEFORE_S - 100, WAIT_BEFORE_S - 2])
+async def test_a_token_is_good_to_its_end_where_another_is_not_to_be_had(
+    clock: ManualClock, api: httpx.AsyncClient, platform: AppService, lifetime: float
+) -> None:
+    platform.lifetime = lifetime
+    await answer(api)
+    minted = len(platform.minted)
+    platform.silent = True
+
+    answering = asyncio.create_task(answer(api))
+    await clock.until_limiting(TIMEOUT_S)
+    await clock.advance(TIMEOUT_S)
+    await answering  # with the current token, although the endpoint was asked for 20 s
+    assert len(platform.minted) == minted
+    platform.silent = False
+    await clock.advance(RETRY_AFTER_S)
+
+    async def replaced() -> bool | None:
+        await answer(api)
+        return len(platform.minted) > minted or None
+
+    await until(replaced)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_nobody_waits_for_another_token_while_one_is_good(
+    clock: ManualClock, api: httpx.AsyncClient, platform: AppService
+) -> None:
+    platform.lifetime = REFRESH_BEFORE_S - 100
+    await answer(api)
+    platform.silent = True
+
+    await answer(api)
+
+    assert clock.limiting(TIMEOUT_S)  # another is still being requested
+
+
+async def test_a_wrong_audience_is_a_clear_error_that_is_logged_once(
+    serve: Serve,
+    environ: dict[str, str],
+    fake: AzureOpenAI,
+    platform: AppService,
+    tables: Tables,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serve(environ | {"AZURE_OPENAI_SCOPE": "https://wrong.example/.default"}) as api:
+        for _ in range(3):
+            refused(await say(api), "upstream_unavailable", "Cognitive Services OpenAI User")
+
+    assert [entry.call.state for entry in await closed_ledger(tables)] == [State.FAILED] * 3
+    assert [record.name for record in caplog.records if record.levelname == "ERROR"] == ["shared.access.identity"]
+    assert not any(minted.token in caplog.text for minted in platform.minted)
+    assert len(platform.minted) == 2  # no third token is asked for within the minute
+    assert len(fake.requests) == 4  # and none is shown again to who has just refused it
+
+
+async def test_a_role_that_is_not_there_yet_is_told_and_then_it_works(
+    api: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
+    fake.fault(403)
+    refused(await say(api), "upstream_unavailable", "Cognitive Services OpenAI User")
+
+    await answer(api)
+
+
+async def test_without_an_identity_no_developers_tool_is_asked(
+    serve: Serve,
+    environ: dict[str, str],
+    fake: AzureOpenAI,
+    platform: AppService,
+    tmp_path: Path,
+) -> None:
+    asked = tmp_path / "asked"
+    for tool in ("az", "azd", "pwsh"):
+        (tmp_path / tool).write_text(f"#!/bin/sh\necho {tool} >> {asked}\n")
+        (tmp_path / tool).chmod(0o755)
+    platform.failing = True
+    async with serve(environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as api:
+        refused(await say(api), "upstream_unavailable", "Cognitive Services OpenAI User")
+        platform.failing = False
+        await answer(api)
+
+    assert not asked.exists()
+    assert len(fake.requests) == 1
+
+
+# Everything, over https
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[list[str], Path]:
+    """What Azurite is given, and the authority that an app is to trust."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    files = [tmp_path / name for name in ("certificate.pem", "key.pem", "authority.pem")]
+    issued.cert_chain_pems[0].write_to_path(files[0])
+    issued.private_key_pem.write_to_path(files[1])
+    authority.cert_pem.write_to_path(files[2])
+    return ["--cert", str(files[0]), "--key", str(files[1]), "--oauth", "basic"], files[2]
+
+
+@pytest.fixture
+def servers(environ: dict[str, str], certificate: tuple[list[str], Path], tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The host as a process of its own, and an Azurite that wants tokens: no key is in any setting."""
+    arguments, authority = certificate
+    storage, port = free_port(), free_port()
+    del environ["TABLES_CONNECTION_STRING"]
+    settings = environ | {
+        "TABLES_ENDPOINT": f"https://127.0.0.1:{storage}/{azurite.ACCOUNT}",
+        "SSL_CERT_FILE": str(authority),
+        "SUMMARY_SCHEDULE": FEBRUARY_29,
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+    }
+    host = [sys.executable, "-m", "local.host", "--port", str(port)]
+    with (tmp_path / "log").open("wb") as log:
+        processes = [
+            subprocess.Popen([*azurite.command(storage), *arguments], stdout=log, stderr=log),
+            subprocess.Popen(host, cwd=ROOT, env=settings, stdout=log, stderr=log),
+        ]
+    try:
+        yield f"http://127.0.0.1:{port}", f"https://127.0.0.1:{storage}"
+    finally:
+        for process in reversed(processes):
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+
+
+@pytest.fixture
+async def keyless(servers: tuple[str, str], certificate: tuple[list[str], Path]) -> AsyncIterator[httpx.AsyncClient]:
+    host, storage = servers
+    async with httpx.AsyncClient(base_url=host, trust_env=False, timeout=PATIENCE) as client:
+        await _answers(client, storage, certificate[1])
+        yield client
+
+
+async def _answers(client: httpx.AsyncClient, storage: str, authority: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    trusting = ssl.create_default_context(cafile=str(authority))
+    async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=PATIENCE) as other:
+        while True:
+            try:
+                await other.get(storage)
+                assert (await client.get("/api/health")).status_code == 200
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+async def test_a_conversation_without_a_key_anywhere(
+    keyless: httpx.AsyncClient, environ: dict[str, str], fake: AzureOpenAI, platform: AppService
+) -> None:
+    assert not [name for name in environ if "KEY" in name or "CONNECTION_STRING" in name]
+    platform.lifetime = 4
+    first = await answer(keyless, "hello")
+    platform.lifetime = HOUR
+    await asyncio.sleep(4.1)
+    second = await answer(keyless, "again")
+
+    assert (first["turn"], second["turn"]) == (1, 2)
+    assert second["session"]["cost_usd"] == first["cost_usd"] + second["cost_usd"]
+    assert answered(await keyless.get("/api/sessions/s"))["turns"] == 2
+    assert len(platform.tokens(MODEL)) == 2
+    assert len(platform.tokens(STORAGE)) >= 2
+    assert {minted.client_id for minted in platform.minted} == {CLIENT_ID}
+
+
+async def test_tables_that_refuse_the_identity_are_a_clear_error_until_they_do_not(
+    keyless: httpx.AsyncClient, fake: AzureOpenAI, platform: AppService, tmp_path: Path
+) -> None:
+    platform.audiences, platform.lifetime = {STORAGE: "https://wrong.example"}, 1
+    for _ in range(2):
+        refused(await say(keyless), "storage_unavailable", "Storage Table Data Contributor")
+    platform.audiences, platform.lifetime = {}, HOUR
+    await asyncio.sleep(1.1)
+
+    await answer(keyless)
+
+    assert len(fake.requests) == 1
+    log = (tmp_path / "log").read_text()
+    assert log.count("Storage Table Data Contributor") == 1
+    assert not any(minted.token in log for minted in platform.minted)
+
+
+def test_the_fake_model_takes_no_token_but_a_good_one(platform: AppService) -> None:
+    """Or none of the above would show anything."""
+    platform._answer(f"/msi/token?api-version=2019-08-01&resource={MODEL}", {"x-identity-header": platform._secret})
+    (token,) = platform.tokens(MODEL)
+
+    assert platform.admits({"authorization": f"Bearer {token}"}, MODEL)
+    assert not platform.admits({"authorization": f"Bearer {token}"}, STORAGE)
+    assert not platform.admits({"authorization": f"Bearer {token[:-2]}"}, MODEL)
+    assert not platform.admits({}, MODEL)
+    platform.revoke()
+    assert not platform.admits({"authorization": f"Bearer {token}"}, MODEL)

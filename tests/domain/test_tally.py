@@ -1,0 +1,275 @@
+"""A day's rows, tallied shard by shard, against the same rows added up naively."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import date
+from decimal import Decimal
+from functools import reduce
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.domain.calls import LedgerEntry, Rates, State, Usage
+from shared.domain.daily import (
+    ANONYMOUS_CALLER,
+    MAX_COSTLIEST,
+    DailySummary,
+    DayCost,
+    Figures,
+    SessionCost,
+    UsageBreakdown,
+)
+from shared.domain.hashing import sha256_hex
+from shared.domain.tally import Tally
+from shared.storage.ledger_rows import ledger_keys
+from tests.support.ledger_rows import WORST, entry, settled, spent
+
+DAY = date(2024, 3, 11)
+PREFIXES = ("a", "a-b", "a.b", "a_b", "ab", "A", "a0", "a.b-c", "a-", "a.")
+SESSIONS = (*PREFIXES, *(f"s{n}" for n in range(6)))
+
+amounts = st.decimals(0, 100, places=6)
+FIRST_STEP = st.just(0)
+rates = st.builds(Rates, input=amounts, cached_input=amounts, cache_write=amounts, output=amounts)
+
+
+@st.composite
+def entries(draw: st.DrawFn, steps: st.SearchStrategy[int] = FIRST_STEP) -> LedgerEntry:
+    prompt = draw(st.integers(0, 10**7))
+    drawn = entry(
+        DAY,
+        draw(st.sampled_from((*SESSIONS, None))),
+        draw(st.integers(1, 3)),
+        state=draw(st.sampled_from((*State, State.SETTLED, State.SETTLED))),
+        prompt=prompt,
+        cached=draw(st.integers(0, prompt)),
+        completion=draw(st.integers(0, 10**6)),
+        rates=draw(st.none() | rates),
+        caller=draw(st.sampled_from((None, "web", "batch"))),
+        deployment=draw(st.sampled_from(("chat", "large"))),
+        model=draw(st.sampled_from(("gpt-5.4-mini-2026-03-17", "gpt-5.4", None))),
+        worst=draw(st.none() | amounts),
+    )
+    return replace(drawn, call=replace(drawn.call, step=draw(steps)))
+
+
+def tallied(found: Iterable[LedgerEntry], *, one_shard: bool = False) -> Figures:
+    """As a day is read: each shard in the order of its keys."""
+    shards = defaultdict(list)
+    for one in found:
+        partition, key = ledger_keys(one.call, one.session_id, one.turn)
+        shards["all" if one_shard else partition].append((key, one))
+    return reduce(Figures.plus, (tally(one for _, one in sorted(shard)) for shard in shards.values()), Figures())
+
+
+def tally(found: Iterable[LedgerEntry]) -> Figures:
+    counting = Tally()
+    for one in found:
+        counting.add(one)
+    return counting.figures()
+
+
+def naive(found: list[LedgerEntry]) -> Figures:
+    """The same from all rows at once, one figure at a time."""
+    counted = [one for one in found if one.call.state is not State.ABANDONED]
+    done = [one for one in counted if one.call.state is State.SETTLED]
+    sessions = {one.session_id for one in counted if one.session_id}
+    alone = sum(one.session_id is None for one in counted)
+    turns = {(one.session_id, one.turn) for one in counted if one.session_id}
+    settled_turns = most_by_step(done)
+    costs = {session: total(one for one in done if one.session_id == session) for session in sessions}
+    ranked = sorted(((cost, session) for session, cost in costs.items() if cost), reverse=True)
+    models = {(one.call.deployment, one.call.model or "") for one in done}
+    callers = {one.caller or ANONYMOUS_CALLER for one in done}
+    doubtful = [one.call.worst_case for one in counted if one.call.state is State.UNACCOUNTED]
+    return Figures(
+        usage=reduce(Usage.plus, (one.call.usage or Usage() for one in done), Usage()),
+        cost=total(done),
+        saved=sum((saved(one) for one in done), Decimal(0)),
+        sessions=len(sessions),
+        turns=sum(max(1, settled_turns[turn]) for turn in turns) + alone,
+        calls=len(counted),
+        open=sum(one.call.state is State.OPEN for one in counted),
+        failed=sum(one.call.state is State.FAILED for one in counted),
+        unaccounted=len(doubtful),
+        unaccounted_cost=sum((worst or Decimal(0) for worst in doubtful), Decimal(0)),
+        unbounded=doubtful.count(None),
+        unpriced=sum(one.call.cost is None for one in done),
+        unpriced_turns=unpriced_turns(done),
+        models={
+            name: breakdown(one for one in done if (one.call.deployment, one.call.model or "") == name)
+            for name in models
+        },
+        callers={name: breakdown(one for one in done if (one.caller or ANONYMOUS_CALLER) == name) for name in callers},
+        costliest=tuple(SessionCost(cost=cost, session_id=session) for cost, session in ranked[:MAX_COSTLIEST]),
+    )
+
+
+def total(found: Iterable[LedgerEntry]) -> Decimal:
+    return sum((one.call.cost or Decimal(0) for one in found), Decimal(0))
+
+
+def saved(one: LedgerEntry) -> Decimal:
+    call = one.call
+    if call.usage is None or call.rates is None:
+        return Decimal(0)
+    return call.usage.cached_tokens * (call.rates.input - call.rates.cached_input) / 1_000_000
+
+
+def most_by_step(found: Iterable[LedgerEntry]) -> Counter[tuple[str, int]]:
+    """How many calls of one step each turn of a session has, at that step where it has the most. It is more than one
+    where the session was erased and begun again: then several turns have the same number."""
+    steps = Counter((one.session_id, one.turn, one.call.step) for one in found if one.session_id)
+    most = Counter[tuple[str, int]]()
+    for (session, turn, _), count in steps.items():
+        most[session, turn] = max(most[session, turn], count)
+    return most
+
+
+def unpriced_turns(found: Iterable[LedgerEntry]) -> int:
+    """A call without a session is a turn of its own."""
+    unpriced = [one for one in found if one.call.cost is None]
+    return most_by_step(unpriced).total() + sum(one.session_id is None for one in unpriced)
+
+
+def breakdown(found: Iterable[LedgerEntry]) -> UsageBreakdown:
+    found = list(found)
+    calls = [one.call for one in found]
+    return UsageBreakdown(
+        cost=sum((call.cost or Decimal(0) for call in calls), Decimal(0)),
+        calls=len(calls),
+        unpriced_turns=unpriced_turns(found),
+        prompt_tokens=sum(call.usage.prompt_tokens for call in calls if call.usage),
+        completion_tokens=sum(call.usage.completion_tokens for call in calls if call.usage),
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(entries(), max_size=40))
+def test_sixteen_tallies_added_up_are_what_all_rows_come_to(found: list[LedgerEntry]) -> None:
+    assert tallied(found) == naive(found)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(entries(), max_size=25))
+def test_sessions_that_share_a_shard_are_kept_apart(found: list[LedgerEntry]) -> None:
+    assert tallied(found, one_shard=True) == naive(found)
+
+
+def step_of(one: LedgerEntry) -> object:
+    """What there is once: each step of a turn settles one call at most, and a call has one row."""
+    call = one.call
+    return (one.session_id, one.turn, call.step) if one.session_id and call.state is State.SETTLED else call.id
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(entries(steps=st.integers(0, 3)), max_size=40, unique_by=step_of))
+def test_the_steps_of_a_turn_are_one_turn(found: list[LedgerEntry]) -> None:
+    assert tallied(found) == tallied(found, one_shard=True) == naive(found)
+
+
+def test_sessions_whose_ids_begin_alike_are_counted_one_by_one() -> None:
+    found = [spent(DAY, n + 1, session, turn) for n, session in enumerate(PREFIXES) for turn in (1, 2)]
+
+    figures = tallied(found, one_shard=True)
+
+    assert (figures.sessions, figures.turns, figures.calls) == (len(PREFIXES), 2 * len(PREFIXES), 2 * len(PREFIXES))
+    assert {one.session_id: one.cost for one in figures.costliest} == {
+        session: 2 * (n + 1) for n, session in enumerate(PREFIXES)
+    }
+
+
+def test_two_calls_of_one_turn_are_one_turn() -> None:
+    figures = tallied([entry(DAY, turn=1, state=State.UNACCOUNTED), entry(DAY, turn=1), entry(DAY, turn=2)])
+
+    assert (figures.turns, figures.calls, figures.sessions) == (2, 3, 1)
+
+
+def test_calls_without_a_session_are_turns_of_no_session() -> None:
+    figures = tallied([entry(DAY, None), entry(DAY, None), entry(DAY, "s")])
+
+    assert (figures.turns, figures.sessions) == (3, 1)
+    assert [one.session_id for one in figures.costliest] == ["s"]
+
+
+def test_the_ten_costliest_come_first_whatever_shards_they_are_in() -> None:
+    found = [spent(DAY, n + 1, f"s{n}") for n in range(25)]
+
+    assert [int(one.cost) for one in tallied(found).costliest] == list(range(25, 15, -1))
+    assert [int(one.cost) for one in tallied(found, one_shard=True).costliest] == list(range(25, 15, -1))
+
+
+def test_an_abandoned_call_counts_as_nothing() -> None:
+    assert tallied([entry(DAY, state=State.ABANDONED)]) == Figures()
+
+
+def test_an_unaccounted_call_is_counted_at_its_worst_and_apart_from_the_cost() -> None:
+    figures = tallied([entry(DAY, state=State.UNACCOUNTED)])
+
+    assert (figures.unaccounted, figures.unaccounted_cost) == (1, WORST)
+    assert figures.cost == 0
+
+
+def test_an_unaccounted_call_without_a_price_is_not_counted_as_nothing() -> None:
+    figures = tallied([entry(DAY, state=State.UNACCOUNTED), entry(DAY, turn=2, state=State.UNACCOUNTED, worst=None)])
+
+    assert (figures.unaccounted, figures.unaccounted_cost, figures.unbounded) == (2, WORST, 1)
+
+
+def test_the_turns_of_a_session_that_was_erased_and_begun_again_are_counted_each() -> None:
+    lives = [[entry(DAY, turn=1, state=State.UNACCOUNTED), entry(DAY, turn=1), entry(DAY, turn=2)] for _ in range(3)]
+
+    figures = tallied([call for life in lives for call in life])
+
+    assert (figures.turns, figures.sessions, figures.calls) == (6, 1, 9)
+
+
+def test_a_settlement_takes_the_place_of_the_doubt() -> None:
+    doubtful = entry(DAY, state=State.UNACCOUNTED)
+
+    figures = tallied([replace(doubtful, call=settled(doubtful))])
+
+    assert (figures.unaccounted, figures.unaccounted_cost) == (0, Decimal(0))
+    assert figures.cost == Decimal("0.0012")
+
+
+def test_a_call_at_no_known_price_is_counted_and_said_to_be_unpriced() -> None:
+    figures = tallied([entry(DAY, rates=None)])
+
+    assert (figures.calls, figures.unpriced, figures.unpriced_turns, figures.usage.prompt_tokens) == (1, 1, 1, 1000)
+    breakdowns = (*figures.models.values(), *figures.callers.values())
+    assert [breakdown.unpriced_turns for breakdown in breakdowns] == [1, 1]
+    assert figures.cost == 0
+
+
+def test_cents_that_no_float_can_hold_are_kept_to_the_last_digit() -> None:
+    figures = tallied([spent(DAY, "0.1", f"s{n}") for n in range(3)] + [spent(DAY, "0.000000000001")])
+
+    assert figures.cost == Decimal("0.300000000001")
+
+
+def test_the_cache_is_said_to_have_saved_what_its_tokens_would_have_cost() -> None:
+    figures = tallied([entry(DAY, prompt=1000, cached=640)])
+
+    assert figures.saved == 640 * (Decimal("0.75") - Decimal("0.075")) / 1_000_000
+    assert figures.cache_hit_rate == 0.64
+
+
+def test_a_day_without_turns_has_averages_too() -> None:
+    assert Figures().cost_per_turn == 0
+    assert Figures().cache_hit_rate == 0
+
+
+def test_a_session_is_labelled_by_its_hash() -> None:
+    assert SessionCost(cost=Decimal(1), session_id="secret").label == sha256_hex("secret")[:12]
+
+
+def test_the_average_is_of_the_seven_days_before() -> None:
+    history = tuple(DayCost(day=date(2024, 3, 1 + n), cost=Decimal(10**n)) for n in range(14))
+    summary = DailySummary(
+        day=date(2024, 3, 14), final=True, figures=Figures(), history=history, month_to_date=Decimal(0)
+    )
+
+    assert summary.day_before == 10**12
+    assert summary.week_average == Decimal(sum(10**n for n in range(6, 13))) / 7

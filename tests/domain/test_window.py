@@ -1,0 +1,715 @@
+"""The window: history that always fits, a prefix that stays as it was, tool exchanges that stay whole.
+
+The properties talk to a service of their own, which gives every message a size that the window can't foresee and
+reports usage as the real one does.
+"""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.domain.calls import Call, State, Usage
+from shared.domain.conversation import Message, Session, Turn, raise_call
+from shared.domain.window import IMAGE_BOUND, MAX_TURNS, MESSAGE_BOUND, MESSAGE_TOKENS, History, Window, bound, estimate
+from shared.errors import ContextTooLong, InvalidRequest
+from tests.conftest import Serve
+from tests.support.azure_openai import AzureOpenAI
+from tests.support.azure_openai_answers import prefixes
+from tests.support.talking import answer, say
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+SYSTEM = "Be brief."
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def result(call_id: str, text: str = "42") -> Message:
+    return {"role": "tool", "tool_call_id": call_id, "content": text}
+
+
+def calling(*ids: str, content: str | None = None) -> Message:
+    calls = [{"id": i, "type": "function", "function": {"name": "look", "arguments": "{}"}} for i in ids]
+    return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+@dataclass
+class Chat:
+    """A conversation as turns and storage make it, without either: what is sent goes through History and Window."""
+
+    budget: int = 1_000
+    system: str = SYSTEM
+    sizes: dict[bytes, int] = field(default_factory=dict)  # message or tools -> tokens; estimated where not named
+    session: Session = field(init=False)
+    turns: list[Turn] = field(default_factory=list)  # oldest first
+    windows: list[Window] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.session = Session(id="s", created=NOW, updated=NOW, system=self.system, deployment="chat")
+
+    def past(self, *new: Message, attached: Any = None, deployment: str = "chat") -> History:
+        return History.of(self.session, self.turns[::-1], new, attached, deployment)
+
+    def window(self, *new: Message, attached: Any = None, budget: int | None = None) -> Window:
+        return self.past(*new, attached=attached).window(budget or self.budget)
+
+    def begin(
+        self, *new: Message, attached: Any = None, budget: int | None = None, deployment: str = "chat"
+    ) -> tuple[Turn, Window]:
+        window = self.past(*new, attached=attached, deployment=deployment).window(budget or self.budget)
+        self.windows.append(window)
+        number = self.session.turns + 1
+        call = Call(id=f"c{number}", day=date(2026, 3, 1), deadline=NOW, deployment=deployment, worst_case=Decimal(1))
+        turn = Turn(
+            number=number,
+            started=NOW,
+            calls=(call,),
+            messages=new,
+            window_start=window.first,
+            past_tokens=window.past_tokens,
+        )
+        self.session = replace(self.session, turns=number)
+        self.turns.append(turn)
+        return turn, window
+
+    def end(
+        self,
+        turn: Turn,
+        window: Window,
+        said: Message,
+        *,
+        attached: Any = None,
+        state: State = State.SETTLED,
+        filtered: bool = False,
+        thought: int = 0,
+    ) -> None:
+        prompt = self.prompt(window, attached)
+        spoken = self.said(said) - MESSAGE_TOKENS  # no answer's usage shows its role and separators
+        usage = Usage(prompt_tokens=prompt, completion_tokens=spoken + thought, reasoning_tokens=thought)
+        call = replace(turn.call, state=state, usage=usage if state is State.SETTLED else None)
+        after = raise_call(self.session, self.turns[turn.number - 1], call)
+        assert after is not None
+        self.session, turn = after
+        reason = "content_filter" if filtered else "stop"
+        messages = (*turn.messages, said) if state is State.SETTLED else turn.messages
+        self.turns[turn.number - 1] = replace(turn, messages=messages, finish_reason=reason)
+
+    def say(self, text: str, said: Message | str = "ok", **how: Any) -> Window:
+        return self.take(user(text), said=said, **how)
+
+    def take(self, *new: Message, said: Message | str = "ok", state: State = State.SETTLED, **how: Any) -> Window:
+        turn, window = self.begin(*new, **how)
+        answered = said if isinstance(said, dict) else {"role": "assistant", "content": said}
+        self.end(turn, window, answered, attached=how.get("attached"), state=state)
+        return window
+
+    def prompt(self, window: Window, attached: Any = None) -> int:
+        """What the service measures."""
+        return self.fixed(attached) + sum(self.said(message) for message in window.messages[1:])
+
+    def fixed(self, attached: Any = None) -> int:
+        system = {"role": "system", "content": self.system}
+        tools = self.sizes.get(orjson.dumps(attached))
+        return estimate([system], attached) if tools is None else self.said(system) + tools
+
+    def said(self, message: Message) -> int:
+        return self.sizes.get(orjson.dumps(message), estimate([message]))
+
+
+def texts(window: Window) -> list[Any]:
+    return [message["content"] for message in window.messages[1:]]
+
+
+def numbers(chat: Chat, window: Window) -> list[int]:
+    """The past turns that a window shows, by what was said in them."""
+    shown = {orjson.dumps(message) for message in window.messages}
+    return [turn.number for turn in chat.turns if orjson.dumps(turn.messages[0]) in shown]
+
+
+def filled(turns: int, letters: int = 60, **how: Any) -> Chat:
+    chat = Chat(**how)
+    for number in range(1, turns + 1):
+        chat.say(f"{number}:".ljust(letters, "x"), said=f"answer {number}")
+    return chat
+
+
+class TestWhatIsShown:
+    def test_a_first_turn_is_the_system_prompt_and_the_message(self) -> None:
+        window = Chat().window(user("hello"))
+        assert window.messages == ({"role": "system", "content": SYSTEM}, user("hello"))
+        assert window.first == 1
+
+    def test_earlier_turns_come_between_in_their_order(self) -> None:
+        chat = Chat()
+        chat.say("one", said="1")
+        chat.say("two", said="2")
+        assert texts(chat.window(user("three"))) == ["one", "1", "two", "2", "three"]
+
+    @pytest.mark.parametrize("state", [State.OPEN, State.ABANDONED, State.UNACCOUNTED, State.FAILED])
+    def test_a_turn_that_was_not_answered_is_left_out(self, state: State) -> None:
+        chat = Chat()
+        chat.say("one", said="1")
+        if state is State.OPEN:
+            chat.begin(user("lost"))
+        else:
+            chat.say("lost", state=state)
+        assert texts(chat.window(user("two"))) == ["one", "1", "two"]
+
+    def test_a_turn_that_the_content_filter_stopped_is_left_out(self) -> None:
+        chat = Chat()
+        turn, window = chat.begin(user("bad"))
+        chat.end(turn, window, {"role": "assistant", "content": "ba"}, filtered=True)
+        assert texts(chat.window(user("good"))) == ["good"]
+
+    def test_a_cleared_turn_is_left_out_even_where_its_content_is_still_stored(self) -> None:
+        chat = Chat()
+        chat.say("secret")
+        chat.session = replace(chat.session, cleared_through=1, window_start=2)
+        window = chat.window(user("new"))
+        assert texts(window) == ["new"]
+        assert window.first == 2
+
+    def test_a_call_of_a_cleared_turn_is_not_pending(self) -> None:
+        chat = Chat()
+        chat.say("weather?", said=calling("a"))
+        chat.session = replace(chat.session, cleared_through=1, window_start=2)
+        with pytest.raises(InvalidRequest, match="No tool call is waiting"):
+            chat.past(result("a"))
+
+    def test_a_turn_that_was_settled_late_takes_its_place(self) -> None:
+        chat = Chat()
+        chat.say("one", said="1")
+        late = chat.begin(user("two"))
+        chat.say("three", said="3")
+        chat.end(*late, {"role": "assistant", "content": "2"})
+        assert texts(chat.window(user("four"))) == ["one", "1", "two", "2", "three", "3", "four"]
+
+    def test_a_refusal_is_shown_with_content_that_the_service_takes(self) -> None:
+        chat = Chat()
+        chat.say("one", said={"role": "assistant", "content": None, "refusal": "No."})
+        shown = chat.window(user("two")).messages[2]
+        assert shown == {"role": "assistant", "content": "", "refusal": "No."}
+
+
+class TestBudget:
+    def test_what_does_not_fit_any_more_is_left_out_from_the_oldest_on(self) -> None:
+        chat = filled(20, budget=300)
+        window = chat.window(user("next"))
+        shown = numbers(chat, window)
+        assert shown == list(range(window.first, 21))
+        assert 1 < window.first < 20
+
+    def test_a_new_message_larger_than_the_budget_goes_alone(self) -> None:
+        chat = filled(3)
+        large = user("x" * 3 * 1_001)
+        window = chat.window(large)
+        assert window.messages[1:] == (large,)
+        assert window.first == 4
+
+    def test_what_was_said_last_stays_as_long_as_it_fits(self) -> None:
+        chat = filled(15)
+        document = "x" * 3 * 700  # more than half of the budget
+        chat.say(document)
+        assert texts(chat.window(user("what does it say?"))) == [document, "ok", "what does it say?"]
+
+    def test_what_was_said_last_goes_where_it_does_not_fit(self) -> None:
+        chat = filled(5)
+        chat.say("x" * 3 * 700)
+        question = "y" * 3 * 400
+        assert texts(chat.window(user(question))) == [question]
+
+    def test_a_message_that_was_refused_forgets_nothing(self) -> None:
+        chat = filled(3)
+        chat.say("x" * 3 * 1_001, state=State.UNACCOUNTED)
+        assert numbers(chat, chat.window(user("next"))) == [1, 2, 3]
+
+    def test_the_window_never_goes_back(self) -> None:
+        chat = filled(20, budget=300)
+        first = chat.window(user("next")).first
+        assert chat.window(user("next"), budget=100_000).first == first
+
+    def test_large_tools_of_one_turn_do_not_hide_the_size_of_the_next(self) -> None:
+        chat = Chat()
+        tools = {"tools": ["t" * 3 * 600]}
+        chat.say("one", attached=tools)
+        large = "x" * 3 * 600
+        chat.say(large)
+        new = user("y" * 3 * 500)
+        assert texts(chat.window(new)) == [new["content"]]
+
+    def test_calls_that_were_left_out_do_not_hide_the_size_of_the_next_turn(self) -> None:
+        chat = Chat(budget=2_000)
+        chat.say("w" * 3 * 300, said=calling("c" * 3 * 500))
+        chat.say("x" * 3 * 450)
+        new = user("y" * 3 * 1_600)
+        assert texts(chat.window(new)) == [new["content"]]
+
+    @pytest.mark.parametrize("believed", [-10_000, 10_000])
+    def test_a_turn_is_never_thought_smaller_than_a_token_or_larger_than_its_bound(self, believed: int) -> None:
+        """A deployment with another tokenizer can make the difference of two measurements anything."""
+        chat = filled(1)
+        chat.turns[0] = replace(chat.turns[0], past_tokens=believed)
+        thought = (chat.window(user("next")).past_tokens or 0) - estimate([{"role": "system", "content": SYSTEM}])
+        assert 1 <= thought <= bound(chat.turns[0].messages)
+
+    def test_reasoning_is_not_part_of_what_is_shown_again(self) -> None:
+        chat = Chat()
+        turn, window = chat.begin(user("one"))
+        chat.end(turn, window, {"role": "assistant", "content": "1"}, thought=900)
+        assert texts(chat.window(user("two"))) == ["one", "1", "two"]
+
+    def test_an_image_counts_as_1500_tokens_and_its_bytes_as_none(self) -> None:
+        url = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+        assert estimate([{"role": "user", "content": [{"type": "text", "text": "abc"}, url]}]) == 1_501 + MESSAGE_TOKENS
+
+    def test_text_counts_as_one_token_per_three_bytes_of_utf_8(self) -> None:
+        assert estimate([user("ab"), user("🙂"), user("é")]) == -(-(2 + 4 + 2) // 3) + 3 * MESSAGE_TOKENS
+
+
+class TestMoves:
+    @pytest.mark.parametrize("standing", [0, 400, 800], ids=["nothing", "much", "most"])
+    def test_a_move_frees_half_of_what_is_left_for_the_past_whatever_stands_before_it(self, standing: int) -> None:
+        chat = Chat(budget=1_000, system="s" * 3 * standing)
+        starts = [chat.say(f"{number}".ljust(24), said="ok").first for number in range(100)]
+        moves = [after - before for before, after in pairwise(starts) if after != before]
+        assert moves
+        turn = 8 + 1 + 2 * MESSAGE_TOKENS
+        assert min(moves) * turn > (1_000 - standing) / 2 - 2 * turn
+
+    def test_tools_that_come_with_every_turn_do_not_make_it_move_every_turn(self) -> None:
+        chat = Chat(budget=1_000)
+        tools = {"tools": ["t" * 3 * 700]}
+        starts = [chat.say(f"{number}".ljust(24), attached=tools).first for number in range(50)]
+        assert len(set(starts)) <= 1 + 50 * 17 // 130
+
+    def test_it_holds_at_most_64_turns_with_the_new_one(self) -> None:
+        chat = filled(0, budget=10**6)
+        for number in range(1, 200):
+            window = chat.say(f"{number}", said="ok")
+            assert len(numbers(chat, window)) <= MAX_TURNS
+        assert max(len(numbers(chat, window)) for window in chat.windows[:64]) == MAX_TURNS
+
+    def test_a_full_window_moves_on_by_half(self) -> None:
+        chat = filled(63, budget=10**6)
+        assert chat.window(user("64")).first == 1
+        chat.say("64")
+        assert chat.window(user("65")).first == 33
+
+    def test_halving_leaves_the_newer_half_of_the_turns(self) -> None:
+        chat = filled(10)
+        past = chat.past(user("next"))
+        halved = past.halved(past.window(1_000))
+        assert halved is not None
+        assert numbers(chat, halved) == [6, 7, 8, 9, 10]
+        assert halved.first == 6
+
+    def test_halving_one_turn_leaves_the_new_message_alone_and_then_nothing_can_be_halved(self) -> None:
+        chat = filled(1)
+        past = chat.past(user("next"))
+        alone = past.halved(past.window(1_000))
+        assert alone is not None
+        assert texts(alone) == ["next"]
+        assert past.halved(alone) is None
+
+
+class TestTools:
+    def test_calls_and_their_results_are_shown_in_order(self) -> None:
+        chat = Chat()
+        chat.say("weather?", said=calling("a", "b"))
+        chat.take(result("b"), result("a"), said="sunny")
+        window = chat.window(user("thanks"))
+        assert window.messages[1:] == (
+            user("weather?"),
+            calling("a", "b"),
+            result("b"),
+            result("a"),
+            {"role": "assistant", "content": "sunny"},
+            user("thanks"),
+        )
+
+    def test_calls_that_were_never_answered_are_left_out_when_a_plain_message_follows(self) -> None:
+        chat = Chat()
+        chat.say("weather?", said=calling("a"))
+        assert chat.window(user("never mind")).messages[1:] == (user("weather?"), user("never mind"))
+
+    def test_what_was_said_beside_such_calls_stays(self) -> None:
+        chat = Chat()
+        chat.say("weather?", said=calling("a", content="I look."))
+        window = chat.window(user("never mind"))
+        assert window.messages[2] == {"role": "assistant", "content": "I look."}
+
+    @pytest.mark.parametrize("given", [(), ("a",), ("a", "b", "b"), ("a", "c"), ("a", "b", "c")])
+    def test_results_must_answer_each_pending_call_once(self, given: tuple[str, ...]) -> None:
+        chat = Chat()
+        chat.say("weather?", said=calling("a", "b"))
+        with pytest.raises(InvalidRequest, match=r"a, b") as refused:
+            chat.past(*(result(call) for call in given or ("x",)))
+        assert refused.value.param == "tool_results"
+
+    def test_results_without_a_pending_call_are_refused(self) -> None:
+        chat = filled(2)
+        with pytest.raises(InvalidRequest, match="No tool call is waiting"):
+            chat.past(result("a"))
+
+    def test_results_of_a_failed_turn_may_be_posted_again(self) -> None:
+        chat = Chat()
+        chat.say("weather?", said=calling("a"))
+        chat.take(result("a"), state=State.FAILED)
+        assert chat.window(result("a")).messages[1:] == (user("weather?"), calling("a"), result("a"))
+
+    def test_calls_are_not_pending_any_more_once_a_plain_message_was_answered(self) -> None:
+        chat = Chat()
+        chat.say("weather?", said=calling("a"))
+        chat.say("never mind")
+        with pytest.raises(InvalidRequest, match="No tool call is waiting"):
+            chat.past(result("a"))
+
+    def test_the_exchange_of_new_results_is_sent_whatever_its_size(self) -> None:
+        chat = filled(3)
+        chat.say("x" * 3 * 900, said=calling("a"))
+        chat.take(result("a", "y" * 3 * 900), said=calling("b"))
+        window = chat.window(result("b"))
+        roles = [message["role"] for message in window.messages]
+        assert roles == ["system", "user", "assistant", "tool", "assistant", "tool"]
+        assert window.first == 4
+
+    def test_halving_leaves_the_exchange_of_new_results_whole(self) -> None:
+        chat = filled(3)
+        chat.say("weather?", said=calling("a"))
+        chat.take(result("a"), said=calling("b"))
+        past = chat.past(result("b"))
+        window: Window | None = past.window(1_000)
+        for _ in range(3):
+            assert window is not None
+            assert [message for message in window.messages if message["role"] != "system"][-5:] == [
+                user("weather?"),
+                calling("a"),
+                result("a"),
+                calling("b"),
+                result("b"),
+            ]
+            window = past.halved(window)
+        assert window is None
+
+    def test_a_window_that_moves_into_an_exchange_begins_at_the_next_users_message(self) -> None:
+        chat = Chat(budget=10**6)
+        chat.say("plain")
+        for number in range(31):
+            chat.say(f"{number}", said=calling(f"a{number}"))
+            chat.take(result(f"a{number}"), said="ok")
+        chat.say("plain again")
+        moved = chat.window(user("next"))
+        assert chat.turns[33 - 1].messages[0]["role"] == "tool"  # half of 64 turns on
+        assert moved.first == 34
+
+    def test_an_exchange_of_64_turns_is_sent_whole_and_a_longer_one_refused(self) -> None:
+        chat = Chat(budget=100)
+        chat.say("0", said=calling("a0"))
+        for number in range(MAX_TURNS - 1):
+            window = chat.take(result(f"a{number}"), said=calling(f"a{number + 1}"))
+            assert window.messages[1] == user("0")
+        with pytest.raises(ContextTooLong, match="longer than 64 turns"):
+            chat.past(result(f"a{MAX_TURNS - 1}"))
+        assert texts(chat.window(user("stop"))) == ["stop"]
+
+    def test_a_late_turn_between_a_call_and_its_result_leaves_both_out(self) -> None:
+        chat = Chat()
+        chat.say("weather?", said=calling("a"))
+        late = chat.begin(user("never mind"))
+        chat.take(result("a"), said="sunny")
+        chat.end(*late, {"role": "assistant", "content": "fine"})
+        assert texts(chat.window(user("next"))) == ["weather?", "never mind", "fine", "sunny", "next"]
+        assert_accepted(chat.window(user("next")))
+
+    def test_results_that_were_taken_twice_are_shown_once(self) -> None:
+        chat = Chat()
+        chat.say("weather?", said=calling("a"))
+        late = chat.begin(result("a"))
+        chat.take(result("a"), said="sunny")
+        chat.end(*late, {"role": "assistant", "content": "warm"})
+        assert texts(chat.window(user("next"))) == ["weather?", None, "42", "warm", "sunny", "next"]
+        assert_accepted(chat.window(user("next")))
+
+
+class TestBound:
+    def test_what_was_measured_counts_as_measured(self) -> None:
+        chat = filled(3)
+        window = chat.window(user("next"))
+        measured = chat.turns[-1].call.usage
+        assert measured is not None
+        assert window.bound == measured.conversation_tokens + MESSAGE_BOUND + bound([user("next")])
+
+    def test_what_was_measured_elsewhere_counts_by_its_bytes(self) -> None:
+        """Another deployment may have another tokenizer."""
+        chat = filled(3)
+        window = chat.past(user("next"), deployment="other").window(1_000)
+        assert window.bound == bound(window.messages)
+
+    def test_a_turn_that_was_settled_late_was_not_measured_with_the_rest(self) -> None:
+        chat = filled(1)
+        late = chat.begin(user("x" * 900))
+        chat.say("three")
+        chat.end(*late, {"role": "assistant", "content": "ok"})
+        window = chat.window(user("four"))
+        assert numbers(chat, window) == [1, 2, 3]
+        assert window.bound == bound(window.messages)
+
+    def test_nothing_is_more_than_a_token_a_byte_and_16_a_message(self) -> None:
+        assert bound([user("abc"), user("é")]) == 3 + 2 + 2 * MESSAGE_BOUND
+
+    def test_an_image_is_bounded(self) -> None:
+        part = {"type": "image_url", "image_url": {"url": "https://example.com/" + "x" * 99}}
+        assert bound([{"role": "user", "content": [part]}]) == IMAGE_BOUND + MESSAGE_BOUND
+
+    def test_tools_and_tool_calls_count_by_their_bytes(self) -> None:
+        call = calling("a")
+        assert bound([call]) == len(orjson.dumps({"tool_calls": call["tool_calls"]})) + MESSAGE_BOUND
+        assert bound([], {"tools": []}) == len(b'{"tools":[]}')
+
+
+def assert_accepted(window: Window) -> None:
+    """The service's own rules: tool results right after their calls, and every call answered."""
+    awaited: set[str] = set()
+    for message in window.messages:
+        if message["role"] == "tool":
+            assert message["tool_call_id"] in awaited, window.messages
+            awaited.remove(message["tool_call_id"])
+        else:
+            assert not awaited, window.messages
+            awaited = {call["id"] for call in message.get("tool_calls") or ()}
+            assert message["content"] is not None or awaited
+    assert not awaited
+
+
+@dataclass(frozen=True)
+class Step:
+    """One turn of a random conversation. Sizes in letters; `dense` is tokens per letter."""
+
+    letters: int
+    dense: float
+    answer: int
+    outcome: str
+    tools: int
+    budget: int
+    deployment: str
+    calls: bool
+    patience: int  # turns that pass before a stalled one is settled
+
+
+OUTCOMES = ["settled"] * 12 + ["failed", "unaccounted", "filtered", "late", "cleared"]
+STEPS = st.builds(
+    Step,
+    letters=st.one_of(st.integers(1, 300), st.integers(1, 3_000)),
+    dense=st.sampled_from([0.1, 0.25, 1 / 3, 0.6, 1.0]),
+    answer=st.integers(0, 600),
+    outcome=st.sampled_from(OUTCOMES),
+    tools=st.sampled_from([0, 0, 0, 90, 1_500]),
+    budget=st.sampled_from([600, 1_000, 1_000, 1_000]),
+    deployment=st.sampled_from(["chat", "chat", "chat", "other"]),
+    calls=st.booleans(),
+    patience=st.integers(1, 3),
+)
+SCRIPTS = st.one_of(
+    st.lists(STEPS, min_size=2, max_size=30),
+    st.lists(st.builds(replace, STEPS, letters=st.integers(1, 30), answer=st.just(3)), min_size=1, max_size=8).map(
+        lambda steps: steps * (80 // len(steps))
+    ),
+)
+
+
+class Play:
+    """Runs a script. `sized` decides whether tools and system prompt have sizes that nobody can foresee, too."""
+
+    def __init__(self, *, sized: bool, system: int = 30) -> None:
+        self.chat = Chat(system="s" * system)
+        self.sized = sized
+        self.pending: list[str] = []
+        self.late: list[tuple[int, Turn, Window, Message, Any]] = []
+
+    def step(self, number: int, step: Step) -> tuple[History, Window, Any, int]:
+        attached = {"tools": ["td"[step.dense == 1] * step.tools]} if step.tools else {}
+        new = self.new(number, step)
+        for message in new:
+            self.size(message, step.dense)
+        if self.sized:
+            self.size({"role": "system", "content": self.chat.system}, step.dense)
+            self.chat.sizes.setdefault(orjson.dumps(attached), int(bound([], attached) * step.dense))
+        past = self.chat.past(*new, attached=attached, deployment=step.deployment)
+        turn, window = self.chat.begin(*new, attached=attached, budget=step.budget, deployment=step.deployment)
+        assert window == past.window(step.budget)
+        return past, window, attached, turn.number
+
+    def new(self, number: int, step: Step) -> tuple[Message, ...]:
+        text = f"{number}:".ljust(step.letters, "x")
+        if self.pending:
+            return tuple(result(call, f"{text}{call}") for call in self.pending)
+        return (user(text),)
+
+    def size(self, message: Message, dense: float) -> None:
+        tokens = MESSAGE_TOKENS + int((bound([message]) - MESSAGE_BOUND) * dense)
+        self.chat.sizes.setdefault(orjson.dumps(message), tokens)
+
+    def answer(self, number: int, step: Step, window: Window, attached: Any) -> None:
+        turn = self.chat.turns[number - 1]
+        said = self.said(number, step)
+        match step.outcome:
+            case "settled" | "filtered":
+                filtered = step.outcome == "filtered"
+                self.chat.end(turn, window, said, attached=attached, filtered=filtered)
+                if not filtered:
+                    self.pending = [call["id"] for call in said.get("tool_calls") or ()]
+            case "late":
+                self.late.append((number + step.patience, turn, window, said, attached))
+            case "cleared":
+                self.chat.end(turn, window, said, attached=attached)
+                session = self.chat.session
+                self.chat.session = replace(session, cleared_through=session.turns, window_start=session.turns + 1)
+                self.pending = []
+            case _:
+                self.chat.end(turn, window, said, attached=attached, state=State(step.outcome))
+        for due, *late in [stalled for stalled in self.late if stalled[0] <= number]:
+            stalled, shown, words, tools = late
+            self.chat.end(stalled, shown, words, attached=tools)
+            self.late.remove((due, stalled, shown, words, tools))
+        self.check_pending()
+
+    def check_pending(self) -> None:
+        """A caller knows what is pending from the newest answer that it has."""
+        replayed = [t for t in self.chat.turns if t.replayable and t.number > self.chat.session.cleared_through]
+        last = replayed[-1].messages[-1] if replayed else {}
+        pending = [call["id"] for call in last.get("tool_calls") or ()]
+        self.pending = pending if self.pending else []
+
+    def said(self, number: int, step: Step) -> Message:
+        if step.calls and number % 3 == 0:
+            said = calling(f"{number}a", f"{number}b")
+        else:
+            said = {"role": "assistant", "content": f"{number}!".ljust(step.answer, "y")}
+        self.size(said, step.dense)
+        return said
+
+    def exchange(self, past: History) -> int:
+        """Tokens of the exchange that new tool results belong to."""
+        if past.new[0]["role"] != "tool":
+            return 0
+        users = [at for at, shown in enumerate(past.turns) if shown.messages[0]["role"] == "user"]
+        return sum(self.chat.said(message) for shown in past.turns[users[-1] :] for message in shown.messages)
+
+
+class TestRandomConversations:
+    @settings(max_examples=60)
+    @given(SCRIPTS)
+    def test_history_never_pushes_the_prompt_over_the_budget(self, script: list[Step]) -> None:
+        play = Play(sized=False)
+        for at, step in enumerate(script, 1):
+            try:
+                past, window, attached, number = play.step(at, step)
+            except ContextTooLong:
+                play.pending = []
+                continue
+            history = sum(play.chat.said(message) for message in window.messages[1 : -len(past.new)])
+            if history > play.exchange(past):
+                fixed = play.chat.fixed(attached) + estimate(past.new)
+                # Where a late answer changes what is shown of the turns around it, their sizes are off by a little.
+                assert history + fixed <= step.budget * 1.02
+            play.answer(number, step, window, attached)
+
+    @settings(max_examples=60)
+    @given(SCRIPTS, st.integers(0, 600))
+    def test_a_prompt_is_never_larger_than_its_bound(self, script: list[Step], system: int) -> None:
+        play = Play(sized=True, system=system)
+        for at, step in enumerate(script, 1):
+            try:
+                past, window, attached, number = play.step(at, step)
+            except ContextTooLong:
+                play.pending = []
+                continue
+            assert play.chat.prompt(window, attached) <= window.bound
+            if halved := past.halved(window):
+                assert play.chat.prompt(halved, attached) <= halved.bound
+            play.answer(number, step, window, attached)
+
+    @settings(max_examples=40)
+    @given(SCRIPTS)
+    def test_the_service_never_has_a_reason_to_refuse_the_messages(self, script: list[Step]) -> None:
+        play = Play(sized=True)
+        for at, step in enumerate(script, 1):
+            try:
+                past, window, attached, number = play.step(at, step)
+            except ContextTooLong:
+                play.pending = []
+                continue
+            for shown in filter(None, (window, past.halved(window))):
+                assert_accepted(shown)
+                assert shown.messages[1]["role"] == "user"
+                assert shown.messages[-len(past.new) :] == past.new
+                assert len({turn.turn.number for turn in past.turns if turn.turn.number >= shown.first}) < MAX_TURNS
+            play.answer(number, step, window, attached)
+
+    @settings(max_examples=60)
+    @given(st.lists(st.builds(replace, STEPS, outcome=st.sampled_from(["settled", "failed"])), min_size=2, max_size=40))
+    def test_between_moves_each_prompt_begins_with_the_last_answered_one(self, script: list[Step]) -> None:
+        play = Play(sized=True)
+        answered: Window | None = None
+        for at, step in enumerate(script, 1):
+            _, window, attached, number = play.step(at, step)
+            if answered and answered.first == window.first:
+                assert window.messages[: len(answered.messages)] == answered.messages
+            play.answer(number, step, window, attached)
+            answered = window if step.outcome == "settled" else answered
+
+
+class TestThroughTheApp:
+    async def test_a_conversation_of_300_turns_keeps_working(
+        self, serve: Serve, environ: dict[str, str], fake: AzureOpenAI
+    ) -> None:
+        context, answers_most = 4_000, 40
+        limits = {"CONTEXT_TOKENS": str(context), "AZURE_OPENAI_MAX_TOKENS": str(answers_most)}
+        fake.context_tokens, fake.chunk_tokens = context, 50
+        async with serve(environ | limits) as api:
+            for number in range(1, 301):
+                if number % 50 == 0:
+                    fake.fault(429, retry_after=0)
+                    refused = await say(api, f"{number}: this one fails")
+                    assert refused.status_code == 429
+                else:
+                    await answer(api, f"{number}: " + "the quick brown fox jumps over the lazy dog " * 2)
+        assert_cache_friendly(fake)
+
+    async def test_a_message_that_the_model_refuses_as_too_long_forgets_nothing(
+        self, api: httpx.AsyncClient, fake: AzureOpenAI
+    ) -> None:
+        fake.context_tokens = 16_000
+        await answer(api, "My name is Ada.")
+        refused = await say(api, "word " * 16_000)
+        assert refused.json()["error"]["code"] == "context_too_long"
+        await answer(api, "What is my name?")
+        shown = [message["content"] for message in fake.requests[-1].body["messages"]]
+        assert shown[1:] == ["My name is Ada.", "echo: My name is Ada.", "What is my name?"]
+
+
+def assert_cache_friendly(fake: AzureOpenAI) -> None:
+    """Prompts stay within the limit, moves are rare and big, and between them the prefix is the same to the byte."""
+    sent = [request.body["messages"] for request in fake.requests]
+    sizes = [prefixes(request.body)[-1][1] for request in fake.requests]
+    assert max(sizes) <= 4_000 - 40
+    moves = [at for at in range(1, len(sent)) if sent[at][1] != sent[at - 1][1]]
+    assert len(moves) <= 300 / 20
+    assert all(sizes[at] <= 4_000 * 0.6 for at in moves)
+    answered = 0
+    for at in range(1, len(sent)):
+        if at not in moves:
+            assert sent[at][: len(sent[answered])] == sent[answered]
+        failed = "this one fails" in sent[at][-1]["content"]
+        answered = answered if failed else at
+    prompt, cached = sum(b.prompt_tokens for b in fake.meter), sum(b.cached_tokens for b in fake.meter)
+    assert cached > prompt * 0.7

@@ -1,0 +1,65 @@
+"""Which transport the settings choose, and what is wrong with settings that choose none."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.mail.communication_services import CommunicationServices
+from shared.mail.outbox import Outbox
+from shared.settings import SettingsError
+from tests.mail.conftest import LOGIN, PASSWORD, chosen
+
+ACS = "endpoint=https://a.communication.azure.com/;accesskey=c2VjcmV0"
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({}, ["ACS_ENDPOINT", "ACS_CONNECTION_STRING", "SMTP_URL", "OUTBOX_DIR"]),
+        ({"SMTP_URL": f"smtps://{LOGIN}@mail.example.com", "OUTBOX_DIR": "out"}, ["SMTP_URL", "OUTBOX_DIR"]),
+        (
+            {"ACS_ENDPOINT": "https://a.communication.azure.com", "ACS_CONNECTION_STRING": ACS},
+            ["ACS_CONNECTION_STRING"],
+        ),
+        ({"SMTP_URL": f"smtps://{LOGIN}@mail.example.com", "SUMMARY_SENDER": ""}, ["SUMMARY_SENDER"]),
+        ({"SMTP_URL": "smtps://user:secret@"}, ["SMTP_URL", "smtps://user:password@host:465"]),
+        ({"SMTP_URL": "smtp://user:secret@mail.example.com:port"}, ["SMTP_URL"]),
+        ({"SMTP_URL": "smtp://user:secr[et@mail.example.com"}, ["SMTP_URL"]),
+        ({"SMTP_URL": "smtp://user:secret#1@mail.example.com"}, ["SMTP_URL", "percent-encoded"]),
+        ({"SMTP_URL": "smtp://user:secret@mail.example.com?starttls=never"}, ["SMTP_URL"]),
+        ({"SMTP_URL": "smtp://user@mail.example.com"}, ["SMTP_URL"]),
+        ({"SMTP_URL": "https://user:secret@mail.example.com"}, ["SMTP_URL"]),
+        ({"SMTP_URL": "smtps://user:secret@mail..example.com"}, ["SMTP_URL"]),
+        ({"ACS_ENDPOINT": "https://.communication.azure.com"}, ["ACS_ENDPOINT"]),
+        ({"ACS_ENDPOINT": "a.communication.azure.com"}, ["ACS_ENDPOINT", "https://"]),
+        ({"ACS_ENDPOINT": "http://a.communication.azure.com"}, ["ACS_ENDPOINT"]),
+        ({"ACS_CONNECTION_STRING": "accesskey=c2VjcmV0"}, ["ACS_CONNECTION_STRING"]),
+        ({"ACS_CONNECTION_STRING": "endpoint=https://a.example;accesskey=secret!"}, ["ACS_CONNECTION_STRING"]),
+    ],
+)
+def test_wrong_settings_are_named_and_secrets_are_not(environ: dict[str, str], named: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        chosen(**environ)
+    for name in named:
+        assert name in str(caught.value)
+    for secret in ("secr", "c2VjcmV0", "p%40ss", PASSWORD):
+        assert secret not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_an_outbox_needs_no_sender(tmp_path: Path) -> None:
+    assert isinstance(chosen(OUTBOX_DIR=str(tmp_path), SUMMARY_SENDER=""), Outbox)
+
+
+def test_an_endpoint_is_used_with_the_identity() -> None:
+    assert isinstance(chosen(ACS_ENDPOINT="https://a.communication.azure.com/"), CommunicationServices)
+
+
+def test_a_cold_start_does_not_import_what_only_email_needs() -> None:
+    code = "import sys, function_app, shared.mail.choose, shared.reports.summary_email; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert {"shared.mail.choose", "shared.reports.summary_email"} <= set(loaded)
+    assert not {"jinja2", "aiosmtplib", "azure.communication.email", "croniter"} & set(loaded)

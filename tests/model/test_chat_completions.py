@@ -1,0 +1,304 @@
+"""An answer gathered from its chunks is the same however the service cuts it."""
+
+from itertools import pairwise
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.domain.calls import Usage
+from shared.errors import UpstreamError
+from shared.model.chat_completions import Completion, usage_of
+from shared.web.openai import openai_usage
+from tests.support.azure_openai_answers import Answer, Reply
+
+CALL = ("call_1", "look", '{"city": "Zürich"}')
+REPLIES = st.builds(
+    Reply,
+    st.text(max_size=80),
+    tool_calls=st.lists(
+        st.tuples(st.text(min_size=1, max_size=9), st.text(min_size=1, max_size=9), st.text(max_size=40)), max_size=3
+    ).map(tuple),
+    refusal=st.none() | st.text(min_size=1, max_size=20),
+    reasoning_tokens=st.integers(0, 9),
+)
+
+
+def chunks(reply: Reply, size: int = 1, **body: Any) -> list[dict[str, Any]]:
+    """What the service sends, `size` tokens in a chunk."""
+    asked = {"stream_options": {"include_usage": True}, **body}
+    answer = Answer(asked, reply, model="m-2026-01-01", prompt_tokens=9, cached_tokens=4, chunk_tokens=size)
+    return [*answer.opening(), *answer.content(), *answer.closing()]
+
+
+def gathered(parts: list[dict[str, Any]]) -> Completion:
+    completion = Completion()
+    for part in parts:
+        completion.add(orjson.dumps(part))
+    return completion
+
+
+def shown(completion: Completion, part: dict[str, Any]) -> dict[str, Any]:
+    return dict(completion.add(orjson.dumps(part)).shown)
+
+
+def piece(**delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta}]}
+
+
+@given(REPLIES, st.integers(1, 50))
+def test_an_answer_cut_anywhere_gives_the_message_that_came_whole(reply: Reply, size: int) -> None:
+    asked: dict[str, Any] = {}
+    whole = Answer(asked, reply, model="m", prompt_tokens=9, cached_tokens=4, chunk_tokens=1).whole()
+    message = whole["choices"][0]["message"]
+    expected = {name: value for name, value in message.items() if name not in ("annotations",) and value is not None}
+    if message["content"] is None:
+        expected["content"] = None
+    assert gathered(chunks(reply, size)).message() == expected
+
+
+@given(REPLIES, st.integers(1, 50))
+def test_the_pieces_that_a_reader_is_shown_come_to_the_message(reply: Reply, size: int) -> None:
+    completion, read = Completion(), Completion()
+    for chunk in chunks(reply, size):
+        if pieces := shown(completion, chunk):
+            shown(read, piece(**pieces))
+    assert read.message() == completion.message()
+
+
+@given(st.text(min_size=1), st.lists(st.integers(0, 200)))
+def test_text_cut_between_any_characters_is_put_together_again(text: str, cuts: list[int]) -> None:
+    edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    parts = [piece(content=text[start:end]) for start, end in pairwise(edges)]
+    assert gathered(parts).message()["content"] == text
+
+
+class TestMessage:
+    def test_an_answer_without_a_word_has_empty_content(self) -> None:
+        assert gathered(chunks(Reply(""))).message() == {"role": "assistant", "content": ""}
+
+    def test_a_refusal_is_no_content(self) -> None:
+        message = gathered(chunks(Reply(refusal="I will not."))).message()
+        assert message == {"role": "assistant", "content": None, "refusal": "I will not."}
+
+    def test_tool_calls_are_put_together_by_their_index(self) -> None:
+        other = ("call_2", "add", "[1, 2]")
+        assert gathered(chunks(Reply(tool_calls=(CALL, other)))).message()["tool_calls"] == [
+            {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Zürich"}'}},
+            {"id": "call_2", "type": "function", "function": {"name": "add", "arguments": "[1, 2]"}},
+        ]
+
+    def test_pieces_of_two_calls_may_be_mixed(self) -> None:
+        def call(index: int, arguments: str, **rest: Any) -> dict[str, Any]:
+            return {"index": index, "function": {"arguments": arguments, **rest.pop("function", {})}, **rest}
+
+        parts = [
+            piece(tool_calls=[call(1, "", id="b", function={"name": "two"}), call(0, "", id="a")]),
+            piece(tool_calls=[call(0, "{", function={"name": "one"})]),
+            piece(tool_calls=[call(1, "[")]),
+            piece(tool_calls=[call(0, "}"), call(1, "]")]),
+        ]
+        assert gathered(parts).message()["tool_calls"] == [
+            {"id": "a", "type": "function", "function": {"name": "one", "arguments": "{}"}},
+            {"id": "b", "type": "function", "function": {"name": "two", "arguments": "[]"}},
+        ]
+
+    def test_an_index_that_no_call_has_makes_no_call(self) -> None:
+        late = {"index": 7, "id": "c", "function": {"name": "look", "arguments": "{}"}}
+        assert gathered([piece(tool_calls=[late])]).message()["tool_calls"] == [
+            {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+        ]
+
+    def test_words_beside_tool_calls_stay(self) -> None:
+        message = gathered(chunks(Reply("Let me look.", tool_calls=(CALL,)))).message()
+        assert message["content"] == "Let me look."
+        assert len(message["tool_calls"]) == 1
+
+    def test_what_has_come_of_a_broken_answer_is_there(self) -> None:
+        completion = gathered(chunks(Reply("one two three"))[:4])
+        assert completion.message()["content"] == "one two"
+        assert completion.finish_reason is None
+        assert completion.usage is None
+
+
+class TestRest:
+    def test_the_finish_reason_and_the_model_stay_when_later_chunks_have_none(self) -> None:
+        completion = gathered([*chunks(Reply("hi", finish_reason="length")), piece()])
+        assert completion.finish_reason == "length"
+        assert completion.model == "m-2026-01-01"
+
+    def test_usage_comes_from_the_last_chunk(self) -> None:
+        completion = gathered(chunks(Reply("hi", reasoning_tokens=5, cache_write_tokens=3)))
+        assert completion.usage == Usage(
+            prompt_tokens=9, cached_tokens=4, cache_write_tokens=3, completion_tokens=6, reasoning_tokens=5
+        )
+
+    @pytest.mark.parametrize("details", [{}, {"prompt_tokens_details": None, "completion_tokens_details": None}])
+    def test_details_that_are_not_sent_count_as_none(self, details: dict[str, None]) -> None:
+        reported = {"prompt_tokens": 3, "completion_tokens": 2, **details}
+        assert usage_of(reported) == Usage(prompt_tokens=3, completion_tokens=2)
+
+    @pytest.mark.parametrize(
+        ("reported", "prompt", "completion"),
+        [
+            ({"prompt_tokens": 10, "completion_tokens": 300, "total_tokens": 510}, 10, 500),
+            ({"prompt_tokens": 10, "completion_tokens": 5}, 10, 205),
+            ({"prompt_tokens": 10, "completion_tokens": 300, "total_tokens": 310}, 10, 300),
+            ({"prompt_tokens": 1_000, "completion_tokens": 300, "total_tokens": 1_300}, 1_000, 300),
+        ],
+    )
+    def test_reasoning_that_is_reported_beside_the_completion_is_part_of_it(
+        self, reported: dict[str, Any], prompt: int, completion: int
+    ) -> None:
+        usage = usage_of({**reported, "completion_tokens_details": {"reasoning_tokens": 200}})
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens) == (prompt, completion, 200)
+
+    def test_cached_tokens_that_are_reported_beside_the_prompt_are_part_of_it(self) -> None:
+        details = {"cached_tokens": 1_000, "cache_write_tokens": 50}
+        usage = usage_of({"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": details})
+        assert (usage.prompt_tokens, usage.cached_tokens, usage.cache_write_tokens) == (1_060, 1_000, 50)
+
+    def test_tokens_that_are_reported_beside_are_counted_once_where_as_many_were_cached(self) -> None:
+        reported = {
+            "prompt_tokens": 500,
+            "completion_tokens": 20,
+            "total_tokens": 648,
+            "prompt_tokens_details": {"cached_tokens": 128},
+            "completion_tokens_details": {"reasoning_tokens": 128},
+        }
+        usage = usage_of(reported)
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (500, 148, 648)
+
+    def test_a_count_in_the_midst_of_an_answer_is_not_its_usage(self) -> None:
+        counted = {
+            "choices": [{"index": 0, "delta": {"content": "a"}}],
+            "usage": {"prompt_tokens": 9, "completion_tokens": 1},
+        }
+        assert gathered([counted]).usage == Usage(prompt_tokens=9, completion_tokens=1)
+        assert gathered([counted, piece(content="b")]).usage is None
+
+    def test_the_worst_that_the_filter_found_in_any_piece_is_the_answers(self) -> None:
+        def rated(severity: str) -> dict[str, Any]:
+            return {
+                "choices": [{"index": 0, "content_filter_results": {"hate": {"filtered": False, "severity": severity}}}]
+            }
+
+        found = gathered([rated("safe"), rated("medium"), rated("low")]).extras["content_filter"]["completion"]
+        assert found == {"hate": {"filtered": False, "severity": "medium"}}
+
+    def test_the_filters_results_come_along(self) -> None:
+        completion = gathered(chunks(Reply("hi", finish_reason="content_filter")))
+        found = completion.extras["content_filter"]
+        assert found["prompt"][0]["content_filter_results"]["jailbreak"] == {"filtered": False, "detected": False}
+        assert found["completion"]["violence"] == {"filtered": True, "severity": "high"}
+
+    def test_logprobs_are_gathered_in_order(self) -> None:
+        completion = gathered(chunks(Reply("one two three"), logprobs=True))
+        assert [token["token"] for token in completion.extras["logprobs"]["content"]] == ["one", " two", " thre", "e"]
+
+    def test_an_answer_without_extras_has_none(self) -> None:
+        assert gathered([piece(content="hi")]).extras == {}
+
+    def test_a_chunk_without_anything_new_shows_nothing(self) -> None:
+        completion = Completion()
+        assert shown(completion, {"choices": []}) == {}
+        assert shown(completion, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}) == {}
+        assert shown(completion, {"choices": [{"index": 0, "finish_reason": "stop"}]}) == {}
+
+
+@given(REPLIES)
+def test_an_answer_that_was_not_streamed_gives_the_same(reply: Reply) -> None:
+    asked: dict[str, Any] = {"stream_options": {"include_usage": True}}
+    whole = Answer(asked, reply, model="m-2026-01-01", prompt_tokens=9, cached_tokens=4, chunk_tokens=1).whole()
+    completion, streamed = gathered([whole]), gathered(chunks(reply))
+    assert completion.message() == streamed.message()
+    assert (completion.finish_reason, completion.usage, completion.model) == (
+        streamed.finish_reason,
+        streamed.usage,
+        streamed.model,
+    )
+
+
+def test_of_several_choices_the_first_counts() -> None:
+    choices = [{"index": at, "delta": {"content": f"{at}"}, "finish_reason": "stop"} for at in (1, 0, 2)]
+    assert gathered([{"choices": [choice]} for choice in choices]).message()["content"] == "0"
+    assert gathered([{"choices": choices}]).message()["content"] == "0"
+
+
+def test_the_chunk_that_holds_only_usage_is_told_apart() -> None:
+    completion = Completion()
+    *others, last = chunks(Reply("one two"))
+    assert not any(completion.add(orjson.dumps(chunk)).only_usage for chunk in others)
+    assert completion.add(orjson.dumps(last)).only_usage
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"error": {"message": "no"}}',
+        b'{"model": {"a": 1}}',
+        b'{"choices": "abc"}',
+        b'{"choices": [null]}',
+        b'{"choices": [{"delta": "x"}]}',
+        b'{"choices": [{"delta": {"content": 5}}]}',
+        b'{"choices": [{"delta": {"tool_calls": [{"function": {"name": 5}}]}}]}',
+        b'{"choices": [{"finish_reason": 5}]}',
+        b'{"usage": [1]}',
+        b'{"usage": {"prompt_tokens": "x"}}',
+        b'{"usage": {"prompt_tokens": 5.5}}',
+        b'{"usage": {"prompt_tokens": -5}}',
+        b'{"usage": {"prompt_tokens": 1, "completion_tokens": 100000000000000000000}}',
+        b'{"usage": {"prompt_tokens": true, "completion_tokens": 1}}',
+        b'{"usage": {"prompt_tokens": null, "completion_tokens": null}}',
+        b'{"usage": {"prompt_tokens": 5}}',
+        b'{"usage": {"total_tokens": 12}}',
+        b'{"usage": {"input_tokens": 5, "output_tokens": 7}}',
+        b'{"choices": [{"delta": {"tool_calls": [{"index": -1}]}}]}',
+        b'{"choices": [{"delta": {"tool_calls": [{"index": "0"}]}}]}',
+        b'{"choices": [{"content_filter_results": [[1, 2]]}]}',
+        b'{"prompt_filter_results": ' + b"[" * 300 + b"]" * 300 + b"}",
+    ],
+)
+def test_what_is_no_answer_breaks_it_off(data: bytes) -> None:
+    with pytest.raises(UpstreamError) as broken:
+        Completion().add(data)
+    assert broken.value.maybe_billed
+
+
+def test_a_custom_tools_call_is_kept_as_it_came() -> None:
+    first = {"index": 0, "id": "c1", "type": "custom", "custom": {"name": "code", "input": "print"}}
+    completion = gathered([piece(tool_calls=[first]), piece(tool_calls=[{"index": 0, "custom": {"input": "(1)"}}])])
+    assert completion.message()["tool_calls"] == [
+        {"id": "c1", "type": "custom", "custom": {"name": "code", "input": "print(1)"}}
+    ]
+
+
+def test_a_call_of_a_function_is_kept_as_it_came() -> None:
+    """The form before tools, which the service still takes."""
+    calls = [{"name": "look", "arguments": ""}, {"arguments": '{"a":'}, {"arguments": "1}"}]
+    completion = gathered([piece(content=None, function_call=call) for call in calls])
+    assert completion.message() == {
+        "role": "assistant",
+        "content": None,
+        "function_call": {"name": "look", "arguments": '{"a":1}'},
+    }
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
+def test_usage_that_is_written_again_reads_the_same(
+    prompt: int, said: int, cached: int, written: int, thought: int
+) -> None:
+    usage = Usage(
+        prompt_tokens=prompt + cached + written,
+        cached_tokens=cached,
+        cache_write_tokens=written,
+        completion_tokens=said + thought,
+        reasoning_tokens=thought,
+    )
+    assert usage_of(openai_usage(usage)) == usage

@@ -1,0 +1,365 @@
+"""The summary email: its content, and that names from outside can't break it."""
+
+import re
+from dataclasses import replace
+from datetime import date, timedelta
+from decimal import Decimal
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.domain.calls import Usage
+from shared.domain.daily import Adjustment, DailySummary, DayCost, Figures, SessionCost, UsageBreakdown
+from shared.reports.summary_email import WIDTH, SummaryEmail, summary_email
+from shared.reports.wording import about, change, dollars, exact
+
+DAY = date(2026, 11, 20)
+VOID, INLINE = {"meta", "br"}, {"strong", "span"}
+IDS = [f"session-{n}" for n in range(10)]
+CHAT, FAST = ("chat", "gpt-5.4-mini-2026-03-17"), ("fast", "gpt-5.6-luna")
+
+
+def summary(cost: str = "12.3370315", before: str = "11.421844", **changes: Any) -> DailySummary:
+    """An ordinary day; `changes` are to its figures."""
+    figures = Figures(
+        usage=Usage(prompt_tokens=1_000_000, cached_tokens=640_000, completion_tokens=90_210, reasoning_tokens=12_345),
+        cost=Decimal(cost),
+        saved=Decimal("0.0004321"),
+        sessions=310,
+        turns=2_120,
+        calls=2_204,
+        models={
+            CHAT: UsageBreakdown(cost=Decimal(cost), calls=2_204, prompt_tokens=1_000_000, completion_tokens=90_210)
+        },
+        callers={
+            "(no key)": UsageBreakdown(
+                cost=Decimal(cost), calls=2_204, prompt_tokens=1_000_000, completion_tokens=90_210
+            )
+        },
+        costliest=tuple(SessionCost(cost=Decimal(9 - n).scaleb(-3), session_id=name) for n, name in enumerate(IDS[:9])),
+    )
+    costs = [*(Decimal(n).scaleb(-1) for n in range(12)), Decimal(before), Decimal(cost)]
+    history = tuple(DayCost(day=DAY - timedelta(days=13 - n), cost=cost) for n, cost in enumerate(costs))
+    figures = replace(figures, **changes)
+    return DailySummary(day=DAY, final=True, figures=figures, history=history, month_to_date=Decimal("214.5012345"))
+
+
+def quiet(before: str = "0") -> DailySummary:
+    day = summary("0", before)
+    return replace(day, figures=Figures())
+
+
+class Document(HTMLParser):
+    """Reads HTML as strictly as XML: every element is closed, and in turn."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.rows: list[list[str]] = []  # the cells of every table row; a line break is a newline
+        self._open: list[str] = []
+        self._rows: list[list[str]] = []  # those that are open
+        self.feed(html)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {f"{name}={value}" for name, value in attrs}
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "tr":
+            self._rows.append([])
+            self.rows.append(self._rows[-1])
+        elif tag == "td":
+            self._rows[-1].append("")
+        elif tag == "br":
+            self.handle_data("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+        if tag == "tr":
+            self._rows.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if next((tag for tag in reversed(self._open) if tag not in INLINE), "") == "td":
+            self._rows[-1][-1] += data
+
+
+def html_of(said: SummaryEmail) -> str:
+    """What the HTML says, on one line."""
+    return " ".join(Document(said.html).text.split())
+
+
+def text_of(said: SummaryEmail) -> str:
+    return " ".join(said.text.split())
+
+
+@pytest.mark.parametrize(
+    ("cost", "before", "said"),
+    [
+        ("12.337", "11.42", "$12.34 (+8% on the day before)"),
+        ("1.5", "3", "$1.50 (-50% on the day before)"),
+        ("12.337", "12.337", "$12.34 (no change on the day before)"),
+        ("12.337", "12.336", "$12.34 (+0% on the day before)"),
+        ("3", "0", "$3.00 (nothing the day before)"),
+        ("0", "3", "$0.00 (-100% on the day before)"),
+        ("0.001", "3", "less than $0.01 (-99% on the day before)"),
+        ("0", "0", "$0.00 (no change on the day before)"),
+        ("1234.5", "1", "$1,234.50 (1,234 times the day before)"),
+    ],
+)
+def test_the_subject_says_the_cost_and_the_change(cost: str, before: str, said: str) -> None:
+    assert summary_email(summary(cost, before)).subject == f"Chat cost 2026-11-20: {said}"
+
+
+def test_the_subject_of_a_day_without_turns() -> None:
+    assert summary_email(quiet("3")).subject == "Chat cost 2026-11-20: no turns"
+
+
+def test_the_subject_never_passes_an_unknown_price_off_as_nothing() -> None:
+    said = summary_email(summary("0", "3", unpriced=2))
+    assert said.subject == "Chat cost 2026-11-20: $0.00 and 2 unpriced calls (-100% on the day before)"
+
+
+@pytest.mark.parametrize(
+    ("amount", "prose", "average", "table"),
+    [
+        ("0", "$0.00", "about $0.00", "0.00"),
+        ("0E-9", "$0.00", "about $0.00", "0.00"),
+        ("1E-12", "less than $0.01", "about $0.000000000001000", "0.000000000001"),
+        ("0.0099", "less than $0.01", "about $0.009900", "0.0099"),
+        ("0.01", "$0.01", "about $0.01000", "0.01"),
+        ("1E+3", "$1,000.00", "about $1000.00", "1000.00"),
+        ("1234567.8901234567890123456789", "$1,234,567.89", "about $1234567.89", "1234567.8901234567890123456789"),
+        ("0.12340000", "$0.12", "about $0.1234", "0.1234"),
+    ],
+)
+def test_an_amount_is_to_the_cent_in_prose_and_exact_in_tables(
+    amount: str, prose: str, average: str, table: str
+) -> None:
+    assert dollars(Decimal(amount)) == prose
+    assert about(Decimal(amount)) == average
+    assert exact(Decimal(amount)) == table
+
+
+@given(st.decimals(0, 10**9, allow_nan=False, places=None), st.integers(0, 20))
+def test_an_exact_amount_is_the_same_number_in_plain_digits(amount: Decimal, places: int) -> None:
+    assert re.fullmatch(r"[0-9]+\.[0-9]{2,}", exact(amount, max(2, places)))
+    assert Decimal(exact(amount, places)) == amount
+
+
+@given(st.decimals(0, 10**6, places=9), st.decimals(0, 10**6, places=9))
+def test_a_change_goes_the_right_way(cost: Decimal, before: Decimal) -> None:
+    said = change(cost, before)
+    assert ("-100%" in said) == (cost == 0 < before)
+    if "%" in said:
+        assert said.startswith("-" if cost < before * Decimal("0.99") else ("+", "-"))
+        assert cost <= before * Decimal("1.01") or not said.startswith(("-", "+0"))
+
+
+def test_both_bodies_say_every_figure() -> None:
+    models = {
+        CHAT: UsageBreakdown(cost=Decimal("11.5"), calls=2_000, prompt_tokens=900_000, completion_tokens=80_000),
+        FAST: UsageBreakdown(cost=Decimal("0.8370315"), calls=204, prompt_tokens=100_000, completion_tokens=10_210),
+    }
+    callers = {"desk": models[CHAT], "(no key)": models[FAST]}
+    day = summary(models=models, callers=callers, failed=4, unaccounted=3, unaccounted_cost=Decimal("0.4212"), open=7)
+    moved = Adjustment(day=DAY - timedelta(days=2), difference=Decimal("-0.0123"), cost=Decimal(1))
+    said = summary_email(replace(day, adjustments=(moved,)))
+    for body in (text_of(said), html_of(said)):
+        for part in [
+            "That is 8% more than the day before ($11.42), for 2,120 turns in 310 sessions.",
+            "The seven days before averaged $2.36 a day; the month to date comes to $214.50.",
+            "3 calls may have been billed, but no bill was seen",
+            "At worst they cost $0.42; the cost above leaves them out.",
+            "Failed: 4 calls, not billed.",
+            "Open: 7 calls still running or to be recovered.",
+            "chat · gpt-5.4-mini-2026-03-17",
+            "2,000 calls, 900,000 prompt and 80,000 completion tokens",
+            "204 calls, 100,000 prompt and 10,210 completion tokens",
+        ]:
+            assert part in body
+    shown = [
+        ("Cost", "$12.3370315"),
+        ("Average per turn", "about $0.005819"),
+        ("Average of the seven days before", "about $2.36"),
+        ("Month to date", "$214.5012345"),
+        ("Turns", "2,120"),
+        ("Sessions", "310"),
+        ("Calls", "2,204"),
+        ("of which unaccounted", "3"),
+        ("their worst case, on top", "$0.4212"),
+        ("of which failed", "4"),
+        ("of which still open", "7"),
+        ("Prompt", "1,000,000"),
+        ("of which cached", "640,000"),
+        ("Completion", "90,210"),
+        ("of which reasoning", "12,345"),
+        ("Cache hit rate", "64.0%"),
+        ("Saved by the cache", "$0.0004321"),
+        ("desk", "11.5000000"),
+        ("(no key)", "0.8370315"),
+        ("Wed 18 Nov", "-0.0123"),
+    ]
+    rows = [(row[0].split("\n")[0], row[-1]) for row in Document(said.html).rows if row]
+    for name, value in shown:
+        assert (name, value) in rows
+        assert re.search(rf"^ *{re.escape(name)}  +{re.escape(value)}$", said.text, re.MULTILINE)
+
+
+def test_each_of_the_last_days_has_a_bar_as_long_as_its_cost() -> None:
+    said = summary_email(summary("12", "6"))
+    assert re.search(r"^Fri 20 Nov  █{40} +12\.00$", said.text, re.MULTILINE)
+    assert re.search(r"^Thu 19 Nov  █{20} +6\.00$", said.text, re.MULTILINE)
+    assert re.search(r"^Sat  7 Nov +0\.00$", said.text, re.MULTILINE)
+    days = [row for row in Document(said.html).rows if re.match(r"[A-Z][a-z]{2} +\d+ Nov$", (row or [""])[0])]
+    assert len(days) == 14
+    assert re.findall(r'width="(\d+)%" cellspacing="0" cellpadding="0" border="0"><tr><td bgcolor', said.html)[-2:] == [
+        "50",
+        "100",
+    ]
+
+
+def test_the_costliest_sessions_are_labels_and_never_ids() -> None:
+    said = summary_email(summary())
+    for body in (said.text, said.html):
+        assert not any(name in body for name in IDS)
+        assert all(session.label in body for session in summary().figures.costliest)
+
+
+def test_a_name_from_outside_stays_text() -> None:
+    evil, share = "<script>alert(1)</script>&\r\n\u202e", UsageBreakdown(cost=Decimal(1), calls=1)
+    said = summary_email(summary(models={("chat", evil): share}, callers={evil: share}))
+    assert "script" not in Document(said.html).tags
+    assert html_of(said).count("<script>alert(1)</script>&") == 2
+    assert said.text.count("<script>alert(1)</script>&") == 2
+    assert "\u202e" not in said.text + said.html
+
+
+def test_an_unpriced_model_is_named_with_what_to_set() -> None:
+    share = UsageBreakdown(cost=Decimal(0), calls=5, unpriced_turns=5, prompt_tokens=10)
+    said = summary_email(summary(unpriced=5, models={**summary().figures.models, ("lab", "odd"): share}))
+    for body in (text_of(said), html_of(said)):
+        assert "Unpriced: 5 calls that the cost above leaves out, because the price of lab · odd is not known." in body
+        assert "PRICES" in body
+    assert re.search(r"^lab · odd +not known$", said.text, re.MULTILINE)
+
+
+def test_a_free_model_is_not_called_unpriced() -> None:
+    free, odd = UsageBreakdown(cost=Decimal(0), calls=9), UsageBreakdown(cost=Decimal(0), calls=5, unpriced_turns=5)
+    models = {**summary().figures.models, ("lab", "free"): free, ("lab", "odd"): odd}
+    said = summary_email(summary(unpriced=5, models=models))
+    assert "because the price of lab · odd is not known" in text_of(said)
+    assert re.search(r"^lab · free +0\.0000000$", said.text, re.MULTILINE)
+
+
+def test_an_unaccounted_call_without_a_price_has_no_worst_case() -> None:
+    said = summary_email(summary(unaccounted=1, unbounded=1))
+    assert "At worst they have a price that is not known" in text_of(said)
+    assert "their worst case" not in said.text
+
+
+def test_unaccounted_calls_with_and_without_a_price_are_told_apart() -> None:
+    said = summary_email(summary(unaccounted=3, unaccounted_cost=Decimal("0.42"), unbounded=1))
+    assert "At worst they cost $0.42, and what 1 of them cost whose price is not known;" in text_of(said)
+
+
+def test_nothing_to_say_is_not_said() -> None:
+    said = summary_email(summary(costliest=(), saved=Decimal(0)))
+    for body in (said.text.upper(), said.html.upper()):
+        for part in ("UNACCOUNTED", "UNPRICED", "FAILED", "OPEN:", "STILL OPEN", "SO FAR", "BY CALLER", "ADJUSTED"):
+            assert part not in body
+        assert "COSTLIEST" not in body
+        assert "SAVED" not in body
+
+
+def test_a_day_without_turns_gets_a_short_email() -> None:
+    said = summary_email(quiet("3.456"))
+    for body in (text_of(said), html_of(said)):
+        assert "Nobody chatted, so nothing was spent. The day before cost $3.46." in body
+        assert "the month to date comes to $214.50" in body
+    assert len(said.text.splitlines()) < 15
+    assert "0.00" not in said.text
+
+
+def test_a_day_without_turns_still_tells_of_earlier_days() -> None:
+    moved = Adjustment(day=DAY - timedelta(days=3), difference=Decimal("0.5"), cost=Decimal(1))
+    assert re.search(r"^Tue 17 Nov +\+0\.50$", summary_email(replace(quiet(), adjustments=(moved,))).text, re.MULTILINE)
+
+
+def test_a_day_that_is_not_final_says_so() -> None:
+    assert "So far: This day is not final" in text_of(summary_email(replace(summary(), final=False)))
+
+
+def test_many_callers_are_added_up_in_the_last_row() -> None:
+    callers = {f"caller-{n:02}": UsageBreakdown(cost=Decimal(n).scaleb(-3), calls=n) for n in range(1, 51)}
+    said = summary_email(summary(callers=callers))
+    assert re.search(r"^caller-50 +0\.050$", said.text, re.MULTILINE)
+    assert "caller-30\n" not in said.text
+    rest = sum(range(1, 31))
+    assert re.search(rf"^30 others +0\.{rest}\n  {rest} calls", said.text, re.MULTILINE)
+
+
+def test_the_page_is_a_whole_document_that_needs_nothing_else() -> None:
+    html = summary_email(summary(unaccounted=3, failed=1)).html
+    document = Document(html)
+    assert html.startswith("<!doctype html>")
+    assert {"html", "head", "title", "body"} <= document.tags
+    assert not {"script", "style", "link", "img", "a", "iframe", "form"} & document.tags
+    assert not [attribute for attribute in document.attributes if re.match("on|src|href|class", attribute)]
+    assert "url(" not in html
+    assert "http" not in html
+    assert len(html) < 60_000  # Gmail cuts a mail off at 102 KB
+
+
+names = st.text(st.characters(codec="utf-8"), max_size=100)
+costs = st.decimals(0, 10**6, places=10)
+shares = st.builds(
+    UsageBreakdown,
+    cost=costs,
+    calls=st.integers(0, 10**9),
+    unpriced_turns=st.integers(0, 10**9),
+    prompt_tokens=st.integers(0, 10**12),
+    completion_tokens=st.integers(0, 10**12),
+)
+counts = st.integers(0, 10**6)
+figures = st.builds(
+    Figures,
+    usage=st.builds(Usage, prompt_tokens=st.integers(0, 10**12), completion_tokens=st.integers(0, 10**12)),
+    cost=costs,
+    saved=costs,
+    turns=counts,
+    unaccounted=counts,
+    unaccounted_cost=costs,
+    unpriced=counts,
+    failed=counts,
+    open=counts,
+    models=st.dictionaries(st.tuples(names, names), shares, max_size=3),
+    callers=st.dictionaries(names, shares, max_size=3),
+    costliest=st.lists(st.builds(SessionCost, cost=costs, session_id=names), max_size=3).map(tuple),
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(figures, st.lists(costs, min_size=14, max_size=14))
+def test_any_day_can_be_written(figures: Figures, history: list[Decimal]) -> None:
+    day = replace(
+        summary(),
+        figures=figures,
+        history=tuple(DayCost(day=DAY - timedelta(days=13 - n), cost=cost) for n, cost in enumerate(history)),
+    )
+    said = summary_email(day)
+    assert max(map(len, said.text.splitlines())) <= WIDTH
+    assert said.subject.isprintable()
+    values = [row[-1] for row in Document(said.html).rows if row]
+    exact_amounts = {Decimal(value.lstrip("$")) for value in values if re.fullmatch(r"\$?[0-9]+\.[0-9]{2,}", value)}
+    if figures.turns:
+        assert {figures.cost, *history, *(session.cost for session in figures.costliest)} <= exact_amounts
+    else:
+        assert not exact_amounts

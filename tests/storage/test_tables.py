@@ -1,0 +1,393 @@
+"""Plain rows in and out of a real table service, and what it says when something is not as it should be."""
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from azure.data.tables.aio import TableClient, TableServiceClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from local.azurite import connection_string
+from local.parts import free_port
+from shared.domain.clock import SystemClock
+from shared.domain.conversation import Session
+from shared.domain.principal import ANONYMOUS
+from shared.errors import StorageUnavailable, VersionConflict
+from shared.services import Services
+from shared.settings import Settings
+from shared.storage.tables import Row, Table, Write
+from tests.conftest import table_of
+from tests.support.proxy import Answer, Match, TcpProxy
+
+# The HTTP client warns that it sends more than 1 MiB in one go: one letter can be 12 bytes of the SDK's JSON.
+LARGE = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+ONE_TABLE = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MAX_PROPERTY_UNITS = 32_768  # the service's limit, in UTF-16 units
+CHARACTERS = st.characters(exclude_categories=["Cs"])
+NOW = datetime(2026, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
+SESSION = Session(id="s", created=NOW, updated=NOW, system="", deployment="chat", turns=1)
+
+
+@pytest.fixture
+async def service(azurite_port: int) -> AsyncIterator[TableServiceClient]:
+    async with TableServiceClient.from_connection_string(connection_string(azurite_port)) as client:
+        yield client
+
+
+@pytest.fixture
+def client(service: TableServiceClient, prefix: str) -> TableClient:
+    """A table that is not there yet."""
+    return service.get_table_client(f"{prefix}rows")
+
+
+@pytest.fixture
+def table(client: TableClient) -> Table:
+    return table_of(client)
+
+
+def row(key: str = "k", partition: str = "p", **properties: Any) -> Row:
+    return {"PartitionKey": partition, "RowKey": key, **properties}
+
+
+async def put_and_get(table: Table, **properties: Any) -> Row:
+    key = uuid.uuid4().hex
+    etag = await table.put(row(key, **properties))
+    found = await table.get("p", key)
+    assert found is not None
+    assert found.pop("etag") == etag
+    assert (found.pop("PartitionKey"), found.pop("RowKey")) == ("p", key)
+    return found
+
+
+def same(one: str, other: str) -> bool:
+    """Without pytest's comparison of what differs, which takes minutes for texts of this size."""
+    return one == other
+
+
+async def all_of(rows: AsyncIterator[Row]) -> list[Row]:
+    return [found async for found in rows]
+
+
+@dataclass(frozen=True)
+class Long:
+    """Up to 300,000 characters, with wide and narrow ones around every place where a piece may end."""
+
+    shift: str
+    pattern: str
+    length: int
+
+    @property
+    def text(self) -> str:
+        return (self.shift + self.pattern * (self.length // len(self.pattern) + 1))[: self.length]
+
+
+LONG = st.builds(
+    Long,
+    st.sampled_from(["", "a", "\N{GRINNING FACE}"]),
+    st.text(CHARACTERS, min_size=1, max_size=7) | st.just("\N{GRINNING FACE}"),
+    st.integers(0, 300_000) | st.integers(16_380, 16_390) | st.integers(32_760, 32_776),
+)
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        "value",
+        ["", "text", "null", "2026-03-01T00:00:00Z", "\x00\x1f", True, False, 0, -1, 2**31, 2**63 - 1, -(2**63)],
+    )
+    async def test_a_value_comes_back_as_it_was(self, table: Table, value: object) -> None:
+        found = (await put_and_get(table, value=value))["value"]
+        assert (found, type(found)) == (value, type(value))
+
+    @LARGE
+    @ONE_TABLE
+    @given(LONG)
+    async def test_text_of_any_length_comes_back_as_it_was(self, table: Table, long: Long) -> None:
+        found = await put_and_get(table, value=long.text, other="x")
+        assert found.keys() == {"value", "other"}
+        assert same(found["value"], long.text)
+
+    @LARGE
+    @ONE_TABLE
+    @given(LONG)
+    async def test_text_is_cut_between_characters_into_pieces_that_a_property_holds(
+        self, client: TableClient, long: Long
+    ) -> None:
+        await table_of(client).put(row(key := uuid.uuid4().hex, value=long.text))
+        entity = await client.get_entity("p", key)
+        pieces = [entity[f"value_{at}" if at else "value"] for at in range(len(entity) - 2)]
+        assert same("".join(pieces), long.text)
+        assert all(len(piece.encode("utf-16-le")) <= MAX_PROPERTY_UNITS * 2 for piece in pieces)
+        assert len(pieces) <= max(1, -(-len(long.text.encode("utf-16-le")) // (MAX_PROPERTY_UNITS * 2 - 2)))
+
+    @ONE_TABLE
+    @given(st.decimals(-(10**12), 10**12, places=18))
+    async def test_an_amount_comes_back_as_its_exact_digits(self, table: Table, amount: Decimal) -> None:
+        found = (await put_and_get(table, value=amount))["value"]
+        assert Decimal(found) == amount
+        assert re.fullmatch(r"-?[0-9]+\.[0-9]{18}", found)
+
+    async def test_a_value_of_none_is_not_stored(self, table: Table) -> None:
+        assert await put_and_get(table, value=None, other=1) == {"other": 1}
+
+    @ONE_TABLE
+    @given(
+        st.datetimes(datetime(1700, 1, 1), datetime(9000, 1, 1)),  # noqa: DTZ001 - the zone is drawn beside it
+        st.integers(-12 * 60, 14 * 60),
+    )
+    async def test_a_time_comes_back_as_a_plain_one_in_utc(self, table: Table, local: datetime, minutes: int) -> None:
+        given = local.replace(tzinfo=timezone(timedelta(minutes=minutes)))
+        found = (await put_and_get(table, value=given))["value"]
+        assert found == given
+        assert type(found) is datetime
+        assert found.tzinfo is UTC
+
+    @pytest.mark.parametrize("value", [1.5, b"bytes", [1], {"a": 1}])
+    async def test_what_has_no_place_in_a_row_is_a_bug_that_is_named(self, table: Table, value: object) -> None:
+        with pytest.raises(TypeError, match="value can't be stored"):
+            await table.put(row(value=value))
+
+    async def test_a_shorter_text_leaves_nothing_of_a_longer_one(self, table: Table) -> None:
+        etag = await table.put(row(value="x" * 100_000))
+        await table.put(row(value="y"), etag)
+        assert await table.get("p", "k") == row(value="y", etag=(await table.get("p", "k") or {})["etag"])
+
+
+class TestWrites:
+    async def test_put_replaces_the_version_that_was_read(self, table: Table) -> None:
+        first = await table.put(row(value=1, gone=True))
+        second = await table.put(row(value=2), first)
+        assert await table.get("p", "k") == row(value=2, etag=second)
+        assert first != second
+
+    async def test_merge_changes_the_given_properties_alone(self, table: Table) -> None:
+        first = await table.put(row(value=1, kept="x"))
+        second = await table.merge(row(value=2), first)
+        assert await table.get("p", "k") == row(value=2, kept="x", etag=second)
+
+    async def test_a_row_that_is_deleted_is_gone(self, table: Table) -> None:
+        await table.delete("p", "k", await table.put(row()))
+        assert await table.get("p", "k") is None
+
+    async def test_deleting_what_is_gone_already_is_no_error(self, table: Table) -> None:
+        etag = await table.put(row())
+        await table.delete("p", "k", etag)
+        await table.delete("p", "k", etag)
+
+    async def test_a_transaction_writes_everything_and_tells_the_new_versions(self, table: Table) -> None:
+        old, gone = await table.put(row("old", value=1, dropped=True)), await table.put(row("gone"))
+        etags = await table.commit(
+            [
+                Write("put", row("old", value=2), old),
+                Write("delete", row("gone"), gone),
+                Write("put", row("new", value="x" * 100_000)),
+            ]
+        )
+        found = await all_of(table.query("PartitionKey eq @p", {"p": "p"}))
+        assert found == [row("new", value="x" * 100_000, etag=etags[2]), row("old", value=2, etag=etags[0])]
+        assert etags[1] == ""
+
+    @pytest.mark.parametrize("bad", ["there already", "another version", "gone", "deleted by another version"])
+    async def test_a_transaction_with_one_condition_that_does_not_hold_writes_nothing(
+        self, table: Table, bad: str
+    ) -> None:
+        etag = await table.put(row("there", value=1))
+        stale = await table.put(row("stale", value=1))
+        await table.put(row("stale", value=2), stale)
+        failing = {
+            "there already": Write("put", row("there")),
+            "another version": Write("put", row("stale"), stale),
+            "gone": Write("put", row("never"), stale),
+            "deleted by another version": Write("delete", row("stale"), stale),
+        }
+        with pytest.raises(VersionConflict):
+            await table.commit([Write("put", row("new")), failing[bad]])
+        assert await table.get("p", "new") is None
+        assert await table.get("p", "there") == row("there", value=1, etag=etag)
+
+
+class TestChanged:
+    async def test_a_row_that_is_there_already_is_not_inserted_again(self, table: Table) -> None:
+        await table.put(row(value=1))
+        with pytest.raises(VersionConflict):
+            await table.put(row(value=2))
+        assert (await table.get("p", "k") or {})["value"] == 1
+
+    @pytest.mark.parametrize("how", ["put", "merge", "delete"])
+    async def test_another_version_is_not_overwritten(self, table: Table, how: str) -> None:
+        stale = await table.put(row(value=1))
+        await table.put(row(value=2), stale)
+        with pytest.raises(VersionConflict):
+            await writing(table, stale)[how]()
+        assert (await table.get("p", "k") or {})["value"] == 2
+
+    @pytest.mark.parametrize("how", ["put", "merge"])
+    async def test_a_row_that_is_gone_does_not_come_back(self, table: Table, how: str) -> None:
+        etag = await table.put(row())
+        await table.delete("p", "k", etag)
+        with pytest.raises(VersionConflict):
+            await writing(table, etag)[how]()
+        assert await table.get("p", "k") is None
+
+
+def writing(table: Table, etag: str) -> dict[str, Callable[[], Awaitable[object]]]:
+    return {
+        "put": lambda: table.put(row(value=3), etag),
+        "merge": lambda: table.merge(row(value=3), etag),
+        "delete": lambda: table.delete("p", "k", etag),
+    }
+
+
+ETAG = "W/\"datetime'2026-03-01T00%3A00%3A00.0000000Z'\""
+
+
+async def _changed(request: Awaitable[object]) -> None:
+    with pytest.raises(VersionConflict):
+        await request
+
+
+async def _finds(request: Awaitable[object], nothing: object) -> None:
+    assert await request == nothing
+
+
+USES: dict[str, Callable[[Table], Awaitable[object]]] = {
+    "get": lambda table: _finds(table.get("p", "k"), None),
+    "insert": lambda table: table.put(row()),
+    "replace": lambda table: _changed(table.put(row(), ETAG)),
+    "merge": lambda table: _changed(table.merge(row(), ETAG)),
+    "delete": lambda table: table.delete("p", "k", ETAG),
+    "commit": lambda table: table.commit([Write("put", row()), Write("put", row("l"))]),
+    "query": lambda table: _finds(all_of(table.query("PartitionKey eq @p", {"p": "p"})), []),
+}
+
+
+class TestMissingTables:
+    @pytest.mark.parametrize("use", USES.values(), ids=USES)
+    async def test_the_first_use_of_a_table_finds_it_empty_and_the_next_one_works(
+        self, table: Table, use: Callable[[Table], Awaitable[object]]
+    ) -> None:
+        await use(table)
+        await table.put(row("after"))
+        assert await table.get("p", "after") is not None
+
+    async def test_several_first_uses_at_once_all_work(self, table: Table) -> None:
+        await asyncio.gather(*(table.put(row(str(number))) for number in range(8)))
+        assert len(await all_of(table.query("PartitionKey eq @p", {"p": "p"}))) == 8
+
+
+class TestQueries:
+    @pytest.mark.parametrize(
+        "given",
+        [
+            "x' or PartitionKey ne 'x",
+            "' or '1' eq '1",
+            "x') or (PartitionKey gt '",
+            "''",
+            "@p",
+            "%27 or 1 eq 1",
+        ],
+    )
+    async def test_a_parameter_is_a_value_whatever_it_looks_like(self, table: Table, given: str) -> None:
+        await table.put(row(partition="secret"))
+        assert await all_of(table.query("PartitionKey eq @p", {"p": given})) == []
+        etag = await table.put(row(partition=given))
+        assert await all_of(table.query("PartitionKey eq @p", {"p": given})) == [row(partition=given, etag=etag)]
+
+    async def test_rows_come_in_the_order_of_their_keys(self, table: Table) -> None:
+        for key in ("b", "B", "a", "10", "9", "~"):
+            await table.put(row(key))
+        found = await all_of(table.query("PartitionKey eq @p", {"p": "p"}))
+        assert [each["RowKey"] for each in found] == ["10", "9", "B", "a", "b", "~"]
+
+    async def test_more_rows_than_a_page_holds_all_come_and_only_as_far_as_they_are_read(
+        self, azurite_port: int, table: Table, client: TableClient
+    ) -> None:
+        keys = [f"{number:04}" for number in range(1_100)]
+        for start in range(0, 1_100, 100):
+            await table.commit([Write("put", row(key)) for key in keys[start : start + 100]])
+        found = await all_of(table.query("PartitionKey eq @p", {"p": "p"}))
+        assert [each["RowKey"] for each in found] == keys
+        with TcpProxy(azurite_port) as proxy:
+            async with TableServiceClient.from_connection_string(connection_string(proxy.port)) as service:
+                paged = table_of(service.get_table_client(client.table_name))
+                read = []
+                async for each in paged.query("PartitionKey eq @p", {"p": "p"}, page=10):
+                    read.append(each["RowKey"])
+                    if len(read) == 25:
+                        break
+            assert read == keys[:25]
+            assert proxy.count(Match("GET")) == 3
+
+
+def services(port: int, prefix: str) -> Services:
+    """As the app builds it, retries and all."""
+    environ = {
+        "AZURE_OPENAI_ENDPOINT": "http://127.0.0.1:9",
+        "AZURE_OPENAI_API_KEY": "x",
+        "TABLES_CONNECTION_STRING": connection_string(port),
+        "TABLE_PREFIX": prefix,
+    }
+    return Services(Settings.from_env(environ), SystemClock())
+
+
+class TestUnavailable:
+    async def test_a_service_that_can_not_be_reached_is_said_to_be_so_within_seconds(self, prefix: str) -> None:
+        app, began = services(free_port(), prefix), time.monotonic()
+        try:
+            for request in (
+                app.sessions.get("s", ANONYMOUS),
+                app.sessions.history(SESSION, before=2, limit=1),
+                app.reports.figures(NOW.date()),
+            ):
+                with pytest.raises(StorageUnavailable) as error:
+                    await request
+                assert error.value.retry_after == 5
+        finally:
+            await app.close()
+        assert time.monotonic() - began < 3 * 5
+
+    @pytest.mark.parametrize("use", USES.values(), ids=USES)
+    @pytest.mark.parametrize("status", [400, 403, 500])
+    async def test_a_service_that_refuses_is_unavailable_and_nothing_of_its_answer_is_told(
+        self, azurite_port: int, prefix: str, use: Callable[[Table], Awaitable[object]], status: int
+    ) -> None:
+        refusal = Answer(status, b'{"odata.error": {"code": "Secret", "message": {"value": "hunter2"}}}')
+        with TcpProxy(azurite_port) as proxy:
+            proxy.on(Match(), refusal, times=None)
+            options = {"retry_total": 0}
+            async with TableServiceClient.from_connection_string(connection_string(proxy.port), **options) as service:
+                with pytest.raises(StorageUnavailable) as error:
+                    await use(table_of(service.get_table_client(f"{prefix}rows")))
+        assert "hunter2" not in error.value.message
+
+    async def test_a_query_that_finds_no_table_service_is_not_one_that_finds_no_row(
+        self, azurite_port: int, prefix: str
+    ) -> None:
+        with TcpProxy(azurite_port) as proxy:
+            proxy.on(Match(), Answer(404), times=None)
+            app = services(proxy.port, prefix)
+            with pytest.raises(StorageUnavailable):
+                await app.sessions.history(SESSION, before=2, limit=1)
+            with pytest.raises(StorageUnavailable):
+                await app.reports.figures(datetime.now(UTC).date())
+            await app.close()
+
+    async def test_it_works_again_once_the_service_is_back(self, azurite_port: int, prefix: str) -> None:
+        with TcpProxy(azurite_port) as proxy:
+            async with TableServiceClient.from_connection_string(
+                connection_string(proxy.port), retry_total=0
+            ) as service:
+                table = table_of(service.get_table_client(f"{prefix}rows"))
+                await table.put(row())
+                proxy.down()
+                with pytest.raises(StorageUnavailable):
+                    await table.get("p", "k")
+                proxy.up()
+                assert await table.get("p", "k") is not None

@@ -1,0 +1,405 @@
+"""A fake of Azure OpenAI: a server on loopback that speaks its v1 chat completions wire format, fails as scripted and
+keeps a meter of what it billed.
+
+It stands in for the service alone, so it never imports what it is used to test.
+"""
+
+import asyncio
+import dataclasses
+import json
+import re
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
+
+import h11
+
+from tests.support import azure_openai_answers as answers
+from tests.support.azure_openai_answers import JSON, Answer, Reply
+from tests.support.loopback import Gate, Loopback, Message, Wire
+
+__all__ = ["AzureOpenAI", "Billed", "Fault", "Hold", "Kind", "Reply", "Request", "Script"]
+
+Kind = Literal[
+    "none",
+    "status",  # an error status, before the model saw the prompt
+    "slow",  # `seconds` pass before the first byte; nothing else is wrong
+    "stall",  # nothing more is sent, for ever
+    "reset",  # the connection is lost: TCP RST
+    "close",  # the connection is closed properly, the answer is not ended
+    "truncated",  # the answer ends properly, without finish_reason, usage or [DONE]
+    "no_usage",  # all is there but the usage
+    "unended",  # all is there, usage too, and the connection is lost before [DONE]
+    "endless",  # all is there, [DONE] too, and then a comment now and then, for ever
+    "malformed",  # an event that is no JSON, then a proper end
+    "error_event",  # an event that is an error object, then a proper end
+    "content_filter",  # 400: the filter stopped the prompt
+    "completion_filter",  # the filter cut the answer: finish_reason content_filter
+    "context_length",  # 400: the prompt is too long
+]
+REFUSED_BY_REASONING = frozenset({"max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty"})
+REFUSED_BY_REASONING |= frozenset({"logprobs", "top_logprobs", "logit_bias"})
+UNBILLED: frozenset[Kind] = frozenset({"status", "context_length"})
+PROMPT_ONLY: frozenset[Kind] = frozenset({"content_filter", "context_length"})
+LOST: frozenset[Kind] = frozenset({"stall", "reset", "close"})
+FINISHED: frozenset[Kind] = frozenset({"none", "slow", "no_usage", "unended", "endless", "completion_filter"})
+CHAT = re.compile(r"/openai/(?:v1|deployments/(?P<deployment>[^/]+))/chat/completions")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong. `after` counts content chunks (or halves of a JSON answer); where it is None, a stall, reset or
+    close comes before the first byte, and any other after two chunks."""
+
+    kind: Kind
+    status: int = 0
+    after: int | None = None
+    seconds: float = 0
+    retry_after: float | str | None = None
+    retry_after_ms: int | None = None
+    location: str | None = None
+    message: str | None = None
+    param: str | None = None
+    code: str | None = None
+    billed: bool | None = None
+    reply: Reply | None = None
+
+    @property
+    def outcome(self) -> str:
+        if self.kind in ("none", "slow"):
+            return "ok"
+        return str(self.status) if self.kind == "status" else self.kind
+
+    @property
+    def chunks(self) -> int:
+        return 2 if self.after is None else self.after
+
+    @property
+    def bills(self) -> bool:
+        return self.kind not in UNBILLED if self.billed is None else self.billed
+
+
+Script = Reply | Fault
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: JSON
+
+    @property
+    def call_id(self) -> str | None:
+        return self.headers.get("x-ms-client-request-id")
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.body.get("stream"))
+
+
+@dataclass(frozen=True)
+class Billed:
+    """A call that costs money, whether or not its answer arrived."""
+
+    call_id: str | None
+    deployment: str
+    model: str
+    prompt_tokens: int
+    cached_tokens: int
+    cache_write_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    streamed: bool
+    outcome: str  # "ok", a fault's kind or status, "hang_up" (the client's), "stopped" (the fake's)
+    at: datetime
+
+
+class Hold(Gate):
+    """The next answer pauses here, after so many content chunks, until released."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+
+class _Bill:
+    """Written once, for a call ends in one way; never, where it costs nothing."""
+
+    def __init__(self, meter: list[Billed], entry: Billed, *, due: bool) -> None:
+        self._meter, self._entry, self._due = meter, entry, due
+
+    def charge(self, outcome: str) -> None:
+        if self._due:
+            self._meter.append(dataclasses.replace(self._entry, outcome=outcome, at=datetime.now(UTC)))
+        self._due = False
+
+
+class AzureOpenAI(Loopback):
+    """`with AzureOpenAI() as fake:` listens on `fake.endpoint`; the attributes may be changed while it runs."""
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        api_key: str = "test-key",
+        authorize: Callable[[Mapping[str, str]], bool] | None = None,
+        deployments: Mapping[str, str] | None = None,
+        reasoning: frozenset[str] = frozenset(),
+    ) -> None:
+        """`deployments`: each name and the model it answers with; None takes any. `reasoning`: which of them are."""
+        super().__init__(port)
+        self.api_key, self.authorize, self.deployments = api_key, authorize or self._has_key, deployments
+        self.refused = dict.fromkeys(reasoning, REFUSED_BY_REASONING)  # deployment: parameters it refuses
+        self.model_name = "gpt-5.4-mini-2026-03-17"
+        self.context_tokens: int | None = None
+        self.chunk_tokens = 1
+        self.chunk_delay = 0.0
+        self.responder: Callable[[Request], Script] = lambda request: answers.default_reply(request.body)
+        self.requests: list[Request] = []
+        self.meter: list[Billed] = []
+        self.busy = 0
+        self._script: deque[Script] = deque()
+        self._holds: deque[Hold] = deque()
+        self._cache: set[str] = set()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def reply(self, text: str = "", **details: Any) -> None:
+        """Scripts the next unscripted request's answer; `details` are Reply's fields."""
+        self._script.append(Reply(text, **details))
+
+    def fault(self, kind: Kind | int, **details: Any) -> None:
+        """Scripts the next unscripted request's fault, a status or a kind; `details` are Fault's fields."""
+        self._script.append(Fault("status", kind, **details) if isinstance(kind, int) else Fault(kind, **details))
+
+    def hold(self, after: int = 1) -> Hold:
+        """The next chat request that is answered at all pauses after so many chunks (one that is not streamed: before
+        any byte) until the hold is released."""
+        self._holds.append(hold := Hold(after))
+        return hold
+
+    def _has_key(self, headers: Mapping[str, str]) -> bool:
+        return self.api_key in (headers.get("api-key"), headers.get("authorization", "").removeprefix("Bearer "))
+
+    async def converse(self, wire: Wire) -> None:
+        while message := await wire.message():
+            self.busy += 1
+            try:
+                await wire.until_gone(self._answer(wire, message))
+            finally:
+                self.busy -= 1
+            if wire.http.our_state is not h11.DONE or wire.http.their_state is not h11.DONE:
+                return
+            wire.http.start_next_cycle()
+
+    async def _answer(self, wire: Wire, message: Message) -> None:
+        request = _request(message)
+        self.requests.append(request)
+        if refusal := self._refusal(request):
+            return await _send(wire, request, *refusal)
+        if not CHAT.fullmatch(urlsplit(request.path).path):
+            names = self.deployments or {"gpt-5.4-mini": ""}
+            models = [{"id": name, "object": "model", "created": 0, "owned_by": "system"} for name in names]
+            return await _send(wire, request, 200, {"object": "list", "data": models})
+        return await self._complete(wire, request)
+
+    def _refusal(self, request: Request) -> tuple[int, JSON | str] | None:
+        url = urlsplit(request.path)
+        chat = CHAT.fullmatch(url.path)
+        asked = ("POST" if chat else "GET", chat is not None or url.path == "/openai/v1/models")
+        if asked != (request.method, True) or (
+            "/deployments/" in url.path and "api-version" not in parse_qs(url.query)
+        ):
+            return 404, {"error": {"code": "404", "message": "Resource not found"}}
+        if not self.authorize(request.headers):
+            return 401, answers.error(401, answers.BAD_TOKEN if "authorization" in request.headers else None)
+        if chat is None:
+            return None
+        name = request.body.get("model")
+        if not isinstance(name, str):
+            return 400, answers.invalid("Missing required parameter: 'model'.", "model")
+        if self.deployments is not None and name not in self.deployments:
+            return 404, answers.error(404)
+        wrong = answers.check(request.body, self.refused.get(name, frozenset()))
+        wrong = wrong or answers.check_length(request.body, self.context_tokens)
+        return (400, wrong) if wrong else None
+
+    async def _complete(self, wire: Wire, request: Request) -> None:
+        script = self._script.popleft() if self._script else self.responder(request)
+        fault = script if isinstance(script, Fault) else Fault("none", reply=script)
+        answer = self._thought(request, fault)
+        bill = _Bill(self.meter, _entry(request, answer, fault), due=fault.bills)
+        try:
+            await self._play(wire, request, fault, answer, bill)
+        finally:
+            bill.charge("stopped" if self.stopping else "hang_up")
+
+    def _thought(self, request: Request, fault: Fault) -> Answer:
+        reply = fault.reply or answers.default_reply(request.body)
+        if fault.kind == "completion_filter":
+            said = answers.pieces(reply.text)[: fault.chunks * self.chunk_tokens]
+            reply = dataclasses.replace(reply, text="".join(said), finish_reason="content_filter")
+        prefixes = answers.prefixes(request.body)
+        return Answer(
+            request.body,
+            reply,
+            model=(self.deployments or {}).get(request.body["model"], self.model_name),
+            prompt_tokens=prefixes[-1][1],
+            cached_tokens=self._cached(prefixes) if fault.bills else 0,
+            chunk_tokens=self.chunk_tokens,
+        )
+
+    def _cached(self, prefixes: list[tuple[str, int]]) -> int:
+        known = max((tokens for digest, tokens in prefixes if digest in self._cache), default=0)
+        self._cache.update(digest for digest, _ in prefixes)
+        return known // answers.CACHE_STEP * answers.CACHE_STEP if known >= answers.CACHE_LEAST else 0
+
+    async def _play(self, wire: Wire, request: Request, fault: Fault, answer: Answer, bill: _Bill) -> None:
+        await asyncio.sleep(fault.seconds)
+        if fault.kind in ("status", "content_filter", "context_length"):
+            bill.charge(fault.outcome)
+            return await _send(wire, *_error(request, fault, answer), headers=_hints(fault))
+        if fault.kind in LOST and fault.after is None:
+            bill.charge(fault.outcome)
+            return await _lose(wire, fault)
+        hold = self._holds.popleft() if self._holds else None
+        opening, content, closing = _parts(request, answer, usage=fault.kind != "no_usage")
+        if not request.streamed:  # the first byte comes when all is finished
+            await asyncio.sleep(self.chunk_delay * len(answer.content()))
+            await _pass(hold)
+        await wire.send(_head(request), *map(_data, opening))
+        await self._speak(wire, content if fault.kind in FINISHED else content[: fault.chunks], hold)
+        bill.charge(fault.outcome)
+        if fault.kind in LOST:
+            return await _lose(wire, fault)
+        if fault.kind == "unended":
+            await wire.send(*map(_data, closing[:-1]))
+            return await _lose(wire, fault)
+        if fault.kind == "endless":
+            await wire.send(*map(_data, closing))
+            while True:
+                await asyncio.sleep(0.1)
+                await wire.send(_data(b": ping\n\n"))
+        return await wire.send(*map(_data, _ending(fault, closing)), h11.EndOfMessage())
+
+    async def _speak(self, wire: Wire, content: list[bytes], hold: Hold | None) -> None:
+        for spoken, part in enumerate(content):
+            if hold and spoken == hold.after:
+                await _pass(hold)
+            await wire.send(_data(part))
+            if self.chunk_delay:
+                await asyncio.sleep(self.chunk_delay)
+        await _pass(hold)  # if the answer was shorter; once released it lets everyone through
+
+
+def _request(message: Message) -> Request:
+    assert isinstance(message.head, h11.Request)
+    path = message.head.target.decode()
+    try:
+        body = json.loads(message.body or b"{}")
+    except ValueError:
+        body = {}  # refused as one that names no model
+    body = body if isinstance(body, dict) else {}
+    chat = CHAT.fullmatch(urlsplit(path).path)
+    if chat and chat["deployment"]:
+        body = body | {"model": chat["deployment"]}
+    headers = {name.decode(): value.decode() for name, value in message.head.headers}
+    return Request(message.head.method.decode(), path, headers, body)
+
+
+def _entry(request: Request, answer: Answer, fault: Fault) -> Billed:
+    unspoken = fault.kind in PROMPT_ONLY
+    return Billed(
+        call_id=request.call_id,
+        deployment=request.body["model"],
+        model=answer.model,
+        prompt_tokens=answer.tokens.prompt,
+        cached_tokens=answer.tokens.cached,
+        cache_write_tokens=answer.tokens.cache_write,
+        completion_tokens=0 if unspoken else answer.tokens.completion,
+        reasoning_tokens=0 if unspoken else answer.tokens.reasoning,
+        streamed=request.streamed,
+        outcome="ok",
+        at=datetime.now(UTC),
+    )
+
+
+def _parts(request: Request, answer: Answer, *, usage: bool) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """What comes before the content, the content, and what comes after; a JSON answer is content and end, by halves."""
+    if request.streamed:
+        opening, content, closing = answer.opening(), answer.content(), answer.closing(usage)
+        return [*map(_event, opening)], [*map(_event, content)], [*map(_event, closing), b"data: [DONE]\n\n"]
+    whole = answers.compact(answer.whole(usage)).encode("utf-8", "replace")
+    return [], [whole[: len(whole) // 2]], [whole[len(whole) // 2 :]]
+
+
+def _ending(fault: Fault, closing: list[bytes]) -> list[bytes]:
+    match fault.kind:
+        case "malformed":
+            return [b'data: {"choices": [{"delta": {"content": "tor\n\n']
+        case "error_event":
+            return [_event(answers.STREAM_ERROR)]
+        case "truncated":
+            return []
+    return closing
+
+
+async def _pass(hold: Hold | None) -> None:
+    if hold:
+        await hold.enter()
+
+
+async def _lose(wire: Wire, fault: Fault) -> None:
+    if fault.kind == "stall":
+        await asyncio.Event().wait()
+    wire.reset() if fault.kind == "reset" else wire.close()
+    raise ConnectionAbortedError("lost by a fault")
+
+
+def _error(request: Request, fault: Fault, answer: Answer) -> tuple[Request, int, JSON | str]:
+    if fault.kind == "content_filter":
+        return request, 400, answers.PROMPT_FILTERED
+    if fault.kind == "context_length":
+        return request, 400, answers.too_long(answer.tokens.prompt - 1, answer.tokens.prompt, 0)
+    return request, fault.status, answers.error(fault.status, fault.message, fault.param, fault.code)
+
+
+def _hints(fault: Fault) -> list[tuple[str, str]]:
+    told = {"retry-after": fault.retry_after, "retry-after-ms": fault.retry_after_ms, "location": fault.location}
+    return [(name, str(value)) for name, value in told.items() if value is not None]
+
+
+async def _send(
+    wire: Wire, request: Request, status: int, body: JSON | str, headers: list[tuple[str, str]] | None = None
+) -> None:
+    kind = "text/html" if isinstance(body, str) else "application/json"
+    content = (body if isinstance(body, str) else answers.compact(body)).encode()
+    head = [("content-type", kind), ("content-length", str(len(content))), *(headers or ()), *_identity(request)]
+    await wire.send(h11.Response(status_code=status, headers=head), _data(content), h11.EndOfMessage())
+
+
+def _head(request: Request) -> h11.Response:
+    kind = "text/event-stream; charset=utf-8" if request.streamed else "application/json"
+    left = [("x-ratelimit-remaining-requests", "99"), ("x-ratelimit-remaining-tokens", "98000")]
+    return h11.Response(status_code=200, headers=[("content-type", kind), *left, *_identity(request)])
+
+
+def _identity(request: Request) -> list[tuple[str, str]]:
+    ids = [(name, str(uuid.uuid4())) for name in ("x-request-id", "apim-request-id")]
+    echoed = [("x-ms-client-request-id", request.call_id)] if request.call_id else []
+    return [*ids, *echoed, ("x-ms-region", "East US")]
+
+
+def _data(content: bytes) -> h11.Data:
+    return h11.Data(data=content)
+
+
+def _event(chunk: JSON) -> bytes:
+    return b"data: " + answers.compact(chunk).encode("utf-8", "replace") + b"\n\n"

@@ -1,0 +1,152 @@
+"""Processes that are killed: the host as one of its own, forked from one that has imported the app already, because
+importing it takes more CPU time than a crash test does; and an Azurite whose acknowledgements outlive it."""
+
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from local import azurite
+from local.parts import free_port
+from local.places import ROOT
+from tests.conftest import FEBRUARY_29
+from tests.support.loopback import PATIENCE
+
+
+class Nursery:
+    """`with Nursery() as nursery:` hosts are born quickly, and none outlives the block."""
+
+    def __enter__(self) -> Self:
+        kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
+        command = [sys.executable, "-m", "tests.support.killing"]
+        environ = kept | {"SUMMARY_SCHEDULE": FEBRUARY_29}
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def host(self, environ: Mapping[str, str], log: Path) -> "Host":
+        assert self._process.stdin
+        assert self._process.stdout
+        port = free_port()
+        self._process.stdin.write(json.dumps({"port": port, "log": str(log), "environ": dict(environ)}) + "\n")
+        self._process.stdin.flush()
+        return Host(int(self._process.stdout.readline()), port, log)
+
+
+class Host:
+    """`python -m local.host`, running."""
+
+    def __init__(self, pid: int, port: int, log: Path) -> None:
+        self.port, self._pid, self._log = port, pid, log
+        self.base = f"http://127.0.0.1:{port}"
+        _wait(lambda: _listens(port), log)
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.base, trust_env=False, timeout=PATIENCE)
+
+    def kill(self) -> None:
+        """Without a word of warning; once is enough."""
+        if _lives(self._pid):
+            os.kill(self._pid, signal.SIGKILL)
+        _wait(lambda: not _lives(self._pid), self._log)
+
+    def fire(self, function: str = "maintenance") -> None:
+        """One of the timers, by hand, until it has run."""
+        before = self._log.read_text().count(f"{function} ran\n")
+        with httpx.Client(base_url=self.base, trust_env=False, timeout=PATIENCE) as client:
+            assert client.post(f"/admin/functions/{function}", json={"input": ""}).status_code == 202
+        _wait(lambda: self._log.read_text().count(f"{function} ran\n") > before, self._log)
+
+
+class Azurite:
+    """An Azurite of its own, whose data outlive it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self._folder, self._log = free_port(), folder, folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        program, *arguments = azurite.command(self.port, self._folder)
+        command = [program, "--require", str(ROOT / "tests/support/durable.cjs"), *arguments]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        _wait(lambda: azurite.answers(self.port), self._log)
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+
+def _wait(condition: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.005)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _raise_hosts() -> None:
+    """In the nursery's own process: a host for each line of input, and an end to all of them with the last."""
+    for name in ("function_app", "local.host", "aiohttp", "openai.resources.chat.completions"):
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are not waited for
+    born = []
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        if (pid := os.fork()) == 0:
+            _become_host(**wanted)
+            return
+        born.append(pid)
+        print(pid, flush=True)
+    for pid in born:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _become_host(port: int, log: str, environ: dict[str, str]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.update(environ)
+    with Path(log).open("ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.close(0)
+    sys.argv = ["local.host", "--port", str(port)]
+    importlib.import_module("local.host").main()
+
+
+if __name__ == "__main__":
+    _raise_hosts()

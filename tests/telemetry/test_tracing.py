@@ -1,0 +1,159 @@
+"""What Application Insights is sent of a call, by the real exporter; and that it costs nothing where nobody asks."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h11
+import httpx
+import pytest
+
+from local.parts import free_port
+from local.places import ROOT
+from shared.telemetry.tracing import tracing
+from tests.conftest import FEBRUARY_29, Tables
+from tests.support.azure_openai import AzureOpenAI
+from tests.support.loopback import PATIENCE, Loopback, Wire
+from tests.support.talking import answer, closed_ledger, say
+
+KEY = "00000000-1111-2222-3333-444444444444"
+MEASURED = {
+    "gen_ai.client.token.usage",
+    "gen_ai.client.operation.duration",
+    "gen_ai.client.operation.time_to_first_chunk",
+}
+JSON = dict[str, Any]
+
+
+class Ingestion(Loopback):
+    """Takes telemetry as Application Insights does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items: list[JSON] = []
+
+    @property
+    def connection_string(self) -> str:
+        here = f"http://127.0.0.1:{self.port}"
+        return f"InstrumentationKey={KEY};IngestionEndpoint={here}/;LiveEndpoint={here}/"
+
+    async def converse(self, wire: Wire) -> None:
+        while message := await wire.message():
+            body = bytes(message.body)
+            if (b"content-encoding", b"gzip") in message.head.headers:
+                body = gzip.decompress(body)
+            items = json.loads(body)
+            self.items += items
+            taken = json.dumps({"itemsReceived": len(items), "itemsAccepted": len(items), "errors": []}).encode()
+            head = [("content-type", "application/json"), ("content-length", str(len(taken)))]
+            await wire.send(h11.Response(status_code=200, headers=head), h11.Data(taken), h11.EndOfMessage())
+            wire.http.start_next_cycle()
+
+    @property
+    def measured(self) -> set[str]:
+        return {metric["name"] for item in self.of("MetricData") for metric in item["metrics"]}
+
+    def of(self, kind: str) -> list[JSON]:
+        return [item["data"]["baseData"] for item in self.items if item["data"]["baseType"] == kind]
+
+
+@pytest.fixture
+def ingestion() -> Iterator[Ingestion]:
+    with Ingestion() as server:
+        yield server
+
+
+@pytest.fixture
+def host(environ: dict[str, str], ingestion: Ingestion, tmp_path: Path) -> Iterator[str]:
+    """The host as a process of its own, since whoever sets tracing up sets it up for the process."""
+    port = free_port()
+    settings = environ | {
+        "APPLICATIONINSIGHTS_CONNECTION_STRING": ingestion.connection_string,
+        "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",  # its own telemetry goes to the vendor
+        "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED": "true",
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+        "OTEL_METRIC_EXPORT_INTERVAL": "300",
+        "SUMMARY_SCHEDULE": FEBRUARY_29,
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "local.host", "--port", str(port)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=log, stderr=log)
+    base = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not _healthy(base):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield base
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _healthy(base: str) -> bool:
+    try:
+        return httpx.get(f"{base}/api/health", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+async def test_a_call_is_a_span_and_metrics_without_content(
+    host: str, fake: AzureOpenAI, ingestion: Ingestion, tables: Tables
+) -> None:
+    fake.reply("marmalade", reasoning_tokens=7)
+    async with httpx.AsyncClient(base_url=host, trust_env=False, timeout=PATIENCE) as api:
+        told = await answer(api, "xylophone", "a-session-of-mine", max_tokens=50)
+        fake.fault("no_usage")
+        await say(api, "xylophone", "a-session-of-mine")
+    await ingestion.until(lambda: len(ingestion.of("RemoteDependencyData")) == 2 and ingestion.measured >= MEASURED)
+
+    settled, doubtful = ingestion.of("RemoteDependencyData")
+    said, usage = settled["properties"], told["usage"]
+    assert settled["name"] == "chat chat"
+    assert (settled["success"], doubtful["success"]) == (True, False)
+    expected = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "azure.ai.openai",
+        "gen_ai.request.model": "chat",
+        "gen_ai.response.model": told["model"],
+        "gen_ai.request.max_tokens": "50",
+        "gen_ai.usage.input_tokens": str(usage["prompt_tokens"]),
+        "gen_ai.usage.output_tokens": str(usage["completion_tokens"]),
+        "gen_ai.usage.reasoning.output_tokens": "7",
+        "chat.cost_usd": format(told["cost_usd"], "f"),
+        "chat.attempts": "1",
+    }
+    assert {name: str(said.get(name)) for name in expected} == expected
+    assert float(said["gen_ai.response.time_to_first_chunk"]) > 0
+    calls = {entry.call.id for entry in await closed_ledger(tables)}
+    assert {said["chat.call"], doubtful["properties"]["chat.call"]} == calls
+
+    sent = json.dumps(ingestion.items)
+    assert not [secret for secret in ("xylophone", "marmalade", "a-session-of-mine") if secret in sent]
+
+
+def test_it_is_not_imported_where_it_is_not_set_up() -> None:
+    """Every cold start would pay for it."""
+    program = (
+        "import sys, shared.services; print([m for m in sys.modules if 'opentelemetry.sdk' in m or 'monitor' in m])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
+    assert tracing(None) is None
+
+
+def test_without_the_optional_dependency_there_is_no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "azure.monitor.opentelemetry", None)
+
+    assert tracing(f"InstrumentationKey={KEY}") is None

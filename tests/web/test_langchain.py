@@ -1,0 +1,309 @@
+"""LangChain's own clients against the app: its standard suite on the real small model, and what that can't do on the
+fake."""
+
+import asyncio
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from langchain_community.callbacks import get_openai_callback
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.tools import tool
+from langchain_openai import AzureChatOpenAI, ChatOpenAI
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from openai import DefaultAsyncHttpxClient, DefaultHttpxClient
+from pydantic import BaseModel, SecretStr
+
+from local import azurite, model
+from local.keys import line, new_key
+from local.parts import free_port
+from tests.conftest import Serve, Tables
+from tests.support.azure_openai import AzureOpenAI, Reply
+from tests.support.conservation import assert_conserved
+from tests.support.killing import Nursery
+from tests.support.loopback import PATIENCE
+from tests.support.talking import closed_ledger
+
+KEY = new_key()
+API_VERSION = "2025-04-01-preview"
+
+# The standard suite, on a real model
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[str]:
+    if not model.installed():
+        pytest.skip("THERE IS NO EMBEDDED MODEL ON THIS MACHINE, SO LANGCHAIN'S STANDARD SUITE DID NOT RUN")
+    port = free_port()
+    server = subprocess.Popen([sys.executable, "-m", "local.model", "--port", str(port)], stdout=subprocess.DEVNULL)
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def service(upstream: str, azurite_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The app as a process of its own: the suite is synchronous."""
+    environ = {
+        "AZURE_OPENAI_ENDPOINT": upstream,
+        "AZURE_OPENAI_API_KEY": "local",
+        "AZURE_OPENAI_MODEL": model.NAME,
+        "AZURE_OPENAI_MAX_RETRIES": "6",  # the model may still be starting
+        "TABLES_CONNECTION_STRING": azurite.connection_string(azurite_port),
+        "TABLE_PREFIX": f"t{uuid.uuid4().hex[:20]}",
+        "CLIENT_KEYS": line("ann", KEY),
+    }
+    with Nursery() as nursery:
+        host = nursery.host(environ, tmp_path_factory.mktemp("langchain") / "log")
+        yield host.base
+
+
+@pytest_asyncio.fixture(scope="class", loop_scope="class")
+async def served(request: pytest.FixtureRequest, service: str) -> AsyncIterator[None]:
+    """Both clients are closed here: LangChain leaves its own to the garbage collector, in some other test."""
+    with DefaultHttpxClient() as request.cls.http:
+        async with DefaultAsyncHttpxClient() as request.cls.http_async:
+            request.cls.base = service
+            yield
+
+
+class _Standard(ChatModelIntegrationTests):
+    """What the embedded model can't do is declared: it calls no tools and sees no images, and with 135 million
+    parameters it follows no schema that is not forced upon it."""
+
+    base = ""
+    http: DefaultHttpxClient
+    http_async: DefaultAsyncHttpxClient
+
+    @property
+    def has_tool_calling(self) -> bool:
+        return False
+
+    @property
+    def has_structured_output(self) -> bool:
+        return False
+
+    @property
+    def supports_model_override(self) -> bool:
+        return False
+
+    @property
+    def enable_vcr_tests(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(("asked", "tokens"), [({}, model.ANSWER_TOKENS), ({"max_tokens": 300}, 300)])
+def test_the_embedded_model_ends_an_answer_that_names_no_maximum(
+    service: str, asked: dict[str, int], tokens: int
+) -> None:
+    body = {"model": model.NAME, "messages": [{"role": "user", "content": "Count."}], "ignore_eos": True, **asked}
+    answer = httpx.post(
+        f"{service}/openai/v1/chat/completions",
+        json=body,
+        headers={"Authorization": f"Bearer {KEY}"},
+        timeout=PATIENCE,
+        trust_env=False,
+    ).json()
+
+    assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (tokens, "length")
+
+
+def test_what_is_too_long_for_the_embedded_model_is_told_so(service: str) -> None:
+    long = {"message": "word " * (model.SLOT_TOKENS + 1_000)}
+    answer = httpx.post(f"{service}/api/chat", json=long, timeout=PATIENCE, trust_env=False)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_too_long")
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.asyncio(loop_scope="class")
+class TestChatOpenAI(_Standard):
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatOpenAI
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {
+            "base_url": f"{self.base}/openai/v1",
+            "api_key": KEY,
+            "model": model.NAME,
+            "http_client": self.http,
+            "http_async_client": self.http_async,
+            "max_tokens": 20,
+            "stream_usage": True,
+        }
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.asyncio(loop_scope="class")
+class TestAzureChatOpenAI(_Standard):
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return AzureChatOpenAI
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {
+            "azure_endpoint": self.base,
+            "api_key": KEY,
+            "api_version": API_VERSION,
+            "azure_deployment": model.NAME,
+            "http_client": self.http,
+            "http_async_client": self.http_async,
+            "max_tokens": 20,
+            "stream_usage": True,
+        }
+
+
+# What takes a larger model, on the fake
+
+
+@pytest.fixture
+def environ(environ: dict[str, str]) -> dict[str, str]:
+    deployments = "chat=gpt-5.4-mini, old=gpt-35-turbo@0125"
+    return environ | {"CLIENT_KEYS": line("ann", KEY), "AZURE_OPENAI_DEPLOYMENTS": deployments}
+
+
+@pytest.fixture
+async def base(serve: Serve, environ: dict[str, str]) -> AsyncIterator[str]:
+    async with serve(environ) as client:
+        yield str(client.base_url).rstrip("/")
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[DefaultAsyncHttpxClient]:
+    """LangChain's own is kept for the process, and each test has an event loop of its own."""
+    async with DefaultAsyncHttpxClient() as client:
+        yield client
+
+
+@pytest.fixture(params=["ChatOpenAI", "AzureChatOpenAI"])
+def chat(request: pytest.FixtureRequest, base: str, http: DefaultAsyncHttpxClient) -> BaseChatModel:
+    options: dict[str, Any] = {"api_key": KEY, "http_async_client": http}
+    if request.param == "ChatOpenAI":
+        return ChatOpenAI(base_url=f"{base}/openai/v1", model="chat", stream_usage=True, **options)
+    options |= {"api_version": API_VERSION, "azure_deployment": "chat"}
+    return AzureChatOpenAI(azure_endpoint=base, stream_usage=True, **options)
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+async def test_a_chain_is_invoked_streamed_and_batched(chat: BaseChatModel, fake: AzureOpenAI, tables: Tables) -> None:
+    chain = ChatPromptTemplate.from_messages([("system", "Be brief."), ("user", "{said}")]) | chat | StrOutputParser()
+
+    assert await chain.ainvoke({"said": "one"}) == "echo: one"
+    assert "".join([piece async for piece in chain.astream({"said": "two"})]) == "echo: two"
+    assert sorted(await chain.abatch([{"said": "3"}, {"said": "4"}])) == ["echo: 3", "echo: 4"]
+    assert len(await assert_conserved(tables, fake)) == 4
+
+
+async def test_tools_are_called_and_their_results_answered(chat: BaseChatModel, fake: AzureOpenAI) -> None:
+    fake.reply(tool_calls=(("call_1", "add", '{"a": 1, "b": 2}'), ("call_2", "add", '{"a": 3, "b": 4}')))
+    bound = chat.bind_tools([add])
+    asked = HumanMessage("Add 1 and 2, and 3 and 4.")
+
+    called = await bound.ainvoke([asked])
+
+    assert isinstance(called, AIMessage)
+    assert [call["args"] for call in called.tool_calls] == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
+    results = [ToolMessage(str(add.invoke(call["args"])), tool_call_id=call["id"]) for call in called.tool_calls]
+    fake.reply("3 and 7")
+    assert (await bound.ainvoke([asked, called, *results])).content == "3 and 7"
+    roles = [message["role"] for message in fake.requests[-1].body["messages"]]
+    assert roles == ["user", "assistant", "tool", "tool"]
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
+async def test_structured_output_is_parsed(chat: BaseChatModel, fake: AzureOpenAI, method: str) -> None:
+    said = '{"name": "Ada", "age": 36}'
+    fake.responder = lambda _: (
+        Reply(tool_calls=(("call_1", "Person", said),)) if method == "function_calling" else Reply(said)
+    )
+    assert await chat.with_structured_output(Person, method=method).ainvoke("Who? As JSON.") == Person(
+        name="Ada", age=36
+    )
+    sent = fake.requests[-1].body
+    kinds = {"json_mode": "json_object", "json_schema": "json_schema", "function_calling": None}
+    assert sent.get("response_format", {}).get("type") == kinds[method]
+
+
+async def test_images_and_logprobs_go_through(chat: BaseChatModel, fake: AzureOpenAI) -> None:
+    pixel = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+    seen = HumanMessage([{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": pixel}}])
+
+    told = await chat.bind(logprobs=True, top_logprobs=2).ainvoke([seen])
+
+    assert fake.requests[-1].body["messages"][0]["content"][1]["image_url"]["url"] == pixel
+    assert told.response_metadata["logprobs"]["content"]
+
+
+async def test_usage_is_told_streamed_or_not(chat: BaseChatModel, fake: AzureOpenAI, tables: Tables) -> None:
+    whole: Any = await chat.ainvoke("hi")
+    gathered: Any = None
+    async for piece in chat.astream("hi"):
+        gathered = piece if gathered is None else gathered + piece
+
+    told = [message.usage_metadata["total_tokens"] for message in (whole, gathered)]
+    entries = await assert_conserved(tables, fake)
+    assert sorted(told) == sorted(entry.call.usage.total_tokens for entry in entries if entry.call.usage)
+
+
+async def test_the_callbacks_cost_is_the_ledgers(
+    base: str, http: DefaultAsyncHttpxClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    """`model_version` tells LangChain what the answer's bare name does not, as the deployment's setting tells us."""
+    fake.model_name = "gpt-35-turbo"
+    chat = AzureChatOpenAI(
+        azure_endpoint=base,
+        api_key=SecretStr(KEY),
+        api_version=API_VERSION,
+        azure_deployment="old",
+        model_version="0125",
+        http_async_client=http,
+    )
+    with get_openai_callback() as counted:
+        for said in ("one", "two and more"):
+            await chat.ainvoke(said)
+
+    entries = await closed_ledger(tables)
+    cost = sum((entry.call.cost or Decimal(0) for entry in entries), Decimal(0))
+    assert cost > 0
+    assert Decimal(str(counted.total_cost)).quantize(Decimal("1e-9")) == cost.quantize(Decimal("1e-9"))
+    assert counted.successful_requests == len(entries) == 2
+
+
+async def test_curl_gets_the_same(base: str) -> None:
+    body = '{"model": "chat", "messages": [{"role": "user", "content": "hi"}]}'
+    command = ["curl", "-sS", f"{base}/openai/v1/chat/completions", "-H", f"Authorization: Bearer {KEY}"]
+    command += ["-H", "Content-Type: application/json", "-d", body]
+    done = await _run(command)
+
+    assert "echo: hi" in done
+
+
+async def _run(command: list[str]) -> str:
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    return output.decode()
