@@ -785,10 +785,15 @@ class Life:
                         return
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+RANDOM = [pytest.param(None, marks=pytest.mark.acceptance, id=f"random-{n}") for n in range(10)]
+
+
+@pytest.mark.parametrize("seed", [1, 2, *RANDOM])
 async def test_after_any_mix_of_misfortunes_the_money_adds_up(
-    storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, seed: int
+    storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, seed: int | None
 ) -> None:
+    seed = random.SystemRandom().randrange(10**9) if seed is None else seed
+    print("seed:", seed)  # pytest shows it where the test fails
     chance = random.Random(seed)
     faults = unlucky(storage, chance)
     kind, fake.responder = fake.responder, moody(fake.responder, chance)

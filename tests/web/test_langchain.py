@@ -126,6 +126,7 @@ def test_what_is_too_long_for_the_embedded_model_is_told_so(service: str) -> Non
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_too_long")
 
 
+@pytest.mark.acceptance
 @pytest.mark.usefixtures("served")
 @pytest.mark.asyncio(loop_scope="class")
 class TestChatOpenAI(_Standard):
@@ -146,6 +147,7 @@ class TestChatOpenAI(_Standard):
         }
 
 
+@pytest.mark.acceptance
 @pytest.mark.usefixtures("served")
 @pytest.mark.asyncio(loop_scope="class")
 class TestAzureChatOpenAI(_Standard):
