@@ -1,4 +1,4 @@
-"""What the maintenance timer runs: jobs that are each bounded in time and go on where they stopped.
+"""What the maintenance timer runs: jobs that are each bounded in time, and go on where they ran out of it.
 
 A job that fails does not keep the others from running.
 """

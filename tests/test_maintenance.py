@@ -195,6 +195,24 @@ async def test_the_maintenance_function_does_so(
     assert await until(erased)
 
 
+async def test_a_call_whose_session_is_unreadable_does_not_keep_others_from_being_recovered(
+    start: Start, tables: Tables, at: At, caplog: pytest.LogCaptureFixture
+) -> None:
+    at(TUESDAY, "13:05")
+    app = start()
+    await first_day(app, TUESDAY)
+    unreadable = entry(TUESDAY, "broken", state=State.OPEN)
+    crashed = await crash_a_call(tables, TUESDAY)
+    await write(tables.usage, [unreadable])
+    await tables.sessions.put({"PartitionKey": "broken", "RowKey": "head", "created": "not a date"})
+
+    await app.maintenance.run()
+
+    assert await state_of(tables, unreadable) is State.OPEN
+    assert await state_of(tables, crashed) is State.UNACCOUNTED
+    assert f"call {unreadable.call.id}: recovery failed" in caplog.text
+
+
 # One job that fails does not stop the others
 
 

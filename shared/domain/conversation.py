@@ -78,7 +78,7 @@ class TurnResult:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One exchange: the request's messages, the answer, and every call that it took. Its calls are one or more steps,
-    each with at most one retry; the last call answered."""
+    each with at most one retry."""
 
     number: int
     started: datetime
@@ -94,7 +94,7 @@ class Turn:
 
     @property
     def call(self) -> Call:
-        """The latest call: the one that answered."""
+        """The latest call; once the turn is settled, the one that answered."""
         return self.calls[-1]
 
     @property

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An anonymous caller (`name` is None), or the holder of a named API key (`key:{name}`)."""
+    """An anonymous caller (`name` is None), or the holder of a named client key (`key:{name}`) or usage key
+    (`usage-key:{name}`)."""
 
     name: str | None = None
 

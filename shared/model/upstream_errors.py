@@ -58,8 +58,9 @@ class OptionRejected(InvalidRequest):
 
 
 def from_status(error: APIStatusError, deployment: str, access: ServiceAccess, now: datetime) -> ChatError:
-    """What a status of the service means to the caller, and whether the attempt may have cost money: Azure documents
-    only 401 and 429 as free, and a gateway's 408, 502 or 504 does not tell what became of the call."""
+    """What a status means to the caller, and whether the attempt may have cost money. Azure documents 401
+    and 429 as free; 403, 404, 409, 500 and 503 before any byte are taken as free, because nothing was generated. A
+    gateway's 408, 502 or 504 does not tell what became of the call."""
     pause = _pause(error, now)
     match error.status_code:
         case 400 | 413 | 422:

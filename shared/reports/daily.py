@@ -4,6 +4,7 @@ A day is final once all its calls have settled and none can still be written.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
@@ -13,10 +14,12 @@ from shared.domain.calls import ZERO, LedgerEntry
 from shared.domain.clock import Clock
 from shared.domain.daily import Adjustment, DailySummary, Day, DayCost, Figures
 from shared.domain.tally import Tally
-from shared.errors import VersionConflict
+from shared.errors import StorageUnavailable, VersionConflict
 from shared.storage.days import Days
 from shared.storage.ledger import Ledger
 from shared.turns.recovery import Recovery
+
+log = logging.getLogger(__name__)
 
 LOOK_BACK = timedelta(days=31)  # how long a day is recovered and corrected
 HISTORY = timedelta(days=13)  # days shown before a day
@@ -92,7 +95,12 @@ class Reports:
 
     async def _recover(self, day: date) -> None:
         async for entry in self._ledger.unfinished(day):
-            await self._recovery.reconcile(entry)
+            try:
+                await self._recovery.reconcile(entry)
+            except StorageUnavailable:
+                raise
+            except Exception:  # one unreadable call must not keep the others from being recovered
+                log.exception("call %s: recovery failed", entry.call.id)
 
     async def _store(self, day: Day) -> Day:
         try:

@@ -1,6 +1,7 @@
 """The usage table: one row for every model call that may be billed, by UTC day. It holds no content.
 
-A row is inserted `open` before its call and raised afterwards. Rows are never lowered and never deleted.
+The row of a call is inserted `open` before the call is made, and raised afterwards. Rows of calls that never began are
+inserted `abandoned` (recovery's fence) or `failed`. Rows are never lowered and never deleted.
 """
 
 from collections.abc import AsyncIterator
@@ -23,8 +24,8 @@ class Ledger:
     async def open(
         self, principal: Principal, entry: LedgerEntry, *, replaces: tuple[LedgerEntry, Call] | None = None
     ) -> LedgerEntry:
-        """Insert the row of a new call, after raising the row that it replaces. Nothing is refused yet: this is where
-        limits of the principal will be checked."""
+        """Raise the row that is replaced, then insert the new one: two writes, either of which may be lost, as after a
+        crash. Nothing is refused yet; this is where the principal's limits apply."""
         if replaces:
             await self.raise_call(*replaces)
         return await self._insert(entry)

@@ -1,4 +1,4 @@
-"""The only module that knows azure-data-tables: plain rows in and out, and what can go wrong.
+"""Rows by azure-data-tables: plain values in and out, and what can go wrong.
 
 A row is a dict of plain values. Integers are written as Int64, Decimals as text, long text is cut into `name`,
 `name_1`, … because a string property holds 32,768 UTF-16 units

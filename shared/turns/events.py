@@ -54,8 +54,9 @@ Event: TypeAlias = Started | Opened | Delta | Answer | Metered
 
 
 class TurnStream:
-    """The events of one turn: Started, Opened, then Deltas (if `deltas`), then Answer or Metered, which is the last.
-    Iterating raises what went wrong: a ChatError, or the exception of a bug.
+    """The events of one turn: Started (of a session's turn), Opened (again after a retry, none of a replay), Deltas (if
+    `deltas`), then Answer or Metered, which is the last. Iterating raises what went wrong: a ChatError, or a bug's
+    exception.
 
     Sending never waits, so a slow or absent reader neither slows nor stops the turn.
     """

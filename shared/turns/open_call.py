@@ -41,8 +41,7 @@ class OpenCall:
         )
 
     def failed(self, error: Exception) -> Call:
-        """The call as it counts after this error. A prompt that was rejected after it was read may be billed: Azure
-        documents only 401 and 429 as free."""
+        """The call as it counts after this error. A prompt that was rejected after it was read may be billed."""
         self.error = error
         reason = error.code if isinstance(error, ChatError) else "internal_error"
         free = isinstance(error, ChatError) and not isinstance(error, ContentFiltered | ContextTooLong)

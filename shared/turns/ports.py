@@ -57,8 +57,9 @@ class Ledger(Protocol):
     async def open(
         self, principal: Principal, entry: LedgerEntry, *, replaces: tuple[LedgerEntry, Call] | None = None
     ) -> LedgerEntry:
-        """Insert the row of a new call, the only way to begin spending. For a retry, `replaces` is the old call's row
-        and the state to raise it to, in the same operation. Raises VersionConflict where the row exists already."""
+        """Insert the row of a new call, the only way to begin spending; may refuse it with a ChatError. For a retry,
+        `replaces` is the old call's row and the state to raise it to first. Raises VersionConflict where the row exists
+        already."""
 
     async def fence(self, entry: LedgerEntry) -> LedgerEntry:
         """Insert a row that keeps a stalled process from opening the call. Raises VersionConflict likewise."""
@@ -119,10 +120,10 @@ class Plan:
     deployment: str
     dialect: Dialect
     body: Mapping[str, Any]  # the request without the model's name
-    forwarded: bool  # sent as its caller sent it: no option is added or left out
+    forwarded: bool  # the caller's own body: no option of the settings is added, none is left out
     prompt_bound: int  # tokens
     max_tokens: int  # of all the answer's choices together
-    requested_max_tokens: int | None  # as the request names it
+    requested_max_tokens: int | None  # the maximum in the body, if there is one
     stored_answer_tokens: int  # the answer that the turn must have room for
     window_start: int = 0
     past_tokens: int | None = None  # see Turn

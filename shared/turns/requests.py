@@ -111,7 +111,7 @@ class ComposedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardedRequest:
-    """A request that goes to the model as its caller sent it, but for the model's name. `max_tokens`: of all choices
+    """A request whose body is its caller's own; only the model's name is set. `max_tokens`: of all choices
     together, known or the largest that is possible; `requested_max_tokens`: the maximum in the body, if there is one.
     A session keeps only what the request adds to it."""
 

@@ -1,6 +1,7 @@
 """The OpenAI-compatible routes: OpenAI's and Azure OpenAI's own wire format in and out, metered.
 
-A request is forwarded as it was sent, and its answer returned as the service sent it. Without X-Session-Id only the
+A request is forwarded as it was sent (but a stream's usage is always requested), and its answer returned as the service
+sent it. Without X-Session-Id only the
 ledger knows of the call; with it the call is a turn of that session.
 """
 
