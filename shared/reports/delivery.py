@@ -80,7 +80,7 @@ class Delivery:
         if not (await self._reports.day(day)).final:
             raise InvalidRequest(f"{day} is not final yet, so it can't be mailed.", param="date")
         if not self._config.recipients:
-            raise SettingsError("SUMMARY_RECIPIENTS", "is not set: whom the summary is sent to.")
+            raise SettingsError("SUMMARY_RECIPIENTS", "is not set: the addresses that the summary is sent to.")
         transport = self._config.transport()
         counted = await self._update(day, lambda stored: replace(stored, sends=stored.sends + 1))
         try:

@@ -25,7 +25,6 @@ from shared.web.validation import first_problem
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=BaseModel)
-T = TypeVar("T")
 
 KEEP_ALIVE_S = 15.0  # proxies close a stream without data, Azure's front end after 230 s
 _KEEP_ALIVE = b": still working\n\n"
