@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""The terminal client: `python chat.py`. It speaks HTTP with the service, and knows nothing else of it: one file, which
-can be copied to wherever it is wanted.
+"""The terminal client: `python chat.py`. It uses only the HTTP API and is a single file that can be copied anywhere.
 
-What comes from there is not trusted: amounts stay exact Decimals, and no control character reaches the terminal.
-No syntax newer than Python 3.9's, so that an old Python gets to the sentence about the packages.
+Responses are not trusted: no control character reaches the terminal. Amounts are exact Decimals.
+The syntax is limited to Python 3.9, so that an older Python can still print the message about missing packages.
 """
 
 from __future__ import annotations
@@ -45,37 +44,37 @@ except ImportError:  # Windows
 JSON = dict[str, Any]
 UNREACHABLE, LOST, BUSY, LIMITED = "unreachable", "lost", "session_busy", "rate_limited"
 UNKNOWN = "session_not_found"
-LONGEST_PAUSE = 5.0  # seconds between two attempts, unless the service asks for more
-HISTORY = 20  # turns
+MAX_RETRY_DELAY_S = 5.0  # a longer Retry-After wins
+HISTORY_TURNS = 20
 HELP = """\
-quit, exit   end, as Ctrl-D does
-clear        forget what was said; the totals stay
-tokens       what the session used
-cost         what the session cost, to the last digit
+quit, exit   end the program, like Ctrl-D
+clear        clear the messages; the totals are kept
+tokens       tokens of this session
+cost         exact cost of this session
 history      the last turns
-help         this; each also with a slash: /help
+help         this text; each command also works with a slash: /help
 
-Enter sends. Alt-Enter (or Esc, Enter) begins a new line, and what you paste may
-have several. The arrow keys bring back what you typed. Ctrl-C stops an answer;
-its turn goes on at the service and is counted."""
-AGAIN = {  # why a message is sent again
-    LOST: "The connection was lost. Sending the message again, as the same request: it is paid once.",
-    UNREACHABLE: "The service does not answer now. Trying again.",
-    BUSY: "Another turn of this session is still running. Waiting for its end.",
-    LIMITED: "The service is over its rate limit. Sending the message again in {delay:g} s.",
+Enter sends. Alt-Enter (or Esc, Enter) starts a new line; pasted text may have
+several lines. The arrow keys recall earlier messages. Ctrl-C stops an answer;
+the server still completes and counts its turn."""
+RETRY_NOTICES = {
+    LOST: "The connection was lost. Retrying as the same request, so it is not billed twice.",
+    UNREACHABLE: "The server does not respond. Retrying.",
+    BUSY: "Another turn of this session is still running. Waiting until it ends.",
+    LIMITED: "Rate limited. Retrying in {delay:g} s.",
 }
 
 
-STATES = {  # of a turn that was not answered as it should
+STATE_NOTES = {  # for turns without a complete answer
     "open": "(Still running, or interrupted.)",
-    "failed": "(Failed; it cost nothing.)",
-    "abandoned": "(Abandoned before the model was asked; it cost nothing.)",
+    "failed": "(Failed; no cost.)",
+    "abandoned": "(Abandoned before the model was called; no cost.)",
     "unaccounted": "(Interrupted; it may have been billed.)",
 }
 
 
 class Failure(Exception):
-    """What went wrong and what to do, in a sentence or two. `code` is the service's, or UNREACHABLE or LOST."""
+    """An error message for the user. `code` is the server's error code, or UNREACHABLE or LOST."""
 
     def __init__(self, message: str, code: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -85,31 +84,31 @@ class Failure(Exception):
 class Event(NamedTuple):
     name: str
     data: JSON
-    text: str = ""  # the data as it came
+    text: str = ""  # the data as received
 
 
-# What is shown
+# Output
 
-PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])  # tags are shown, not lost
+PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])  # HTML tags are shown as text
 CONTROL = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # whole sequences: colours and the cursor,
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # complete sequences: colours and the cursor,
     r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"  # titles, links, the clipboard;
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # and every single one that is left
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # any other control character
 )
 
 
 def clean(text: object) -> str:
-    """Without what a terminal would obey, or what would turn the text's direction."""
+    """Remove terminal control sequences and characters that change the text direction."""
     return CONTROL.sub("", str(text))
 
 
-def one_line(raw: str) -> str:
-    """The same JSON, safe on a terminal and one line to every reader: some characters are written as escapes."""
-    return re.sub(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda found: f"\\u{ord(found[0]):04x}", raw.strip())
+def json_line(raw: str) -> str:
+    """The same JSON as one line that is safe on a terminal: control characters and line separators are escaped."""
+    return re.sub(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda match: f"\\u{ord(match[0]):04x}", raw.strip())
 
 
 def usd(amount: Decimal | int | None) -> str:
-    """Four decimals, or as many as two significant digits need: what was not free is never shown as nothing."""
+    """At least four decimals and two significant digits, so that a small cost is never shown as zero."""
     if amount is None:
         return "unknown"
     if not amount:
@@ -119,39 +118,41 @@ def usd(amount: Decimal | int | None) -> str:
     return f"${amount.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP):f}"
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def cost_line(totals: Mapping[str, Any], shown: Callable[[Any], str] = usd) -> str:
-    """The known cost, and apart from it what is not in it."""
-    unpriced, lost, most = totals["unpriced_turns"], totals["unaccounted_calls"], totals["unaccounted_usd"]
-    parts = ["unknown" if unpriced and not totals["cost_usd"] else shown(totals["cost_usd"])]
+def cost_line(totals: Mapping[str, Any], format_usd: Callable[[Any], str] = usd) -> str:
+    """The cost, followed by what it does not include."""
+    unpriced, unaccounted, upper_bound = (
+        totals[name] for name in ("unpriced_turns", "unaccounted_calls", "unaccounted_usd")
+    )
+    parts = ["unknown" if unpriced and not totals["cost_usd"] else format_usd(totals["cost_usd"])]
     if unpriced:
-        parts.append(f"{counted(unpriced, 'turn')} at a price that is not known")
-    if lost:
-        worth = f"at most {shown(most)}" if most else "at a price that is not known"
-        parts.append(f"{counted(lost, 'call')} unaccounted for, {worth}")
+        parts.append(f"{pluralize(unpriced, 'turn')} of unknown price")
+    if unaccounted:
+        limit = f"at most {format_usd(upper_bound)}" if upper_bound else "price not known"
+        parts.append(f"{pluralize(unaccounted, 'call')} unaccounted, {limit}")
     if totals.get("busy"):
         parts.append("a turn is still running")
     return " | ".join(parts)
 
 
-def said(message: JSON) -> str:
-    """A message's text, whatever it is made of."""
+def message_text(message: JSON) -> str:
+    """The text of a message, with a placeholder for each image and tool call."""
     content = message.get("content") or message.get("refusal") or ""
     if isinstance(content, list):
         content = "\n".join(part.get("text", "[image]") for part in content)
-    called = [call.get("function") or call["custom"] for call in message.get("tool_calls") or ()]
-    called += [message["function_call"]] if message.get("function_call") else []  # the form before tools
-    calls = [f"[calls {tool['name']}]" for tool in called]
+    functions = [call.get("function") or call["custom"] for call in message.get("tool_calls") or ()]
+    functions += [message["function_call"]] if message.get("function_call") else []  # deprecated form of tool calls
+    calls = [f"[calls {function['name']}]" for function in functions]
     return "\n".join([content, *calls] if content else calls)
 
 
-# The service
+# The HTTP API
 
 
-class Service:
+class ChatApi:
     """The routes of api/*. Every method raises Failure."""
 
     def __init__(self, url: str, key: str | None) -> None:
@@ -160,36 +161,35 @@ class Service:
             self._http = httpx.Client(
                 base_url=url,
                 headers={"x-functions-key": key} if key else {},
-                timeout=httpx.Timeout(10, read=240),  # the platform ends what is silent for longer
-                verify=url.startswith("https:"),  # reading the certificates takes 50 ms, and redirects are not followed
-                trust_env=urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"),  # no proxy to itself
+                timeout=httpx.Timeout(10, read=240),  # the platform closes a request after 230 s of silence
+                verify=url.startswith("https:"),  # loading certificates takes 50 ms; redirects are not followed
+                trust_env=urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"),  # no proxy on loopback
             )
         except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
-            named = "The environment names a proxy or certificates that can't be used"
-            raise Failure(f"{named}: {error}") from error
+            raise Failure(f"Invalid proxy or certificate setting in the environment: {error}") from error
 
     def get(self, path: str) -> JSON:
-        return exact(self.call("GET", path))
+        return json_object(self.request("GET", path))
 
-    def call(self, method: str, path: str) -> str:
+    def request(self, method: str, path: str) -> str:
         with self._connection():
             response = self._http.request(method, path)
             if not response.is_success:
-                raise self._refusal(response)
+                raise self._failure(response)
             return response.text
 
-    def post(self, body: JSON, key: str) -> Iterator[Event]:
-        """One attempt at a turn."""
+    def send_turn(self, body: JSON, idempotency_key: str) -> Iterator[Event]:
+        """Make one attempt at a turn. An answer that is not streamed becomes a single `done` event."""
         with (
             self._connection(),
-            self._http.stream("POST", "/api/chat", json=body, headers={"Idempotency-Key": key}) as response,
+            self._http.stream("POST", "/api/chat", json=body, headers={"Idempotency-Key": idempotency_key}) as response,
         ):
             if not response.is_success:
                 response.read()
-                raise self._refusal(response)
+                raise self._failure(response)
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 response.read()
-                yield Event("done", exact(response.text), response.text)
+                yield Event("done", json_object(response.text), response.text)
                 return
             for event in events(response.iter_bytes()):
                 if event.name == "error":
@@ -202,44 +202,45 @@ class Service:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise Failure(
-                f"Nothing answers at {self.url} ({error}). Start the service with `make run`, or say where it is with"
+                f"Cannot connect to {self.url} ({error}). Start the server with `make run`, or set its URL with"
                 " --url or CHAT_URL.",
                 UNREACHABLE,
             ) from error
         except httpx.HTTPError as error:
             raise Failure(f"The connection to {self.url} was lost ({error or type(error).__name__}).", LOST) from error
 
-    def _refusal(self, response: httpx.Response) -> Failure:
+    def _failure(self, response: httpx.Response) -> Failure:
         status = response.status_code
         if status == 401:
-            wants = "does not take this key" if self._has_key else "wants a key"
-            how = "the right one is --key or CHAT_KEY (az functionapp keys list -g GROUP -n APP shows it)"
-            return Failure(f"{self.url} {wants} (401): {how}.", "unauthorized")
+            problem = f"Invalid function key for {self.url}" if self._has_key else f"{self.url} requires a function key"
+            remedy = "Set it with --key or CHAT_KEY; `az functionapp keys list -g GROUP -n APP` shows it"
+            return Failure(f"{problem} (401). {remedy}.", "unauthorized")
         try:
             error = response.json()["error"]
             code, message = error["code"], error["message"]
         except (ValueError, LookupError, TypeError):
             if status in (502, 503, 504):
-                return Failure(f"What stands before {self.url} answered {status}.", LOST)
-            if status == 429:  # the platform's own, which has no body
-                return Failure(f"{self.url} has too much to do (429).", LIMITED, _seconds(response))
-            where = f" It points to {response.headers['location']}." if response.is_redirect else ""
-            return Failure(f"{self.url} does not answer as the chat API does (HTTP {status}).{where} Look at --url.")
-        return Failure(message, code, _seconds(response))
+                return Failure(f"The gateway in front of {self.url} returned {status}.", LOST)
+            if status == 429:  # sent by the platform, without a body
+                return Failure(f"{self.url} is overloaded (429).", LIMITED, _retry_after(response))
+            target = f" and redirects to {response.headers['location']}" if response.is_redirect else ""
+            return Failure(f"The server at {self.url} is not the chat API (HTTP {status}){target}; check --url.")
+        return Failure(message, code, _retry_after(response))
 
 
-def _seconds(response: httpx.Response) -> float | None:
-    """That the service asks to wait."""
-    asked = response.headers.get("retry-after", "")
-    return float(asked) if asked.isdecimal() else None
+def _retry_after(response: httpx.Response) -> float | None:
+    """In seconds."""
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdecimal() else None
 
 
-def exact(text: str) -> JSON:
+def json_object(text: str) -> JSON:
+    """Parse a response; decimal fractions become Decimal."""
     with suppress(ValueError):
         value = json.loads(text, parse_float=Decimal)
         if isinstance(value, dict):
             return value
-    raise Failure("What answers there is not the chat API. Look at --url.")
+    raise Failure("The server is not the chat API; check --url.")
 
 
 def events(parts: Iterable[bytes]) -> Iterator[Event]:
@@ -255,15 +256,15 @@ def events(parts: Iterable[bytes]) -> Iterator[Event]:
         elif not line:
             if data:
                 text = "\n".join(data)
-                yield Event(name, exact(text), text)
+                yield Event(name, json_object(text), text)
             name, data = "", []
 
 
 def lines(parts: Iterable[bytes]) -> Iterator[str]:
-    """Only LF, CR and both of them end a line; what str.splitlines also takes for an end may stand in JSON."""
+    """Split at LF, CR and CRLF only: JSON may contain the other characters at which str.splitlines splits."""
     pending = b""
     for part in parts:
-        *whole, pending = re.split(rb"\r\n|\n|\r(?!\Z)", pending + part)  # a last CR may be half of both
+        *whole, pending = re.split(rb"\r\n|\n|\r(?!\Z)", pending + part)  # a trailing CR may be half of a CRLF
         yield from (line.decode("utf-8", "replace") for line in whole)
 
 
@@ -271,65 +272,67 @@ def lines(parts: Iterable[bytes]) -> Iterator[str]:
 
 
 class View:
-    """Where an answer goes, here to nowhere. After an attempt that broke off the next says all again: it is shown from
-    where the first one stopped, if it is the same."""
+    """Shows an answer; this base class discards it. A retry receives the answer from its start again: if the text
+    matches what is already shown, only the rest is written."""
 
     def __init__(self) -> None:
-        self._said = self._shown = ""
+        self._received = self._shown = ""
 
-    def put(self, text: str) -> None: ...
+    def write(self, text: str) -> None: ...
 
-    def pause(self) -> None:
-        """Nothing has come for a moment."""
+    def idle(self) -> None:
+        """Called when no event has arrived for a moment."""
 
-    def end(self) -> None: ...
+    def close(self) -> None: ...
 
-    def again(self) -> None:
-        self._said = ""
+    def restart(self) -> None:
+        """Called before a retry."""
+        self._received = ""
 
-    def hear(self, text: str) -> None:
-        self._said += text
-        if not self._shown.startswith(self._said):
-            same = self._said.startswith(self._shown)
-            more = self._said[len(self._shown) :] if same else f"\n\n{self._said}"
-            self._shown = self._said  # first, since Ctrl-C may come in the midst of it
-            self.put(more)
+    def add(self, text: str) -> None:
+        self._received += text
+        if not self._shown.startswith(self._received):
+            continues = self._received.startswith(self._shown)
+            new = self._received[len(self._shown) :] if continues else f"\n\n{self._received}"
+            self._shown = self._received  # before writing, which Ctrl-C may interrupt
+            self.write(new)
 
-    def hear_whole(self, message: JSON) -> None:
-        if not self._said:
-            self.hear(said(message))
+    def add_message(self, message: JSON) -> None:
+        """Add a complete message, unless its text has been streamed."""
+        if not self._received:
+            self.add(message_text(message))
 
 
-class Plain(View):
-    def put(self, text: str) -> None:
+class PlainView(View):
+    def write(self, text: str) -> None:
         print(clean(text), end="", flush=True)
 
-    def end(self) -> None:
+    def close(self) -> None:
         if self._shown and not self._shown.endswith("\n"):
             print(flush=True)
 
 
-class Rendered:
-    """Markdown as lines. `height`: only the last ones."""
+class RenderedMarkdown:
+    """Markdown as lines: all of them, or the last `height`."""
 
     def __init__(self, text: str, height: int = 0) -> None:
-        self._markdown = Markdown("", hyperlinks=False, code_theme="ansi_dark")  # a link shows where it leads
+        self._markdown = Markdown("", hyperlinks=False, code_theme="ansi_dark")  # prints the target of each link
         self._markdown.parsed = PARSER.parse(clean(text))
         for token in self._markdown.parsed:
             if token.children:
-                token.children = [shown for child in token.children for shown in plain(child)]
+                token.children = [replacement for child in token.children for replacement in printable(child)]
         self._height = height
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        found = [stripped(line) for line in console.render_lines(self._markdown, options, pad=False)]
-        full = [number for number, line in enumerate(found) if line]
-        for line in found[full[0] : full[-1] + 1][-self._height :] if full else ():
-            yield from line
+        rows = [trimmed(line) for line in console.render_lines(self._markdown, options, pad=False)]
+        nonblank = [number for number, row in enumerate(rows) if row]
+        for row in rows[nonblank[0] : nonblank[-1] + 1][-self._height :] if nonblank else ():
+            yield from row
             yield Segment.line()
 
 
-def plain(token: Token) -> list[Token]:
-    """A line stays a line, and an image is a link, which shows where it leads."""
+def printable(token: Token) -> list[Token]:
+    """Keep line breaks, and turn an image into a link, which prints its target."""
     if token.type == "softbreak":
         token.type = "hardbreak"
     if token.type != "image":
@@ -338,84 +341,84 @@ def plain(token: Token) -> list[Token]:
     return [link, Token("text", "", 0, content=token.content or "image"), Token("link_close", "a", -1)]
 
 
-def stripped(line: list[Segment]) -> list[Segment]:
-    """Without the blanks that fill it, which would be copied along; and clean, since Markdown can name characters."""
-    kept = [Segment(clean(segment.text), segment.style) for segment in line]
-    while kept and not kept[-1].text.strip():
-        kept.pop()
-    return [*kept[:-1], Segment(kept[-1].text.rstrip(), kept[-1].style)] if kept else []
+def trimmed(line: list[Segment]) -> list[Segment]:
+    """Remove trailing blanks, which would be copied along, and control characters made by Markdown entities."""
+    segments = [Segment(clean(segment.text), segment.style) for segment in line]
+    while segments and not segments[-1].text.strip():
+        segments.pop()
+    return [*segments[:-1], Segment(segments[-1].text.rstrip(), segments[-1].style)] if segments else []
 
 
-class Growing(View):
-    """Markdown on a terminal: finished blocks are printed for good, the last one is drawn again as it grows."""
+class MarkdownView(View):
+    """Streams Markdown to a terminal: prints each finished block once and redraws the last one as it grows."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
-        self._console, self._tail, self._blocks = console, "", 0
-        self._due, self._drawn = 0.0, True
-        # Drawn by this thread alone: rich's own, drawing meanwhile, erases a line too many or too few.
+        self._console, self._tail, self._printed_blocks = console, "", 0
+        self._next_draw, self._drawn = 0.0, True
+        # Only this thread draws: rich's refresh thread would sometimes erase a line too many or too few.
         self._live = Live(Text("…"), console=console, auto_refresh=False, transient=True)
         self._live.start(refresh=True)
 
-    def put(self, text: str) -> None:
+    def write(self, text: str) -> None:
         self._tail += text
         self._drawn = False
-        self.pause()
+        self.idle()
 
-    def pause(self) -> None:
-        """A long block takes long to draw, and again at every word: a fifth of the time may go into that."""
+    def idle(self) -> None:
+        """Redraw, for at most a fifth of the time: a long block is slow to draw and changes with every delta."""
         began = time.monotonic()
-        if not self._drawn and began >= self._due:
+        if not self._drawn and began >= self._next_draw:
             self._draw()
             ended = time.monotonic()
-            self._due, self._drawn = ended + 4 * (ended - began), True
+            self._next_draw, self._drawn = ended + 4 * (ended - began), True
 
-    def end(self) -> None:
+    def close(self) -> None:
         self._live.stop()
         self._print_finished()
         self._print(self._tail)
 
     def _draw(self) -> None:
         self._print_finished()
-        growing = Rendered(self._tail, max(3, self._console.height - 2))
-        self._live.update(self._spaced(growing), refresh=True)
+        last_block = RenderedMarkdown(self._tail, max(3, self._console.height - 2))
+        self._live.update(self._spaced(last_block), refresh=True)
 
     def _print_finished(self) -> None:
-        """One by one: in one print rich spaces blocks otherwise, and how many have come is chance."""
+        """Print the blocks one by one: rich spaces several in one print differently, and their number varies."""
         rows, printed = self._tail.split("\n"), 0
-        begins = [token.map[0] for token in PARSER.parse(self._tail) if token.level == 0 and token.map]
-        for begin in begins[1:]:
-            self._print("\n".join(rows[printed:begin]))
-            printed = begin
+        starts = [token.map[0] for token in PARSER.parse(self._tail) if token.level == 0 and token.map]
+        for start in starts[1:]:
+            self._print("\n".join(rows[printed:start]))
+            printed = start
         self._tail = "\n".join(rows[printed:])
 
     def _print(self, text: str) -> None:
         if text.strip():
-            self._console.print(self._spaced(Rendered(text)), end="")
-            self._blocks += 1
+            self._console.print(self._spaced(RenderedMarkdown(text)), end="")
+            self._printed_blocks += 1
 
-    def _spaced(self, block: Rendered) -> Group:
-        return Group("", block) if self._blocks else Group(block)
+    def _spaced(self, block: RenderedMarkdown) -> Group:
+        return Group("", block) if self._printed_blocks else Group(block)
 
 
-def ahead(events: Iterator[Event], view: View) -> Iterator[Event]:
-    """The same events, read by another thread, so that this one can draw in a pause what it has put off."""
-    come: SimpleQueue[Event | Exception | None] = SimpleQueue()
+def read_in_thread(events: Iterator[Event], view: View) -> Iterator[Event]:
+    """The same events, read by another thread, so that this thread can call `view.idle` between them."""
+    queue: SimpleQueue[Event | Exception | None] = SimpleQueue()
 
     def read() -> None:
         try:
             for event in events:
-                come.put(event)
-            come.put(None)
+                queue.put(event)
+            queue.put(None)
         except Exception as error:
-            come.put(error)
+            queue.put(error)
 
-    Thread(target=read, daemon=True).start()  # after Ctrl-C nobody waits for the rest
+    Thread(target=read, daemon=True).start()  # a daemon: after Ctrl-C the rest is not needed
     while True:
         try:
-            event = come.get(timeout=0.05)  # Windows hears no Ctrl-C while it waits
+            event = queue.get(timeout=0.05)  # on Windows Ctrl-C is not noticed during a wait
         except Empty:
-            view.pause()
+            view.idle()
             continue
         if event is None:
             return
@@ -425,132 +428,136 @@ def ahead(events: Iterator[Event], view: View) -> Iterator[Event]:
 
 
 class Conversation:
-    """One session, as its caller sees it."""
+    """One session: sends its messages, with retries."""
 
-    def __init__(self, service: Service, arguments: argparse.Namespace, tell: Callable[[str], None]) -> None:
-        self._service, self._tell, self._wait = service, tell, float(arguments.wait)
+    def __init__(self, api: ChatApi, arguments: argparse.Namespace, notify: Callable[[str], None]) -> None:
+        self._api, self._notify, self._max_wait_s = api, notify, float(arguments.wait)
         self.id: str = arguments.session or secrets.token_hex(16)
-        asked = {name: getattr(arguments, name) for name in ("system", "deployment", "max_tokens", "stream")}
-        self._fields = {name: value for name, value in asked.items() if value is not None} | {"session_id": self.id}
-        self._unanswered: dict[str, str] = {}  # a message that failed, and its Idempotency-Key
-        self._taken = False  # whether a turn may be running for the message
+        options = {name: getattr(arguments, name) for name in ("system", "deployment", "max_tokens", "stream")}
+        self._fields = {name: value for name, value in options.items() if value is not None} | {"session_id": self.id}
+        self._unanswered: dict[str, str] = {}  # the last failed message -> its Idempotency-Key
+        self._may_be_running = False  # a turn for the current message
 
-    def say(self, message: str, view: View) -> Event:
-        """The answer. The same message after a failure is the same request, so that it is not paid twice."""
+    def send(self, message: str, view: View) -> Event:
+        """Return the `done` event. Sending a failed message again is the same request, so it is not billed twice."""
         key = self._unanswered.get(message) or str(uuid.uuid4())
         self._unanswered = {message: key}
         try:
             try:
-                answer = self._answer({**self._fields, "message": message}, key, view)
+                answer = self._send_with_retries({**self._fields, "message": message}, key, view)
             finally:
-                view.end()
+                view.close()
         except KeyboardInterrupt:
-            goes_on = "Stopped. Its turn goes on at the service and is counted; `history` shows the answer."
-            self._tell(goes_on if self._taken else "Stopped. The service had not taken the message: it costs nothing.")
+            running = "Stopped. The server still completes and counts the turn; `history` shows the answer."
+            not_accepted = "Stopped. The server had not accepted the message: it costs nothing."
+            self._notify(running if self._may_be_running else not_accepted)
             self._unanswered = {}
             raise
         self._unanswered = {}
         return answer
 
-    def _answer(self, body: JSON, key: str, view: View) -> Event:
-        """Sends it again, under the same key, when the connection is lost, another turn holds the session, or the
-        service asks for a pause; for `--wait` seconds from the first such failure."""
-        deadline, pause, told, lost = 0.0, 0.25, "", False
+    def _send_with_retries(self, body: JSON, idempotency_key: str, view: View) -> Event:
+        """Retry after a lost connection, while the session is busy and when rate limited, until `--wait` seconds after
+        the first such failure."""
+        deadline, backoff, notified, lost = 0.0, 0.25, "", False
         while True:
             try:
-                self._taken = True
-                return self._attempt(body, key, view)
+                self._may_be_running = True
+                return self._attempt(body, idempotency_key, view)
             except Failure as failure:
-                if failure.code == UNKNOWN:  # to a message, which would begin a new session
-                    taken = f"Session {self.id} is somebody else's, or is being erased. Choose another with --session."
-                    raise Failure(taken) from None
+                if failure.code == UNKNOWN:  # a message to a session that does not exist would start it
+                    unavailable = f"Session {self.id} is owned by another caller or is being deleted."
+                    raise Failure(f"{unavailable} Choose another with --session.") from None
                 if failure.code not in (LOST, BUSY, LIMITED) and not (failure.code == UNREACHABLE and lost):
                     raise
-                self._taken = lost = lost or failure.code == LOST
-                deadline = deadline or time.monotonic() + self._wait
-                delay = failure.retry_after or 1.0 if failure.code == LIMITED else pause
+                self._may_be_running = lost = lost or failure.code == LOST
+                deadline = deadline or time.monotonic() + self._max_wait_s
+                delay = failure.retry_after or 1.0 if failure.code == LIMITED else backoff
                 if time.monotonic() + delay > deadline:
-                    raise self._given_up(failure, delay) from failure
-                if failure.code != told:
-                    told = failure.code
-                    self._tell(f"{AGAIN[told].format(delay=delay)} Ctrl-C gives up.")
+                    raise self._gave_up(failure) from failure
+                if failure.code != notified:
+                    notified = failure.code
+                    self._notify(f"{RETRY_NOTICES[notified].format(delay=delay)} Ctrl-C cancels.")
             time.sleep(delay)
-            pause = min(2 * pause, LONGEST_PAUSE)
-            view.again()
+            backoff = min(2 * backoff, MAX_RETRY_DELAY_S)
+            view.restart()
 
-    def _attempt(self, body: JSON, key: str, view: View) -> Event:
-        for event in ahead(self._service.post(body, key), view):
+    def _attempt(self, body: JSON, idempotency_key: str, view: View) -> Event:
+        for event in read_in_thread(self._api.send_turn(body, idempotency_key), view):
             if event.name == "delta":
-                view.hear(event.data.get("content") or event.data.get("refusal") or "")
+                view.add(event.data.get("content") or event.data.get("refusal") or "")
             elif event.name == "done":
-                view.hear_whole(event.data["message"])
+                view.add_message(event.data["message"])
                 return event
-        raise Failure("The connection was lost in mid-answer.", LOST)
+        raise Failure("The connection was lost during the answer.", LOST)
 
-    def _given_up(self, failure: Failure, delay: float) -> Failure:
-        asked = f" It asks for {delay:g} s more." if failure.code == LIMITED and failure.retry_after else ""
-        what = f"{failure}{asked} Gave up: --wait allows {self._wait:g} s in all."
-        if self._taken:
-            what += f" The message may have been answered and counted all the same: see session {self.id}."
-        return Failure(what, failure.code)
+    def _gave_up(self, failure: Failure) -> Failure:
+        limited = failure.code == LIMITED and failure.retry_after
+        retry_after = f" Retry-After is {failure.retry_after:g} s." if limited else ""
+        message = f"{failure}{retry_after} Gave up: --wait allows {self._max_wait_s:g} s in total."
+        if self._may_be_running:
+            message += f" The message may still have been answered and counted; see session {self.id}."
+        return Failure(message, failure.code)
 
 
-def remarks(answer: JSON, show_tokens: bool) -> Iterator[str]:
-    """What a reader should know of the answer."""
+def answer_notes(answer: JSON, show_tokens: bool) -> Iterator[str]:
+    """The lines to show below an answer."""
     if answer.get("notice"):
         yield f"({answer['notice']})"
     elif answer["finish_reason"] == "length":
-        yield "(Cut off at the maximum of tokens; --max-tokens raises it.)"
+        yield "(Cut off at the token limit; --max-tokens raises it.)"
     if answer["finish_reason"] == "content_filter":
-        yield "(Cut off by the service's content filter.)"
+        yield "(Cut off by the content filter.)"
     if answer.get("truncated"):
-        yield "(Too long for the service to keep: the rest of it is lost.)"
+        yield "(Too long to be stored; the history has only its beginning.)"
     if show_tokens:
-        used = answer["usage"]["total_tokens"] if answer["usage"] else "unknown"
-        yield f"[Tokens used: {used} | Estimated cost: {usd(answer['cost_usd'])}]"
+        tokens = answer["usage"]["total_tokens"] if answer["usage"] else "unknown"
+        yield f"[Tokens used: {tokens} | Estimated cost: {usd(answer['cost_usd'])}]"
 
 
-# The two ways to use it
+# Piped and interactive use
 
 
-def once(arguments: argparse.Namespace) -> None:
-    """One message from standard input, its answer on standard output, all else on standard error."""
+def answer_stdin(arguments: argparse.Namespace) -> None:
+    """Send one message from standard input. The answer goes to standard output, everything else to standard error."""
 
-    def tell(text: str) -> None:
+    def notify(text: str) -> None:
         print(clean(text), file=sys.stderr, flush=True)
 
-    conversation = Conversation(Service(arguments.url, arguments.key), arguments, tell)
-    answer = conversation.say(from_stdin(), View() if arguments.json else view_on(Console()))
+    conversation = Conversation(ChatApi(arguments.url, arguments.key), arguments, notify)
+    answer = conversation.send(read_stdin(), View() if arguments.json else view_for(Console()))
     if arguments.json:
-        print(one_line(answer.text), flush=True)
+        print(json_line(answer.text), flush=True)
     else:
-        for line in remarks(answer.data, arguments.show_tokens):
-            tell(line)
+        for note in answer_notes(answer.data, arguments.show_tokens):
+            notify(note)
 
 
-def from_stdin() -> str:
+def read_stdin() -> str:
     if sys.stdin.isatty():
-        print("Type a message; Ctrl-D on a line of its own sends it.", file=sys.stderr)
+        print("Type a message, then press Ctrl-D on an empty line to send it.", file=sys.stderr)
     try:
         message = sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise Failure(f"The message is not UTF-8 text (byte {error.start}): convert it first, as with iconv.") from None
+        raise Failure(
+            f"The message is not UTF-8 text (byte {error.start}); convert it, for example with iconv."
+        ) from None
     if not message.strip():
-        raise Failure("There is no message on standard input. Give one: echo hi | python chat.py")
+        raise Failure("No message on standard input. Example: echo hi | python chat.py")
     return message
 
 
-def view_on(console: Console) -> View:
-    return Growing(console) if console.is_terminal and not console.is_dumb_terminal else Plain()
+def view_for(console: Console) -> View:
+    return MarkdownView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView()
 
 
 class Terminal:
-    """A conversation with somebody at a terminal."""
+    """An interactive conversation."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments, self._console = arguments, Console(highlight=False)
-        self._service = Service(arguments.url, arguments.key)
-        self._conversation = Conversation(self._service, arguments, self._note)
+        self._api = ChatApi(arguments.url, arguments.key)
+        self._conversation = Conversation(self._api, arguments, self._note)
         self._session = f"/api/sessions/{quote(self._conversation.id, safe='')}"
         commands = (self.clear, self.tokens, self.cost, self.history, self.help)
         self._commands = {command.__name__: command for command in commands}
@@ -558,24 +565,26 @@ class Terminal:
     def run(self) -> None:
         self._connect()
         prompt = PromptSession[str](
-            multiline=True, key_bindings=keys(), prompt_continuation=lambda _, __, wrapped: "  " if wrapped else "… "
+            multiline=True,
+            key_bindings=key_bindings(),
+            prompt_continuation=lambda _, __, wrapped: "  " if wrapped else "… ",
         )
         while True:
             try:
                 line = prompt.prompt("> ").encode("utf-8", "replace").decode().rstrip()
             except KeyboardInterrupt:
-                self._note("Ctrl-D ends.")
+                self._note("Press Ctrl-D to quit.")
                 continue
             except EOFError:
                 break
             if line.strip().lower().removeprefix("/") in ("quit", "exit"):
                 break
             with self._failures(), suppress(KeyboardInterrupt):
-                self._obey(line)
+                self._run_line(line)
         with self._failures():
-            totals = self._service.get(self._session)
+            totals = self._api.get(self._session)
             self._note(f"Total session: {totals['total_tokens']} tokens | {cost_line(totals)}", "bold")
-        self._note(f"To go on with it: --session {self._conversation.id}")
+        self._note(f"Continue it with: --session {self._conversation.id}")
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -583,65 +592,66 @@ class Terminal:
             yield
         except Failure as failure:
             if failure.code == UNKNOWN:
-                self._note("Nothing has been said: 0 tokens | $0.00")
+                self._note("No messages yet: 0 tokens | $0.00")
             else:
                 self._note(str(failure), "red")
 
     def _connect(self) -> None:
-        about, chosen = self._service.get("/api/about"), self._arguments.deployment
+        about, chosen = self._api.get("/api/about"), self._arguments.deployment
         if "deployment" not in about:
-            raise Failure(f"{self._service.url} is not the chat API. Look at --url.")
+            raise Failure(f"The server at {self._api.url} is not the chat API; check --url.")
         if chosen and chosen not in about["deployments"]:
-            known = ", ".join(about["deployments"])
-            raise Failure(f"There is no deployment {chosen!r}. Choose one with --deployment: {known}.")
-        self._note(f"Connected to: {chosen or about['deployment']} ({about['region'] or self._service.url})", "bold")
+            available = ", ".join(about["deployments"])
+            raise Failure(f"There is no deployment {chosen!r}. Choose one with --deployment: {available}.")
+        self._note(f"Connected to: {chosen or about['deployment']} ({about['region'] or self._api.url})", "bold")
         if self._arguments.session:
             with self._failures():
-                session = self._service.get(self._session)
-                so_far = f"{counted(session['turns'], 'turn')}, {session['total_tokens']} tokens | {cost_line(session)}"
+                session = self._api.get(self._session)
+                so_far = (
+                    f"{pluralize(session['turns'], 'turn')}, {session['total_tokens']} tokens | {cost_line(session)}"
+                )
                 self._note(f"Session {self._conversation.id}, with {chosen or session['deployment']}: {so_far}")
-        self._note("Ctrl-C stops an answer, Ctrl-D ends; `help` tells more.")
+        self._note("Ctrl-C stops an answer, Ctrl-D quits; `help` lists the commands.")
 
-    def _obey(self, line: str) -> None:
+    def _run_line(self, line: str) -> None:
         word = line.strip().lower()
         if command := self._commands.get(word.removeprefix("/")):
             command()
         elif re.fullmatch(r"/[a-z]+", word):
-            self._note(f"There is no command {word}; `help` lists them.", "red")
+            self._note(f"Unknown command {word}; `help` lists the commands.", "red")
         elif word:
-            with unechoed():
-                answer = self._conversation.say(line, view_on(self._console))
-            for remark in remarks(answer.data, self._arguments.show_tokens):
-                self._note(remark)
+            with echo_off():
+                answer = self._conversation.send(line, view_for(self._console))
+            for note in answer_notes(answer.data, self._arguments.show_tokens):
+                self._note(note)
             self._console.print()
 
     def clear(self) -> None:
-        self._service.call("DELETE", f"{self._session}/messages")
-        self._note("Cleared: the model knows nothing of what was said. The totals stay.")
+        self._api.request("DELETE", f"{self._session}/messages")
+        self._note("Cleared. The model no longer sees the earlier messages; the totals are kept.")
 
     def tokens(self) -> None:
-        totals = self._service.get(self._session)
+        totals = self._api.get(self._session)
         usage = totals["usage"]
-        self._note(
-            f"{totals['total_tokens']} tokens | {usage['prompt_tokens']} sent, {usage['cached_tokens']} of them cached"
-            f" | {usage['completion_tokens']} answered, {usage['reasoning_tokens']} of them reasoning"
-        )
+        prompts = f"{usage['prompt_tokens']} in prompts, {usage['cached_tokens']} of them cached"
+        answers = f"{usage['completion_tokens']} in answers, {usage['reasoning_tokens']} of them reasoning"
+        self._note(f"{totals['total_tokens']} tokens | {prompts} | {answers}")
 
     def cost(self) -> None:
-        self._note(cost_line(self._service.get(self._session), lambda amount: f"${Decimal(amount):f}"))
+        self._note(cost_line(self._api.get(self._session), lambda amount: f"${Decimal(amount):f}"))
 
     def history(self) -> None:
-        page = self._service.get(f"{self._session}/messages?limit={HISTORY}")
+        page = self._api.get(f"{self._session}/messages?limit={HISTORY_TURNS}")
         if page["next_before"]:
-            self._note(f"The last {HISTORY} turns:")
+            self._note(f"The last {HISTORY_TURNS} turns:")
         for turn in reversed(page["turns"]):
             for message in turn["messages"]:
                 if message["role"] == "user":
-                    self._note(f"> {said(message)}", "bold")
+                    self._note(f"> {message_text(message)}", "bold")
                 else:
-                    self._console.print(Rendered(said(message)), end="")
-            if turn["state"] in STATES:
-                self._note(STATES[turn["state"]])
+                    self._console.print(RenderedMarkdown(message_text(message)), end="")
+            if turn["state"] in STATE_NOTES:
+                self._note(STATE_NOTES[turn["state"]])
 
     def help(self) -> None:
         self._note(HELP)
@@ -650,8 +660,8 @@ class Terminal:
         self._console.print(clean(text), style=style, markup=False, emoji=False)
 
 
-def keys() -> KeyBindings:
-    """Enter sends; Alt-Enter, which terminals send as Escape and Enter, begins a line."""
+def key_bindings() -> KeyBindings:
+    """Enter sends; Alt-Enter, which terminals send as Escape and Enter, starts a new line."""
     bindings = KeyBindings()
     bindings.add("enter")(lambda event: event.current_buffer.validate_and_handle())
     bindings.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
@@ -659,8 +669,8 @@ def keys() -> KeyBindings:
 
 
 @contextmanager
-def unechoed() -> Iterator[None]:
-    """What is typed while an answer comes would be drawn into it; so it waits for the prompt, unseen."""
+def echo_off() -> Iterator[None]:
+    """Without echo, keys typed during an answer do not appear in it; the next prompt shows them."""
     if not termios:
         yield
         return
@@ -672,97 +682,100 @@ def unechoed() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
-# The command
+# The command line
 
 
-def an_address(text: str) -> str:
-    address = text.strip().rstrip("/").removesuffix("/api/chat")
+def url_argument(text: str) -> str:
+    url = text.strip().rstrip("/").removesuffix("/api/chat")
     try:
-        proper = re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", address) and httpx.URL(address).host
-        httpx.URL(address).raw_host.decode().encode("idna")  # as looking it up will
+        valid = re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", url) and httpx.URL(url).host
+        httpx.URL(url).raw_host.decode().encode("idna")  # as the DNS lookup does
     except (ValueError, httpx.InvalidURL):
-        proper = None
-    if not proper:
-        raise argparse.ArgumentTypeError(f"should be like https://NAME.azurewebsites.net, not {text!r}")
-    return address
+        valid = None
+    if not valid:
+        raise argparse.ArgumentTypeError(f"must be a URL such as https://NAME.azurewebsites.net, not {text!r}")
+    return url
 
 
-def utf_8(text: str) -> str:
+def utf8_argument(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("should be UTF-8 text") from None
+        raise argparse.ArgumentTypeError("must be UTF-8 text") from None
     return text
 
 
-def a_key(text: str) -> str:
+def key_argument(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]*", text.strip()):
-        raise argparse.ArgumentTypeError("should be visible ASCII characters")  # its own have no place on a screen
+        raise argparse.ArgumentTypeError("must be visible ASCII characters")  # without the value, which is a secret
     return text.strip()
 
 
-def seconds(text: str) -> float:
+def seconds_argument(text: str) -> float:
     if not re.fullmatch(r"\d{1,6}(\.\d+)?", text):
-        raise argparse.ArgumentTypeError(f"should be a number of seconds, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, not {text!r}")
     return float(text)
 
 
-def positive(text: str) -> int:
+def positive_argument(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,8}", text):
-        raise argparse.ArgumentTypeError(f"should be a whole number above 0, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
     return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="chat.py",
-        description="Chat with the service. A message on standard input is answered, as plain text unless on a terminal"
-        ": echo hi | python chat.py",
-        epilog="Exit code: 0 answered, 1 failed (standard error says why), 2 wrong arguments, 130 Ctrl-C.",
+        description="Chat at a terminal, or send one message from standard input: echo hi | python chat.py. "
+        "The answer is plain text unless it goes to a terminal.",
+        epilog="Exit codes: 0 answered, 1 failed (the reason is on standard error), 2 invalid arguments, 130 Ctrl-C.",
     )
-    env, either = os.environ.get, argparse.BooleanOptionalAction
+    env, on_off = os.environ.get, argparse.BooleanOptionalAction
     url, terminal = env("CHAT_URL") or "http://127.0.0.1:7071", sys.stdout.isatty()
     add = top.add_argument
-    add("--url", type=an_address, default=url, help="where it is, or CHAT_URL (%(default)s)")
-    add("--key", type=a_key, default=env("CHAT_KEY"), help="the function key; better in CHAT_KEY, which is in no list")
-    add("--session", type=utf_8, metavar="ID", help="the session to go on with, or to begin")
+    add("--url", type=url_argument, default=url, help="the server's URL, or CHAT_URL (default: %(default)s)")
+    key = "the function key; CHAT_KEY keeps it out of process lists"
+    add("--key", type=key_argument, default=env("CHAT_KEY"), help=key)
+    add("--session", type=utf8_argument, metavar="ID", help="the session to continue or to start")
     model = env("AZURE_OPENAI_MODEL") or None
-    add("--deployment", type=utf_8, metavar="NAME", default=model, help="or AZURE_OPENAI_MODEL")
-    add("--system", type=utf_8, metavar="TEXT", help="the system prompt of a new session")
-    add("--max-tokens", type=positive, metavar="N", help="the answer's maximum")
-    add("--stream", default=True, help="words as they come (the default)", action=either)
-    add("--show-tokens", default=terminal, help="tokens and cost of each answer (default on a terminal)", action=either)
-    add("--json", action="store_true", help="one message; the service's answer as JSON, in one line")
-    wait = "how long to put up with a lost connection, busy session or rate limit (%(default)s)"
-    add("--wait", type=seconds, default=60, metavar="SECONDS", help=wait)
+    deployment = "the model's deployment, or AZURE_OPENAI_MODEL"
+    add("--deployment", type=utf8_argument, metavar="NAME", default=model, help=deployment)
+    add("--system", type=utf8_argument, metavar="TEXT", help="the system prompt of a new session")
+    add("--max-tokens", type=positive_argument, metavar="N", help="the maximum length of an answer in tokens")
+    add("--stream", default=True, help="show the answer while it is generated (default)", action=on_off)
+    show = "show the tokens and cost of each answer (default on a terminal)"
+    add("--show-tokens", default=terminal, help=show, action=on_off)
+    add("--json", action="store_true", help="send one message and print the server's answer as one line of JSON")
+    wait = "seconds to keep retrying after a lost connection, a busy session or a rate limit (default: %(default)s)"
+    add("--wait", type=seconds_argument, default=60, metavar="SECONDS", help=wait)
     return top
 
 
-def open_what_is_closed() -> None:
-    """Where it was started without one of the three streams Python has None, for which print takes another."""
+def open_missing_streams() -> None:
+    """If a standard stream is closed at the start, Python sets it to None and print(file=None) uses another one."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for as long as it runs
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - open until the process ends
 
 
 def main() -> int:
-    open_what_is_closed()
+    open_missing_streams()
     arguments = parser().parse_args()
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    chatting = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.json
+    interactive = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.json
     try:
-        Terminal(arguments).run() if chatting else once(arguments)
+        Terminal(arguments).run() if interactive else answer_stdin(arguments)
     except Failure as failure:
         print(clean(failure), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read the answer has enough of it
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a full disk, mostly
+    except OSError as error:  # such as a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"The answer can't be written: {error.strerror}.", file=sys.stderr)
+        print(f"Cannot write the answer: {error.strerror}.", file=sys.stderr)
         return 1
     return 0
 

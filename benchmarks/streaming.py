@@ -1,7 +1,7 @@
-"""What one streamed answer costs in CPU time: raw bytes, this app's chunks, the SDK's typed chunks, in one run.
+"""CPU time to read one streamed answer, in three ways: as raw bytes, as this app's chunks, as the SDK's typed chunks.
 
-`python -m benchmarks.streaming [answers] [chunks]`. The model's fake is a thread of the same process; only the CPU time
-of the reading thread is counted, and each way takes its turn in every round, so that a busy machine hits all alike.
+`python -m benchmarks.streaming [answers] [chunks]`. The fake model is a thread of the same process; only the CPU time
+of the reading thread is counted. Every round measures all three, so that load on the machine affects them equally.
 """
 
 import argparse
@@ -24,24 +24,23 @@ from tests.support.azure_openai import AzureOpenAI, Reply
 
 BODY: dict[str, Any] = {
     "model": "chat",
-    "messages": [{"role": "user", "content": "Tell me a story."}],
+    "messages": [{"role": "user", "content": "Write a story."}],
     "stream": True,
     "stream_options": {"include_usage": True},
 }
-Way = Callable[[], Awaitable[int]]
+Reader = Callable[[], Awaitable[int]]
 
 
-def ways(base: str, endpoint: Endpoint, typed: AsyncOpenAI, raw: httpx2.AsyncClient) -> dict[str, Way]:
-    """Each asks for one answer and returns how much of it there was."""
-
+def readers(base: str, endpoint: Endpoint, typed: AsyncOpenAI, raw: httpx2.AsyncClient) -> dict[str, Reader]:
+    """Each reader requests one answer and returns the number of its chunks."""
     dialect = ChatCompletions()
 
-    async def floor() -> int:
+    async def raw_bytes() -> int:
         headers = {"api-key": "test-key"}
         async with raw.stream("POST", f"{base}chat/completions", json=BODY, headers=headers) as response:
             return b"".join([part async for part in response.aiter_raw()]).count(b'"content"')
 
-    async def ours() -> int:
+    async def app_chunks() -> int:
         plan = Plan(
             deployment="chat",
             dialect=dialect,
@@ -57,13 +56,13 @@ def ways(base: str, endpoint: Endpoint, typed: AsyncOpenAI, raw: httpx2.AsyncCli
             _, answer = await endpoint.send(plan, BODY, "0", stack)
             return sum([bool(completion.add(data).shown) async for data in answer])
 
-    async def sdk() -> int:
-        pieces = 0
+    async def sdk_chunks() -> int:
+        count = 0
         async for chunk in await typed.chat.completions.create(**BODY):
-            pieces += bool(chunk.choices and chunk.choices[0].delta.content)
-        return pieces
+            count += bool(chunk.choices and chunk.choices[0].delta.content)
+        return count
 
-    return {"raw bytes": floor, "this app's chunks": ours, "the SDK's typed chunks": sdk}
+    return {"raw bytes": raw_bytes, "this app's chunks": app_chunks, "the SDK's typed chunks": sdk_chunks}
 
 
 async def measure(answers: int, chunks: int) -> None:
@@ -72,23 +71,24 @@ async def measure(answers: int, chunks: int) -> None:
         base = f"{fake.endpoint}/openai/v1/"
         endpoint = Endpoint(base, "test-key", access=ServiceAccess(""), timeout=60, clock=SystemClock())
         async with AsyncOpenAI(base_url=base, api_key="test-key") as typed, httpx2.AsyncClient() as raw:
-            taken: dict[str, list[tuple[float, float]]] = {}
-            tried = ways(base, endpoint, typed, raw)
+            times: dict[str, list[tuple[float, float]]] = {}  # wall and CPU time in seconds
+            measured = readers(base, endpoint, typed, raw)
             for number in range(answers + 2):  # the first two warm up
-                for name, way in tried.items():
+                for name, read in measured.items():
                     wall, cpu = time.perf_counter(), time.thread_time()
-                    if await way() < chunks:
-                        raise RuntimeError(f"{name}: the answer was not whole")
+                    if await read() < chunks:
+                        raise RuntimeError(f"{name}: the answer is incomplete")
                     if number > 1:
-                        spent = (time.perf_counter() - wall, time.thread_time() - cpu)
-                        taken.setdefault(name, []).append(spent)
+                        elapsed = (time.perf_counter() - wall, time.thread_time() - cpu)
+                        times.setdefault(name, []).append(elapsed)
         await endpoint.close()
-    floor = median(cpu for _, cpu in taken["raw bytes"])
+    baseline = median(cpu for _, cpu in times["raw bytes"])
     print(f"{answers} answers of {chunks} chunks, medians per answer:")
-    for name, times in taken.items():
-        wall, cpu = median(wall for wall, _ in times) * 1e3, median(cpu for _, cpu in times)
+    for name, samples in times.items():
+        wall, cpu = median(wall for wall, _ in samples) * 1e3, median(cpu for _, cpu in samples)
         print(
-            f"  {name:24} {cpu * 1e3:6.2f} ms of CPU ({cpu / floor:.1f} times the floor), {wall:6.2f} ms by the clock"
+            f"  {name:24} {cpu * 1e3:6.2f} ms of CPU time ({cpu / baseline:.1f} times raw bytes),"
+            f" {wall:6.2f} ms of wall time"
         )
 
 
@@ -96,5 +96,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=__doc__)
     parser.add_argument("answers", type=int, nargs="?", default=100)
     parser.add_argument("chunks", type=int, nargs="?", default=64)
-    asked = parser.parse_args()
-    asyncio.run(measure(asked.answers, asked.chunks))
+    arguments = parser.parse_args()
+    asyncio.run(measure(arguments.answers, arguments.chunks))

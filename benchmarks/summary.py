@@ -1,7 +1,7 @@
-"""How fast a day is added up, and in how much memory: `python -m benchmarks.summary [rows]`, 100,000 by default.
+"""Speed and memory of adding up a day: `python -m benchmarks.summary [rows]`, 100,000 rows by default.
 
-Writes one day's made-up ledger rows into an Azurite of its own, then adds them up through the same modules as the app
-does. CPU time is this process's alone: against Azure the service is elsewhere, and CPU is what limits an instance.
+Writes made-up ledger rows of one day into a separate Azurite, then adds them up with the app's modules. CPU time is
+that of this process only: in Azure the table service runs elsewhere, and CPU time is what limits an instance.
 """
 
 import argparse
@@ -28,10 +28,10 @@ from shared.settings import Settings
 from tests.support import ledger_rows
 
 DAY = date(2026, 11, 20)
-TURNS = 20  # of a session
+TURNS = 20  # per session
 STATES = (*[State.SETTLED] * 97, State.FAILED, State.UNACCOUNTED, State.ABANDONED)
 Step: TypeAlias = Callable[[int, int], Coroutine[None, None, tuple[int, Decimal]]]
-BATCH = 20_000  # rows made up at a time
+BATCH = 20_000  # rows generated at a time
 
 
 @contextmanager
@@ -63,9 +63,9 @@ def entries(first: int, last: int) -> list[LedgerEntry]:
     ]
 
 
-def expected(made: list[LedgerEntry]) -> tuple[int, Decimal]:
-    """How many calls count, and what they cost."""
-    calls = [entry.call for entry in made if entry.call.state is not State.ABANDONED]
+def expected(written: list[LedgerEntry]) -> tuple[int, Decimal]:
+    """The number of calls that count, and their cost."""
+    calls = [entry.call for entry in written if entry.call.state is not State.ABANDONED]
     return len(calls), sum((call.cost or Decimal(0) for call in calls), Decimal(0))
 
 
@@ -79,27 +79,27 @@ def services(port: int) -> Services:
 
 
 async def fill(port: int, rows: int) -> tuple[int, Decimal]:
-    """Write the rows. Returns what they are expected to come to."""
+    """Write the rows. Returns the expected number of calls and their cost."""
     app = services(port)
-    began, calls, cost = time.perf_counter(), 0, Decimal(0)
+    start, calls, cost = time.perf_counter(), 0, Decimal(0)
     for first in range(0, rows, BATCH):
-        made = entries(first, min(first + BATCH, rows))
-        await ledger_rows.write(app._table("usage"), made)
-        made_calls, made_cost = expected(made)
-        calls, cost = calls + made_calls, cost + made_cost
+        batch = entries(first, min(first + BATCH, rows))
+        await ledger_rows.write(app._table("usage"), batch)
+        batch_calls, batch_cost = expected(batch)
+        calls, cost = calls + batch_calls, cost + batch_cost
     await app.close()
-    print(f"wrote {rows:,} rows in {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"wrote {rows:,} rows in {time.perf_counter() - start:.0f} s", flush=True)
     return calls, cost
 
 
 async def measure(port: int, rows: int) -> tuple[int, Decimal]:
-    """What was added up."""
+    """Add up the day. Returns the number of calls and their cost."""
     app = services(port)
     before = _resident()
-    began, spent = time.perf_counter(), time.process_time()
+    wall_start, cpu_start = time.perf_counter(), time.process_time()
     figures = await app.reports.figures(DAY)
-    wall, cpu = time.perf_counter() - began, time.process_time() - spent
-    print(f"{rows / wall:,.0f} rows/s ({wall:.1f} s); {rows / cpu:,.0f} rows per second of CPU ({cpu:.1f} s)")
+    wall, cpu = time.perf_counter() - wall_start, time.process_time() - cpu_start
+    print(f"{rows / wall:,.0f} rows/s ({wall:.1f} s); {rows / cpu:,.0f} rows per second of CPU time ({cpu:.1f} s)")
     print(f"peak resident memory grew by {_resident() - before:.0f} MB")
     tracemalloc.start()
     await app.reports.figures(DAY)
@@ -121,11 +121,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.summary", description=__doc__)
     parser.add_argument("rows", type=int, nargs="?", default=100_000)
     rows = parser.parse_args().rows
-    fresh = ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1)  # so that each step's memory is its own
+    fresh = ProcessPoolExecutor(
+        1, get_context("spawn"), max_tasks_per_child=1
+    )  # so that each step's memory is measured separately
     with table_service() as port, fresh as processes:
         written, counted = (processes.submit(_run, step, port, rows).result() for step in (fill, measure))
     if written != counted:
-        sys.exit(f"{written} were written and {counted} counted")
+        sys.exit(f"wrote {written}, but counted {counted} (calls, cost)")
 
 
 if __name__ == "__main__":

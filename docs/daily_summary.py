@@ -1,4 +1,4 @@
-"""The summary email of a made-up day, as HTML on standard output. `docs/daily-summary.png` is a picture of it:
+"""Prints the summary email of a made-up day as HTML. `docs/daily-summary.png` is a screenshot of it:
 
 python -m docs.daily_summary > summary.html
 chromium --headless --hide-scrollbars --screenshot=docs/daily-summary.png --window-size=720,2495 summary.html
@@ -26,7 +26,7 @@ def share(cost: str, calls: int, prompt_tokens: int, completion_tokens: int) -> 
 
 def example() -> DailySummary:
     costs = [Decimal(cost) for cost in COSTS.split()]
-    history = tuple(DayCost(day=DAY - timedelta(days=13 - at), cost=cost) for at, cost in enumerate(costs))
+    history = tuple(DayCost(day=DAY - timedelta(days=13 - n), cost=cost) for n, cost in enumerate(costs))
     figures = Figures(
         usage=Usage(
             prompt_tokens=13_804_412, cached_tokens=8_911_360, completion_tokens=1_780_218, reasoning_tokens=212_096

@@ -1,6 +1,6 @@
-"""What a month costs at three levels of use, by list prices: prints the table of docs/deploying.md.
+"""Prints the table of monthly costs in docs/deploying.md: list prices at three levels of use.
 
-`.venv/bin/python docs/monthly_cost.py`. The model's prices come from genai-prices; the platform's are written below.
+`.venv/bin/python docs/monthly_cost.py`. Model prices come from genai-prices; the prices of the platform are below.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from genai_prices import Usage, calc_price
 MODELS = ("gpt-5.4-mini", "gpt-5.4-nano")
 DAYS = 30
 
-# A turn in the middle of a conversation, as this app sends it; an assumption, like the sizes below.
+# Assumptions: a typical turn in the middle of a conversation.
 PROMPT, CACHED, COMPLETION = 1_500, 900, 250  # tokens
-SECONDS, GB = Decimal(3), Decimal(2)  # of an instance that serves no other turn meanwhile: the most that it can be
-STORAGE_REQUESTS, STORED_KB, LOGGED_KB = 8, 6, 12  # a turn makes five requests; the others read it or renew its lease
+SECONDS, GB = Decimal(3), Decimal(2)  # upper bound: the instance serves no other turn in that time
+STORAGE_REQUESTS, STORED_KB, LOGGED_KB = 8, 6, 12  # five requests of the turn; three to read it or renew its lease
 
-# USD. Flex Consumption, on demand, East US, as published in May 2025; the rest as remembered from Azure's price pages.
+# USD. Flex Consumption, on demand, East US, as published in May 2025; the others from memory of Azure's price pages.
 GB_SECOND, FREE_GB_SECONDS = Decimal("0.000026"), 100_000
 MILLION_CALLS, FREE_CALLS = Decimal("0.40"), 250_000
 TEN_THOUSAND_REQUESTS, STORED_GB = Decimal("0.00036"), Decimal("0.045")
@@ -69,8 +69,8 @@ def table() -> str:
     for name in MODELS:
         parts = [rows[f"model, {name}"], *platform.values()]
         rows[f"**together, with {name}**"] = [sum(column, Decimal(0)) for column in zip(*parts, strict=True)]
-    heads = [f"{level.name}: {level.turns_a_day:,} turns a day" for level in LEVELS]
-    lines = [f"| USD a month | {' | '.join(heads)} |", "|---|" + "--:|" * len(LEVELS)]
+    headers = [f"{level.name}: {level.turns_a_day:,} turns a day" for level in LEVELS]
+    lines = [f"| USD a month | {' | '.join(headers)} |", "|---|" + "--:|" * len(LEVELS)]
     lines += [f"| {name} | {' | '.join(f'{amount:,.2f}' for amount in row)} |" for name, row in rows.items()]
     return "\n".join(lines)
 

@@ -1,30 +1,30 @@
 #!/usr/bin/env python3
-"""The money protocol as an executable specification: explores every interleaving and checks what must never break.
+"""Executable specification of the accounting protocol: explores every interleaving and checks its invariants.
 
-    python3 docs/protocol.py            explore the protocol; prints the states seen, exits 0 if every invariant holds
-    python3 docs/protocol.py --break X  the same with one rule removed (see BREAKS); exits 1 with the shortest trace
+    python3 docs/protocol.py            explore the protocol; print the number of states, exit 0 if all invariants hold
+    python3 docs/protocol.py --break X  the same without rule X (see BREAKS); exit 1 and print the shortest trace
 
-Two places hold money and cannot commit together: the session's partition (S: head and turn rows, one transaction,
-guarded by the head's ETag) and the ledger (L: one row per model call). The model may bill (M) at any moment of a call.
-A process may crash, or stall past its lease, at any step; an acknowledgement may be lost; a session may be erased and
-begun again.
+Costs are stored in two places that cannot commit together: the session's partition (S: head and turn rows, one
+transaction, guarded by the head's ETag) and the ledger (L: one row per model call). The model may bill (M) at any
+moment of a call. At any step a process may crash or stall beyond its lease, and the response to a write may be lost. A
+session may be erased and created again.
 
 A turn:      read S -> reserve in S (ETag) -> insert L row 'open' -> call the model -> settle S -> answer -> settle L
 A retry of a call that may have been billed:
-             one transaction on S (this call 'unaccounted', a new call 'open', the lease kept)
+             one transaction on S (this call 'unaccounted', a new call 'open', same lease)
              -> raise the old L row -> insert the new one -> call the model again
-A call's state only ever rises:   open < abandoned < unaccounted < settled, failed   (rank 0 < 1 < 2 < 3)
-Recovery of a call whose lease is over (by the session's next turn, or by the timer for L rows open or unaccounted):
-  no L row   insert it as 'abandoned' if still absent: from then on the stalled process cannot insert its own, and so
-             cannot spend; then raise S to 'abandoned'
-  L row      raise S to 'unaccounted' if it is still open, then raise L to what S says; where no session holds the call
-             (erased, or it never had one) L alone becomes 'unaccounted'
-The head's totals change in the same transaction that raises a call, so each is counted once however often it is tried.
-A turn whose row was not inserted, or too late by its own clock, spends nothing: it is 'failed' in S, then in L, where
-it makes the row that is missing unless its time is up.
-The lease only keeps turns apart: here it may run out while its holder lives, and be renewed late, and the money still
-adds up. No clock is trusted with it. Erasing takes S away and leaves L. Clearing strips content and changes no state,
-so it is not modelled.
+The state of a call can only rise:   open < abandoned < unaccounted < settled, failed   (rank 0 < 1 < 2 < 3)
+Recovery of a call with an expired lease (by the session's next turn, or by the timer for open or unaccounted L rows):
+  no L row   insert it as 'abandoned' if it is still absent: the stalled process can then no longer insert its own row,
+             and therefore cannot spend; then raise S to 'abandoned'
+  L row      raise S to 'unaccounted' if it is still open, then raise L to the state in S; if no session contains the
+             call (erased, or a call without a session), raise only L to 'unaccounted'
+The transaction that raises a call also changes the head's totals, so repeated attempts count each call once.
+A turn spends nothing if its row is not inserted, or is inserted too late by its own clock. The call is then 'failed' in
+S and afterwards in L, where the missing row is inserted unless the deadline has passed.
+The lease only prevents concurrent turns. In this model it may expire while its holder is alive, and may be renewed
+late, and the totals are still correct: the accounting does not depend on clocks. Erasing deletes S and keeps L.
+Clearing deletes content and changes no state, so it is not modelled.
 """
 
 import argparse
@@ -38,10 +38,10 @@ RANK = {"open": 0, "abandoned": 1, "unaccounted": 2, "settled": 3, "failed": 3}
 BREAKS = {
     "fence": "recovery abandons a call without first inserting its ledger row",
     "order": "the ledger is settled before the session",
-    "rise": "settling adds to the totals without looking at the call's state",
+    "rise": "settling adds to the totals without checking the call's state",
     "write-first": "the model is called before the ledger row is inserted",
     "retry": "a retry takes over the turn without settling the first call in the session",
-    "orphan": "recovery leaves a ledger row alone when no session holds its call",
+    "orphan": "recovery ignores a ledger row if no session contains its call",
 }
 
 
@@ -50,17 +50,17 @@ class Session(NamedTuple):
     holder: int | None = None  # the call that holds the lease
     expired: bool = False
     calls: tuple[tuple[int, str], ...] = ()  # (call, state), in order
-    settled: int = 0  # head totals: settled calls (stands for tokens and cost) and unaccounted calls
+    settled: int = 0  # head totals: settled calls (represents tokens and cost) and unaccounted calls
     unaccounted: int = 0
     erased: bool = False
 
 
 class Process(NamedTuple):
     at: str
-    call: int = -1  # the call that it makes
+    call: int = -1  # the call that it opens
     etag: int = 0
     victim: int = -1  # the call that it recovers
-    saw: str = ""
+    seen_state: str = ""  # state of that call in S
 
 
 Rows: TypeAlias = tuple[str | None, ...]  # the ledger, by call; None: no row
@@ -70,9 +70,9 @@ class State(NamedTuple):
     session: Session
     ledger: Rows
     billed: frozenset[int]
-    gone: frozenset[int]  # calls of a session that was erased
-    processes: tuple[Process, ...]  # posts, then the timer
-    budget: int  # lost acknowledgements, failed writes, retries, late renewals and erasures still allowed
+    erased_calls: frozenset[int]  # calls of a session that was erased
+    processes: tuple[Process, ...]  # requests, then the timer
+    budget: int  # lost responses, failed writes, retries, late renewals and erasures still allowed
 
 
 def state_of(session: Session, call: int) -> str | None:
@@ -80,7 +80,7 @@ def state_of(session: Session, call: int) -> str | None:
 
 
 def raise_call(session: Session, call: int, to: str, broken: str = "") -> Session:
-    """One transaction: the call's state and the head's totals together, only ever upwards."""
+    """One transaction: raise the call's state and change the head's totals. Never lowers a state."""
     now = state_of(session, call)
     if now is None or (RANK[to] <= RANK[now] and broken != "rise"):
         return session
@@ -100,14 +100,14 @@ def raise_row(ledger: Rows, call: int, to: str) -> Rows:
     return (*ledger[:call], to, *ledger[call + 1 :])
 
 
-def steps(state: State, me: int, broken: str) -> Iterator[tuple[str, State]]:
-    """Every next state that process `me` can bring about, with what it did."""
-    session, ledger, process = state.session, state.ledger, state.processes[me]
-    mine, victim = process.call, process.victim
-    posts = len(state.processes) - 1
-    resume = "idle" if me == posts else "read"  # where recovery returns to
+def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
+    """Every next state that process `pid` can reach, with the label of its step."""
+    session, ledger, process = state.session, state.ledger, state.processes[pid]
+    own_call, victim = process.call, process.victim
+    requests = len(state.processes) - 1
+    resume = "idle" if pid == requests else "read"  # where recovery returns to
 
-    def go(
+    def move(
         at: str,
         *,
         session: Session = session,
@@ -116,130 +116,147 @@ def steps(state: State, me: int, broken: str) -> Iterator[tuple[str, State]]:
         spend: int = 0,
         **fields: Any,
     ) -> State:
-        processes = (*state.processes[:me], process._replace(at=at, **fields), *state.processes[me + 1 :])
-        return State(session, ledger, billed, state.gone, processes, state.budget - spend)
+        processes = (*state.processes[:pid], process._replace(at=at, **fields), *state.processes[pid + 1 :])
+        return State(session, ledger, billed, state.erased_calls, processes, state.budget - spend)
 
     def settle(outcome: str) -> str:
         return f"{outcome}-L" if broken == "order" else f"{outcome}-S"
 
     if process.at not in ("end", "dead", "idle"):
-        yield "crash", go("dead")
-    if state.budget and session.holder == mine and session.expired and process.at in ("insert", "call", "billed"):
-        yield "renews its lease late", go(process.at, session=session._replace(expired=False), spend=1)
+        yield "crash", move("dead")
+    if state.budget and session.holder == own_call and session.expired and process.at in ("insert", "call", "billed"):
+        yield "renew the lease late", move(process.at, session=session._replace(expired=False), spend=1)
     match process.at:
         case "read":
             if session.erased:
-                yield "begins again under the erased id", go("read", session=Session(etag=session.etag + 1))
+                yield "create a new session under the erased ID", move("read", session=Session(etag=session.etag + 1))
             elif session.holder is None:
-                yield "read", go("reserve", etag=session.etag)
+                yield "read", move("reserve", etag=session.etag)
             elif session.expired:
-                yield "finds a lease that is over", go("look", victim=session.holder)
+                yield "find an expired lease", move("look", victim=session.holder)
             else:
-                yield "busy: 409", go("end")
+                yield "session busy: 409", move("end")
         case "reserve":
             if session.erased or session.etag != process.etag:
-                yield "lost the race: 409", go("end")
+                yield "lose the race: 409", move("end")
             else:
                 after = session._replace(
-                    etag=session.etag + 1, holder=mine, expired=False, calls=(*session.calls, (mine, "open"))
+                    etag=session.etag + 1, holder=own_call, expired=False, calls=(*session.calls, (own_call, "open"))
                 )
-                yield "reserve", go("call" if broken == "write-first" else "insert", session=after)
+                yield "reserve", move("call" if broken == "write-first" else "insert", session=after)
                 if state.budget:
-                    yield "reserve, answer lost", go("reserved?", session=after, spend=1)
+                    yield "reserve, response lost", move("reserved?", session=after, spend=1)
         case "reserved?":
-            yield "reads back", go("insert" if session.holder == mine else "end")
+            yield "read back", move("insert" if session.holder == own_call else "end")
         case "insert":
-            if ledger[mine] is not None:
-                yield "row is there already", go("inserted?")
+            if ledger[own_call] is not None:
+                yield "row already exists", move("inserted?")
             else:
-                opened = raise_row(ledger, mine, "open")
-                yield "insert ledger row", go("call", ledger=opened)
-                yield "insert ledger row, too late", go("failed-S", ledger=opened)
-                yield "too late to insert a row", go("failed-S")
+                opened = raise_row(ledger, own_call, "open")
+                yield "insert ledger row", move("call", ledger=opened)
+                yield "insert ledger row, too late", move("failed-S", ledger=opened)
+                yield "too late to insert a row", move("failed-S")
                 if state.budget:
-                    yield "insert, answer lost", go("inserted?", ledger=opened, spend=1)
-                    yield "insert failed", go("inserted?", spend=1)
+                    yield "insert ledger row, response lost", move("inserted?", ledger=opened, spend=1)
+                    yield "insert ledger row, request fails", move("inserted?", spend=1)
         case "inserted?":
-            yield "reads back", go("call" if ledger[mine] == "open" else "failed-S")
-            yield "reads back, too late", go("failed-S")
+            yield "read back", move("call" if ledger[own_call] == "open" else "failed-S")
+            yield "read back, too late", move("failed-S")
         case "call":
-            yield "model bills", go("billed", billed=state.billed | {mine})
-            yield "model refuses, unbilled", go(settle("failed"))
-            yield "model refuses, perhaps billed", go(settle("unaccounted"))
+            yield "model bills", move("billed", billed=state.billed | {own_call})
+            yield "model rejects the call, not billed", move(settle("failed"))
+            yield "model call fails, possibly billed", move(settle("unaccounted"))
         case "billed":
-            yield "usage arrives", go(settle("settled"))
-            yield "usage never arrives", go(settle("unaccounted"))
-            if mine < posts and state.budget and session.holder == mine and state_of(session, mine) == "open":
-                again = mine + posts
+            yield "usage arrives", move(settle("settled"))
+            yield "usage never arrives", move(settle("unaccounted"))
+            if (
+                own_call < requests
+                and state.budget
+                and session.holder == own_call
+                and state_of(session, own_call) == "open"
+            ):
+                retry_call = own_call + requests
                 if broken == "retry":
                     after = session._replace(
-                        holder=again, calls=tuple((again if c == mine else c, s) for c, s in session.calls)
+                        holder=retry_call,
+                        calls=tuple((retry_call if c == own_call else c, s) for c, s in session.calls),
                     )
                 else:
-                    after = raise_call(session, mine, "unaccounted")
-                    after = after._replace(holder=again, calls=(*after.calls, (again, "open")))
-                yield "retries: old call unaccounted, new call open", go("retry-L", session=after, spend=1)
+                    after = raise_call(session, own_call, "unaccounted")
+                    after = after._replace(holder=retry_call, calls=(*after.calls, (retry_call, "open")))
+                yield "retry: old call unaccounted, new call open", move("retry-L", session=after, spend=1)
         case "retry-L":
-            yield "old row unaccounted", go("insert", call=mine + posts, ledger=raise_row(ledger, mine, "unaccounted"))
+            yield (
+                "raise the old row to unaccounted",
+                move("insert", call=own_call + requests, ledger=raise_row(ledger, own_call, "unaccounted")),
+            )
         case "settled-S" | "failed-S" | "unaccounted-S":
             outcome = process.at[:-2]
-            after = raise_call(session, mine, outcome, broken)
-            yield process.at, go("end" if broken == "order" else f"{outcome}-L", session=after)
+            label = f"settle session as {outcome}"
+            after = raise_call(session, own_call, outcome, broken)
+            yield label, move("end" if broken == "order" else f"{outcome}-L", session=after)
             if state.budget:
-                yield f"{process.at}, answer lost", go(process.at, session=after, spend=1)
+                yield f"{label}, response lost", move(process.at, session=after, spend=1)
         case "settled-L" | "failed-L" | "unaccounted-L":
             outcome = process.at[:-2]
             then = f"{outcome}-S" if broken == "order" else "end"
-            if ledger[mine] is None:
-                yield f"{process.at}, too late to make a row", go(then)
-            yield process.at, go(then, ledger=raise_row(ledger, mine, outcome))
+            label = f"settle ledger as {outcome}"
+            if ledger[own_call] is None:
+                yield f"{label}, too late to insert a row", move(then)
+            yield label, move(then, ledger=raise_row(ledger, own_call, outcome))
         case "idle":  # the timer picks any row that is not final
             for call, row in enumerate(ledger):
                 if row in ("open", "unaccounted"):
-                    yield f"looks at call {call}", go("look", victim=call)
+                    yield f"check call {call}", move("look", victim=call)
         case "look":
             row = ledger[victim]
             if row is None and broken != "fence":
-                yield "no row", go("fence")
+                yield "find no ledger row", move("fence")
             elif row is None or row == "abandoned":
-                yield "abandoned", go("abandon")
+                yield "call is abandoned", move("abandon")
             else:
-                yield f"row is {row}", go("raise-S")
+                yield f"find a row that is {row}", move("raise-S")
         case "fence":
             if ledger[victim] is None:
-                yield "fence", go("abandon", ledger=raise_row(ledger, victim, "abandoned"))
+                yield "fence: insert an abandoned row", move("abandon", ledger=raise_row(ledger, victim, "abandoned"))
             else:
-                yield "row has come", go("look")
+                yield "the row has been inserted meanwhile", move("look")
         case "abandon":
-            yield "abandon", go(resume, session=raise_call(session, victim, "abandoned"), victim=-1)
+            yield (
+                "raise session to abandoned",
+                move(resume, session=raise_call(session, victim, "abandoned"), victim=-1),
+            )
         case "raise-S":
             now = state_of(session, victim)
             if (session.holder == victim and not session.expired) or (now is None and broken == "orphan"):
-                yield "leave it", go(resume, victim=-1)
+                yield "change nothing", move(resume, victim=-1)
             elif now == "open":
                 yield (
-                    "raise session",
-                    go("raise-L", session=raise_call(session, victim, "unaccounted"), saw="unaccounted"),
+                    "raise session to unaccounted",
+                    move("raise-L", session=raise_call(session, victim, "unaccounted"), seen_state="unaccounted"),
                 )
             else:
-                yield "session says " + str(now), go("raise-L", saw=now or "unaccounted")
+                yield f"session state is {now}", move("raise-L", seen_state=now or "unaccounted")
         case "raise-L":
-            yield "raise ledger", go(resume, ledger=raise_row(ledger, victim, process.saw), victim=-1, saw="")
+            yield (
+                f"raise ledger row to {process.seen_state}",
+                move(resume, ledger=raise_row(ledger, victim, process.seen_state), victim=-1, seen_state=""),
+            )
 
 
-def world(state: State) -> Iterator[tuple[str, State]]:
-    """What happens without any process: a lease runs out, a user erases the session."""
+def environment_steps(state: State) -> Iterator[tuple[str, State]]:
+    """Steps outside any process: a lease expires, a user erases the session."""
     session = state.session
     if session.holder is not None and not session.expired:
-        yield "lease runs out", state._replace(session=session._replace(expired=True))
+        yield "lease expires", state._replace(session=session._replace(expired=True))
     if state.budget and not session.erased:
-        gone = state.gone | {call for call, _ in session.calls}
+        erased_calls = state.erased_calls | {call for call, _ in session.calls}
         after = Session(session.etag + 1, erased=True)
-        yield "session erased", state._replace(session=after, gone=gone, budget=state.budget - 1)
+        yield "session erased", state._replace(session=after, erased_calls=erased_calls, budget=state.budget - 1)
 
 
 def recovered(session: Session, ledger: Rows, broken: str) -> State:
-    """Everybody is gone and leases run out; the next turn and the timer recover what is left."""
+    """All processes have ended and the lease has expired: the next turn and the timer recover the remaining calls."""
     state = State(session._replace(expired=True), ledger, frozenset(), frozenset(), (Process("idle"),), 0)
     victims = [session.holder] if session.holder is not None else []
     victims += [c for c, row in enumerate(ledger) if row in ("open", "unaccounted")]
@@ -251,64 +268,70 @@ def recovered(session: Session, ledger: Rows, broken: str) -> State:
 
 
 @cache
-def wrong(session: Session, ledger: Rows, billed: frozenset[int], gone: frozenset[int], broken: str) -> str | None:
-    """What is wrong in this state, or None."""
+def violation(
+    session: Session, ledger: Rows, billed: frozenset[int], erased_calls: frozenset[int], broken: str
+) -> str | None:
+    """The invariant that this state violates, or None."""
     for call in billed:
         if ledger[call] in (None, "abandoned"):
-            return f"call {call} was billed and the ledger says {ledger[call]}"
+            return f"call {call} was billed, but its ledger row is {ledger[call] or 'missing'}"
     session, ledger = recovered(session, ledger, broken)[:2]
     for call, row in enumerate(ledger):
         if call in billed and row not in ("settled", "unaccounted"):
-            return f"after recovery call {call} was billed and the ledger says {row}"
+            return f"after recovery: call {call} was billed, but its ledger row is {row or 'missing'}"
         if call not in billed and row == "settled":
-            return f"call {call} is settled and was never billed"
+            return f"call {call} is settled, but was never billed"
         if row == "open":
-            return f"after recovery the ledger still says open for call {call}"
+            return f"after recovery: the ledger row of call {call} is still open"
     if session.holder is not None:
-        return "after recovery the session is still locked"
+        return "after recovery: the session is still locked"
     for kind, total in (("settled", session.settled), ("unaccounted", session.unaccounted)):
         calls = sum(s == kind for _, s in session.calls)
-        rows = sum(row == kind and call not in gone for call, row in enumerate(ledger))
+        rows = sum(row == kind and call not in erased_calls for call, row in enumerate(ledger))
         if not total == calls == rows:
-            return f"{kind}: head says {total}, turns {calls}, ledger {rows}"
+            return f"{kind} calls differ: {total} in the head, {calls} in the turns, {rows} in the ledger"
     return None
 
 
-def explore(posts: int, budget: int, broken: str) -> tuple[int, str | None, list[str]]:
-    processes = (*(Process("read", call=i) for i in range(posts)), Process("idle"))
-    start = State(Session(), (None,) * posts * 2, frozenset(), frozenset(), processes, budget)
-    came_from: dict[State, tuple[State, str] | None] = {start: None}
+def explore(requests: int, budget: int, broken: str) -> tuple[int, str | None, list[str]]:
+    processes = (*(Process("read", call=i) for i in range(requests)), Process("idle"))
+    start = State(Session(), (None,) * requests * 2, frozenset(), frozenset(), processes, budget)
+    predecessors: dict[State, tuple[State, str] | None] = {start: None}
     queue = deque([start])
     while queue:
         state = queue.popleft()
-        if problem := wrong(state.session, state.ledger, state.billed, state.gone, broken):
+        if problem := violation(state.session, state.ledger, state.billed, state.erased_calls, broken):
             trace: list[str] = []
-            while step := came_from[state]:
+            while step := predecessors[state]:
                 state, label = step
                 trace.append(label)
-            return len(came_from), problem, trace[::-1]
-        moves = [("world", label, after) for label, after in world(state)]
-        for me in range(posts + 1):
-            name = "timer" if me == posts else f"post {me}"
-            moves += [(name, label, after) for label, after in steps(state, me, broken)]
+            return len(predecessors), problem, trace[::-1]
+        moves = [("environment", label, after) for label, after in environment_steps(state)]
+        for pid in range(requests + 1):
+            name = "timer" if pid == requests else f"request {pid}"
+            moves += [(name, label, after) for label, after in steps(state, pid, broken)]
         for name, label, after in moves:
-            if after not in came_from:
-                came_from[after] = (state, f"{name}: {label}")
+            if after not in predecessors:
+                predecessors[after] = (state, f"{name}: {label}")
                 queue.append(after)
-    return len(came_from), None, []
+    return len(predecessors), None, []
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--posts", type=int, default=2, help="posts racing on one session (default 2)")
+    parser.add_argument("--requests", type=int, default=2, help="concurrent requests in one session (default 2)")
     parser.add_argument(
-        "--budget", type=int, default=1, help="misfortunes beside crashes and stalls (default 1; 2 takes minutes)"
+        "--budget", type=int, default=1, help="faults in addition to crashes and stalls (default 1; 2 takes minutes)"
     )
     parser.add_argument(
-        "--break", dest="broken", choices=BREAKS, default="", help="remove one rule and see what breaks"
+        "--break",
+        dest="broken",
+        choices=BREAKS,
+        default="",
+        help="remove one rule; the exploration then finds a violation",
     )
     options = parser.parse_args()
-    seen, problem, trace = explore(options.posts, options.budget, options.broken)
+    seen, problem, trace = explore(options.requests, options.budget, options.broken)
     for line in trace:
         print("  " + line)
     print(f"{seen} states: {problem or 'every invariant holds'}")

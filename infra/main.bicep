@@ -1,5 +1,5 @@
-// Everything that the chat API needs in Azure, in a resource group of its own. `azd up` deploys it.
-// The parameters come from azd's environment: main.parameters.json says by which name.
+// Everything that the chat API needs in Azure, in its own resource group. `azd up` deploys it.
+// The parameters come from azd's environment; main.parameters.json maps their names.
 
 targetScope = 'subscription'
 
@@ -8,10 +8,10 @@ import { grantee } from 'app/roles.bicep'
 
 @minLength(1)
 @maxLength(64)
-@description('Name of the azd environment; the resource group and every name derive from it.')
+@description('Name of the azd environment. The names of the resource group and of all resources derive from it.')
 param environmentName string
 
-// Where Flex Consumption is; `az functionapp list-flexconsumption-locations --output table` has today's list.
+// Regions with Flex Consumption; `az functionapp list-flexconsumption-locations -o table` prints the current list.
 @allowed([
   'australiaeast'
   'australiasoutheast'
@@ -48,38 +48,38 @@ param environmentName string
 @metadata({
   azd: {
     type: 'location'
-    usageName: ['OpenAI.GlobalStandard.gpt-5.4-mini, 20'] // azd offers the regions that have so much quota left
+    usageName: ['OpenAI.GlobalStandard.gpt-5.4-mini, 20'] // azd offers only regions with this much quota left
   }
 })
-@description('Region of everything that has one.')
+@description('Region of all regional resources.')
 param location string
 
-@description('Object id of who runs azd; a person gets the data roles, so that a local run against the cloud needs no keys.')
+@description('Object ID of the principal that runs azd. A user gets the data roles, so that a local run against Azure needs no keys.')
 param principalId string = ''
 
-@description('User, or ServicePrincipal in a pipeline, which gets no roles.')
+@description('User, or ServicePrincipal in a pipeline; a service principal gets no data roles.')
 param principalType string = 'User'
 
 // -- The model
 
-@description('Models to deploy (or, in an existing account, deployed there); the first is the default.')
+@description('Models to deploy, or those deployed in the existing account. The first is the default.')
 @minLength(1)
 param modelDeployments deployment[] = [
   { name: 'gpt-5.4-mini', model: 'gpt-5.4-mini', version: '2026-03-17', sku: 'GlobalStandard', capacity: 20 }
 ]
 
-@description('Region of a second account, asked when the first one refuses or fails; empty for none.')
+@description('Region of a second account for failover, called if the first one rejects a request or fails. Empty for none.')
 param openAiSecondaryLocation string = ''
 
-@description('What the content filter stops at: Low is the strictest. Empty: the service\'s own default.')
+@description('Severity at which the content filter blocks: Low is the strictest. Empty for the service\'s default.')
 @allowed(['', 'Low', 'Medium', 'High'])
 param contentFilter string = ''
 
-@description('How the app signs in to Azure OpenAI. apiKey is for those who must: a key, kept in Key Vault.')
+@description('How the app signs in to Azure OpenAI: by managed identity, or with a key stored in Key Vault.')
 @allowed(['identity', 'apiKey'])
 param openAiAuth string = 'identity'
 
-@description('Name of an Azure OpenAI account to use instead of a new one; its deployments and filters are left alone.')
+@description('Name of an existing Azure OpenAI account to use. Its deployments and filters are not changed.')
 param existingOpenAiName string = ''
 
 @description('Resource group of that account.')
@@ -87,99 +87,99 @@ param existingOpenAiResourceGroup string = ''
 
 // -- The app
 
-@description('Requests that an instance serves at once. A stream is a request for as long as it runs.')
+@description('Requests that an instance serves at once. A stream counts until it ends.')
 @minValue(1)
 @maxValue(1000)
 param httpConcurrency int = 32
 
-@description('The most instances; a limit of cost too.')
+@description('Maximum number of instances; it also limits the cost.')
 @minValue(40)
 @maxValue(1000)
 param maximumInstances int = 40
 
-@description('Instances that are kept warm for HTTP, and paid for day and night; 0 for none.')
+@description('Instances kept warm for HTTP, which are billed all the time; 0 for none.')
 @minValue(0)
 @maxValue(20)
 param alwaysReadyInstances int = 0
 
-@description('Whether a deployment or a changed setting lets running turns finish. A preview of the platform: false if it is refused.')
+@description('Whether running turns finish before a deployment or a changed setting takes effect. A preview feature: set false if Azure rejects it.')
 param rollingUpdates bool = true
 
-@description('Callers of openai/*: name=SHA-256 of the key, …')
+@description('API keys of callers of openai/*: name=SHA-256 of the key, …')
 param clientKeys string = ''
 
-@description('Who may read api/usage/*, in the same form.')
+@description('API keys that may read api/usage/*, in the same format.')
 param usageKeys string = ''
 
-@description('App settings beside and before those of this template, as a JSON object of strings.')
+@description('More app settings, as a JSON object of strings. They override the defaults of this template, but not what it computes.')
 param extraSettings object = {}
 
 // -- The daily summary
 
-@description('E-mail addresses, comma separated, of the daily summary and of the alerts. Empty: no mail, and no mail service.')
+@description('Comma-separated email addresses for the daily summary and the alerts. Empty: no email, and no email service.')
 param summaryRecipients string = ''
 
-// Not empty: azd hands on an empty value as one, and the host would not find the timer.
+// Not empty: azd passes an empty value on, and then the host would not find the timer's schedule.
 @minLength(1)
 @description('When the daily summary is sent: {second} {minute} {hour} {day} {month} {day of week}, UTC.')
 param summarySchedule string = '0 0 6 * * *'
 
-@description('How mail leaves: by Communication Services, or by an SMTP server of yours.')
+@description('How email is sent: by Communication Services, or by your own SMTP server.')
 @allowed(['azure', 'smtp'])
 param mailTransport string = 'azure'
 
-@description('With smtp: smtps://user:password@host:465. Kept in Key Vault.')
+@description('With smtp: smtps://user:password@host:465. Stored in Key Vault.')
 @secure()
 param smtpUrl string = ''
 
-@description('With smtp: the address that mail comes from.')
+@description('With smtp: the sender\'s address.')
 param summarySender string = ''
 
 @minLength(1)
-@description('Where Communication Services keeps mail at rest: Europe, United States, …')
+@description('Where Communication Services stores email at rest: Europe, United States, …')
 param emailDataLocation string = 'Europe'
 
-// -- Money
+// -- Cost
 
-@description('US dollars (the subscription\'s currency) that the resource group may cost a month before somebody is told; 0 for no budget.')
+@description('Monthly budget of the resource group, in the subscription\'s currency; 0 for no budget. The budget sends notifications.')
 @minValue(0)
 param budgetAmount int = 50
 
-@description('First day of the budget\'s first month. azd keeps it as AZURE_BUDGET_START_DATE, since it can never change. Empty: this month\'s.')
+@description('First day of the budget\'s first month. It can never change, so azd stores it as AZURE_BUDGET_START_DATE. Empty: this month.')
 param budgetStartDate string = ''
 
-@description('First day of this month: a parameter because only there a template may ask for the time. Leave it alone.')
+@description('First day of this month. Do not set it: it is a parameter because utcNow works only in a parameter\'s default.')
 param thisMonth string = utcNow('yyyy-MM-01')
 
-@description('US dollars of model calls a day above which somebody is told the morning after; 0 for no alert.')
+@description('Cost of a day\'s model calls in USD above which an alert is sent the next morning; 0 for no alert.')
 @minValue(0)
 param dailyCostAlertUsd int = 10
 
-// -- Keeping
+// -- Data protection
 
-@description('Whether the app reaches storage, Azure OpenAI and Key Vault through a virtual network alone.')
+@description('Whether storage, Azure OpenAI and Key Vault can be reached only through the virtual network.')
 param vnetEnabled bool = false
 
-@description('How often the conversations are kept: Standard_LRS, Standard_ZRS (three buildings), Standard_GRS (two regions). Can\'t be changed freely later.')
+@description('Copies of the data: Standard_LRS (one data center), Standard_ZRS (three zones), Standard_GRS (two regions). Can\'t be changed freely later.')
 @allowed(['Standard_LRS', 'Standard_ZRS', 'Standard_GRS', 'Standard_GZRS'])
 param storageRedundancy string = 'Standard_LRS'
 
-@description('Whether nobody can remove the vault for good before 7 days are over. Can\'t be undone, and azd down --purge then leaves it.')
+@description('Whether a deleted vault can\'t be purged for 7 days, not even by azd down --purge. Can\'t be undone.')
 param purgeProtection bool = false
 
-// Two switches, since each is refused where there is nothing to bring back, and an account is gone long before a vault.
-@description('Whether to bring back the OpenAI accounts of this environment: deleted within 48 hours, and not purged. For one provisioning.')
+// Two switches: Azure rejects a restore if there is nothing to restore, and accounts are purged sooner than the vault.
+@description('Whether to restore the OpenAI accounts of this environment (deleted in the last 48 hours, not purged). For one provisioning.')
 param restoreOpenAi bool = false
 
-@description('Whether to bring back the vault of this environment: deleted within 7 days, and not purged. For one provisioning.')
+@description('Whether to restore the vault of this environment (deleted in the last 7 days, not purged). For one provisioning.')
 param restoreVault bool = false
 
-@description('Days that logs are kept.')
+@description('Days that logs are stored.')
 @minValue(30)
 @maxValue(730)
 param logRetentionDays int = 30
 
-@description('Gigabytes of logs a day after which no more are taken in; a limit of cost too.')
+@description('Gigabytes of logs per day after which no more are accepted; it also limits the cost.')
 @minValue(1)
 param logDailyCapGb int = 1
 
@@ -190,7 +190,7 @@ var packageContainerName = 'app-package'
 
 var createsOpenAi = empty(existingOpenAiName)
 var usesKey = openAiAuth == 'apiKey'
-// The second account would have another key, and the app sends one.
+// Each account has its own key, and the app sends only one.
 var hasSecondary = usesKey && !empty(openAiSecondaryLocation)
   ? fail('openAiSecondaryLocation needs openAiAuth identity: a second account has another key.')
   : !empty(openAiSecondaryLocation)
@@ -200,7 +200,7 @@ var openAiResourceGroup = createsOpenAi
   : empty(existingOpenAiResourceGroup)
       ? fail('existingOpenAiName needs existingOpenAiResourceGroup.')
       : existingOpenAiResourceGroup
-// The region is part of the names: an account can't move, nor a private endpoint point elsewhere.
+// The region is part of the names: an account can't move, and a private endpoint can't be redirected.
 var secondaryRegion = toLower(replace(openAiSecondaryLocation, ' ', ''))
 var secondaryName = '${abbreviations.openAi}${token}-${secondaryRegion}'
 
@@ -208,10 +208,10 @@ var recipients = filter(map(split(replace(summaryRecipients, ';', ','), ','), pa
 var mailsByAzure = !empty(recipients) && mailTransport == 'azure'
 var mailsBySmtp = empty(recipients) || mailTransport != 'smtp'
   ? false
-  : empty(summarySender) ? fail('mailTransport smtp needs summarySender: the address that mail comes from.') : true
+  : empty(summarySender) ? fail('mailTransport smtp needs summarySender: the sender\'s address.') : true
 
-// Where there is no budget no date is made up: on the day that there is one it would be past, which Azure refuses. One that
-// was given is kept, since a budget that is switched off is still there.
+// Without a budget there is no date: if a budget were added later, the date would be in the past, which Azure rejects. A
+// date that was set is passed on, since a budget that is switched off still exists.
 var budgetStart = budgetAmount > 0 && empty(budgetStartDate) ? thisMonth : budgetStartDate
 
 resource group 'Microsoft.Resources/resourceGroups@2025-04-01' = {
@@ -362,7 +362,7 @@ module network 'app/network.bicep' = if (vnetEnabled) {
 var openAiEndpoint = hasSecondary
   ? '${openAiAccess.outputs.endpoint},${secondaryAccess!.outputs.endpoint}'
   : openAiAccess.outputs.endpoint
-var deploymentList = join(map(modelDeployments, made => '${made.name}=${made.model}@${made.version}'), ',')
+var deploymentList = join(map(modelDeployments, model => '${model.name}=${model.model}@${model.version}'), ',')
 
 module function 'app/function.bicep' = {
   scope: group
@@ -383,21 +383,21 @@ module function 'app/function.bicep' = {
     rollingUpdates: rollingUpdates
     subnetId: vnetEnabled ? network!.outputs.appSubnetId : ''
     settings: {
-      // What the operator may turn; local.settings.sample.json says what each means.
+      // Defaults that extraSettings can override; local.settings.sample.json describes each.
       AZURE_OPENAI_MAX_TOKENS: '800'
       AZURE_OPENAI_MAX_OUTPUT_TOKENS: '128000'
       AZURE_OPENAI_MAX_RETRIES: '2'
-      AZURE_OPENAI_REASONING_EFFORT: 'none' // or reasoning could use up the 800 tokens and leave an empty answer
+      AZURE_OPENAI_REASONING_EFFORT: 'none' // otherwise reasoning could use up the 800 tokens and leave an empty answer
       AZURE_OPENAI_TIMEOUT_SECONDS: '60'
-      TURN_TIMEOUT_SECONDS: '220' // the platform closes a silent request at 230
+      TURN_TIMEOUT_SECONDS: '220' // the platform closes an idle request after 230 s
       CONTEXT_TOKENS: '16000'
       SYSTEM_PROMPT: 'You are a helpful assistant. Answer briefly and say so when you do not know.'
       MAX_MESSAGE_BYTES: '262144'
       MAX_REQUEST_BYTES: '20971520'
-      PRICES: '' // list prices
+      PRICES: '' // empty: list prices
       TABLE_PREFIX: 'chat'
       ...extraSettings
-      // What this template knows.
+      // Values that this template computes.
       AZURE_OPENAI_ENDPOINT: openAiEndpoint
       AZURE_OPENAI_MODEL: modelDeployments[0].name
       AZURE_OPENAI_DEPLOYMENTS: deploymentList
@@ -434,11 +434,11 @@ module budget 'app/budget.bicep' = if (budgetAmount > 0) {
     startDate: budgetStart
     recipients: recipients
   }
-  // The last of all: azd keeps its date only when everything succeeded, and a retry next month would say another.
+  // Last: azd stores the start date only if everything succeeds; a retry in the next month would use another one.
   dependsOn: [alerts, function]
 }
 
-// azd keeps these in its environment. Never a key.
+// azd stores these in its environment. None is a secret.
 
 @description('Region.')
 output AZURE_LOCATION string = location
@@ -476,8 +476,8 @@ output AZURE_KEY_VAULT_NAME string = vault.outputs.name
 @description('Resource id of the Log Analytics workspace.')
 output LOG_ANALYTICS_WORKSPACE_ID string = monitoring.outputs.workspaceId
 
-@description('Where the tables are.')
+@description('URL of the tables.')
 output TABLES_ENDPOINT string = storage.outputs.tableEndpoint
 
-@description('First day of the budget\'s first month, so that the next provisioning says the same; empty before there is one.')
+@description('First day of the budget\'s first month, so that the next provisioning uses the same one. Empty without a budget.')
 output AZURE_BUDGET_START_DATE string = budgetStart

@@ -1,22 +1,23 @@
-"""What runs only on a developer's machine. Nothing here is deployed, and nothing here imports `shared`: the seam
-between the two is HTTP and the environment, as it is on the platform.
+"""Tools for a developer's machine. Nothing here is deployed or imports `shared`: as on the platform, the two are
+connected by HTTP and environment variables only.
 
-Run it: `python3 -m local run`. The rooms:
-    __main__      the commands, and the step into the virtual environment
-    places        where things lie
-    console       one line for each thing that takes time
-    packages      set-up: the virtual environment, Python's packages, Azurite, repaired when interrupted
-    checks        what `test` runs
-    lock          one run at a time in one checkout
-    keys          random keys, and the hashes that the app is given
-    environment   the settings: embedded < local.settings.json < the process's environment
-    parts         what has to run for these settings
-    child         one running part: started, watched, stopped
-    run           the supervisor of all parts
+Run it: `python3 -m local run`. The modules:
+    __main__      the commands; restarts itself in the virtual environment
+    places        paths in a checkout
+    console       output; a progress line for each slow step
+    packages      setup of the virtual environment, Python packages and Azurite; repairs an interrupted setup
+    checks        the checks that `test` runs
+    locks         updates the locked requirements
+    lock          a file lock: one run at a time in a checkout
+    keys          random keys and their hashes
+    environment   the settings: embedded defaults < local.settings.json < environment variables
+    parts         which processes the settings require
+    child         one child process: start, watch, stop
+    run           the supervisor of all child processes
     azurite       Azure Table Storage's emulator
     model         a small language model that speaks OpenAI's wire format
-    triggers      what the function app declares
-    routing       its HTTP triggers, routed as the platform does
-    timers        its timer triggers, and a way to fire them by hand
-    host          the local Functions host made of these three
+    triggers      the triggers that the function app declares
+    routing       HTTP triggers, routed as the platform does
+    timers        timer triggers, fired on schedule or by an admin request
+    host          the local Functions host, built from these three
 """

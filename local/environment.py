@@ -1,6 +1,6 @@
-"""The settings that the app is started with: embedded defaults < local.settings.json < the process's environment.
+"""The settings of the app: embedded defaults < local.settings.json < environment variables.
 
-The last two rank as `func start` ranks them. Knows nothing of what a setting means.
+The last two have the same order as in `func start`.
 """
 
 import json
@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 class SettingsError(Exception):
-    """A settings file that cannot be used; the message says where and what to do."""
+    """An invalid settings file; the message names the place and the remedy."""
 
 
 def layered(*layers: Mapping[str, str]) -> dict[str, str]:
-    """Later layers win. An empty value counts as absent, so it hides nothing below it."""
+    """Merge the layers; later ones win. An empty value counts as absent and overrides nothing."""
     merged: dict[str, str] = {}
     for layer in layers:
         merged.update({name: value for name, value in layer.items() if value})
@@ -21,8 +21,8 @@ def layered(*layers: Mapping[str, str]) -> dict[str, str]:
 
 
 def settings_file(path: Path, *, optional: bool = True) -> dict[str, str]:
-    """The `Values` of a local.settings.json; empty where there is none and it is optional. A name that begins with //
-    is a comment."""
+    """The `Values` of a local.settings.json. A missing file is empty if it is optional. Names that begin with // are
+    comments."""
     if optional and not path.exists():
         return {}
     values = _document(path).get("Values", {})
@@ -30,7 +30,7 @@ def settings_file(path: Path, *, optional: bool = True) -> dict[str, str]:
         raise SettingsError(f'{path.name}: "Values" must be an object of strings')
     for name, value in values.items():
         if not isinstance(value, str):
-            raise SettingsError(f'{path.name}: the value of "{name}" must be a string: put {value!r} into quotes')
+            raise SettingsError(f'{path.name}: the value of "{name}" must be a string: put {value!r} in quotes')
     return {name: value for name, value in values.items() if not name.startswith("//")}
 
 
@@ -38,11 +38,11 @@ def _document(path: Path) -> dict[str, object]:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path.name} cannot be read: {error}") from error
+        raise SettingsError(f"cannot read {path.name}: {error}") from error
     except json.JSONDecodeError as error:
         raise SettingsError(
-            f"{path.name} is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+            f"{path.name} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})"
         ) from error
     if not isinstance(document, dict):
-        raise SettingsError(f'{path.name} must be an object with "Values" in it')
+        raise SettingsError(f'{path.name} must be a JSON object that contains "Values"')
     return document

@@ -1,8 +1,8 @@
-"""The local Functions host: serves exactly the triggers that `function_app.app` declares, and has no route of its own
-but the platform's admin one, by which a timer is fired by hand.
+"""The local Functions host: serves the triggers that `function_app.app` declares, and the platform's admin route that
+fires a timer.
 
-It is the same Starlette and uvicorn that the platform's Python worker uses inside, so handlers meet what they meet in
-Azure. What differs: no request size limit, no 230 s front end, and no function key unless one is given.
+It uses Starlette and uvicorn, as the platform's Python worker does internally, so handlers run as in Azure. There is no
+request size limit, no 230 s gateway timeout, and no function key unless one is passed.
 """
 
 import argparse
@@ -38,11 +38,11 @@ LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 def application(
     function_app: func.FunctionApp, environ: Mapping[str, str], route_prefix: str, function_key: str | None = None
 ) -> Starlette:
-    """The whole host for an app whose `get_functions` was not called before. Raises DeclarationError."""
+    """The host as an ASGI app. `function_app.get_functions` must not have been called. Raises DeclarationError."""
     triggers = declared(function_app, environ)
     timers = Timers([trigger for trigger in triggers if isinstance(trigger, TimerTrigger)])
-    https = [trigger for trigger in triggers if isinstance(trigger, HttpTrigger)]
-    routes: list[BaseRoute] = [FunctionRoute(trigger, route_prefix, function_key) for trigger in https]
+    http_triggers = [trigger for trigger in triggers if isinstance(trigger, HttpTrigger)]
+    routes: list[BaseRoute] = [FunctionRoute(trigger, route_prefix, function_key) for trigger in http_triggers]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -55,7 +55,7 @@ def application(
         exception_handlers={HTTPException: _without_body},
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False  # the platform's router takes either spelling
+    app.router.redirect_slashes = False  # the platform's router accepts both forms
     return app
 
 
@@ -64,14 +64,15 @@ async def _without_body(_: Request, error: Exception) -> Response:
 
 
 def _admin(timers: Timers) -> Route:
-    """As FunctionsController.cs in Azure/azure-functions-host: JSON in, 202 at once. There the master key guards it;
-    here the Host header and the content type do, so that no page in the developer's browser can send it."""
+    """Like FunctionsController.cs in Azure/azure-functions-host: takes JSON and returns 202 immediately. Azure requires
+    the master key; here the Host header and the content type are checked, so that no web page in the developer's
+    browser can send the request."""
 
     async def fire(request: Request) -> Response:
         if not LOOPBACK.fullmatch(request.headers.get("host", "")):
             return Response(status_code=403)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return Response("add the header Content-Type: application/json\n", status_code=415)
+            return Response("set the header Content-Type: application/json\n", status_code=415)
         try:
             body = json.loads(await request.body())
         except ValueError:
@@ -84,7 +85,7 @@ def _admin(timers: Timers) -> Route:
 
 
 class RequestLog:
-    """One line for each request; without the query, which may hold a key."""
+    """Logs one line per request, without the query, which may contain a key."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -95,26 +96,26 @@ class RequestLog:
             return
         began, status = time.monotonic(), 500
 
-        async def watched(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send_and_note_status)
         finally:
-            path = scope["raw_path"].decode("ascii", "replace")  # still percent-encoded: no line break gets through
+            path = scope["raw_path"].decode("ascii", "replace")  # percent-encoded, so without line breaks
             log.info("%s %s %d %.0f ms", scope["method"], path, status, (time.monotonic() - began) * 1000)
 
 
 def route_prefix(host_json: Path) -> str:
-    """`api` is the platform's default."""
+    """Read from host.json; the platform's default is `api`."""
     document = json.loads(host_json.read_text())
     return str(document.get("extensions", {}).get("http", {}).get("routePrefix", "api")).strip("/")
 
 
 def serve(app: ASGIApp, port: int) -> None:
-    """Until SIGTERM or SIGINT, on which uvicorn refuses new requests and finishes running ones."""
+    """Serve until SIGTERM or SIGINT; uvicorn then refuses new requests and finishes running ones."""
     options = uvicorn.Config(
         app, host="127.0.0.1", port=port, log_config=None, access_log=False, server_header=False, lifespan="on"
     )
@@ -124,7 +125,7 @@ def serve(app: ASGIApp, port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.host", description="Serves function_app.py on 127.0.0.1.")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--function-key", metavar="KEY", help="ask callers for it where the app says so")
+    parser.add_argument("--function-key", metavar="KEY", help="require this key on routes with auth level `function`")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

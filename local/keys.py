@@ -1,4 +1,4 @@
-"""Random keys, and their hashes, which is all that the app is ever given. Stores only the keys of this machine."""
+"""Random keys and their hashes; the app receives only the hashes. Only the keys of this machine are stored."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def new_key() -> str:
-    """256 random bits, so its bare SHA-256 can be published: there is nothing to guess."""
+    """256 random bits, so that an unsalted SHA-256 of it cannot be reversed by guessing."""
     return secrets.token_urlsafe(32)
 
 
@@ -17,16 +17,16 @@ def line(name: str, key: str) -> str:
 
 
 def local_keys(path: Path) -> dict[str, str]:
-    """This machine's own key for each setting that lists keys, made on the first call."""
+    """This machine's key for each setting that lists keys, generated on the first call."""
     try:
-        kept = json.loads(path.read_text())
+        stored = json.loads(path.read_text())
     except (OSError, ValueError):
-        kept = {}
+        stored = {}
     names = ("CLIENT_KEYS", "USAGE_KEYS")
-    if set(kept) != set(names):
-        kept = {name: new_key() for name in names}
-        _write_privately(path, json.dumps(kept, indent=2))
-    return {name: str(key) for name, key in kept.items()}
+    if set(stored) != set(names):
+        stored = {name: new_key() for name in names}
+        _write_privately(path, json.dumps(stored, indent=2))
+    return {name: str(key) for name, key in stored.items()}
 
 
 def _write_privately(path: Path, text: str) -> None:

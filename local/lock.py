@@ -1,6 +1,6 @@
-"""One holder at a time of a file, across processes; the system lets go when the holder dies, however it dies.
+"""A file lock across processes. The operating system releases it when the holder dies, for whatever reason.
 
-What the holder writes into the file tells others who it is. Knows nothing of what is being guarded.
+The holder writes its process ID, and optionally more, into the file.
 """
 
 import json
@@ -15,32 +15,32 @@ from typing import IO, Any
 if sys.platform == "win32":
     import msvcrt
 
-    def _claim(file: IO[str]) -> None:
-        file.seek(1 << 30)  # beyond the text, because a locked range cannot be read there
+    def _lock(file: IO[str]) -> None:
+        file.seek(1 << 30)  # beyond the text: Windows does not allow reading a locked range
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
 
-    def _claim(file: IO[str]) -> None:
+    def _lock(file: IO[str]) -> None:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-class Taken(Exception):
-    """Another process holds it; `holder` is what that process wrote."""
+class Locked(Exception):
+    """Another process holds the lock; `holder` is what it wrote into the file."""
 
     def __init__(self, holder: dict[str, Any]) -> None:
         super().__init__(holder)
         self.holder = holder
 
 
-class Held:
+class Lock:
     def __init__(self, file: IO[str]) -> None:
         self._file = file
 
-    def write(self, **facts: Any) -> None:
+    def write(self, **fields: Any) -> None:
         self._file.seek(0)
         self._file.truncate()
-        json.dump({"pid": os.getpid(), **facts}, self._file)
+        json.dump({"pid": os.getpid(), **fields}, self._file)
         self._file.flush()
 
 
@@ -52,19 +52,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def hold(path: Path, patience: float = 0) -> Iterator[Held]:
-    """Raises `Taken` where another process still holds it after `patience` seconds."""
+def hold(path: Path, timeout: float = 0) -> Iterator[Lock]:
+    """Hold the lock in the block. Raises `Locked` if another process still holds it after `timeout` seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     with path.open("a+") as file:
         while True:
             try:
-                _claim(file)
+                _lock(file)
                 break
             except OSError:
-                if time.monotonic() >= until:
-                    raise Taken(_read(path)) from None
+                if time.monotonic() >= deadline:
+                    raise Locked(_read(path)) from None
                 time.sleep(0.1)
-        held = Held(file)
-        held.write()
-        yield held
+        lock = Lock(file)
+        lock.write()
+        yield lock

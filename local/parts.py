@@ -1,6 +1,6 @@
-"""What has to run for these settings, and the environment that the app is then given.
+"""Decides which processes the settings require, and with which environment. Starts nothing.
 
-Decides, and starts nothing. What the developer has set wins over an embedded part; that part is then not started.
+A service that the developer has configured replaces the embedded one, which is then not started.
 """
 
 import json
@@ -16,19 +16,19 @@ from pathlib import Path
 from local import azurite, keys, model
 from local.environment import layered
 
-# A small model follows a short instruction best. The prices are those of a small paid model, so that a newcomer sees
-# how cost accumulates; the embedded one costs nothing.
+# A small model follows a short instruction best. The embedded model is free; its prices are those of a small paid
+# model, to show how costs add up.
 MODEL_SETTINGS = {
     "AZURE_OPENAI_MODEL": model.NAME,
     "AZURE_OPENAI_MAX_TOKENS": str(model.ANSWER_TOKENS),
     "AZURE_OPENAI_MAX_OUTPUT_TOKENS": str(model.SLOT_TOKENS),
-    "CONTEXT_TOKENS": "3000",  # below model.SLOT_TOKENS, since what was not measured yet is estimated
+    "CONTEXT_TOKENS": "3000",  # below model.SLOT_TOKENS, because token counts of new messages are estimates
     "SYSTEM_PROMPT": "You are a helpful assistant. Answer in one or two short sentences.",
     "PRICES": json.dumps({model.NAME: {"input": 0.15, "cached_input": 0.075, "output": 0.60}}),
 }
 WITHOUT_MODEL = (
-    "There is no embedded model for this machine. Set AZURE_OPENAI_ENDPOINT and, unless you sign in with an identity,\n"
-    "AZURE_OPENAI_API_KEY, in the environment or in local.settings.json; any OpenAI-compatible server will do."
+    "The embedded model is not available for this machine. In the environment or in local.settings.json, set\n"
+    "AZURE_OPENAI_ENDPOINT to any OpenAI-compatible server, and AZURE_OPENAI_API_KEY unless you use an identity."
 )
 
 
@@ -36,78 +36,77 @@ WITHOUT_MODEL = (
 class Part:
     name: str
     command: list[str]
-    answers: Callable[[], bool]
+    is_up: Callable[[], bool]
     environment: Mapping[str, str]
-    saves: bool = False  # whether it holds things that it writes down when it is asked to end
+    saves_on_stop: bool = False  # loses data if it is killed
 
 
 @dataclass
 class Plan:
-    """The parts in the order of starting, the host last, and what the developer should be told."""
+    """The parts in start order, the host last, and notes for the developer."""
 
     parts: list[Part] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    client_key: str | None = None  # this machine's own, where no others are set
-    usage_key: str | None = None  # likewise
+    client_key: str | None = None  # this machine's key, unless CLIENT_KEYS is set
+    usage_key: str | None = None  # this machine's key, unless USAGE_KEYS is set
 
 
-def plan(own: Mapping[str, str], process: Mapping[str, str], state: Path, port: int) -> Plan:
-    """`own` are the settings file's values, `process` the process's environment."""
-    result, settings = Plan(), layered(own, process)
-    own_keys = keys.local_keys(state / "keys.json")
-    result.client_key = None if settings.get("CLIENT_KEYS") else own_keys["CLIENT_KEYS"]
-    result.usage_key = None if settings.get("USAGE_KEYS") else own_keys["USAGE_KEYS"]
-    defaults, embedded = _unconditional(settings, state), dict[str, str]()
+def plan(file_settings: Mapping[str, str], environ: Mapping[str, str], state: Path, port: int) -> Plan:
+    result, settings = Plan(), layered(file_settings, environ)
+    local_keys = keys.local_keys(state / "keys.json")
+    result.client_key = None if settings.get("CLIENT_KEYS") else local_keys["CLIENT_KEYS"]
+    result.usage_key = None if settings.get("USAGE_KEYS") else local_keys["USAGE_KEYS"]
+    defaults, embedded = _defaults(settings, state), dict[str, str]()
     if not (settings.get("TABLES_ENDPOINT") or settings.get("TABLES_CONNECTION_STRING")):
-        embedded |= _azurite(result, process, state)
+        embedded |= _azurite(result, environ, state)
     if not settings.get("AZURE_OPENAI_ENDPOINT"):
         defaults |= MODEL_SETTINGS
-        embedded |= _model(result, process)
-    # Where a part is embedded its address and key go together: a key that was meant for another server is not sent.
-    environment = layered(defaults, own, process, embedded)
+        embedded |= _model(result, environ)
+    # An embedded part sets its URL and key together, so that a key for another server is never sent to it.
+    environment = layered(defaults, file_settings, environ, embedded)
     host = [sys.executable, "-m", "local.host", "--port", str(port)]
     result.parts.append(Part("host", host, lambda: healthy(f"http://127.0.0.1:{port}/api/health"), environment))
     return result
 
 
-def _unconditional(settings: Mapping[str, str], state: Path) -> dict[str, str]:
+def _defaults(settings: Mapping[str, str], state: Path) -> dict[str, str]:
     defaults = {"SUMMARY_SCHEDULE": "0 0 6 * * *", "REGION_NAME": "this machine"}
-    if not any(settings.get(way) for way in ("ACS_ENDPOINT", "ACS_CONNECTION_STRING", "SMTP_URL")):
+    if not any(settings.get(name) for name in ("ACS_ENDPOINT", "ACS_CONNECTION_STRING", "SMTP_URL")):
         defaults |= {"OUTBOX_DIR": str(state / "outbox"), "SUMMARY_RECIPIENTS": "you@localhost"}
     for setting, key in keys.local_keys(state / "keys.json").items():
         defaults[setting] = keys.line("local", key)
     return defaults
 
 
-def _azurite(result: Plan, process: Mapping[str, str], state: Path) -> dict[str, str]:
+def _azurite(result: Plan, environ: Mapping[str, str], state: Path) -> dict[str, str]:
     port = free_port()
     command = azurite.command(port, state / "azurite-data")
-    result.parts.append(Part("Azurite", command, lambda: azurite.answers(port), process, saves=True))
+    result.parts.append(Part("Azurite", command, lambda: azurite.answers(port), environ, saves_on_stop=True))
     return {"TABLES_CONNECTION_STRING": azurite.connection_string(port)}
 
 
-def _model(result: Plan, process: Mapping[str, str]) -> dict[str, str]:
+def _model(result: Plan, environ: Mapping[str, str]) -> dict[str, str]:
     if not model.installed():
         result.notes.append(WITHOUT_MODEL)
         return {}
     port = free_port()
     command = [sys.executable, "-m", "local.model", "--port", str(port)]
-    result.parts.append(Part("model", command, lambda: healthy(f"http://127.0.0.1:{port}/health"), process))
+    result.parts.append(Part("model", command, lambda: healthy(f"http://127.0.0.1:{port}/health"), environ))
     return {"AZURE_OPENAI_ENDPOINT": f"http://127.0.0.1:{port}/v1", "AZURE_OPENAI_API_KEY": "local"}
 
 
 def free_port() -> int:
-    """A port that is free, below those that Linux, macOS and Windows give to outgoing connections, one of which could
-    take it before a server does."""
-    while taken(port := 20_000 + secrets.randbelow(12_000)):
+    """A free port below the ephemeral ports of Linux, macOS and Windows, so that no outgoing connection takes it before
+    the server does."""
+    while port_in_use(port := 20_000 + secrets.randbelow(12_000)):
         pass
     return port
 
 
-def taken(port: int) -> bool:
+def port_in_use(port: int) -> bool:
     with socket.socket() as probe:
         if sys.platform != "win32":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is closing is not taken
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closing connection does not count
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
@@ -116,7 +115,7 @@ def taken(port: int) -> bool:
 
 
 def healthy(url: str) -> bool:
-    """Whether a GET is answered 200, without any proxy that the machine may have."""
+    """Whether a GET returns 200; bypasses proxies."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(url, timeout=2) as response:

@@ -1,4 +1,4 @@
-"""Where things lie in a checkout. Knows nothing of what they are for."""
+"""Paths in a checkout."""
 
 import os
 import sys
@@ -21,5 +21,5 @@ def inside_venv() -> bool:
 
 
 def shown(path: Path) -> str:
-    """As a person in the checkout would write it."""
+    """Relative to the checkout where possible."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -2,8 +2,8 @@
 
 Sources: Azure/azure-webjobs-sdk-extensions, WebJobsRouteBuilder.cs (routes are tried in the order of declaration), and
 Azure/azure-functions-host, WebScriptHostHttpRoutesManager.cs (a trigger's methods are a constraint of its route, so
-the wrong method is a 404, not a 405; azure-functions-host#10098 and #11625 show it) and FunctionInvocationMiddleware.cs
-(a wrong key is a 401 before the function runs). All of these answers have no body.
+a wrong method is a 404, not a 405; see azure-functions-host#10098 and #11625) and FunctionInvocationMiddleware.cs (a
+wrong key is a 401 before the function runs). None of these responses has a body.
 """
 
 import hmac
@@ -29,11 +29,10 @@ class FunctionRoute(BaseRoute):
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] != "http" or (self._trigger.methods and scope["method"] not in self._trigger.methods):
             return Match.NONE, {}
-        found = self._pattern.fullmatch(decoded(scope["raw_path"]))
-        if found is None:
+        match = self._pattern.fullmatch(decoded(scope["raw_path"]))
+        if match is None:
             return Match.NONE, {}
-        given = {name: value for name, value in found.groupdict().items() if value is not None}
-        return Match.FULL, {"path_params": given}
+        return Match.FULL, {"path_params": {name: text for name, text in match.groupdict().items() if text is not None}}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -44,9 +43,9 @@ class FunctionRoute(BaseRoute):
         if self._key is None or self._trigger.auth_level == "anonymous":
             return True
         if self._trigger.auth_level != "function":
-            return False  # level admin wants the host's master key, and there is none here
-        given = request.headers.get("x-functions-key", request.query_params.get("code", ""))
-        return hmac.compare_digest(given.encode(), self._key.encode())
+            return False  # level admin requires the host's master key, which does not exist here
+        key = request.headers.get("x-functions-key", request.query_params.get("code", ""))
+        return hmac.compare_digest(key.encode(), self._key.encode())
 
     async def _answer(self, request: Request) -> Response:
         function = self._trigger.function
@@ -57,12 +56,12 @@ class FunctionRoute(BaseRoute):
             return Response(status_code=500)
         if isinstance(response, Response):
             return response
-        log.error("%s returned %r, which is no response", function, type(response))
+        log.error("%s returned %r, which is not a response", function, type(response))
         return Response(status_code=500)
 
 
 def decoded(raw_path: bytes) -> str:
-    """As Kestrel hands it on: `%2F` stays as it is, so that it cannot pass for a separator."""
+    """Decoded as by Kestrel: `%2F` stays encoded, so that it does not act as a separator."""
     return re.sub(r"(%2[Ff])|((?:%[0-9A-Fa-f]{2})+?(?=%2[Ff]|[^%]|$))", _unquoted, raw_path.decode("latin-1"))
 
 
@@ -71,7 +70,7 @@ def _unquoted(match: re.Match[str]) -> str:
 
 
 def pattern(template: str, function: str) -> re.Pattern[str]:
-    """ASP.NET's route templates: {name}, {name?} at the end, {*rest} at the end; case and a last slash do not count."""
+    """ASP.NET route templates: {name}, and at the end {name?} or {*rest}. Case and a trailing slash are ignored."""
     segments = "".join(_segment(segment, function) for segment in template.strip("/").split("/"))
     return re.compile(segments + "/?", re.IGNORECASE | re.DOTALL)
 
@@ -83,6 +82,6 @@ def _segment(segment: str, function: str) -> str:
         return f"(?:/(?P<{optional[1]}>[^/]+))?"
     parts = re.split(r"\{(\w+)\}", segment)
     if any("{" in part or "}" in part for part in parts[::2]):
-        raise DeclarationError(f"{function}: the local host does not know the route parameter in {segment!r}")
+        raise DeclarationError(f"{function}: the local host does not support the route parameter in {segment!r}")
     names = (f"(?P<{part}>[^/]+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
     return "/" + "".join(names)

@@ -1,7 +1,7 @@
-"""The supervisor: starts every part, waits until all answer, and stops them all when one ends or it is asked to.
+"""The supervisor: starts every part, waits until all are up, and stops them all when one exits or on a stop signal.
 
-The host goes first and gets as long as a turn may take, so that running turns are finished and stored while the tables
-and the model are still there. A second Ctrl-C does not wait.
+The host is stopped first and may take as long as a turn, so that running turns are finished and stored while the tables
+and the model are still up. A second Ctrl-C kills everything immediately.
 """
 
 import asyncio
@@ -14,51 +14,52 @@ from pathlib import Path
 
 from local import places
 from local.child import Child
-from local.console import complain, say
+from local.console import say, say_error
 from local.environment import SettingsError, settings_file
-from local.lock import Held, Taken, hold
-from local.parts import Plan, healthy, plan, taken
+from local.lock import Lock, Locked, hold
+from local.parts import Plan, healthy, plan, port_in_use
 
-DRAIN_SECONDS = 230  # the platform closes a request after this long, so no turn takes longer
+DRAIN_SECONDS = 230  # the platform closes a request after this time, so no turn takes longer
 STOP_SECONDS = 10
 START_SECONDS = 120
 PAGES = ("chat", "usage", "docs")
-PATIENCE = 1.0  # seconds of stopping that need no explanation
+EXPLAIN_STOP_AFTER_S = 1.0
 
 
-class PartEnded(Exception):
+class PartExited(Exception):
     def __init__(self, child: Child) -> None:
-        stopped = f"The {child.part.name} stopped by itself (exit code {child.exit_code}), so everything is stopped."
-        super().__init__(f"{stopped}\n{_end(child)}")
+        message = f"The {child.part.name} exited unexpectedly (exit code {child.exit_code}); everything is stopped."
+        super().__init__(f"{message}\n{_log_tail(child)}")
 
 
-class NotAnswering(Exception):
-    """A part that lives and says nothing, or nothing but errors; the message names it."""
+class NotReady(Exception):
+    """A running part does not respond, or responds with errors; the message names it."""
 
 
 def main(state: str | None = None, settings: str | None = None) -> int:
-    """Returns the exit code: 0 when it was asked to stop, 1 when something went wrong."""
-    where = Path(state).resolve() if state else places.STATE
+    """Returns the exit code: 0 after a stop signal, 1 after an error."""
+    state_dir = Path(state).resolve() if state else places.STATE
     port = _port()
     try:
-        own = settings_file(Path(settings or places.SETTINGS), optional=settings is None)
-        with hold(where / "run.lock") as held:
-            if taken(port):
-                complain(f"Port {port} is taken. Stop what uses it, or choose another: PORT={port + 1} make run")
+        file_settings = settings_file(Path(settings or places.SETTINGS), optional=settings is None)
+        with hold(state_dir / "run.lock") as lock:
+            if port_in_use(port):
+                say_error(f"Port {port} is in use. Free it, or choose another: PORT={port + 1} make run")
                 return 1
-            return asyncio.run(Supervisor(plan(own, os.environ, where, port), where, port, held).run())
+            todo = plan(file_settings, os.environ, state_dir, port)
+            return asyncio.run(Supervisor(todo, state_dir, port, lock).run())
     except SettingsError as error:
-        complain(str(error))
-    except Taken as other:
-        complain(
-            f"The chat API is already running here, on port {other.holder.get('port', '?')} "
-            f"(process {other.holder.get('pid', '?')}). Stop that one first."
+        say_error(str(error))
+    except Locked as locked:
+        say_error(
+            f"The chat API is already running here, on port {locked.holder.get('port', '?')} "
+            f"(process {locked.holder.get('pid', '?')}). Stop it first."
         )
     return 1
 
 
-def _end(child: Child) -> str:
-    return f"The end of {places.shown(child.log)}:\n{child.last_lines()}"
+def _log_tail(child: Child) -> str:
+    return f"The last lines of {places.shown(child.log)}:\n{child.last_lines()}"
 
 
 def _port() -> int:
@@ -69,101 +70,102 @@ def _port() -> int:
 
 
 class Supervisor:
-    def __init__(self, todo: Plan, state: Path, port: int, held: Held) -> None:
-        self._plan, self._port, self._held = todo, port, held
+    def __init__(self, todo: Plan, state: Path, port: int, lock: Lock) -> None:
+        self._plan, self._port, self._lock = todo, port, lock
         logs = state / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         self._children = [Child(part, logs / f"{part.name.lower()}.log") for part in todo.parts]
-        self._asked = asyncio.Event()
-        self._hurried = asyncio.Event()
+        self._stop_requested = asyncio.Event()
+        self._kill_requested = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        self._listen()
+        self._handle_signals()
         try:
             self._start()
             await self._supervise()
-        except (PartEnded, NotAnswering) as error:
-            complain(str(error))
+        except (PartExited, NotReady) as error:
+            say_error(str(error))
             return 1
         finally:
             await self._stop()
         return 0
 
     async def _supervise(self) -> None:
-        """Returns when it is asked to stop; raises when a part ends or never answers."""
-        asked = asyncio.create_task(self._asked.wait())
-        ended = asyncio.create_task(self._first_end())
+        """Returns on a stop signal; raises if a part exits or does not come up."""
+        stop_signal = asyncio.create_task(self._stop_requested.wait())
+        exited = asyncio.create_task(self._first_exit())
         ready = asyncio.create_task(self._ready(time.monotonic()))
         try:
-            await asyncio.wait({asked, ended, ready}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stop_signal, exited, ready}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
                 await ready
                 self._follower = asyncio.create_task(_follow(self._children[-1].log))
-            await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                await ended
+            await asyncio.wait({stop_signal, exited}, return_when=asyncio.FIRST_COMPLETED)
+            if exited.done():
+                await exited
         finally:
-            for task in (asked, ended, ready):
+            for task in (stop_signal, exited, ready):
                 task.cancel()
 
-    async def _first_end(self) -> None:
-        while all(child.alive for child in self._children):  # noqa: ASYNC110 - no event tells us
+    async def _first_exit(self) -> None:
+        while all(child.alive for child in self._children):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.1)
-        raise PartEnded(next(child for child in self._children if not child.alive))
+        raise PartExited(next(child for child in self._children if not child.alive))
 
     def _start(self) -> None:
         for child in self._children:
             child.start()
-        self._held.write(port=self._port, parts={child.part.name: child.pid for child in self._children})
+        self._lock.write(port=self._port, parts={child.part.name: child.pid for child in self._children})
 
     async def _ready(self, began: float) -> None:
-        """All at once: the ports are known before anything runs, so no part waits for another's start."""
-        waits = {asyncio.create_task(child.answering()): child for child in self._children}
+        """Wait for all parts at once: ports are chosen in advance, so no part needs another one to start first."""
+        waits = {asyncio.create_task(child.wait_until_up()): child for child in self._children}
         _, late = await asyncio.wait(waits, timeout=START_SECONDS)
         if late:
             names = ", ".join(waits[task].part.name for task in late)
-            raise NotAnswering(f"Not answering after {START_SECONDS} s: {names}. See {places.shown(self._logs)}.")
+            raise NotReady(f"No response after {START_SECONDS} s: {names}. See {places.shown(self._logs)}.")
         address = f"http://127.0.0.1:{self._port}"
-        if not await asyncio.to_thread(healthy, f"{address}/api/about"):  # which takes proper settings
+        if not await asyncio.to_thread(healthy, f"{address}/api/about"):  # fails if settings are invalid
             host = self._children[-1]
-            raise NotAnswering(f"The app cannot work as it is set up, so everything is stopped.\n{_end(host)}")
-        await self._welcome(address, time.monotonic() - began)
+            raise NotReady(f"The app is misconfigured; everything is stopped.\n{_log_tail(host)}")
+        await self._print_ready(address, time.monotonic() - began)
 
     @property
     def _logs(self) -> Path:
         return self._children[-1].log.parent
 
-    async def _welcome(self, address: str, seconds: float) -> None:
-        say(f"\nReady on {address} after {seconds:.1f} s. Logs are in {places.shown(self._logs)}. Ctrl-C stops all.\n")
+    async def _print_ready(self, address: str, seconds: float) -> None:
+        logs = places.shown(self._logs)
+        say(f"\nReady on {address} after {seconds:.1f} s. Logs: {logs}. Ctrl-C stops everything.\n")
         for note in self._plan.notes:
             say(note + "\n")
-        for line in _lines(address, self._plan):
+        for line in _example_commands(address, self._plan):
             say(f"  {line}\n")
         for page in PAGES:
             if await asyncio.to_thread(healthy, f"{address}/{page}"):
                 say(f"  {address}/{page}")
 
-    def _listen(self) -> None:
-        """Through the signal module, which Windows has too; the loop is woken to look."""
+    def _handle_signals(self) -> None:
+        """Uses the signal module, because loop.add_signal_handler does not exist on Windows."""
         loop = asyncio.get_running_loop()
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
             if number := getattr(signal, name, None):
-                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._ask))
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._on_signal))
 
-    def _ask(self) -> None:
-        (self._hurried if self._asked.is_set() else self._asked).set()
+    def _on_signal(self) -> None:
+        (self._kill_requested if self._stop_requested.is_set() else self._stop_requested).set()
 
     async def _stop(self) -> None:
-        self._asked.set()  # from here on one more signal means hurry
-        hurried = asyncio.create_task(self._hurried.wait())
+        self._stop_requested.set()  # the next signal kills
+        kill_signal = asyncio.create_task(self._kill_requested.wait())
         stopping = asyncio.create_task(self._stop_in_order())
         explain = asyncio.get_running_loop().call_later(
-            PATIENCE, say, "Finishing running turns; Ctrl-C again: at once."
+            EXPLAIN_STOP_AFTER_S, say, "Finishing running turns. Press Ctrl-C again to stop immediately."
         )
-        await asyncio.wait({hurried, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({kill_signal, stopping}, return_when=asyncio.FIRST_COMPLETED)
         explain.cancel()
-        for task in (hurried, stopping):
+        for task in (kill_signal, stopping):
             task.cancel()
         for child in self._children:
             child.kill()
@@ -174,9 +176,9 @@ class Supervisor:
         await asyncio.gather(*(child.stop(STOP_SECONDS) for child in others))
 
 
-def _lines(address: str, plan: Plan) -> list[str]:
-    """A chat, what today cost, the morning's mail now, a chat at the terminal, and where OpenAI's clients are to ask:
-    each works as pasted, in this system's shell."""
+def _example_commands(address: str, plan: Plan) -> list[str]:
+    """Commands to paste into this system's shell: send a message, show today's costs, send the summary email, start the
+    terminal client, configure OpenAI's clients."""
     quote, escaped = ('"', '\\"') if os.name == "nt" else ("'", '"')
     json_type = f"-H {quote}Content-Type: application/json{quote}"
     message = f"{quote}{{{escaped}message{escaped}: {escaped}Hello!{escaped}}}{quote}"
@@ -187,16 +189,16 @@ def _lines(address: str, plan: Plan) -> list[str]:
     lines.append(f"curl {address}/admin/functions/daily_cost_summary {json_type} -d {{}}")
     lines.append("py -m local chat" if os.name == "nt" else "make chat")
     if plan.client_key:
-        given = {"OPENAI_BASE_URL": f"{address}/openai/v1", "OPENAI_API_KEY": plan.client_key}
-        pairs = [f"{name}={value}" for name, value in given.items()]
+        variables = {"OPENAI_BASE_URL": f"{address}/openai/v1", "OPENAI_API_KEY": plan.client_key}
+        pairs = [f"{name}={value}" for name, value in variables.items()]
         lines.append(" & ".join(f"set {pair}" for pair in pairs) if os.name == "nt" else f"export {' '.join(pairs)}")
     return lines
 
 
 async def _follow(log: Path) -> None:
-    """What the host writes from now on also goes to the terminal; through its file, so that the host waits for nobody.
+    """Copy what the host logs from now on to the terminal. Reading the file, not a pipe, keeps the host from blocking.
 
-    What it wrote before is the supervisor's own asking whether it is there.
+    Earlier lines are only the supervisor's health checks.
     """
     with log.open("rb") as file:
         file.seek(0, os.SEEK_END)

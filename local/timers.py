@@ -1,6 +1,6 @@
-"""Timer triggers: fired on their schedule in UTC, or by hand, and never twice at once.
+"""Timer triggers: fired on their schedule in UTC or by an admin request. Runs of one timer never overlap.
 
-A schedule is the platform's NCRONTAB: seconds first, six fields. Knows nothing of what a function does.
+A schedule is in the platform's NCRONTAB format: six fields, seconds first.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from croniter import croniter  # type: ignore[import-untyped]
 from local.triggers import DeclarationError, TimerTrigger, invoke
 
 log = logging.getLogger("local.host")
-LONGEST_NAP = 60  # seconds; a laptop that slept wakes to a clock that has moved
+MAX_SLEEP_S = 60  # the clock jumps when a laptop wakes from sleep
 
 
 class Timer:
@@ -29,7 +29,7 @@ class Timer:
         return self._trigger.function
 
     async def fire(self, *, past_due: bool = False) -> None:
-        """A failure is logged and the schedule goes on, as on the platform."""
+        """A failure is logged and the schedule continues, as on the platform."""
         async with self._running:
             request = TimerRequest(past_due=past_due)
             try:
@@ -38,49 +38,49 @@ class Timer:
             except Exception:
                 log.exception("%s failed", self.function)
 
-    async def keep(self, stopping: asyncio.Event) -> None:
-        """Until `stopping`; a firing that runs then is finished first."""
+    async def run_on_schedule(self, stopping: asyncio.Event) -> None:
+        """Runs until `stopping` is set; a run in progress is finished first."""
         while True:
             due = next_time(self._trigger.schedule, datetime.now(UTC), self.function)
-            while (left := (due - datetime.now(UTC)).total_seconds()) > 0:
+            while (remaining_s := (due - datetime.now(UTC)).total_seconds()) > 0:
                 try:
-                    await asyncio.wait_for(stopping.wait(), min(left, LONGEST_NAP))
+                    await asyncio.wait_for(stopping.wait(), min(remaining_s, MAX_SLEEP_S))
                 except TimeoutError:
                     continue
                 return
-            await self.fire(past_due=left < -LONGEST_NAP)
+            await self.fire(past_due=remaining_s < -MAX_SLEEP_S)
 
 
 class Timers:
-    """All timers of an app, and the tasks of those that were fired by hand."""
+    """All timers of an app, and the tasks of admin requests."""
 
     def __init__(self, triggers: Sequence[TimerTrigger]) -> None:
         self._timers = [Timer(trigger) for trigger in triggers]
-        self._fired: set[asyncio.Task[None]] = set()
+        self._admin_runs: set[asyncio.Task[None]] = set()
 
     def fire(self, function: str) -> bool:
-        """By hand, without waiting for its end; False where there is no such timer. Names differ by more than case."""
+        """Start a run without waiting for its end; False if there is no such timer. Names are case-insensitive."""
         for timer in self._timers:
             if timer.function.lower() == function.lower():
                 task = asyncio.create_task(timer.fire())
-                self._fired.add(task)
-                task.add_done_callback(self._fired.discard)
+                self._admin_runs.add(task)
+                task.add_done_callback(self._admin_runs.discard)
                 return True
         return False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         stopping = asyncio.Event()
-        kept = [asyncio.create_task(timer.keep(stopping)) for timer in self._timers]
+        schedules = [asyncio.create_task(timer.run_on_schedule(stopping)) for timer in self._timers]
         try:
             yield
         finally:
             stopping.set()
-            await asyncio.gather(*kept, *self._fired)
+            await asyncio.gather(*schedules, *self._admin_runs)
 
 
 def next_time(schedule: str, after: datetime, function: str) -> datetime:
-    """Day of the month and day of the week must both agree (NCrontab's rule; cron's own is either)."""
+    """Day of month and day of week must both match (NCrontab's rule; in cron either one suffices)."""
     if len(schedule.split()) != 6 or not croniter.is_valid(schedule, second_at_beginning=True):
         example = "'0 0 6 * * *' is every day at 06:00 UTC"
         raise DeclarationError(f"{function}: the schedule {schedule!r} is not six NCRONTAB fields; {example}")

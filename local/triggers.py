@@ -1,6 +1,6 @@
-"""What a function app declares, read from its bindings: its HTTP and timer triggers.
+"""The HTTP and timer triggers that a function app declares, read from its bindings.
 
-The app is the only route table; nothing here adds to it or knows any route by name.
+The app is the only route table: no route is named here.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import azure.functions as func
 
 
 class DeclarationError(Exception):
-    """Something declared that cannot be served; the message names the function."""
+    """A declaration that the local host does not support; the message names the function."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TimerTrigger:
 
 
 async def invoke(trigger: HttpTrigger | TimerTrigger, argument: Any) -> Any:
-    """Call the function as the worker does: one that is not async in a thread."""
+    """Call the function as the worker does: a synchronous one runs in a thread."""
     arguments = {trigger.parameter: argument}
     if inspect.iscoroutinefunction(trigger.handler):
         return await trigger.handler(**arguments)
@@ -44,7 +44,7 @@ async def invoke(trigger: HttpTrigger | TimerTrigger, argument: Any) -> Any:
 
 
 def declared(app: func.FunctionApp, environ: Mapping[str, str]) -> list[HttpTrigger | TimerTrigger]:
-    """In the order of declaration. To be called once per app: the library's `get_functions` fails the second time."""
+    """In declaration order. Call it once per app: a second call of the library's `get_functions` fails."""
     return [_trigger(function, environ) for function in app.get_functions()]
 
 
@@ -65,12 +65,14 @@ def _text(value: Any) -> str:
 
 
 def _resolved(function: str, schedule: str, environ: Mapping[str, str]) -> str:
-    """`%NAME%` comes from the settings, as the platform resolves it before Python runs."""
+    """Replaces `%NAME%` by the setting, as the platform does before it starts Python."""
 
     def setting(match: re.Match[str]) -> str:
         value = environ.get(match[1])
         if not value:
-            raise DeclarationError(f"{function}: its schedule is {schedule}, and the setting {match[1]} is not set")
+            raise DeclarationError(
+                f"{function}: its schedule {schedule} needs the setting {match[1]}, which is not set"
+            )
         return value
 
     return re.sub(r"%([^%]+)%", setting, schedule)

@@ -1,4 +1,4 @@
-"""What the maintenance timer runs: jobs that are each bounded in time, and go on where they ran out of it.
+"""Runs the jobs of the maintenance timer. Each has a time limit; a job that reaches it resumes there in the next run.
 
 A job that fails does not keep the others from running.
 """
@@ -14,10 +14,10 @@ from shared.storage.cursors import Cursors
 
 log = logging.getLogger(__name__)
 
-JOB_TIME_LIMIT_S = 180.0  # of each job: all of them end before the timer fires again
+JOB_TIME_LIMIT_S = 180.0  # per job, so that all jobs end before the timer fires again
 
 Job: TypeAlias = Callable[[str], AsyncIterator[str]]
-"""Called with the position that it reached last time ("" for the beginning); yields each position that it reaches."""
+"""Takes the position that the last run reached ("" for the beginning); yields each position that it reaches."""
 
 
 class Maintenance:
@@ -27,7 +27,7 @@ class Maintenance:
         self._clock = clock
 
     async def run(self) -> None:
-        """Run every job. Raises an ExceptionGroup of what went wrong, so that the platform shows a failed run."""
+        """Run every job. Raises an ExceptionGroup of their errors, so that the platform shows the run as failed."""
         errors: list[Exception] = []
         for name, job in self._jobs.items():
             try:
@@ -47,7 +47,7 @@ class Maintenance:
                     position = reached
                 position = ""
         except TimeoutError:
-            log.warning("maintenance: %s goes on next time, after %r", name, position)
+            log.warning("maintenance: %s ran out of time; the next run resumes after %r", name, position)
         if position != start:
             with suppress(VersionConflict):  # another instance runs the same job
                 await self._cursors.put(name, position, etag)

@@ -1,4 +1,4 @@
-"""What the tests run against: a real table service, a fake of the model service, and the app on the local host."""
+"""Fixtures that the tests run against: a real table service, a fake model service, and the app on the local host."""
 
 import asyncio
 import json
@@ -35,10 +35,10 @@ from tests.support.clock import ManualClock
 from tests.support.proxy import TcpProxy
 
 pytest.register_assert_rewrite(
-    "tests.support.talking", "tests.support.conservation", "tests.support.browser"
-)  # so that they say what differs
+    "tests.support.chat_client", "tests.support.conservation", "tests.support.browser"
+)  # so that their assertions show what differs
 
-hypothesis.settings.register_profile(  # the machine may be busy with other things
+hypothesis.settings.register_profile(  # the machine may be busy
     "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("patient")
@@ -51,7 +51,7 @@ SETTINGS = json.loads((Path(__file__).parent.parent / "local.settings.sample.jso
 
 @pytest.fixture(scope="session")
 def azurite_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """One Azurite for all tests; each has tables of its own."""
+    """One Azurite for all tests; each test has its own tables."""
     port, log = free_port(), tmp_path_factory.mktemp("azurite") / "log"
     with log.open("wb") as output:
         server = subprocess.Popen(azurite_server.command(port), stdout=output, stderr=output)
@@ -69,7 +69,7 @@ def azurite_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture(scope="session", autouse=True)
 def certificates_read_once() -> Iterator[None]:
-    """Every client of the model reads the machine's certificates, which takes 50 ms; here it finds them read."""
+    """Read the machine's certificates once: otherwise each client of the model reads them, which takes 50 ms."""
 
     @cache
     def read(file: str | None, **options: Any) -> ssl.SSLContext:
@@ -85,7 +85,7 @@ def certificates_read_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the machine reaches a test."""
+    """Hide the machine's own settings from the tests."""
     for name in (*SETTINGS, "REGION_NAME", *(name for name in os.environ if name.startswith(("AZURE_", "IDENTITY_")))):
         monkeypatch.delenv(name, raising=False)
 
@@ -98,13 +98,13 @@ def fake() -> Iterator[AzureOpenAI]:
 
 @pytest.fixture
 def prefix() -> str:
-    """A prefix for this test's tables alone."""
+    """A table prefix that only this test uses."""
     return f"t{uuid.uuid4().hex[:20]}"
 
 
 @pytest.fixture
 def environ(azurite_port: int, fake: AzureOpenAI, prefix: str) -> dict[str, str]:
-    """The app's settings; a test may change them before it serves."""
+    """The app's settings; a test may change them before it starts the app."""
     return {
         "AZURE_OPENAI_ENDPOINT": fake.endpoint,
         "AZURE_OPENAI_API_KEY": "test-key",
@@ -118,9 +118,10 @@ def environ(azurite_port: int, fake: AzureOpenAI, prefix: str) -> dict[str, str]
 
 @pytest.fixture
 def storage(azurite_port: int, environ: dict[str, str], prefix: str) -> Iterator[TcpProxy]:
-    """Stands before Azurite and breaks what a test says. Named before `api`, the app goes through it.
+    """A proxy in front of Azurite that injects the faults a test asks for. Request it before `api`, so that the app
+    connects through it.
 
-    The tables are there already, so that a turn's requests are the same each time.
+    It creates the tables, so that a turn sends the same requests in each test.
     """
     with TableService.from_connection_string(azurite_server.connection_string(azurite_port)) as service:
         for name in ("sessions", "usage", "daily"):
@@ -132,12 +133,12 @@ def storage(azurite_port: int, environ: dict[str, str], prefix: str) -> Iterator
 
 @pytest.fixture(scope="session")
 def host() -> Starlette:
-    """The app on the local host. Built once, since a function app can be indexed once."""
+    """The app on the local host. Built once per run, because a function app can be indexed only once."""
     return application(function_app.app, {"SUMMARY_SCHEDULE": FEBRUARY_29}, "", FUNCTION_KEY)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's own looks ten times a second whether it is to stop, and again whether it has: 0.2 s of every test."""
+    """Stops faster: uvicorn's own server polls every 0.1 s, twice on shutdown, which adds 0.2 s to each test."""
 
     async def main_loop(self) -> None:
         await self.on_tick(0)
@@ -164,7 +165,7 @@ class Serve(Protocol):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
-    """The app's clock, for the test to move. Named before `api`, the app runs by it."""
+    """The app's clock, which the test moves. Request it before `api`, so that the app uses it."""
     manual = ManualClock()
     monkeypatch.setattr(composition, "CLOCK", manual)
     return manual
@@ -172,7 +173,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
 
 @pytest.fixture
 def serve(host: Starlette, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """Serves the app with the given settings for as long as the block lasts; gives a client that has the key."""
+    """Serves the app with the given settings until the block ends; yields a client that sends the function key."""
 
     @asynccontextmanager
     async def serving(environ: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
@@ -186,7 +187,7 @@ def serve(host: Starlette, monkeypatch: pytest.MonkeyPatch) -> Serve:
             access_log=False,
             server_header=False,
             lifespan="on",
-            timeout_keep_alive=120,  # or it closes an idle connection just as a client on a busy machine uses it
+            timeout_keep_alive=120,  # long, so that it does not close a connection that a slow client is about to use
         )
         server = _Server(options)
         task = asyncio.create_task(server.serve([listening]))
@@ -195,7 +196,7 @@ def serve(host: Starlette, monkeypatch: pytest.MonkeyPatch) -> Serve:
             assert not task.done(), task
         base, headers = f"http://127.0.0.1:{listening.getsockname()[1]}", {"x-functions-key": FUNCTION_KEY}
         try:
-            # No certificates: reading them takes 50 ms, and everything here is plain HTTP on loopback.
+            # No certificates: reading them takes 50 ms, and all traffic is plain HTTP on loopback.
             async with httpx.AsyncClient(
                 base_url=base, headers=headers, verify=False, trust_env=False, timeout=60
             ) as client:
@@ -210,7 +211,7 @@ def serve(host: Starlette, monkeypatch: pytest.MonkeyPatch) -> Serve:
 
 @pytest.fixture
 async def api(serve: Serve, environ: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
-    """The app with its usual settings."""
+    """The app with the settings of `environ`."""
     async with serve(environ) as client:
         yield client
 
@@ -220,7 +221,7 @@ def table_of(client: TableClient) -> Table:
 
 
 class Tables:
-    """The test's own view of what is stored."""
+    """Direct access to the stored rows, independent of the app."""
 
     def __init__(self, sessions: TableClient, usage: TableClient) -> None:
         self.sessions = table_of(sessions)

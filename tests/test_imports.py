@@ -3,6 +3,7 @@ environment."""
 
 import ast
 import re
+import runpy
 from functools import cache
 from pathlib import Path
 
@@ -72,3 +73,8 @@ def test_the_app_never_asks_whether_it_is_under_test() -> None:
 @pytest.mark.parametrize("path", APP, ids=name)
 def test_every_module_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_picture_of_the_layers_matches_the_code() -> None:
+    """`python docs/layers.py` draws it again."""
+    assert (ROOT / "docs/layers.svg").read_text() == runpy.run_path(str(ROOT / "docs/layers.py"))["draw"]()

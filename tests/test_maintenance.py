@@ -1,6 +1,6 @@
-"""The maintenance timer: its jobs are independent of each other, bounded in time, and go on where they stopped.
+"""The maintenance timer: its jobs are independent of each other, have a time limit, and resume where they stopped.
 
-An email that failed at the daily firing is sent by the next run.
+An email that the daily timer could not send is sent by the next maintenance run.
 """
 
 import asyncio
@@ -27,15 +27,15 @@ from shared.storage.deletion import ERASING, Deletions
 from shared.storage.ledger import Ledger
 from shared.storage.sessions import Sessions
 from tests.conftest import Tables
+from tests.support.chat_client import fill, row_keys, until
 from tests.support.clock import ManualClock
-from tests.support.ledger_rows import entry, keep_quiet, spent, write
+from tests.support.ledger_rows import entry, entry_costing, write, write_quiet_days
 from tests.support.proxy import Answer, Match, Rule, Stall, TcpProxy
-from tests.support.talking import fill, row_keys, until
 
 MONDAY = date(2024, 3, 11)
 DAY = timedelta(days=1)
 TUESDAY, WEDNESDAY, THURSDAY = (MONDAY + DAY * n for n in range(1, 4))
-UNFINISHED = Match("GET", r"usage.*unaccounted")  # the ledger's unfinished calls of a day
+UNFINISHED = Match("GET", r"usage.*unaccounted")  # the query for a day's unfinished calls in the ledger
 REFUSED = Answer(403)  # an error that the storage client does not retry
 
 
@@ -56,7 +56,7 @@ Start = Callable[[], Services]
 
 @pytest.fixture
 async def start(storage: TcpProxy, environ: dict[str, str], clock: ManualClock) -> AsyncIterator[Start]:
-    """Starts the app with the settings as the test has changed them; it reaches its tables through `storage`."""
+    """Starts the app with the current settings of `environ`; it connects to its tables through `storage`."""
     started: list[Services] = []
 
     def begin() -> Services:
@@ -85,14 +85,14 @@ def cursors(app: Services) -> Cursors:
     return Cursors(app._table("daily"))
 
 
-async def first_day(app: Services, day: date) -> None:
-    """As if the app had been deployed on that day; the days before it had no calls."""
+async def deploy_on(app: Services, day: date) -> None:
+    """Prepare the tables as if the app had been deployed on that day, with no calls before it."""
     await days(app).constant("first_day", str(day))
-    await keep_quiet(days(app), day)
+    await write_quiet_days(days(app), day)
 
 
-async def crash_a_call(tables: Tables, day: date) -> LedgerEntry:
-    """A call of noon whose process died. On a day that no email is about yet: only the recovery job looks there."""
+async def write_crashed_call(tables: Tables, day: date) -> LedgerEntry:
+    """Write an open call at noon whose process died. Choose a day without an email: only recovery reads it."""
     crashed = entry(day, "crashed", state=State.OPEN)
     await write(tables.usage, [crashed])
     return crashed
@@ -104,8 +104,8 @@ async def state_of(tables: Tables, entry: LedgerEntry) -> State:
     return stored.call.state
 
 
-async def interrupt_a_deletion(tables: Tables, clock: Clock, session: str = "doomed") -> str:
-    """An erasure that was begun by a process that died. Returns its id."""
+async def interrupt_deletion(tables: Tables, clock: Clock, session: str = "doomed") -> str:
+    """Begin an erasure and leave it unfinished, as a process that died would. Returns its id."""
     await fill(tables, 3, session)
     sessions = Sessions(tables.sessions, clock)
     head = await sessions.head(session)
@@ -121,7 +121,7 @@ async def is_erased(tables: Tables, session: str = "doomed") -> bool:
 
 
 def emails(outbox: Path) -> list[str]:
-    """The days that emails are about."""
+    """The days of the emails in the outbox."""
     return sorted(_day(file.read_bytes()) for file in outbox.glob("*.eml"))
 
 
@@ -130,7 +130,7 @@ def _day(content: bytes) -> str:
 
 
 class SmtpServer:
-    """On a port of its own, down until it is started."""
+    """An SMTP server on its own port; it does not run until `start`."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -153,7 +153,7 @@ class SmtpServer:
 
 @pytest.fixture
 def smtp(environ: dict[str, str]) -> Iterator[SmtpServer]:
-    """Where the app's email goes."""
+    """The SMTP server that the app sends email to."""
     del environ["OUTBOX_DIR"]
     server = SmtpServer()
     environ["SMTP_URL"] = f"smtp://127.0.0.1:{server.port}"
@@ -161,17 +161,17 @@ def smtp(environ: dict[str, str]) -> Iterator[SmtpServer]:
     server.stop()
 
 
-# The jobs are wired
+# All jobs
 
 
-async def test_a_run_recovers_a_call_finishes_a_deletion_and_sends_a_due_email(
+async def test_maintenance_runs_recovery_deletions_and_overdue_email(
     clock: ManualClock, api: httpx.AsyncClient, tables: Tables, outbox: Path, at: At
 ) -> None:
     at(TUESDAY, "13:05")
-    await first_day(services(), MONDAY)
-    await write(tables.usage, [spent(MONDAY, 1)])
-    crashed = await crash_a_call(tables, TUESDAY)
-    await interrupt_a_deletion(tables, clock)
+    await deploy_on(services(), MONDAY)
+    await write(tables.usage, [entry_costing(MONDAY, 1)])
+    crashed = await write_crashed_call(tables, TUESDAY)
+    await interrupt_deletion(tables, clock)
 
     await services().maintenance.run()
 
@@ -180,12 +180,12 @@ async def test_a_run_recovers_a_call_finishes_a_deletion_and_sends_a_due_email(
     assert emails(outbox) == ["2024-03-11"]
 
 
-async def test_the_maintenance_function_does_so(
+async def test_maintenance_function_runs_the_jobs(
     clock: ManualClock, api: httpx.AsyncClient, tables: Tables, at: At
 ) -> None:
     at(TUESDAY, "13:05")
-    await first_day(services(), TUESDAY)
-    await interrupt_a_deletion(tables, clock)
+    await deploy_on(services(), TUESDAY)
+    await interrupt_deletion(tables, clock)
 
     assert (await api.post("/admin/functions/maintenance", json={"input": ""})).status_code == 202
 
@@ -195,14 +195,14 @@ async def test_the_maintenance_function_does_so(
     assert await until(erased)
 
 
-async def test_a_call_whose_session_is_unreadable_does_not_keep_others_from_being_recovered(
+async def test_recovery_continues_after_a_call_with_an_unreadable_session(
     start: Start, tables: Tables, at: At, caplog: pytest.LogCaptureFixture
 ) -> None:
     at(TUESDAY, "13:05")
     app = start()
-    await first_day(app, TUESDAY)
+    await deploy_on(app, TUESDAY)
     unreadable = entry(TUESDAY, "broken", state=State.OPEN)
-    crashed = await crash_a_call(tables, TUESDAY)
+    crashed = await write_crashed_call(tables, TUESDAY)
     await write(tables.usage, [unreadable])
     await tables.sessions.put({"PartitionKey": "broken", "RowKey": "head", "created": "not a date"})
 
@@ -213,11 +213,11 @@ async def test_a_call_whose_session_is_unreadable_does_not_keep_others_from_bein
     assert f"call {unreadable.call.id}: recovery failed" in caplog.text
 
 
-# One job that fails does not stop the others
+# A job that fails does not stop the others
 
 
 @pytest.mark.parametrize("failing", ["first", "second", "third"])
-async def test_whichever_job_fails_the_others_run_and_the_error_is_raised_at_the_end(
+async def test_failing_job_does_not_stop_the_others_and_its_error_is_raised(
     start: Start, clock: ManualClock, failing: str
 ) -> None:
     ran: list[str] = []
@@ -239,14 +239,14 @@ async def test_whichever_job_fails_the_others_run_and_the_error_is_raised_at_the
     assert [str(error) for error in raised.value.exceptions] == ["ACS_ENDPOINT is not set"]
 
 
-async def test_while_the_mail_service_is_down_calls_are_recovered_and_deletions_finished(
+async def test_recovery_and_deletions_run_while_the_mail_server_is_down(
     smtp: SmtpServer, start: Start, clock: ManualClock, tables: Tables, at: At, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = start()
     at(TUESDAY, "13:05")
-    await first_day(app, MONDAY)
-    crashed = await crash_a_call(tables, TUESDAY)
-    await interrupt_a_deletion(tables, clock)
+    await deploy_on(app, MONDAY)
+    crashed = await write_crashed_call(tables, TUESDAY)
+    await interrupt_deletion(tables, clock)
 
     await app.maintenance.run()
 
@@ -263,7 +263,7 @@ async def test_while_the_mail_service_is_down_calls_are_recovered_and_deletions_
         ({"SUMMARY_SCHEDULE": "0 6 * * *"}, "SUMMARY_SCHEDULE"),
     ],
 )
-async def test_while_mail_is_misconfigured_calls_are_recovered_and_deletions_finished(
+async def test_recovery_and_deletions_run_while_mail_is_misconfigured(
     start: Start,
     environ: dict[str, str],
     clock: ManualClock,
@@ -275,9 +275,9 @@ async def test_while_mail_is_misconfigured_calls_are_recovered_and_deletions_fin
     environ |= change
     app = start()
     at(TUESDAY, "13:05")
-    await first_day(app, MONDAY)
-    crashed = await crash_a_call(tables, TUESDAY)
-    await interrupt_a_deletion(tables, clock)
+    await deploy_on(app, MONDAY)
+    crashed = await write_crashed_call(tables, TUESDAY)
+    await interrupt_deletion(tables, clock)
 
     with pytest.raises(ExceptionGroup) as raised:
         await app.maintenance.run()
@@ -289,13 +289,13 @@ async def test_while_mail_is_misconfigured_calls_are_recovered_and_deletions_fin
     assert await is_erased(tables)
 
 
-async def test_while_recovery_fails_deletions_are_finished_and_the_email_is_sent(
+async def test_deletions_and_email_run_while_recovery_fails(
     storage: TcpProxy, start: Start, clock: ManualClock, tables: Tables, outbox: Path, at: At
 ) -> None:
     app = start()
     at(TUESDAY, "13:05")
-    await first_day(app, MONDAY)
-    await interrupt_a_deletion(tables, clock)
+    await deploy_on(app, MONDAY)
+    await interrupt_deletion(tables, clock)
     failing = storage.on(UNFINISHED, REFUSED, times=None)
 
     with pytest.raises(ExceptionGroup) as raised:
@@ -307,15 +307,15 @@ async def test_while_recovery_fails_deletions_are_finished_and_the_email_is_sent
     assert emails(outbox) == ["2024-03-11"]
 
 
-# An email that failed at the daily firing
+# An email that the daily timer could not send
 
 
-async def test_an_email_that_failed_because_the_mail_server_was_down_is_sent_by_the_next_maintenance_once(
+async def test_email_failed_by_mail_server_outage_is_sent_once_by_next_maintenance(
     smtp: SmtpServer, start: Start, tables: Tables, at: At
 ) -> None:
     app = start()
-    await first_day(app, MONDAY)
-    await write(tables.usage, [spent(MONDAY, 1)])
+    await deploy_on(app, MONDAY)
+    await write(tables.usage, [entry_costing(MONDAY, 1)])
     at(TUESDAY, "06:00")
     await app.delivery.send_due()
     at(TUESDAY, "06:05")
@@ -329,11 +329,11 @@ async def test_an_email_that_failed_because_the_mail_server_was_down_is_sent_by_
         assert smtp.days == ["2024-03-11"], hour
 
 
-async def test_an_email_that_failed_because_its_folder_could_not_be_written_is_sent_by_the_next_maintenance_once(
+async def test_email_failed_by_unwritable_outbox_is_sent_once_by_next_maintenance(
     start: Start, outbox: Path, at: At
 ) -> None:
     app = start()
-    await first_day(app, MONDAY)
+    await deploy_on(app, MONDAY)
     block(outbox)
     at(TUESDAY, "06:00")
     await app.delivery.send_due()
@@ -350,7 +350,7 @@ async def test_an_email_that_failed_because_its_folder_could_not_be_written_is_s
 
 
 def block(folder: Path) -> None:
-    """Put a file in the way of the folder."""
+    """Put a file at the folder's path, so that it cannot be created."""
     folder.write_text("")
 
 
@@ -362,12 +362,12 @@ def times_written(folder: Path) -> list[int]:
     return [file.stat().st_mtime_ns for file in folder.iterdir()]
 
 
-async def test_an_email_that_failed_because_storage_was_down_is_sent_by_the_next_maintenance_once(
+async def test_email_failed_by_storage_outage_is_sent_once_by_next_maintenance(
     storage: TcpProxy, smtp: SmtpServer, start: Start, tables: Tables, at: At
 ) -> None:
     app = start()
-    await first_day(app, MONDAY)
-    await write(tables.usage, [spent(MONDAY, 1)])
+    await deploy_on(app, MONDAY)
+    await write(tables.usage, [entry_costing(MONDAY, 1)])
     smtp.start()
     storage.down()
     at(TUESDAY, "06:00")
@@ -381,13 +381,13 @@ async def test_an_email_that_failed_because_storage_was_down_is_sent_by_the_next
         assert smtp.days == ["2024-03-11"], hour
 
 
-async def test_no_day_is_mailed_before_the_schedule_says_so(
+async def test_maintenance_sends_no_email_before_its_scheduled_time(
     smtp: SmtpServer, start: Start, tables: Tables, at: At
 ) -> None:
-    """Monday's email failed all of Tuesday; on Wednesday night only that one is late."""
+    """Monday's email failed all of Tuesday. Early on Wednesday only Monday's email is overdue."""
     app = start()
-    await first_day(app, MONDAY)
-    await write(tables.usage, [spent(MONDAY, 1), spent(TUESDAY, 2)])
+    await deploy_on(app, MONDAY)
+    await write(tables.usage, [entry_costing(MONDAY, 1), entry_costing(TUESDAY, 2)])
     at(TUESDAY, "05:50")
     await app.maintenance.run()
     at(TUESDAY, "06:00")
@@ -404,13 +404,13 @@ async def test_no_day_is_mailed_before_the_schedule_says_so(
 
 
 @pytest.mark.parametrize("hour", ["00:05", "05:50", "06:05", "23:50"])
-async def test_on_schedule_maintenance_sends_nothing(
+async def test_maintenance_sends_nothing_if_the_daily_timer_has_sent_the_email(
     smtp: SmtpServer, start: Start, tables: Tables, at: At, hour: str
 ) -> None:
     app = start()
     smtp.start()
-    await first_day(app, MONDAY)
-    await write(tables.usage, [spent(MONDAY, 1), spent(TUESDAY, 2)])
+    await deploy_on(app, MONDAY)
+    await write(tables.usage, [entry_costing(MONDAY, 1), entry_costing(TUESDAY, 2)])
     at(TUESDAY, "06:00")
     await app.delivery.send_due()
     if hour > "06:00":
@@ -426,12 +426,12 @@ async def test_on_schedule_maintenance_sends_nothing(
 
 
 @pytest.mark.parametrize("hour", ["00:20", "05:50", "06:05", "23:50"])
-async def test_a_fresh_deployment_sends_nothing_for_the_day_before_it(
+async def test_new_deployment_sends_no_email_for_the_day_before_it(
     smtp: SmtpServer, start: Start, tables: Tables, at: At, hour: str
 ) -> None:
     app = start()
     smtp.start()
-    await write(tables.usage, [spent(MONDAY, 1), spent(TUESDAY, 2)])
+    await write(tables.usage, [entry_costing(MONDAY, 1), entry_costing(TUESDAY, 2)])
     at(TUESDAY, hour)
 
     await app.maintenance.run()
@@ -443,11 +443,11 @@ async def test_a_fresh_deployment_sends_nothing_for_the_day_before_it(
     assert smtp.days == ["2024-03-12"]
 
 
-async def test_the_first_email_of_a_fresh_deployment_is_sent_by_maintenance_where_its_daily_firing_failed(
+async def test_failed_first_email_of_a_new_deployment_is_sent_by_maintenance(
     smtp: SmtpServer, start: Start, tables: Tables, at: At
 ) -> None:
     app = start()
-    await write(tables.usage, [spent(MONDAY, 1), spent(TUESDAY, 2)])
+    await write(tables.usage, [entry_costing(MONDAY, 1), entry_costing(TUESDAY, 2)])
     at(TUESDAY, "13:05")
     await app.maintenance.run()
     at(WEDNESDAY, "06:00")
@@ -460,13 +460,13 @@ async def test_the_first_email_of_a_fresh_deployment_is_sent_by_maintenance_wher
     assert smtp.days == ["2024-03-12"]
 
 
-async def test_without_a_schedule_maintenance_sends_nothing(
+async def test_maintenance_sends_nothing_without_a_schedule(
     smtp: SmtpServer, start: Start, environ: dict[str, str], at: At
 ) -> None:
     environ["SUMMARY_SCHEDULE"] = ""
     app = start()
     smtp.start()
-    await first_day(app, MONDAY)
+    await deploy_on(app, MONDAY)
     at(WEDNESDAY, "06:05")
 
     await app.maintenance.run()
@@ -474,13 +474,13 @@ async def test_without_a_schedule_maintenance_sends_nothing(
     assert smtp.days == []
 
 
-async def test_both_timers_at_once_send_one_email(
+async def test_concurrent_timers_send_one_email(
     smtp: SmtpServer, start: Start, environ: dict[str, str], at: At
 ) -> None:
     environ["SUMMARY_SCHEDULE"] = "0 5 6 * * *"
     instances = [start(), start()]
     smtp.start()
-    await first_day(instances[0], MONDAY)
+    await deploy_on(instances[0], MONDAY)
     at(TUESDAY, "06:05")
 
     await asyncio.gather(instances[0].delivery.send_due(), *(app.maintenance.run() for app in instances))
@@ -488,20 +488,18 @@ async def test_both_timers_at_once_send_one_email(
     assert smtp.days == ["2024-03-11"]
 
 
-# A job that runs out of its time
+# A job that reaches its time limit
 
 
-async def test_a_job_is_stopped_at_its_time_limit_and_goes_on_after_the_position_that_it_reached(
-    start: Start, clock: ManualClock
-) -> None:
-    began_after: list[str] = []
+async def test_job_stops_at_its_time_limit_and_resumes_after_its_position(start: Start, clock: ManualClock) -> None:
+    started_after: list[str] = []
     others = 0
 
     async def slow(after: str) -> AsyncIterator[str]:
-        began_after.append(after)
+        started_after.append(after)
         for position in ("a", "b", "c"):
             if position > after:
-                if position == "c" and len(began_after) == 1:
+                if position == "c" and len(started_after) == 1:
                     await clock.sleep(JOB_TIME_LIMIT_S + 1)
                 yield position
 
@@ -513,7 +511,7 @@ async def test_a_job_is_stopped_at_its_time_limit_and_goes_on_after_the_position
     stored = cursors(start())
     maintenance = Maintenance({"slow": slow, "other": other}, stored, clock)
     running = asyncio.create_task(maintenance.run())
-    await clock.until_sleeping(JOB_TIME_LIMIT_S + 1)
+    await clock.until_sleep_started(JOB_TIME_LIMIT_S + 1)
     await clock.advance(JOB_TIME_LIMIT_S - 30)
     assert not running.done()
     await clock.advance(30)
@@ -524,7 +522,7 @@ async def test_a_job_is_stopped_at_its_time_limit_and_goes_on_after_the_position
     await maintenance.run()
     assert (await stored.get("slow"))[0] == ""
     await maintenance.run()
-    assert began_after == ["", "b", ""]
+    assert started_after == ["", "b", ""]
 
 
 async def run_out_of_time(app: Services, clock: ManualClock, stalled: Rule) -> None:
@@ -534,12 +532,12 @@ async def run_out_of_time(app: Services, clock: ManualClock, stalled: Rule) -> N
     await running
 
 
-async def test_recovery_goes_on_after_the_day_that_it_reached(
+async def test_recovery_resumes_after_the_day_it_reached(
     storage: TcpProxy, start: Start, clock: ManualClock, tables: Tables, at: At
 ) -> None:
     app = start()
     at(THURSDAY, "13:05")
-    crashed = [await crash_a_call(tables, day) for day in (MONDAY, WEDNESDAY)]
+    crashed = [await write_crashed_call(tables, day) for day in (MONDAY, WEDNESDAY)]
     stalled = storage.on(Match("GET", rf"{TUESDAY}-00.*unaccounted"), Stall())
     await run_out_of_time(app, clock, stalled)
     assert (await cursors(app).get("recovery"))[0] == "2024-03-11"
@@ -559,17 +557,17 @@ async def test_recovery_goes_on_after_the_day_that_it_reached(
 
 
 def days_of(first: date) -> list[date]:
-    """The days that recovery looks at, from a week before the first one to Thursday."""
+    """The days that recovery reads: from a week before the first day to Thursday."""
     return [first - 7 * DAY + n * DAY for n in range(11)]
 
 
-async def test_deletions_go_on_after_the_one_that_was_reached(
+async def test_deletions_resume_after_the_last_one_handled(
     storage: TcpProxy, start: Start, clock: ManualClock, tables: Tables, at: At
 ) -> None:
     app = start()
     at(TUESDAY, "13:05")
-    await first_day(app, TUESDAY)
-    sessions = {await interrupt_a_deletion(tables, clock, f"doomed-{n}"): f"doomed-{n}" for n in range(3)}
+    await deploy_on(app, TUESDAY)
+    sessions = {await interrupt_deletion(tables, clock, f"doomed-{n}"): f"doomed-{n}" for n in range(3)}
     ids = sorted(sessions)
     names = [sessions[id_] for id_ in ids]
     stalled = storage.on(Match("GET", rf"sessions.*'{names[1]}'"), Stall())
@@ -577,7 +575,7 @@ async def test_deletions_go_on_after_the_one_that_was_reached(
     assert (await cursors(app).get("deletions"))[0] == ids[0]
     assert [await row_keys(tables, name) == [] for name in names] == [True, False, False]
     storage.clear()
-    # A row from before the position, which would be dropped if the run began anew.
+    # A row before the position, which would be deleted if the run started from the beginning.
     await tables.sessions.put(
         {"PartitionKey": ERASING, "RowKey": ids[0], "session": names[0], "begun": clock.now() - DAY}
     )

@@ -15,8 +15,8 @@ from shared.domain.calls import Rates
 from shared.settings import Settings, SettingsError, UnresolvedReference
 from tests.conftest import FUNCTION_KEY, Serve
 from tests.support.azure_openai import AzureOpenAI
+from tests.support.chat_client import answer
 from tests.support.setting_names import MINIMAL, names_read
-from tests.support.talking import answer
 
 ROOT = Path(__file__).resolve().parent.parent
 ENDPOINT = "https://name.openai.azure.com/openai/v1/"

@@ -1,4 +1,4 @@
-// What somebody should hear of: failing requests, a model at its rate limit, a dear day, a summary that did not come.
+// Alerts: failing requests, a model at its rate limit, an expensive day, a missing daily summary.
 
 @description('Name of the action group.')
 param actionGroupName string
@@ -15,10 +15,10 @@ param workspaceId string
 @description('Resource ids of the Azure OpenAI accounts.')
 param openAiIds string[]
 
-@description('US dollars that a day may cost; above it somebody is told. 0: nobody.')
+@description('Cost of a day in USD above which an alert is sent; 0 for no alert.')
 param dailyCostUsd int
 
-@description('E-mail addresses; none: the alerts are seen in the portal alone.')
+@description('Email addresses. If there are none, alerts appear only in the portal.')
 param recipients string[]
 
 resource people 'Microsoft.Insights/actionGroups@2023-01-01' = if (!empty(recipients)) {
@@ -38,16 +38,16 @@ resource people 'Microsoft.Insights/actionGroups@2023-01-01' = if (!empty(recipi
   }
 }
 
-var told = empty(recipients) ? [] : [people.id]
+var actionGroups = empty(recipients) ? [] : [people.id]
 
-// The service answers 429 over a deployment's capacity. A few are ordinary: the app waits, or asks the second account.
+// The service returns 429 above a deployment's capacity. A few are normal: the app waits, or calls the second account.
 resource rateLimit 'Microsoft.Insights/metricAlerts@2026-01-01' = [
   for (id, index) in openAiIds: {
     name: 'model-rate-limit-${index + 1}'
     location: 'global'
     tags: tags
     properties: {
-      description: 'The model service refused more than 10 requests in 5 minutes (429): raise the capacity, or slow the callers.'
+      description: 'The model service rejected more than 10 requests in 5 minutes (429). Raise the capacity, or slow the callers down.'
       severity: 2
       enabled: true
       scopes: [id]
@@ -69,7 +69,7 @@ resource rateLimit 'Microsoft.Insights/metricAlerts@2026-01-01' = [
           }
         ]
       }
-      actions: [for group in told: { actionGroupId: group }]
+      actions: [for group in actionGroups: { actionGroupId: group }]
     }
   }
 ]
@@ -77,7 +77,7 @@ resource rateLimit 'Microsoft.Insights/metricAlerts@2026-01-01' = [
 var rules = [
   {
     name: 'server-errors'
-    description: 'More than 5 % of the requests of 15 minutes were answered with a 5xx.'
+    description: 'More than 5 % of the requests in 15 minutes got a 5xx response.'
     severity: 1
     query: loadTextContent('../queries/alert-server-errors.kql')
     column: 'FailedPercent'
@@ -88,27 +88,27 @@ var rules = [
   }
   {
     name: 'summary-failed'
-    description: 'The daily cost summary failed, could not be mailed, or did not run.'
+    description: 'The daily cost summary failed, was not emailed, or did not run.'
     severity: 2
     query: loadTextContent('../queries/alert-summary.kql')
     column: ''
     threshold: 0
     every: 'PT1H'
     window: 'P2D'
-    // By a person: two days after the last logged run the query finds nothing, whether the timer runs again or not.
+    // A person resolves it: two days after the last run the query returns nothing, even if the timer never runs again.
     resolves: false
   }
 ]
 
 var costRule = {
   name: 'daily-cost'
-  description: 'A day cost more than ${dailyCostUsd} USD. The morning after, from the ledger; the budget watches the bill itself.'
+  description: 'A day\'s calls cost more than ${dailyCostUsd} USD, by the ledger. Sent the next morning. The budget watches the Azure bill.'
   severity: 2
   query: loadTextContent('../queries/alert-daily-cost.kql')
   column: 'CostUsd'
   threshold: dailyCostUsd
   every: 'PT1H'
-  // Not a whole day: Azure tells nobody again before two hours found nothing, and the next dear day would pass unsaid.
+  // Less than a day: Azure notifies again only after two evaluations without a result, else it would miss the next day.
   window: 'PT6H'
   resolves: true
 }
@@ -128,8 +128,8 @@ resource logAlerts 'Microsoft.Insights/scheduledQueryRules@2026-03-01' = [
       evaluationFrequency: rule.every
       windowSize: rule.window
       autoMitigate: rule.resolves
-      ...(rule.resolves ? {} : { muteActionsDuration: 'P1D' }) // or it would be mailed again every hour
-      skipQueryValidation: true // a workspace that has just been made knows no tables yet
+      ...(rule.resolves ? {} : { muteActionsDuration: 'P1D' }) // otherwise it is emailed every hour
+      skipQueryValidation: true // a new workspace has no tables yet
       criteria: {
         allOf: [
           {
@@ -142,7 +142,7 @@ resource logAlerts 'Microsoft.Insights/scheduledQueryRules@2026-03-01' = [
           }
         ]
       }
-      actions: { actionGroups: told }
+      actions: { actionGroups: actionGroups }
     }
   }
 ]

@@ -1,15 +1,15 @@
-// What this resource group may cost a month, and who is told when it does. It stops nothing.
+// The monthly budget of the resource group. It sends notifications; it stops nothing.
 
 @description('Name of the budget.')
 param name string
 
-@description('US dollars (the subscription\'s currency) a month.')
+@description('Amount per month, in the subscription\'s currency.')
 param amount int
 
-@description('First day of a month, yyyy-MM-01; can never change while the budget exists.')
+@description('First day of a month, yyyy-MM-01. It can\'t change while the budget exists.')
 param startDate string
 
-@description('Who is told, beside the group\'s owners.')
+@description('Email addresses to notify, besides the group\'s owners.')
 param recipients string[]
 
 var contacts = { contactRoles: ['Owner'], contactEmails: recipients, enabled: true, operator: 'GreaterThanOrEqualTo' }

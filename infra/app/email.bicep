@@ -1,20 +1,20 @@
-// Mail by Communication Services, from a domain that Azure manages, sent by the app's identity.
+// Email by Communication Services from an Azure-managed domain. The app signs in with its identity.
 
 import { grantee, roles } from 'roles.bicep'
 
 @description('Name of the email service.')
 param emailName string
 
-@description('Name of the communication service, which sends.')
+@description('Name of the communication service, which sends email.')
 param communicationName string
 
 @description('Tags.')
 param tags object
 
-@description('Where mail is kept at rest.')
+@description('Where email is stored at rest.')
 param dataLocation string
 
-@description('Who may send.')
+@description('Principals that may send email.')
 param senders grantee[]
 
 resource email 'Microsoft.Communication/emailServices@2026-03-18' = {
@@ -24,7 +24,7 @@ resource email 'Microsoft.Communication/emailServices@2026-03-18' = {
   properties: { dataLocation: dataLocation }
 }
 
-// Nothing to verify; at most 5 mails a minute and 10 an hour, which a summary a day never meets.
+// No verification needed. Its limits (5 emails per minute, 10 per hour) are ample for a daily summary.
 resource domain 'Microsoft.Communication/emailServices/domains@2026-03-18' = {
   parent: email
   name: 'AzureManagedDomain'
@@ -62,8 +62,8 @@ resource owners 'Microsoft.Authorization/roleAssignments@2022-04-01' = [
   }
 ]
 
-@description('Where mail is sent from (ACS_ENDPOINT).')
+@description('Endpoint of the communication service (ACS_ENDPOINT).')
 output endpoint string = 'https://${communication.properties.hostName}'
 
-@description('The address that it comes from.')
+@description('The sender\'s address.')
 output sender string = 'DoNotReply@${domain.properties.fromSenderDomain}'

@@ -1,4 +1,4 @@
-// The app: a Flex Consumption plan, and the function app on it.
+// The function app and its Flex Consumption plan.
 
 @description('Name of the plan.')
 param planName string
@@ -12,43 +12,43 @@ param location string
 @description('Tags.')
 param tags object
 
-@description('The service in azure.yaml that is deployed here.')
+@description('Name of the service in azure.yaml that azd deploys to this app.')
 param serviceName string
 
-@description('Resource id of the app\'s identity.')
+@description('Resource ID of the app\'s identity.')
 param identityId string
 
-@description('Client id of the app\'s identity.')
+@description('Client ID of the app\'s identity.')
 param identityClientId string
 
-@description('Where the storage account\'s blobs are.')
+@description('URL of the storage account\'s blobs.')
 param blobEndpoint string
 
 @description('Container of the deployment package.')
 param packageContainerName string
 
-@description('Where telemetry goes.')
+@description('Connection string of Application Insights.')
 param applicationInsightsConnectionString string
 
 @description('Requests that an instance serves at once.')
 param httpConcurrency int
 
-@description('The most instances.')
+@description('Maximum number of instances.')
 param maximumInstances int
 
-@description('Instances for HTTP that are kept warm and paid for all the time.')
+@description('Instances kept warm for HTTP, which are billed all the time.')
 param alwaysReadyInstances int
 
 @description('Whether a deployment lets running turns finish (preview).')
 param rollingUpdates bool
 
-@description('Subnet that the app sends through; empty for none.')
+@description('Subnet for the app\'s outbound traffic; empty for none.')
 param subnetId string
 
 @description('The app\'s own settings.')
 param settings object
 
-// checkov:skip=CKV_AZURE_225: zone redundancy needs two instances kept ready in each function group, which idle apps should not pay for
+// checkov:skip=CKV_AZURE_225: zone redundancy needs two instances kept ready in each function group, which an idle app should not pay for
 resource plan 'Microsoft.Web/serverfarms@2025-03-01' = {
   name: planName
   location: location
@@ -59,10 +59,10 @@ resource plan 'Microsoft.Web/serverfarms@2025-03-01' = {
 }
 
 // checkov:skip=CKV_AZURE_17: callers are people and programs without certificates
-// checkov:skip=CKV_AZURE_78: Flex has no FTP and refuses ftpsState; the publishing password is off, below
-// checkov:skip=CKV_AZURE_212: serverless: no instance is kept unless alwaysReadyInstances says so
-// checkov:skip=CKV_AZURE_213: Flex replaces its instances by itself
-// checkov:skip=CKV_AZURE_222: it is an API for everybody who has a key
+// checkov:skip=CKV_AZURE_78: Flex has no FTP and rejects ftpsState; publishing passwords are off, see below
+// checkov:skip=CKV_AZURE_212: serverless: no instance is kept warm unless alwaysReadyInstances is set
+// checkov:skip=CKV_AZURE_213: Flex replaces unhealthy instances by itself
+// checkov:skip=CKV_AZURE_222: it is a public API for callers with a key
 resource app 'Microsoft.Web/sites@2025-03-01' = {
   name: name
   location: location
@@ -82,7 +82,7 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
       minTlsVersion: '1.2'
       scmMinTlsVersion: '1.2'
     }
-    #disable-next-line BCP037 // siteUpdateStrategy, below, is a preview that the types do not know yet
+    #disable-next-line BCP037 // siteUpdateStrategy, below, is a preview that the Bicep types lack
     functionAppConfig: {
       deployment: {
         storage: {
@@ -99,7 +99,7 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
         instanceMemoryMB: 2048
         maximumInstanceCount: maximumInstances
         alwaysReady: alwaysReadyInstances == 0 ? [] : [{ name: 'http', instanceCount: alwaysReadyInstances }]
-        // Python's default is 1, and then a stream that is open holds a whole instance for itself.
+        // Python's default is 1; an open stream would then occupy a whole instance.
         triggers: { http: { perInstanceConcurrency: httpConcurrency } }
       }
       ...(rollingUpdates ? { siteUpdateStrategy: { type: 'RollingUpdate' } } : {})
@@ -107,8 +107,8 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
   }
 }
 
-// azd deploys as who is signed in; nobody needs a publishing password. Azure has refused these without a location, which
-// the types do not know (bicep-types-az#1527).
+// azd deploys as the signed-in principal, so publishing passwords are not needed. Azure has rejected these resources
+// without a location, which the Bicep types lack (bicep-types-az#1527).
 resource ftp 'Microsoft.Web/sites/basicPublishingCredentialsPolicies@2025-03-01' = {
   parent: app
   name: 'ftp'
@@ -130,14 +130,14 @@ resource appSettings 'Microsoft.Web/sites/config@2025-03-01' = {
   name: 'appsettings'
   properties: {
     ...settings
-    AZURE_CLIENT_ID: identityClientId // without it DefaultAzureCredential would ask for an identity that is not there
+    AZURE_CLIENT_ID: identityClientId // otherwise DefaultAzureCredential requests a system-assigned identity
     APPLICATIONINSIGHTS_CONNECTION_STRING: applicationInsightsConnectionString
     APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'ClientId=${identityClientId};Authorization=AAD'
     AzureWebJobsStorage__blobServiceUri: blobEndpoint
     AzureWebJobsStorage__clientId: identityClientId
     AzureWebJobsStorage__credential: 'managedidentity'
   }
-  dependsOn: [ftp, scm] // one change of the app at a time
+  dependsOn: [ftp, scm] // change the app one step at a time
 }
 
 @description('Name of the app.')

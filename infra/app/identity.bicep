@@ -1,4 +1,4 @@
-// The app's one identity. User-assigned, so that its roles are granted before the app exists and outlive it.
+// The app's identity. User-assigned, so that roles can be granted before the app exists and survive its deletion.
 
 @description('Name of the identity.')
 param name string
@@ -15,11 +15,11 @@ resource identity 'Microsoft.ManagedIdentity/userAssignedIdentities@2024-11-30' 
   tags: tags
 }
 
-@description('Resource id.')
+@description('Resource ID.')
 output id string = identity.id
 
-@description('What roles are granted to.')
+@description('Principal ID, for role assignments.')
 output principalId string = identity.properties.principalId
 
-@description('What the app names itself by (AZURE_CLIENT_ID).')
+@description('Client ID (AZURE_CLIENT_ID).')
 output clientId string = identity.properties.clientId

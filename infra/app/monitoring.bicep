@@ -1,4 +1,4 @@
-// Logs and telemetry: a workspace, and Application Insights in it. Neither takes a key.
+// Logs and telemetry: a workspace, and Application Insights in it. Neither accepts keys.
 
 import { roles } from 'roles.bicep'
 
@@ -14,13 +14,13 @@ param location string
 @description('Tags.')
 param tags object
 
-@description('Days that logs are kept. The first 30 are free, Application Insights\' own tables 90.')
+@description('Days that logs are stored. The first 30 are free; for Application Insights\' own tables, 90.')
 param retentionDays int
 
-@description('Gigabytes a day after which nothing more is taken in, so that a flood of logs is no flood of money.')
+@description('Gigabytes per day after which no more logs are accepted, which limits the cost of a flood of logs.')
 param dailyCapGb int
 
-@description('The app\'s identity, which sends telemetry.')
+@description('Principal ID of the app\'s identity, which sends telemetry.')
 param appPrincipalId string
 
 resource workspace 'Microsoft.OperationalInsights/workspaces@2026-03-01' = {
@@ -46,7 +46,7 @@ resource applicationInsights 'Microsoft.Insights/components@2020-02-02' = {
   properties: {
     Application_Type: 'web'
     WorkspaceResourceId: workspace.id
-    DisableLocalAuth: true // the connection string alone lets nobody send
+    DisableLocalAuth: true // sending needs a role, not only the connection string
   }
 }
 
@@ -63,8 +63,8 @@ resource publisher 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   }
 }
 
-@description('Resource id of the workspace.')
+@description('Resource ID of the workspace.')
 output workspaceId string = workspace.id
 
-@description('Where the app sends telemetry. Not a secret: local authentication is off.')
+@description('Connection string for telemetry. Not a secret, since local authentication is off.')
 output connectionString string = applicationInsights.properties.ConnectionString

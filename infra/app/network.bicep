@@ -1,4 +1,4 @@
-// The virtual network: a subnet that the app sends through, and one with a private endpoint for each service it uses.
+// The virtual network: a subnet for the app's outbound traffic, and one with a private endpoint for each service.
 
 @description('Name of the network.')
 param name string
@@ -6,7 +6,7 @@ param name string
 @description('Name of the network security group.')
 param securityGroupName string
 
-@description('What the private endpoints\' names begin with.')
+@description('Prefix of the private endpoints\' names.')
 param endpointPrefix string
 
 @description('Region.')
@@ -16,19 +16,19 @@ param location string
 param tags object
 
 @export()
-@description('A service that is reached privately.')
+@description('A service with a private endpoint.')
 type private = {
   @description('Short name.')
   name: string
 
-  @description('Resource id of the service.')
+  @description('Resource ID of the service.')
   id: string
 
-  @description('The part of it that is reached: account is Azure OpenAI\'s.')
+  @description('Sub-resource (group ID) of the service; account is for Azure OpenAI.')
   group: 'account' | 'blob' | 'table' | 'vault'
 }
 
-@description('What is reached privately.')
+@description('Services that get a private endpoint.')
 param services private[]
 
 // https://learn.microsoft.com/azure/private-link/private-endpoint-dns
@@ -38,9 +38,9 @@ var zones = {
   table: 'privatelink.table.${environment().suffixes.storage}'
   vault: 'privatelink.vaultcore.azure.net'
 }
-var groups = union(map(services, service => service.group), []) // each once
+var groups = union(map(services, service => service.group), []) // without duplicates
 
-// No rules of its own: what comes in is what the platform's defaults let in, which is this network alone.
+// No custom rules: the platform's default rules allow inbound traffic only from this network.
 resource securityGroup 'Microsoft.Network/networkSecurityGroups@2026-03-01' = {
   name: securityGroupName
   location: location
@@ -93,15 +93,15 @@ resource links 'Microsoft.Network/privateDnsZones/virtualNetworkLinks@2024-06-01
     tags: tags
     properties: {
       registrationEnabled: false
-      // An account that was there may have a private endpoint elsewhere, which this zone does not know: then the public one
-      // is asked. https://learn.microsoft.com/azure/dns/private-dns-fallback
+      // An existing account may have a private endpoint in another network, which this zone lacks: then its name is
+      // resolved publicly. https://learn.microsoft.com/azure/dns/private-dns-fallback
       ...(group == 'account' ? { resolutionPolicy: 'NxDomainRedirect' } : {})
       virtualNetwork: { id: network.id }
     }
   }
 ]
 
-@batchSize(1) // storage may refuse the second of its two while the first is made (bicep-registry-modules#6001)
+@batchSize(1) // storage may reject its second endpoint while the first is being created (bicep-registry-modules#6001)
 resource privateEndpoints 'Microsoft.Network/privateEndpoints@2026-03-01' = [
   for service in services: {
     name: '${endpointPrefix}${service.name}'
@@ -113,7 +113,7 @@ resource privateEndpoints 'Microsoft.Network/privateEndpoints@2026-03-01' = [
         {
           name: service.name
           properties: {
-            #disable-next-line use-resource-id-functions // it is a parameter, inside a loop
+            #disable-next-line use-resource-id-functions // the ID is a parameter
             privateLinkServiceId: service.id
             groupIds: [service.group]
           }
@@ -139,5 +139,5 @@ resource records 'Microsoft.Network/privateEndpoints/privateDnsZoneGroups@2026-0
   }
 ]
 
-@description('Subnet that the app sends through.')
+@description('Subnet for the app\'s outbound traffic.')
 output appSubnetId string = network::app.id

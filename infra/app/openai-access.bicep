@@ -1,11 +1,11 @@
-// Who may use an Azure OpenAI account (new, or somebody's in another resource group), and where it is.
+// Role assignments on an Azure OpenAI account (new, or existing in another resource group), and the account's endpoint.
 
 import { grantee, roles } from 'roles.bicep'
 
 @description('Name of the account.')
 param accountName string
 
-@description('Who may ask its models.')
+@description('Principals that may call its models.')
 param users grantee[]
 
 resource account 'Microsoft.CognitiveServices/accounts@2026-07-01' existing = {
@@ -27,7 +27,7 @@ resource openAiUsers 'Microsoft.Authorization/roleAssignments@2022-04-01' = [
   }
 ]
 
-@description('Resource id of the account.')
+@description('Resource ID of the account.')
 output id string = account.id
 
 @description('URL of the account.')

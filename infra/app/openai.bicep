@@ -1,21 +1,21 @@
-// An Azure OpenAI account with its deployments and content filter. Who may use it is openai-access.bicep's business.
+// An Azure OpenAI account with its deployments and content filter. openai-access.bicep grants access to it.
 
 @export()
 @description('A deployment of a model.')
 type deployment = {
-  @description('What callers name it by.')
+  @description('Name that callers use.')
   name: string
 
   @description('Model, such as gpt-5.4-mini.')
   model: string
 
-  @description('The model\'s version, which is also what its price is known by.')
+  @description('The model\'s version; the price depends on it.')
   version: string
 
-  @description('GlobalStandard, DataZoneStandard or Standard, by where prompts may be processed.')
+  @description('GlobalStandard, DataZoneStandard or Standard: where prompts may be processed.')
   sku: string
 
-  @description('Thousands of tokens a minute: a rate limit, and so a limit of cost too.')
+  @description('Thousands of tokens per minute: a rate limit, which also limits the cost.')
   @minValue(1)
   capacity: int
 }
@@ -32,25 +32,25 @@ param tags object
 @description('Models to deploy.')
 param deployments deployment[]
 
-@description('What the content filter stops at: Low is the strictest. Empty: the service\'s own default.')
+@description('Severity at which the content filter blocks: Low is the strictest. Empty for the service\'s default.')
 @allowed(['', 'Low', 'Medium', 'High'])
 param contentFilter string
 
-@description('Whether keys work, beside Microsoft Entra ID.')
+@description('Whether keys are accepted besides Microsoft Entra ID.')
 param keys bool
 
-@description('Whether it is reached through private endpoints alone.')
+@description('Whether it can be reached only through private endpoints.')
 param private bool
 
-@description('Whether to bring back an account of this name that was deleted and not purged.')
+@description('Whether to restore a deleted account of this name that was not purged.')
 param restoreDeleted bool
 
-@description('Log Analytics workspace that logs and metrics go to.')
+@description('Log Analytics workspace for logs and metrics.')
 param workspaceId string
 
 // checkov:skip=CKV_AZURE_134: open to identities with a role; vnetEnabled closes the network too
-// checkov:skip=CKV_AZURE_236: keys work only with openAiAuth apiKey, which is for those who must
-// checkov:skip=CKV_AZURE_238: an identity of its own is for data that it would fetch, and it fetches none
+// checkov:skip=CKV_AZURE_236: keys are accepted only with openAiAuth apiKey
+// checkov:skip=CKV_AZURE_238: the account needs an identity only to fetch data, and it fetches none
 resource account 'Microsoft.CognitiveServices/accounts@2026-07-01' = {
   name: name
   location: location
@@ -58,7 +58,7 @@ resource account 'Microsoft.CognitiveServices/accounts@2026-07-01' = {
   kind: 'OpenAI'
   sku: { name: 'S0' }
   properties: {
-    customSubDomainName: name // Microsoft Entra ID needs one
+    customSubDomainName: name // required for Microsoft Entra ID
     disableLocalAuth: !keys
     publicNetworkAccess: private ? 'Disabled' : 'Enabled'
     networkAcls: { defaultAction: private ? 'Deny' : 'Allow' }
@@ -67,7 +67,7 @@ resource account 'Microsoft.CognitiveServices/accounts@2026-07-01' = {
 }
 
 var harms = ['Hate', 'Sexual', 'Violence', 'Selfharm']
-var everyHarm = flatten(map(
+var harmFilters = flatten(map(
   ['Prompt', 'Completion'],
   source =>
     map(harms, harm => {
@@ -86,7 +86,7 @@ resource filter 'Microsoft.CognitiveServices/accounts/raiPolicies@2026-07-01' = 
     basePolicyName: 'Microsoft.DefaultV2'
     mode: 'Blocking'
     contentFilters: [
-      ...everyHarm
+      ...harmFilters
       { name: 'Jailbreak', source: 'Prompt', blocking: true, enabled: true }
       { name: 'Protected Material Text', source: 'Completion', blocking: true, enabled: true }
       { name: 'Protected Material Code', source: 'Completion', blocking: false, enabled: true }
@@ -94,16 +94,16 @@ resource filter 'Microsoft.CognitiveServices/accounts/raiPolicies@2026-07-01' = 
   }
 }
 
-@batchSize(1) // the service refuses a second change of an account while one is under way
+@batchSize(1) // the service rejects a second change to an account while one is running
 resource models 'Microsoft.CognitiveServices/accounts/deployments@2026-07-01' = [
-  for wanted in deployments: {
+  for deployment in deployments: {
     parent: account
-    name: wanted.name
-    sku: { name: wanted.sku, capacity: wanted.capacity }
+    name: deployment.name
+    sku: { name: deployment.sku, capacity: deployment.capacity }
     properties: {
-      model: { format: 'OpenAI', name: wanted.model, version: wanted.version }
+      model: { format: 'OpenAI', name: deployment.model, version: deployment.version }
       raiPolicyName: empty(contentFilter) ? 'Microsoft.DefaultV2' : 'chat'
-      // Never to a version that nobody asked for; but when this one is retired, an answer is better than none.
+      // Keep the version until it is retired; after that, use the newest one rather than fail.
       versionUpgradeOption: 'OnceCurrentVersionExpired'
     }
     dependsOn: [filter]

@@ -1,7 +1,7 @@
-// Azure's built-in roles that this deployment grants, by name, and who is granted them.
+// The built-in roles that this deployment grants, and the principals that get them.
 
 @export()
-@description('Ids of the built-in roles: https://learn.microsoft.com/azure/role-based-access-control/built-in-roles')
+@description('IDs of the built-in roles: https://learn.microsoft.com/azure/role-based-access-control/built-in-roles')
 var roles = {
   cognitiveServicesOpenAiUser: '5e0bd9bd-7b93-4f28-af87-19fc36ad61bd'
   communicationAndEmailServiceOwner: '09976791-48a7-449e-bb21-39d1a415f350'
@@ -13,11 +13,11 @@ var roles = {
 }
 
 @export()
-@description('Who a role is granted to: the app\'s identity, or the developer who runs azd.')
+@description('A principal that gets a role: the app\'s identity, or the developer who runs azd.')
 type grantee = {
-  @description('Object id in Microsoft Entra ID.')
+  @description('Object ID in Microsoft Entra ID.')
   principalId: string
 
-  @description('Named, so that a principal that has just been made need not have spread through the directory.')
+  @description('Given explicitly, so that the assignment also works before a new principal is replicated in the directory.')
   principalType: 'ServicePrincipal' | 'User'
 }

@@ -1,4 +1,4 @@
-// One storage account: the app's tables (which the app makes), the deployment package, and what the Functions host keeps.
+// The storage account: the app's tables (which the app creates), the deployment package, the Functions host's blobs.
 
 import { grantee, roles } from 'roles.bicep'
 
@@ -11,25 +11,25 @@ param location string
 @description('Tags.')
 param tags object
 
-@description('How often the data is kept: Standard_LRS in one building, Standard_ZRS in three, Standard_GRS in two regions.')
+@description('Copies of the data: Standard_LRS (one data center), Standard_ZRS (three zones), Standard_GRS (two regions).')
 param redundancy string
 
 @description('Container of the deployment package.')
 param packageContainerName string
 
-@description('Whether it is reached through private endpoints alone.')
+@description('Whether it can be reached only through private endpoints.')
 param private bool
 
-@description('Log Analytics workspace that audit logs go to.')
+@description('Log Analytics workspace for audit logs.')
 param workspaceId string
 
-@description('The app\'s identity: the host\'s blobs are for it alone.')
+@description('Principal ID of the app\'s identity; only it may access the blobs.')
 param appPrincipalId string
 
-@description('Who may read and write the tables.')
+@description('Principals that may read and write the tables.')
 param tableUsers grantee[]
 
-// checkov:skip=CKV_AZURE_206: storageRedundancy is the operator's choice, and of the price
+// checkov:skip=CKV_AZURE_206: storageRedundancy is the operator's choice, since it affects the price
 // checkov:skip=CKV_AZURE_35: open to identities, never to keys; vnetEnabled closes the network too
 // checkov:skip=CKV_AZURE_59: as above; no container is public
 resource account 'Microsoft.Storage/storageAccounts@2026-06-01' = {
@@ -42,7 +42,7 @@ resource account 'Microsoft.Storage/storageAccounts@2026-06-01' = {
     accessTier: 'Hot'
     allowBlobPublicAccess: false
     allowCrossTenantReplication: false
-    allowSharedKeyAccess: false // identities alone, and no SAS of the account either
+    allowSharedKeyAccess: false // only identities; this disables account SAS too
     defaultToOAuthAuthentication: true
     minimumTlsVersion: 'TLS1_2'
     supportsHttpsTrafficOnly: true
@@ -74,7 +74,7 @@ resource tables 'Microsoft.Storage/storageAccounts/tableServices@2026-06-01' = {
   name: 'default'
 }
 
-// Who wrote and who deleted. Reads are left out: each turn would log several, and logs cost more than tables do.
+// Log writes and deletes. Reads are left out: each turn has several, and logs cost more than the tables.
 var audited = {
   logs: [
     { category: 'StorageWrite', enabled: true }
@@ -95,7 +95,7 @@ resource tableLogs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = 
   properties: { workspaceId: workspaceId, ...audited }
 }
 
-// The account and not a container or a table: the host makes its containers, and the app its tables, at first use.
+// Scoped to the account, since the host creates its containers and the app its tables on first use.
 resource blobOwner 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   scope: account
   name: guid(account.id, appPrincipalId, roles.storageBlobDataOwner)
@@ -121,11 +121,11 @@ resource tableContributors 'Microsoft.Authorization/roleAssignments@2022-04-01' 
   }
 ]
 
-@description('Resource id.')
+@description('Resource ID.')
 output id string = account.id
 
-@description('Where the blobs are (no slash at the end).')
+@description('URL of the blobs, without a trailing slash.')
 output blobEndpoint string = 'https://${account.name}.blob.${environment().suffixes.storage}'
 
-@description('Where the tables are (no slash at the end).')
+@description('URL of the tables, without a trailing slash.')
 output tableEndpoint string = 'https://${account.name}.table.${environment().suffixes.storage}'

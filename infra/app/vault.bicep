@@ -1,4 +1,4 @@
-// What is secret at all. Empty unless a key of Azure OpenAI or an SMTP URL is used; the app reads it by reference.
+// The app's secrets: a key of Azure OpenAI or an SMTP URL, if either is used. The app reads them by reference.
 
 import { roles } from 'roles.bicep'
 
@@ -11,34 +11,34 @@ param location string
 @description('Tags.')
 param tags object
 
-@description('Whether nobody, not even azd down --purge, can remove it for good before its 7 days are over. Can\'t be undone.')
+@description('Whether a deleted vault can\'t be purged for 7 days, not even by azd down --purge. Can\'t be undone.')
 param purgeProtection bool
 
-@description('Whether to bring back a vault of this name that was deleted and not purged.')
+@description('Whether to restore a deleted vault of this name that was not purged.')
 param restoreDeleted bool
 
-@description('Whether it is reached through private endpoints alone.')
+@description('Whether it can be reached only through private endpoints.')
 param private bool
 
-@description('Log Analytics workspace that audit logs go to.')
+@description('Log Analytics workspace for audit logs.')
 param workspaceId string
 
-@description('The app\'s identity, which reads secrets.')
+@description('Principal ID of the app\'s identity, which reads secrets.')
 param appPrincipalId string
 
-@description('The developer, who may change them; empty for none.')
+@description('Principal ID of the developer, who may change secrets; empty for none.')
 param developerPrincipalId string
 
-@description('Whether the key of Azure OpenAI is kept.')
+@description('Whether to store the key of Azure OpenAI.')
 param keepsKey bool
 
-@description('The Azure OpenAI account. Named in any case: Azure has refused an empty name that no condition let it use (bicep#13937).')
+@description('Name of the Azure OpenAI account. Required even if unused: Azure has rejected an empty name (bicep#13937).')
 param openAiName string
 
 @description('Resource group of that account.')
 param openAiResourceGroup string
 
-@description('Whether an SMTP URL is kept.')
+@description('Whether to store an SMTP URL.')
 param keepsSmtp bool
 
 @description('SMTP URL with its password.')
@@ -59,7 +59,7 @@ resource vault 'Microsoft.KeyVault/vaults@2026-05-15' = {
     enableRbacAuthorization: true
     enableSoftDelete: true
     softDeleteRetentionInDays: 7
-    enablePurgeProtection: purgeProtection ? true : null // false is refused
+    enablePurgeProtection: purgeProtection ? true : null // Azure rejects false
     createMode: restoreDeleted ? 'recover' : 'default'
     publicNetworkAccess: private ? 'Disabled' : 'Enabled'
     networkAcls: {
@@ -74,7 +74,7 @@ resource openAi 'Microsoft.CognitiveServices/accounts@2026-07-01' existing = if 
   scope: resourceGroup(openAiResourceGroup)
 }
 
-// checkov:skip=CKV_AZURE_41: an expired secret would stop the app; docs/deploying.md says how they are rotated
+// checkov:skip=CKV_AZURE_41: an expired secret would stop the app; docs/deploying.md describes rotation
 resource openAiKey 'Microsoft.KeyVault/vaults/secrets@2026-05-15' = if (keepsKey) {
   parent: vault
   name: 'openai-api-key'
@@ -84,7 +84,7 @@ resource openAiKey 'Microsoft.KeyVault/vaults/secrets@2026-05-15' = if (keepsKey
   }
 }
 
-// checkov:skip=CKV_AZURE_41: an expired secret would stop the app; docs/deploying.md says how they are rotated
+// checkov:skip=CKV_AZURE_41: an expired secret would stop the app; docs/deploying.md describes rotation
 resource openAiEndpoint 'Microsoft.KeyVault/vaults/secrets@2026-05-15' = if (keepsKey) {
   parent: vault
   name: 'openai-endpoint'
@@ -94,7 +94,7 @@ resource openAiEndpoint 'Microsoft.KeyVault/vaults/secrets@2026-05-15' = if (kee
   }
 }
 
-// checkov:skip=CKV_AZURE_41: an expired secret would stop the app; docs/deploying.md says how they are rotated
+// checkov:skip=CKV_AZURE_41: an expired secret would stop the app; docs/deploying.md describes rotation
 resource smtp 'Microsoft.KeyVault/vaults/secrets@2026-05-15' = if (keepsSmtp) {
   parent: vault
   name: 'smtp-url'
@@ -133,16 +133,16 @@ resource logs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = {
   }
 }
 
-// Without a version, so that a rotated secret is read within 24 hours: https://learn.microsoft.com/azure/app-service/app-service-key-vault-references#rotation
+// No version in the URI, so that a rotated secret is read within 24 hours: https://learn.microsoft.com/azure/app-service/app-service-key-vault-references#rotation
 var secrets = 'https://${vault.name}${environment().suffixes.keyvaultDns}/secrets'
 
-@description('Resource id.')
+@description('Resource ID.')
 output id string = vault.id
 
 @description('Name.')
 output name string = vault.name
 
-@description('App settings that refer to what is kept; never a value.')
+@description('App settings that refer to the stored secrets, never their values.')
 output references object = {
   ...(keepsKey
     ? {

@@ -1,4 +1,4 @@
-# Writes the settings of a local run against what was provisioned: no secret, and tables of its own beside the app's.
+# Writes settings for a local run against the provisioned resources: no secrets, and a separate table prefix.
 $ErrorActionPreference = 'Stop'
 
 $file = ".azure/$($env:AZURE_ENV_NAME)/local.settings.json"
@@ -15,5 +15,5 @@ New-Item -ItemType Directory -Force -Path (Split-Path $file) | Out-Null
         SUMMARY_SCHEDULE              = '0 0 6 * * *'
     }
 } | ConvertTo-Json | Set-Content -Path $file -Encoding utf8
-Write-Host 'To run here against Azure, signed in with az login:'
+Write-Host 'To run the app here against Azure (sign in with az login first):'
 Write-Host "  py -m local run --settings '$file'"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes the settings of a local run against what was provisioned: no secret, and tables of its own beside the app's.
+# Writes settings for a local run against the provisioned resources: no secrets, and a separate table prefix.
 set -eu
 
 file=".azure/$AZURE_ENV_NAME/local.settings.json"
@@ -18,5 +18,5 @@ cat >"$file" <<EOF
   }
 }
 EOF
-echo "To run here against Azure, signed in with az login:"
+echo "To run the app here against Azure (sign in with az login first):"
 echo "  python3 -m local run --settings '$file'"

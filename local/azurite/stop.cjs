@@ -1,11 +1,11 @@
-// Loaded into Azurite before it starts. It writes the last seconds' changes down on SIGINT alone, and a second SIGINT
-// would end it while it writes. So: every way of asking it to stop is a SIGINT, and the second one does nothing.
-let asked = false;
+// Loaded into Azurite before it starts. Azurite saves the changes of the last seconds only on SIGINT, and a second
+// SIGINT ends it while it saves. Therefore every stop signal becomes a SIGINT, and a second one is ignored.
+let stopping = false;
 
 function stop() {
-  if (asked) return;
-  asked = true;
-  if (process.listenerCount("SIGINT") === 1) process.exit(); // it has not started yet: there is nothing to write
+  if (stopping) return;
+  stopping = true;
+  if (process.listenerCount("SIGINT") === 1) process.exit(); // Azurite has not started, so there is nothing to save
   process.emit("SIGINT");
 }
 

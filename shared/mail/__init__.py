@@ -1,1 +1,1 @@
-"""Sending email: by Azure Communication Services, by SMTP, or into a folder."""
+"""Sending email: through Azure Communication Services, over SMTP, or into a folder."""

@@ -1,7 +1,7 @@
-"""Which way email is sent: the one that is configured.
+"""Chooses the email transport from the settings.
 
-A way's SDK is imported once it is chosen, because only the timers send and every cold start would pay for it. No
-message names a secret.
+The SDK of a transport is imported only when that transport is chosen: only the timers send email, and the import would
+slow down every cold start. Error messages never contain a secret.
 """
 
 import binascii
@@ -20,22 +20,27 @@ from shared.settings import MailSettings, SettingsError
 
 
 def transport(settings: MailSettings, credential: AsyncTokenCredential, clock: Clock) -> Transport:
-    """The one way of sending that is configured. Raises SettingsError."""
-    ways = {
+    """The configured transport. Raises SettingsError unless exactly one is configured."""
+    transports = {
         "ACS_ENDPOINT": settings.acs_endpoint,
         "ACS_CONNECTION_STRING": settings.acs_connection_string,
         "SMTP_URL": settings.smtp_url,
         "OUTBOX_DIR": settings.outbox,
     }
-    chosen = [name for name, value in ways.items() if value]
-    if not chosen:
-        raise SettingsError("ACS_ENDPOINT", f"(or {', '.join(list(ways)[1:])}) is not set: how the summary is sent.")
-    if len(chosen) > 1:
-        raise SettingsError(chosen[0], f"is set, and so is {' and '.join(chosen[1:])}. Keep the one that is to send.")
+    configured = [name for name, value in transports.items() if value]
+    if not configured:
+        alternatives = ", ".join(list(transports)[1:])
+        raise SettingsError(
+            "ACS_ENDPOINT", f"(or {alternatives}) is not set. Set one of them to send the summary email."
+        )
+    if len(configured) > 1:
+        raise SettingsError(
+            configured[0], f"is set together with {' and '.join(configured[1:])}. Keep only one of them."
+        )
     if settings.outbox:
         return Outbox(Path(settings.outbox))
     if not settings.sender:
-        raise SettingsError("SUMMARY_SENDER", "is not set: the address that the summary is sent from.")
+        raise SettingsError("SUMMARY_SENDER", "is not set. Set it to the sender address of the summary email.")
     if settings.smtp_url:
         return smtp(settings.smtp_url)
 
@@ -54,7 +59,7 @@ def _connection(value: str) -> tuple[str, AzureKeyCredential]:
         endpoint = parts["endpoint"].strip()
     except (KeyError, binascii.Error):
         example = "endpoint=https://NAME.communication.azure.com/;accesskey=…"
-        raise SettingsError("ACS_CONNECTION_STRING", f"is malformed: it should be {example}.") from None
+        raise SettingsError("ACS_CONNECTION_STRING", f"is malformed. Expected: {example}.") from None
     return _endpoint("ACS_CONNECTION_STRING", endpoint), AzureKeyCredential(key)
 
 
@@ -63,5 +68,5 @@ def _endpoint(name: str, url: str) -> str:
     parts, _ = split_url(name, url, example)
     safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
     if not safe or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise SettingsError(name, f"is malformed: its endpoint should be {example}.")
+        raise SettingsError(name, f"is malformed. Expected an endpoint like {example}.")
     return f"{parts.scheme}://{parts.netloc}"

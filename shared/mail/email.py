@@ -1,4 +1,4 @@
-"""An email, as a value and in the form that SMTP and mail programs use."""
+"""An email as a value and as a MIME message, and the transports' interface."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,16 +6,16 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from typing import Protocol
 
-ASCII = SMTP.clone(cte_type="7bit")  # for every server, and every mail program
+ASCII = SMTP.clone(cte_type="7bit")  # so that every mail server and client can read it
 
 
 class MailFailed(Exception):
-    """The email was not confirmed as sent, but may have been: check `was_sent` before sending with this id again."""
+    """The email was not confirmed as sent, but may have been. Check `was_sent` before a retry with the same ID."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Email:
-    """`operation_id` is a UUID, the same for each attempt to send one email. `date` in UTC."""
+    """`operation_id` is a UUID; every attempt to send this email uses the same one. `date` is in UTC."""
 
     sender: str
     recipients: tuple[str, ...]
@@ -27,14 +27,14 @@ class Email:
 
 
 class Transport(Protocol):
-    """A way of sending email."""
+    """Sends email."""
 
     async def send(self, email: Email) -> tuple[str, ...]:
-        """The recipients that it was accepted for. Raises MailFailed where there is none."""
+        """Send the email. Returns the recipients that were accepted. Raises MailFailed if there is none."""
 
     async def was_sent(self, operation_id: str) -> bool:
-        """Whether an email with this id was accepted and has not failed since. Raises MailFailed where that can't be
-        found out."""
+        """True if an email with this ID was accepted and has not failed since. Raises MailFailed if the status is not
+        available."""
 
 
 def mime(email: Email) -> EmailMessage:

@@ -1,4 +1,4 @@
-"""A folder of .eml files, which any mail program opens."""
+"""Writes each email to a folder as an .eml file, which any mail client opens."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shared.mail.email import Email, MailFailed, mime
 
-LOCAL_SENDER = "chat@localhost"  # where no sender is set
+LOCAL_SENDER = "chat@localhost"  # if SUMMARY_SENDER is not set
 
 
 class Outbox:
@@ -18,7 +18,7 @@ class Outbox:
         try:
             await asyncio.to_thread(self._write, replace(email, sender=email.sender or LOCAL_SENDER))
         except OSError as error:
-            raise MailFailed(f"The mail can't be written to OUTBOX_DIR: {error}") from error
+            raise MailFailed(f"Cannot write the email to OUTBOX_DIR: {error}") from error
         return email.recipients
 
     async def was_sent(self, operation_id: str) -> bool:
@@ -27,9 +27,9 @@ class Outbox:
     def _write(self, email: Email) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._file(email.operation_id)
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(mime(email).as_bytes())
-        unfinished.replace(file)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(mime(email).as_bytes())
+        temporary.replace(file)
 
     def _file(self, operation_id: str) -> Path:
         return self._folder / f"{operation_id}.eml"

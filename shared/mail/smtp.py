@@ -1,4 +1,4 @@
-"""Email by SMTP."""
+"""Email over SMTP."""
 
 import logging
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from shared.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = 30  # for each of the server's answers
+TIMEOUT_S = 30  # for each response of the server
 URL_FORM = "smtps://user:password@host:465 (TLS) or smtp://user:password@host:587 (STARTTLS), percent-encoded"
 
 
@@ -18,8 +18,8 @@ URL_FORM = "smtps://user:password@host:465 (TLS) or smtp://user:password@host:58
 class Smtp:
     host: str
     port: int
-    tls: bool  # from the first byte
-    starttls: bool | None  # None: where the server offers it
+    tls: bool  # from the first byte (smtps)
+    starttls: bool | None  # None: if the server offers it
     user: str | None = None
     password: str | None = field(default=None, repr=False)
 
@@ -27,7 +27,7 @@ class Smtp:
         import aiosmtplib
 
         try:
-            refused, _ = await aiosmtplib.send(
+            rejected, _ = await aiosmtplib.send(
                 mime(email),
                 hostname=self.host,
                 port=self.port,
@@ -38,22 +38,22 @@ class Smtp:
                 timeout=TIMEOUT_S,
             )
         except (aiosmtplib.SMTPException, OSError) as error:
-            raise MailFailed(f"{self.host}:{self.port} did not take the mail: {error}") from error
-        for recipient, answer in refused.items():  # it was accepted for the others
-            log.error("%s does not take mail for %s: %s", self.host, recipient, answer)
-        return tuple(recipient for recipient in email.recipients if recipient not in refused)
+            raise MailFailed(f"{self.host}:{self.port} did not accept the email: {error}") from error
+        for recipient, response in rejected.items():  # the server accepted the others
+            log.error("%s rejected the recipient %s: %s", self.host, recipient, response)
+        return tuple(recipient for recipient in email.recipients if recipient not in rejected)
 
     async def was_sent(self, operation_id: str) -> bool:
-        """SMTP can't tell. A second email with the same id has the same Message-ID."""
+        """Always False: SMTP has no status to query. A second email with the same ID has the same Message-ID."""
         return False
 
 
 def smtp(url: str) -> Smtp:
-    """From the SMTP_URL setting. Raises SettingsError."""
+    """The transport for the SMTP_URL setting. Raises SettingsError if the URL is malformed."""
     parts, port = split_url("SMTP_URL", url, URL_FORM)
     valid = parts.scheme in ("smtp", "smtps") and bool(parts.username) == bool(parts.password)
     if not valid or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
-        raise SettingsError("SMTP_URL", f"is malformed: it should be {URL_FORM}.")
+        raise SettingsError("SMTP_URL", f"is malformed. Expected: {URL_FORM}.")
     tls = parts.scheme == "smtps"
     return Smtp(
         host=parts.hostname,

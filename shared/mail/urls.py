@@ -1,4 +1,4 @@
-"""URLs in the settings of email. No message repeats them: they may hold a password."""
+"""Parses URLs in the email settings. Error messages never contain the URL, because it may hold a password."""
 
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
@@ -10,9 +10,9 @@ def split_url(name: str, url: str, example: str) -> tuple[SplitResult, int | Non
     try:
         parts = urlsplit(url)
         port = parts.port
-        (parts.hostname or "").encode("idna")  # connecting would fail on it with an error that names no setting
+        (parts.hostname or "").encode("idna")  # otherwise connecting fails, with an error that names no setting
     except ValueError:
-        raise SettingsError(name, f"is malformed: it should be {example}.") from None
+        raise SettingsError(name, f"is malformed. Expected: {example}.") from None
     return parts, port
 
 

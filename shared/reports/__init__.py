@@ -1,1 +1,1 @@
-"""Daily figures and the email about them."""
+"""Daily figures and the summary email."""

@@ -1,4 +1,4 @@
-"""A day's figures: added up from the ledger, recovered where needed, and stored once nothing in them can be open.
+"""A day's figures: added up from the ledger after recovery, and stored once the day is final.
 
 A day is final once all its calls have settled and none can still be written.
 """
@@ -21,14 +21,14 @@ from shared.turns.recovery import Recovery
 
 log = logging.getLogger(__name__)
 
-LOOK_BACK = timedelta(days=31)  # how long a day is recovered and corrected
-HISTORY = timedelta(days=13)  # days shown before a day
+LOOK_BACK = timedelta(days=31)  # older days are neither recovered nor corrected
+HISTORY = timedelta(days=13)  # shown before a day
 DAY = timedelta(days=1)
-_PARALLEL_DAYS = 4  # added up side by side, each in parts
+_PARALLEL_DAYS = 4  # added up concurrently, each in parts
 
 
 class Reports:
-    """`grace`: how long after its end a day's turns may still write. Raises StorageUnavailable."""
+    """`grace`: how long after the end of a day its turns may still write. Methods raise StorageUnavailable."""
 
     def __init__(self, ledger: Ledger, days: Days, recovery: Recovery, clock: Clock, *, grace: timedelta) -> None:
         self._ledger = ledger
@@ -38,27 +38,28 @@ class Reports:
         self._grace = grace
 
     async def recover(self, after: str = "") -> AsyncIterator[str]:
-        """Account for every call whose process died, day by day. Final days that had unaccounted calls are added up
-        anew. `after` and what is yielded: the latest day that is done, as YYYY-MM-DD."""
+        """Recover every call whose process died, day by day, and add up final days with unaccounted calls again.
+
+        Yields each completed day as YYYY-MM-DD. Days up to and including `after` are skipped."""
         today = self._clock.now().date()
         stored = await self._days.between(today - LOOK_BACK, today)
         for day in _span(today - LOOK_BACK, today):
             if day.isoformat() <= after:
                 continue
-            known = stored.get(day)
-            if known is None or known.figures.unaccounted:
+            stored_day = stored.get(day)
+            if stored_day is None or stored_day.figures.unaccounted:
                 await self._recover(day)
-                if known:
-                    await self._store(replace(known, figures=await self.figures(day)))
+                if stored_day:
+                    await self._store(replace(stored_day, figures=await self.figures(day)))
             yield day.isoformat()
 
     async def day(self, day: date) -> Day:
-        """The day as stored, else as the ledger has it now; it is stored if it is final."""
+        """The stored day, or else its current figures from the ledger. A final day is stored."""
         stored = await self._days.get(day)
         return stored or await self._added_up(day)
 
     async def days(self, first: date, last: date) -> list[Day]:
-        """The same for a span, both ends included."""
+        """Every day from `first` to `last`, both included."""
         days = await self._days.between(first, last)
         missing = [day for day in _span(first, last) if day not in days]
         for batch in (missing[at : at + _PARALLEL_DAYS] for at in range(0, len(missing), _PARALLEL_DAYS)):
@@ -67,7 +68,7 @@ class Reports:
         return [days[day] for day in _span(first, last)]
 
     async def summary(self, day: date, adjustments: tuple[Adjustment, ...] | None = None) -> DailySummary:
-        """The day beside those before it, with the adjustments of its email unless others are given."""
+        """The day compared with the days before it. `adjustments` default to those of the day's email."""
         first_of_month = day.replace(day=1)
         days = await self.days(min(first_of_month, day - HISTORY), day)
         return DailySummary(
@@ -80,14 +81,14 @@ class Reports:
         )
 
     async def figures(self, day: date) -> Figures:
-        """Added up from the ledger, its parts read side by side without holding their rows."""
+        """Added up from the ledger. Its parts are read concurrently, and their rows are not kept in memory."""
         parts = await asyncio.gather(*(_tally(part) for part in self._ledger.parts(day)))
         return reduce(Figures.plus, parts)
 
     async def _added_up(self, day: date) -> Day:
         figures = await self.figures(day)
         over = self._clock.now() >= datetime.combine(day + DAY, time(), UTC) + self._grace
-        if over and figures.open:  # older than recovery looks back, or it has not run yet
+        if over and figures.open:  # older than LOOK_BACK, or recovery has not run yet
             await self._recover(day)
             figures = await self.figures(day)
         fresh = Day(day=day, figures=figures, final=over and not figures.open)
@@ -105,7 +106,7 @@ class Reports:
     async def _store(self, day: Day) -> Day:
         try:
             return await self._days.put(day)
-        except VersionConflict:  # another instance was quicker
+        except VersionConflict:  # another instance stored it first
             return await self._days.get(day.day) or day
 
 

@@ -1,8 +1,8 @@
-"""The summary email: every final day is sent once, whichever timer runs, however often, and wherever it dies.
+"""Sends the summary email of every final day once, whichever timer runs, however often, and wherever a run crashes.
 
-A day is claimed by ETag before it is sent; if a claim lapsed, the transport is first asked whether the email was sent,
-under the id that the day's email has for good. What an email says about earlier days is stored with the claim, so that
-each adjustment is reported once; for that the emails are sent one after the other, in the order of their days.
+A day is claimed by ETag before its email is sent. If an earlier claim has expired, the transport first checks whether
+that email was sent; the operation ID of a day's email never changes. The adjustments of earlier days are stored with
+the claim, so that each is reported once; this requires that emails are sent one after the other, in day order.
 """
 
 import logging
@@ -26,12 +26,13 @@ from shared.storage.days import Days
 
 log = logging.getLogger(__name__)
 
-CLAIM = timedelta(minutes=15)
+CLAIM_DURATION = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailConfig:
-    """When, to which addresses and how. `transport` is made on first use, and raises SettingsError."""
+    """Schedule, addresses and transport of the summary email. `transport` is called on first use; it may raise
+    SettingsError."""
 
     schedule: str | None
     sender: str
@@ -47,27 +48,27 @@ class Delivery:
         self._clock = clock
 
     async def send_due(self) -> None:
-        """The daily timer: send every final day that was not sent, at most 31 days back, and none from before the day
-        that was over when this first ran."""
+        """The daily timer: send every final day that was not sent yet, at most 31 days back. The first run ever starts
+        with the day before it."""
         await self._send_until(self._clock.now(), first_day=self._clock.now().date() - DAY)
 
     async def send_missed(self, _: str = "") -> AsyncIterator[str]:
-        """Maintenance: send what the daily timer should have sent at its latest firing, if that failed. Each day's own
-        row says whether it was sent, so there is no position to go on from."""
+        """Maintenance: send what the daily timer should have sent in its latest run, if that failed. There is no cursor
+        to resume from, because the row of each day stores whether it was sent."""
         if self._config.schedule:
             now = self._clock.now()
             await self._send_until(previous_firing(self._config.schedule, now), first_day=now.date())
         yield ""
 
     async def _send_until(self, due: datetime, *, first_day: date) -> None:
-        """Send the days that were over at `due`. `first_day`: of the first email, if this is the first run; the daily
-        timer's first run sends it too where maintenance ran before."""
+        """Send the days that had ended at `due`. `first_day`: the day of the first email, if this is the first run. The
+        first run of the daily timer sends its `first_day` even if maintenance ran before."""
         latest = due.date() - DAY
         first_ever = date.fromisoformat(await self._days.constant("first_day", first_day.isoformat()))
         first = max(min(first_ever, first_day), due.date() - LOOK_BACK)
         days = await self._reports.days(first, latest) if first <= latest else []
         unsent = [day for day in days if day.final and day.outcome is None]
-        for day in unsent:  # before any is sent, because sending may fail
+        for day in unsent:  # before sending, because sending may fail
             if day.claimed_until is None:  # else an earlier attempt logged it
                 _log_cost(day)
         for day in unsent:
@@ -75,21 +76,23 @@ class Delivery:
                 return
 
     async def send_again(self, day: date) -> tuple[str, ...]:
-        """Send a final day once more, by hand, which the timers ignore. Returns the recipients. Raises InvalidRequest
-        where the day is not final, UpstreamError where sending fails."""
+        """Send the email of a final day by hand; the timers ignore it. Returns the recipients. Raises InvalidRequest
+        if the day is not final, SettingsError if a setting is missing, UpstreamError if sending fails."""
         if not (await self._reports.day(day)).final:
-            raise InvalidRequest(f"{day} is not final yet, so it can't be mailed.", param="date")
+            raise InvalidRequest(f"{day} is not final yet. Send its email once it is.", param="date")
         if not self._config.recipients:
-            raise SettingsError("SUMMARY_RECIPIENTS", "is not set: the addresses that the summary is sent to.")
+            raise SettingsError(
+                "SUMMARY_RECIPIENTS", "is not set. Set it to the addresses that receive the summary email."
+            )
         transport = self._config.transport()
-        counted = await self._update(day, lambda stored: replace(stored, sends=stored.sends + 1))
+        updated = await self._update(day, lambda stored: replace(stored, sends=stored.sends + 1))
         try:
-            return await transport.send(await self._email(day, await self._operation_id(day, counted.sends), ()))
+            return await transport.send(await self._email(day, await self._operation_id(day, updated.sends), ()))
         except MailFailed as error:
-            raise UpstreamError(f"The mail could not be sent: {error}", maybe_billed=False) from error
+            raise UpstreamError(f"The summary email could not be sent: {error}", maybe_billed=False) from error
 
     async def _deliver(self, day: Day, *, is_latest: bool) -> bool:
-        """Whether the day is done; if not, later days wait."""
+        """True if the day is done. If not, later days wait."""
         if day.claimed_until and self._clock.now() < day.claimed_until:
             return False
         if not self._config.recipients:
@@ -101,16 +104,16 @@ class Delivery:
         return True
 
     async def _send(self, day: Day, operation_id: str) -> bool:
-        """Claim the day, send its email and record that; False where another instance was quicker or sending failed.
+        """Claim the day, send its email and record it. False if another instance claimed it first or sending failed.
 
-        The email is composed before the claim, whose ETag then proves that the day is still as the email has it.
+        The email is composed before the claim: the claim's ETag then proves that the day has not changed since.
         """
         transport = self._config.transport()
-        lapsed = day.claimed_until is not None
+        claim_expired = day.claimed_until is not None
         claimed: Day | None = None
         try:
-            was_sent = lapsed and await transport.was_sent(operation_id)
-            adjustments = day.adjustments if lapsed else await self._adjustments(day.day)
+            was_sent = claim_expired and await transport.was_sent(operation_id)
+            adjustments = day.adjustments if claim_expired else await self._adjustments(day.day)
             email = await self._email(day.day, operation_id, adjustments)
             mailed_cost = day.mailed_cost if was_sent else day.figures.cost
             claimed = await self._claim(day, partial(replace, adjustments=adjustments, mailed_cost=mailed_cost))
@@ -118,24 +121,24 @@ class Delivery:
                 return False
             recipients = email.recipients if was_sent else await transport.send(email)
         except MailFailed:
-            log.exception("the summary of %s could not be sent; the next maintenance tries again", day.day)
+            log.exception("the summary of %s could not be sent; the maintenance timer retries", day.day)
             if claimed:
                 await self._update(day.day, partial(_released, claimed.claim, self._clock.now()))
             return False
         await self._record_sent(claimed, recipients)
-        log.info("the summary of %s was sent to %d", day.day, len(recipients))
+        log.info("the summary of %s was sent to %d recipients", day.day, len(recipients))
         return True
 
     async def _claim(self, day: Day, change: Callable[[Day], Day]) -> Day | None:
-        """The day as claimed; None where another instance was quicker. Emails sent by hand meanwhile do not matter."""
+        """The claimed day; None if another instance claimed it first. Emails sent by hand do not interfere."""
         claim = uuid.uuid4().hex
         stored: Day | None = day
         while stored and replace(stored, sends=day.sends) == day:
             with suppress(VersionConflict):
-                until = self._clock.now() + CLAIM
+                until = self._clock.now() + CLAIM_DURATION
                 return await self._days.put(replace(change(stored), claim=claim, claimed_until=until))
             stored = await self._days.get(day.day)
-        return stored if stored and stored.claim == claim else None  # its own, where just the answer was lost
+        return stored if stored and stored.claim == claim else None  # its own claim, if only the response was lost
 
     async def _email(self, day: date, operation_id: str, adjustments: tuple[Adjustment, ...]) -> Email:
         content = summary_email(await self._reports.summary(day, adjustments))
@@ -150,14 +153,14 @@ class Delivery:
         )
 
     async def _record_sent(self, claimed: Day, recipients: tuple[str, ...]) -> None:
-        """The adjustments of earlier days first: if this is interrupted, the lapsed claim leads here again."""
+        """Record the adjustments first: if this is interrupted, the next run repeats it once the claim has expired."""
         for adjustment in claimed.adjustments:
             await self._update(adjustment.day, partial(replace, mailed_cost=adjustment.cost))
         now = self._clock.now()
         await self._update(claimed.day, partial(replace, outcome="sent", sent=now, sent_to=recipients))
 
     async def _adjustments(self, day: date) -> tuple[Adjustment, ...]:
-        """Earlier days whose cost is not what the latest email said."""
+        """Earlier days whose cost has changed since their latest email."""
         earlier = await self._days.between(day - LOOK_BACK, day - DAY)
         return tuple(
             Adjustment(day=d.day, difference=d.figures.cost - d.mailed_cost, cost=d.figures.cost)
@@ -166,12 +169,12 @@ class Delivery:
         )
 
     async def _operation_id(self, day: date, send: int) -> str:
-        """The same for the same send of a day, and different from any other app's."""
+        """The same for every attempt at the same send of a day, and unique across apps."""
         app = await self._days.constant("app", str(uuid.uuid4()))
         return str(uuid.uuid5(uuid.UUID(app), f"{day}/{send}"))
 
     async def _update(self, day: date, change: Callable[[Day], Day]) -> Day:
-        """Change a stored day, whatever another instance has changed in it meanwhile."""
+        """Change a stored day. Repeats the change if another instance changed the day in the meantime."""
         while True:
             stored = await self._days.get(day)
             if stored is None:
@@ -193,5 +196,5 @@ def _log_cost(day: Day) -> None:
 
 
 def _released(claim: str | None, now: datetime, stored: Day) -> Day:
-    """The day with its claim over, unless another process has claimed it by now."""
+    """The day without its claim, unless another process has claimed it in the meantime."""
     return replace(stored, claimed_until=now) if stored.claim == claim else stored

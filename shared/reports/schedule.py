@@ -1,4 +1,4 @@
-"""When the summary email is due: the platform's NCRONTAB schedules, seconds first, six fields, in UTC.
+"""When the summary email is due, by NCRONTAB schedule: six fields, seconds first, in UTC.
 
 https://learn.microsoft.com/azure/azure-functions/functions-bindings-timer#ncrontab-expressions
 """
@@ -9,16 +9,19 @@ from shared.settings import SettingsError
 
 
 def previous_firing(schedule: str, now: datetime) -> datetime:
-    """The latest time at or before `now` that the schedule names. Raises SettingsError. Day of the month and day of the
-    week must both match, as NCRONTAB has it; in cron either is enough."""
+    """The latest scheduled time at or before `now`. Raises SettingsError if the schedule is malformed.
+
+    Day of the month and day of the week must both match, as in NCRONTAB; in cron, either is enough."""
     from croniter import CroniterBadDateError, croniter  # type: ignore[import-untyped]  # only a timer needs it
 
     if len(schedule.split()) != 6 or not croniter.is_valid(schedule, second_at_beginning=True):
-        raise SettingsError("SUMMARY_SCHEDULE", "is malformed: '0 0 6 * * *' is every day at 06:00 UTC.")
+        raise SettingsError("SUMMARY_SCHEDULE", "is malformed. Example: '0 0 6 * * *' is every day at 06:00 UTC.")
     just_after = now + timedelta(microseconds=1)
     times = croniter(schedule, just_after, ret_type=datetime, second_at_beginning=True, day_or=False)
     try:
         previous: datetime = times.get_prev()
     except CroniterBadDateError:  # such as 31 February
-        raise SettingsError("SUMMARY_SCHEDULE", "names no time: '0 0 6 * * *' is every day at 06:00 UTC.") from None
+        raise SettingsError(
+            "SUMMARY_SCHEDULE", "never runs. Example: '0 0 6 * * *' is every day at 06:00 UTC."
+        ) from None
     return previous

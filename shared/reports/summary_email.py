@@ -1,7 +1,7 @@
 """The daily summary as an email: subject, plain text and HTML.
 
 Both bodies have the same content; the templates only lay it out. The HTML uses neither images nor style sheets, because
-mail programs block them; the browser is sent the same document. Jinja is imported on first use: only this module needs
+mail clients block them; browsers get the same document. Jinja is imported on first use, because only this module needs
 it.
 """
 
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from shared.domain.daily import DailySummary, Figures
 from shared.reports.tables import Row, model_name, tables
-from shared.reports.wording import change, change_in_words, dollars, many
+from shared.reports.wording import change, change_in_words, dollars, pluralize
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 WIDTH = 72  # columns of the plain text
-BAR = 40  # columns of its longest bar
+BAR = 40  # columns of the longest bar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def _subject(summary: DailySummary) -> str:
     start, figures = f"Chat cost {summary.day}:", summary.figures
     if not figures.turns:
         return f"{start} no turns"
-    unpriced = f" and {many(figures.unpriced, 'unpriced call')}" if figures.unpriced else ""
+    unpriced = f" and {pluralize(figures.unpriced, 'unpriced call')}" if figures.unpriced else ""
     return f"{start} {dollars(figures.cost)}{unpriced} ({change(figures.cost, summary.day_before)})"
 
 
@@ -55,57 +55,57 @@ def _lead(summary: DailySummary) -> str:
     figures = summary.figures
     if figures.turns:
         compared = change_in_words(figures.cost, summary.day_before)
-        turns = f"{many(figures.turns, 'turn')} in {many(figures.sessions, 'session')}"
+        turns = f"{pluralize(figures.turns, 'turn')} in {pluralize(figures.sessions, 'session')}"
         day = f"That is {compared}, for {turns}."
     else:
-        day = f"Nobody chatted, so nothing was spent. The day before cost {dollars(summary.day_before)}."
+        day = f"There were no turns, so the cost is zero. The day before cost {dollars(summary.day_before)}."
     return (
-        f"{day} The seven days before averaged {dollars(summary.week_average)} a day;"
-        f" the month to date comes to {dollars(summary.month_to_date)}."
+        f"{day} The average of the previous seven days is {dollars(summary.week_average)} a day;"
+        f" the month to date is {dollars(summary.month_to_date)}."
     )
 
 
 def _notices(summary: DailySummary) -> list[tuple[str, str]]:
-    """What the reader should know or do: a word and its sentences."""
+    """What the reader should know or do: a heading and a text each."""
     figures = summary.figures
     notices = [
-        ("So far", "" if summary.final else "This day is not final: its figures may still change."),
+        ("Not final", "" if summary.final else "The figures of this day may still change."),
         ("Unaccounted", _unaccounted(figures) if figures.unaccounted else ""),
         ("Unpriced", _unpriced(figures) if figures.unpriced else ""),
-        ("Failed", f"{many(figures.failed, 'call')}, not billed." if figures.failed else ""),
-        ("Open", f"{many(figures.open, 'call')} still running or to be recovered." if figures.open else ""),
+        ("Failed", f"{pluralize(figures.failed, 'call')}, not billed." if figures.failed else ""),
+        ("Open", f"{pluralize(figures.open, 'call')} still running or waiting for recovery." if figures.open else ""),
     ]
-    return [(word, sentences) for word, sentences in notices if sentences]
+    return [(heading, text) for heading, text in notices if text]
 
 
 def _unaccounted(figures: Figures) -> str:
-    worst = f"cost {dollars(figures.unaccounted_cost)}"
+    maximum = dollars(figures.unaccounted_cost)
     if figures.unbounded == figures.unaccounted:
-        worst = "have a price that is not known"
+        maximum = "unknown, because the price is unknown"
     elif figures.unbounded:
-        worst += f", and what {figures.unbounded:,} of them cost whose price is not known"
+        maximum += f", plus {pluralize(figures.unbounded, 'call')} at an unknown price"
     return (
-        f"{many(figures.unaccounted, 'call')} may have been billed, but no bill was seen (a time-out, a crash, a"
-        f" filter). At worst they {worst}; the cost above leaves them out."
+        f"{pluralize(figures.unaccounted, 'call')} may have been billed, but no usage was reported (timeout,"
+        f" crash or content filter). The maximum cost is {maximum}; the cost above does not include it."
     )
 
 
 def _unpriced(figures: Figures) -> str:
     names = ", ".join(sorted(model_name(model) for model, each in figures.models.items() if each.unpriced_turns))
     return (
-        f"{many(figures.unpriced, 'call')} that the cost above leaves out, because the price of {names} is not known."
-        " Set it in PRICES, by deployment or by model, in USD per 1M tokens."
+        f"{pluralize(figures.unpriced, 'call')} not included in the cost above, because the price of {names} is"
+        " unknown. Set it in PRICES, by deployment or by model, in USD per 1M tokens."
     )
 
 
 def _columns(row: Row) -> str:
-    """A row in plain text: the name to the left, the value to the right, the detail below."""
+    """A row as plain text: the name on the left, the value on the right, the detail below."""
     name = row.name if row.bar is None else f"{row.name}  {'█' * -(-row.bar * BAR // 100)}"
-    room = WIDTH - 2 - len(row.value)
+    name_width = WIDTH - 2 - len(row.value)
     indent = "  " if row.part else ""
-    *above, last = textwrap.wrap(name, room, initial_indent=indent, subsequent_indent=indent) or [""]
+    *above, last = textwrap.wrap(name, name_width, initial_indent=indent, subsequent_indent=indent) or [""]
     below = textwrap.wrap(row.detail, WIDTH, initial_indent="  ", subsequent_indent="  ")
-    return "\n".join([*above, f"{last:<{room}}  {row.value}", *below])
+    return "\n".join([*above, f"{last:<{name_width}}  {row.value}", *below])
 
 
 @cache

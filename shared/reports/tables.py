@@ -1,6 +1,6 @@
-"""The tables of the summary email: names and values, as text.
+"""The tables of the summary email: names and values as text.
 
-Amounts are exact; those of one table have the same number of decimals, so that they can be compared at a glance.
+Amounts are exact. All amounts of a table have the same number of decimals, so that they are easy to compare.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,9 +9,9 @@ from decimal import Decimal
 from functools import reduce
 
 from shared.domain.daily import ANONYMOUS_CALLER, DailySummary, Figures, UsageBreakdown
-from shared.reports.wording import about, decimals, exact, many, short
+from shared.reports.wording import approximate, decimals, exact, pluralize, short_date
 
-MAX_ROWS = 20  # of a table: mail programs cut long emails off
+MAX_ROWS = 20  # per table; mail clients truncate long emails
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class Row:
     name: str
     value: str
     detail: str = ""
-    bar: int | None = None  # percent of the longest; None where the table has no bars
+    bar: int | None = None  # length in percent of the longest bar; None in tables without bars
     strong: bool = False
     part: bool = False  # of the row above
 
@@ -35,26 +35,28 @@ class Table:
 def tables(summary: DailySummary) -> list[Table]:
     """The tables that are not empty."""
     figures = summary.figures
-    found = [
+    day_tables = [
         Table(title="The last 14 days", unit="USD", rows=_days(summary)),
         Table(title="The day", rows=_day(summary)),
         Table(title="Tokens", rows=_tokens(figures)),
         Table(title="By deployment and model", unit="USD", rows=_models(figures)),
         Table(title="By caller", unit="USD", rows=_callers(figures)),
         Table(
-            title="Costliest sessions",
+            title="Most expensive sessions",
             unit="USD",
             rows=_amounts([(session.label, session.cost) for session in figures.costliest]),
-            note="A label is the start of the SHA-256 of a session's id. The id itself would open the conversation.",
+            note="A label is the start of the SHA-256 hash of a session ID. The ID itself gives access to the session.",
         ),
     ]
     adjustments = Table(
         title="Earlier days, adjusted",
         unit="USD",
-        rows=_amounts([(short(adjustment.day), adjustment.difference) for adjustment in summary.adjustments], sign="+"),
-        note="What became known after the emails of those days were sent.",
+        rows=_amounts(
+            [(short_date(adjustment.day), adjustment.difference) for adjustment in summary.adjustments], sign="+"
+        ),
+        note="Cost changes since the emails for these days were sent.",
     )
-    return [table for table in [*(found if figures.turns else []), adjustments] if table.rows]
+    return [table for table in [*(day_tables if figures.turns else []), adjustments] if table.rows]
 
 
 def model_name(model: tuple[str, str]) -> str:
@@ -62,18 +64,18 @@ def model_name(model: tuple[str, str]) -> str:
 
 
 def clean(name: str) -> str:
-    """A name from outside, on one line."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in name).split())
+    """A name from outside this app, on one line and without control characters."""
+    return " ".join("".join(character if character.isprintable() else " " for character in name).split())
 
 
 def _days(summary: DailySummary) -> list[Row]:
     costs = [day.cost for day in summary.history]
-    places, most = _places(costs), max(costs) or 1
+    places, highest = _places(costs), max(costs) or 1
     return [
         Row(
-            name=short(day.day),
+            name=short_date(day.day),
             value=exact(day.cost, places),
-            bar=max(round(100 * day.cost / most), 1 if day.cost else 0),
+            bar=max(round(100 * day.cost / highest), 1 if day.cost else 0),
             strong=day.day == summary.day,
         )
         for day in summary.history
@@ -82,16 +84,16 @@ def _days(summary: DailySummary) -> list[Row]:
 
 def _day(summary: DailySummary) -> list[Row]:
     figures = summary.figures
-    return _present(
+    return _rows_with_value(
         ("Cost", f"${exact(figures.cost)}"),
-        ("Average per turn", about(figures.cost_per_turn)),
-        ("Average of the seven days before", about(summary.week_average)),
+        ("Average per turn", approximate(figures.cost_per_turn)),
+        ("Average of the previous seven days", approximate(summary.week_average)),
         ("Month to date", f"${exact(summary.month_to_date)}"),
         ("Turns", f"{figures.turns:,}"),
         ("Sessions", f"{figures.sessions:,}"),
         ("Calls", f"{figures.calls:,}"),
         ("of which unaccounted", _count(figures.unaccounted)),
-        ("their worst case, on top", f"${exact(figures.unaccounted_cost)}" if figures.unaccounted_cost else ""),
+        ("their maximum cost, not included", f"${exact(figures.unaccounted_cost)}" if figures.unaccounted_cost else ""),
         ("of which unpriced", _count(figures.unpriced)),
         ("of which failed", _count(figures.failed)),
         ("of which still open", _count(figures.open)),
@@ -102,7 +104,7 @@ def _tokens(figures: Figures) -> list[Row]:
     usage = figures.usage
     if not usage.total_tokens:
         return []
-    return _present(
+    return _rows_with_value(
         ("Prompt", f"{usage.prompt_tokens:,}"),
         ("of which cached", f"{usage.cached_tokens:,}"),
         ("of which written to the cache", _count(usage.cache_write_tokens)),
@@ -124,7 +126,7 @@ def _callers(figures: Figures) -> list[Row]:
 
 
 def _breakdowns(breakdowns: Iterable[tuple[str, UsageBreakdown]]) -> list[Row]:
-    """The costliest first; those that are too many as one."""
+    """Highest cost first. Entries after the first MAX_ROWS are added up in one row."""
     ranked = sorted(breakdowns, key=lambda named: (-named[1].cost, named[0]))
     if others := ranked[MAX_ROWS:]:
         rest = reduce(UsageBreakdown.plus, (breakdown for _, breakdown in others))
@@ -133,8 +135,8 @@ def _breakdowns(breakdowns: Iterable[tuple[str, UsageBreakdown]]) -> list[Row]:
     return [
         Row(
             name=name,
-            value="not known" if breakdown.unpriced_turns and not breakdown.cost else exact(breakdown.cost, places),
-            detail=f"{many(breakdown.calls, 'call')}, {breakdown.prompt_tokens:,} prompt and"
+            value="unknown" if breakdown.unpriced_turns and not breakdown.cost else exact(breakdown.cost, places),
+            detail=f"{pluralize(breakdown.calls, 'call')}, {breakdown.prompt_tokens:,} prompt and"
             f" {breakdown.completion_tokens:,} completion tokens",
         )
         for name, breakdown in ranked
@@ -154,6 +156,6 @@ def _count(count: int) -> str:
     return f"{count:,}" if count else ""
 
 
-def _present(*rows: tuple[str, str]) -> list[Row]:
-    """The rows that have a value; one whose name goes on in lower case is part of the one above."""
+def _rows_with_value(*rows: tuple[str, str]) -> list[Row]:
+    """The rows that have a value. A row whose name starts in lower case is part of the row above."""
     return [Row(name=name, value=value, part=name[0].islower()) for name, value in rows if value]

@@ -1,1 +1,1 @@
-"""Conversations, the ledger and days in Azure Table Storage."""
+"""Sessions, the ledger and daily figures in Azure Table Storage."""

@@ -1,6 +1,6 @@
-"""Calls as columns: of a ledger row, and as JSON of a turn's row.
+"""Converts calls to and from columns of a ledger row; a turn's row holds the same fields as JSON.
 
-Stored names: see session_rows.
+Stored names must not change: see session_rows.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def call_columns(call: Call) -> dict[str, Any]:
         "id": call.id,
         "day": call.day.isoformat(),
         "deadline": call.deadline.isoformat(),
-        **({"step": call.step} if call.step else {}),  # absent from calls that were stored before there were steps
+        **({"step": call.step} if call.step else {}),  # calls stored before steps existed lack it
         "state": call.state.value,
         "deployment": call.deployment,
         "worst_case": _amount(call.worst_case),

@@ -1,18 +1,18 @@
-"""How far resumable maintenance jobs came, as rows of the daily table."""
+"""Positions of resumable maintenance jobs, as rows of the daily table."""
 
 from shared.storage.tables import Table
 
-_PARTITION = "~cursors"  # a partition of the app's own: no month has this name
+_PARTITION = "~cursors"  # reserved: the partitions of days are months (YYYY-MM)
 
 
 class Cursors:
-    """Raises VersionConflict where another instance moved the same cursor, and StorageUnavailable."""
+    """Raises VersionConflict if another instance has moved the same cursor, and StorageUnavailable."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
 
     async def get(self, job: str) -> tuple[str, str]:
-        """Where the job goes on, "" for its beginning; and the etag of that."""
+        """The position from which the job resumes ("" for the beginning), and the row's etag."""
         row = await self._table.get(_PARTITION, job)
         return (row["position"], row["etag"]) if row else ("", "")
 

@@ -1,6 +1,6 @@
-"""Days as plain rows of the daily table.
+"""Converts days to and from plain rows of the daily table.
 
-Stored names: see session_rows.
+Stored names must not change: see session_rows.
 """
 
 from collections.abc import Mapping
@@ -79,7 +79,7 @@ def _figures_fields(figures: Figures) -> dict[str, Any]:
 
 def _figures(fields: Mapping[str, Any]) -> Figures:
     counts: dict[str, Any] = {name: fields.get(name, 0) for name in _COUNTS}
-    counts["unpriced_turns"] = fields.get("unpriced_turns", counts["unpriced"])  # days of before: one call a turn
+    counts["unpriced_turns"] = fields.get("unpriced_turns", counts["unpriced"])  # older rows: each turn had one call
     amounts: dict[str, Any] = {name: Decimal(fields[name]) for name in _AMOUNTS}
     return Figures(
         **counts,

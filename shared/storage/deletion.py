@@ -1,8 +1,9 @@
-"""Clearing and erasing conversations, so that an interruption at any point is finished later and nothing comes back.
+"""Clears and erases conversations. An interrupted deletion is finished later, and deleted content never reappears.
 
-A row in the partition `~erasing` comes first, then its id goes on the session's head: from then on an erased session is
-not found, and a cleared one shows no content. The rows go next, in transactions that the head guards, so that a write
-of another process is never missed. Last the id leaves the head (or the head goes), then the row of `~erasing`.
+1. Insert a row (the mark) into the partition `~erasing`.
+2. Write its id to the session's head. From now on an erased session is not found, and a cleared one shows no content.
+3. Delete the session's rows in transactions that check the head's ETag, so that no write of another process is missed.
+4. Remove the id from the head (or delete the head), then delete the mark.
 """
 
 import uuid
@@ -19,8 +20,8 @@ from shared.storage.sessions import Sessions
 from shared.storage.tables import Row, Table, Write
 
 ERASING = "~erasing"
-_STALE = timedelta(minutes=15)  # age of a row of `~erasing` whose head is marked by now, or never will be
-_BATCH = 99  # rows of one transaction beside the head: a transaction takes 100 writes
+_STALE = timedelta(minutes=15)  # age of a mark: if its id is not on the head by now, it never will be
+_BATCH = 99  # rows in a transaction besides the head: a transaction takes at most 100 writes
 
 
 class Deletions:
@@ -32,12 +33,12 @@ class Deletions:
         self._clock = clock
 
     async def begin(self, session: Session, *, erase: bool) -> Session | None:
-        """Put the deletion on the head, where it takes effect. None: the head has changed, read it again."""
+        """Write the deletion to the head; from then on it is in effect. Returns None if the head has changed."""
         deletion = Deletion(id=uuid.uuid4().hex, erase=erase)
         marked = replace(session, deletion=deletion, updated=self._clock.now())
         if not erase:
             marked = replace(marked, cleared_through=session.turns, window_start=session.turns + 1)
-        with suppress(VersionConflict):  # the id is new: the row there is this one, and only the answer was lost
+        with suppress(VersionConflict):  # the id is new: the row was written, only the response was lost
             await self._table.put(
                 {"PartitionKey": ERASING, "RowKey": deletion.id, "session": session.id, "begun": marked.updated}
             )
@@ -45,27 +46,27 @@ class Deletions:
             return replace(marked, etag=await self._table.put(rows.from_session(marked), session.etag))
         except VersionConflict:
             stored = await self._sessions.head(session.id)
-            if stored and stored.deletion == deletion:  # it was written, and only the answer was lost
+            if stored and stored.deletion == deletion:  # the head was written, only the response was lost
                 return stored
-            await self._forget(deletion)
+            await self._delete_mark(deletion)
             return None
 
     async def finish(self, session: Session) -> None:
-        """Carry out the deletion that is on the head. Another process may do so at the same time."""
+        """Carry out the deletion that is on the head. Another process may do the same at the same time."""
         deletion = session.deletion
         head: Session | None = session
         while deletion and head and head.deletion == deletion:
             try:
                 await self._carry_out(head, deletion)
                 break
-            except VersionConflict:  # a turn that still runs has settled, or another process is doing the same
+            except VersionConflict:  # a running turn has settled, or another process does the same
                 head = await self._sessions.head(session.id)
         if deletion:
-            await self._forget(deletion)
+            await self._delete_mark(deletion)
 
     async def finish_interrupted(self, after: str) -> AsyncIterator[str]:
-        """Carry out the deletions that were left unfinished, and drop rows of `~erasing` that never reached their
-        session's head. `after` and what is yielded: the id of the deletion that was looked at last."""
+        """Carry out interrupted deletions, and delete stale marks whose id never reached their session's head. Starts
+        after the id `after`; yields the id of each deletion that was handled."""
         marks = self._table.query("PartitionKey eq @erasing and RowKey gt @after", {"erasing": ERASING, "after": after})
         async for mark in marks:
             head = await self._sessions.head(mark["session"])
@@ -81,26 +82,26 @@ class Deletions:
 
     async def _carry_out(self, head: Session, deletion: Deletion) -> None:
         batch: list[Write] = []
-        async for row in self._rows_behind(head):
-            batch += _deleting(row, head, deletion)
+        async for row in self._rows_after(head):
+            batch += _deletion_writes(row, head, deletion)
             if len(batch) == _BATCH:
-                head, batch = await self._commit(head, batch, left=head), []
-        await self._forget_first_key(head)
-        left = None if deletion.erase else replace(head, deletion=None, first_key=None)
-        await self._commit(head, batch, left)
+                head, batch = await self._commit(head, batch, new_head=head), []
+        await self._delete_pointer(head)
+        new_head = None if deletion.erase else replace(head, deletion=None, first_key=None)
+        await self._commit(head, batch, new_head)
 
-    async def _commit(self, head: Session, batch: Sequence[Write], left: Session | None) -> Session:
-        """The batch and the head in one transaction: the head as `left`, or gone where that is None."""
-        row = rows.from_session(left or head)
-        etags = await self._table.commit([Write("put" if left else "delete", row, head.etag), *batch])
+    async def _commit(self, head: Session, batch: Sequence[Write], new_head: Session | None) -> Session:
+        """Write the batch and the head in one transaction. `new_head`: None deletes the head."""
+        row = rows.from_session(new_head or head)
+        etags = await self._table.commit([Write("put" if new_head else "delete", row, head.etag), *batch])
         return replace(head, etag=etags[0])
 
-    def _rows_behind(self, session: Session) -> AsyncIterator[Row]:
+    def _rows_after(self, session: Session) -> AsyncIterator[Row]:
         return self._table.query(
             "PartitionKey eq @session and RowKey gt @head", {"session": session.id, "head": rows.HEAD}
         )
 
-    async def _forget_first_key(self, head: Session) -> None:
+    async def _delete_pointer(self, head: Session) -> None:
         if head.first_key is None:
             return
         pointer = await self._table.get(rows.pointer_partition(head.first_key), rows.POINTER)
@@ -108,14 +109,14 @@ class Deletions:
             with suppress(VersionConflict):
                 await self._table.delete(pointer["PartitionKey"], rows.POINTER, pointer["etag"])
 
-    async def _forget(self, deletion: Deletion) -> None:
+    async def _delete_mark(self, deletion: Deletion) -> None:
         if mark := await self._table.get(ERASING, deletion.id):
-            with suppress(VersionConflict):  # another process was quicker
+            with suppress(VersionConflict):  # another process has deleted it
                 await self._table.delete(ERASING, deletion.id, mark["etag"])
 
 
-def _deleting(row: Row, head: Session, deletion: Deletion) -> list[Write]:
-    """The write for one row: deleted, or, for a cleared turn, its money without its content."""
+def _deletion_writes(row: Row, head: Session, deletion: Deletion) -> list[Write]:
+    """The write for one row: delete it, or, for a cleared turn, remove its content and keep its cost."""
     if deletion.erase or not row["RowKey"].startswith("turn-"):
         return [Write("delete", row, row["etag"])]
     turn = rows.to_turn(row)

@@ -1,7 +1,8 @@
-"""The usage table: one row for every model call that may be billed, by UTC day. It holds no content.
+"""The usage table: one row for each model call that may be billed, by UTC day. It holds no content.
 
-The row of a call is inserted `open` before the call is made, and raised afterwards. Rows of calls that never began are
-inserted `abandoned` (recovery's fence) or `failed`. Rows are never lowered and never deleted.
+The row of a call is inserted as `open` before the call is made. Afterwards it is raised: its state is replaced by one
+of a higher rank. Rows of calls that never started are inserted as `abandoned` (recovery's fence) or `failed`. A row is
+never lowered to a state of a lower rank, and never deleted.
 """
 
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from shared.storage.tables import Table
 
 
 class Ledger:
-    """Raises VersionConflict where an inserted row exists already, and StorageUnavailable."""
+    """Raises VersionConflict if a row to insert exists already, and StorageUnavailable."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -24,8 +25,8 @@ class Ledger:
     async def open(
         self, principal: Principal, entry: LedgerEntry, *, replaces: tuple[LedgerEntry, Call] | None = None
     ) -> LedgerEntry:
-        """Raise the row that is replaced, then insert the new one: two writes, either of which may be lost, as after a
-        crash. Nothing is refused yet; this is where the principal's limits apply."""
+        """Raise the row that is replaced, if any, then insert the new one. These are two separate writes: either can be
+        lost in a crash. No call is refused yet; limits of the principal belong here."""
         if replaces:
             await self.raise_call(*replaces)
         return await self._insert(entry)
@@ -34,13 +35,13 @@ class Ledger:
         return await self._insert(entry)
 
     async def find(self, call: Call, session_id: str | None, turn: int) -> LedgerEntry | None:
-        """The row of a call as it stands."""
+        """The current row of a call."""
         row = await self._table.get(*ledger_keys(call, session_id, turn))
         return to_entry(row) if row else None
 
     async def raise_call(self, entry: LedgerEntry, call: Call) -> bool:
-        """Raise the row to the call's state, unless it is as high already or does not exist any more. An entry that was
-        never read (without an etag) is inserted. Returns whether this changed the row."""
+        """Raise the row to the call's state, unless the row's state ranks as high already or the row is gone. An entry
+        without an etag (never read) is inserted. Returns True if this changed the row."""
         current: LedgerEntry | None = entry
         while current and call.state.rank > current.call.state.rank:
             try:
@@ -52,13 +53,13 @@ class Ledger:
         return False
 
     def parts(self, day: date) -> list[AsyncIterator[LedgerEntry]]:
-        """A day's rows in 16 parts, to be read side by side. In each, the rows of one session are together, in the
-        order of its turns."""
+        """A day's rows in 16 parts, to be read concurrently. Within a part, the rows of a session are adjacent and in
+        the order of its turns."""
         return [self._part(ledger_partition(day, shard)) for shard in range(SHARDS)]
 
     async def unfinished(self, day: date) -> AsyncIterator[LedgerEntry]:
         """The day's rows that are open or unaccounted."""
-        # A parameter ends at a space: the parentheses stand apart.
+        # The SDK ends a parameter's name at a space, so the parentheses need spaces around them.
         condition = "PartitionKey ge @first and PartitionKey le @last and ( state eq @open or state eq @unaccounted )"
         span = {"first": ledger_partition(day, 0), "last": ledger_partition(day, SHARDS - 1)}
         states = {"open": State.OPEN.value, "unaccounted": State.UNACCOUNTED.value}

@@ -1,6 +1,6 @@
-"""Ledger entries as plain rows of the usage table. It holds no content.
+"""Converts ledger entries to and from plain rows of the usage table, which holds no content.
 
-Stored names: see session_rows.
+Stored names must not change: see session_rows.
 """
 
 from datetime import date
@@ -12,8 +12,8 @@ from shared.storage.call_columns import USAGE_COLUMNS, call_columns, to_call
 
 Row = dict[str, Any]
 
-SHARDS = 16  # partitions of a day
-# What a day's summary reads of a row: a fifth less to parse.
+SHARDS = 16  # partitions per day
+# The columns that a day's summary needs: a fifth less to parse than whole rows.
 SUMMARY_COLUMNS = [
     *("RowKey", "id", "day", "deadline", "step", "state", "deployment", "caller", "worst_case"),
     *(*USAGE_COLUMNS, "cost", "rates", "model"),
@@ -25,7 +25,7 @@ def ledger_partition(day: date, shard: int) -> str:
 
 
 def ledger_keys(call: Call, session_id: str | None, turn: int) -> tuple[str, str]:
-    """PartitionKey and RowKey of a call, the same for every process that writes it, at any time."""
+    """PartitionKey and RowKey of a call. They never change, whichever process writes the row."""
     shard = int(sha256_hex(session_id or call.id)[:2], 16) % SHARDS
     return ledger_partition(call.day, shard), f"{session_id}~{turn:010}~{call.id}" if session_id else f"~{call.id}"
 

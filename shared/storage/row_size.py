@@ -1,6 +1,6 @@
-"""How large a turn may be: what fits one row, and what is cut where an answer does not.
+"""Limits a turn to the size of one row, and cuts an answer that does not fit.
 
-An entity may have 1 MiB, at two bytes a UTF-16 unit
+An entity may have 1 MiB, at two bytes per UTF-16 unit
 (https://learn.microsoft.com/rest/api/storageservices/understanding-the-table-service-data-model#property-types).
 """
 
@@ -11,20 +11,20 @@ from shared.domain.conversation import Session, Turn
 from shared.errors import MessageTooLarge
 from shared.storage.call_columns import json_text
 
-MAX_TEXT_BYTES = 1_000_000  # the rest of the 1 MiB is for names, keys and calls
+MAX_TEXT_BYTES = 1_000_000  # leaves the rest of the 1 MiB for names, keys and calls
 BYTES_PER_ANSWER_TOKEN = 8  # four characters of two bytes
 
 
 def check_size(session: Session, turn: Turn, answer_tokens: int) -> None:
-    """Raises MessageTooLarge where the session or the turn, with an answer of that many tokens, would not fit."""
+    """Raises MessageTooLarge if the session, or the turn with an answer of that many tokens, does not fit in a row."""
     if len(session.system.encode("utf-16-le")) > MAX_TEXT_BYTES:
-        raise MessageTooLarge("The system prompt is larger than a session can hold.")
+        raise MessageTooLarge("The system prompt is too large to store.")
     if text_bytes(turn) + answer_tokens * BYTES_PER_ANSWER_TOKEN > MAX_TEXT_BYTES:
-        raise MessageTooLarge("The message, with room for its answer, is larger than one turn can hold.")
+        raise MessageTooLarge("The message, with room for its answer, is too large to store.")
 
 
 def cut_to_fit(turn: Turn) -> Turn:
-    """The turn without its log probabilities, then with its answer's text cut, as far as that is needed to fit."""
+    """The turn, cut to fit in a row: first without its log probabilities, then with its answer's text halved."""
     if text_bytes(turn) <= MAX_TEXT_BYTES:
         return turn
     extras = {name: value for name, value in turn.extras.items() if name != "logprobs"}

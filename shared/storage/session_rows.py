@@ -1,6 +1,6 @@
-"""Sessions, turns and idempotency records as plain rows of the sessions table.
+"""Converts sessions, turns and idempotency records to and from plain rows of the sessions table.
 
-Stored names: keys and columns are in tables already, so they change only with a migration.
+Stored names: existing tables hold these keys and columns, so a change needs a migration.
 """
 
 from decimal import Decimal
@@ -15,18 +15,18 @@ from shared.storage.call_columns import call_columns, json_text, to_call, to_usa
 Row = dict[str, Any]
 
 HEAD = "head"
-POINTER = "first"  # in a partition of its own: the session that a first request's Idempotency-Key began
+POINTER = "first"  # in a partition per Idempotency-Key: the session that the first request with this key started
 _NEWEST_FIRST = 9_999_999_999
-_POINTER_PREFIX = "~key-"  # partitions that begin with ~ are the app's own: no session id does
+_POINTER_PREFIX = "~key-"  # reserved: no session id begins with ~
 
 
 def turn_key(number: int) -> str:
-    """RowKey of a turn: the newest sorts first, right behind the head."""
+    """RowKey of a turn. Newer turns sort first, directly after the head."""
     return f"turn-{_NEWEST_FIRST - number:010}"
 
 
 def record_key(key_hash: str) -> str:
-    """RowKey of an idempotency record: sorts behind the turns."""
+    """RowKey of an idempotency record. It sorts after the turns."""
     return f"used-{key_hash}"
 
 
@@ -61,7 +61,7 @@ def from_session(session: Session) -> Row:
 
 
 def lease_columns(session: Session) -> Row:
-    """The columns of a head that the renewal of a lease writes."""
+    """The columns of the head that renewing the lease writes."""
     lease = session.lease
     return {"lease_call": lease and lease.call, "lease_until": lease and lease.until}
 

@@ -1,5 +1,5 @@
-"""The sessions table: conversations and their running totals. One partition a session; every change of it is one
-transaction guarded by the head's ETag."""
+"""The sessions table: conversations and their running totals. A session is one partition; each change to it is one
+transaction that checks the head's ETag."""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -13,7 +13,7 @@ from shared.storage import row_size
 from shared.storage import session_rows as rows
 from shared.storage.tables import Row, Table, Write
 
-MAX_ROWS = 512  # read for one turn, however many of them failed and are not replayed
+MAX_ROWS = 512  # rows read for one turn at most; failed turns count, though they are not replayed
 _PAGE = MAX_TURNS + 1  # the head and all turns of a window: one request in most cases
 
 
@@ -28,15 +28,15 @@ class Sessions:
         row_size.check_size(session, turn, answer_tokens)
 
     async def read(self, session_id: str) -> tuple[Session | None, list[Turn]]:
-        """The head and the latest turns, newest first: as many as a window can need. The head sorts before the
-        turns."""
+        """The head and the latest turns, newest first, as many as a window can need. The head's row sorts before those
+        of the turns."""
         session: Session | None = None
         turns: list[Turn] = []
         async for row in self._rows(session_id, rows.HEAD):
             if row["RowKey"] == rows.HEAD:
                 session = rows.to_session(row)
             elif session is None:
-                break  # rows that an erasure has yet to delete
+                break  # rows that an unfinished erasure has not deleted yet
             else:
                 turns.append(rows.to_turn(row))
             if session is None or _enough(session, turns):
@@ -52,7 +52,7 @@ class Sessions:
         return rows.to_turn(row) if row else None
 
     async def history(self, session: Session, *, before: int, limit: int) -> list[Turn]:
-        """At most `limit` turns with numbers below `before`, newest first, without cleared ones."""
+        """At most `limit` turns with numbers below `before`, newest first, without cleared turns."""
         turns: list[Turn] = []
         async for row in self._rows(session.id, rows.turn_key(before - 1), page=limit):
             turn = rows.to_turn(row)
@@ -68,8 +68,8 @@ class Sessions:
         return rows.to_record(row) if row else None
 
     async def first_session(self, record: IdempotencyRecord, session_id: str) -> tuple[str, IdempotencyRecord]:
-        """The session that the first request with this key began, and that request's record: the arguments themselves
-        if the key is new. Never overwritten, so that every retry finds the same session."""
+        """The session that the first request with this key started, and that request's record; the given ones if the
+        key is new. The pointer is never overwritten, so that every retry gets the same session."""
         partition = rows.pointer_partition(record.key)
         while True:
             row: Row = {"PartitionKey": partition, "RowKey": rows.POINTER, "session": session_id}
@@ -82,8 +82,8 @@ class Sessions:
     async def commit(
         self, session: Session, turn: Turn, record: IdempotencyRecord | None = None
     ) -> tuple[Session, Turn]:
-        """Write all in one transaction, each over the version that was read (or as new); returns head and turn as
-        stored."""
+        """Write all rows in one transaction: each replaces the version that was read, or is inserted. Returns head and
+        turn as stored."""
         session, turn = replace(session, updated=self._clock.now()), row_size.cut_to_fit(turn)
         writes = [
             Write("put", rows.from_session(session), session.etag),
@@ -95,7 +95,7 @@ class Sessions:
         return replace(session, etag=etags[0]), replace(turn, etag=etags[1])
 
     async def renew(self, session: Session) -> Session:
-        """Write the head's lease, and nothing else of it."""
+        """Write only the lease columns of the head."""
         key: Row = {"PartitionKey": session.id, "RowKey": rows.HEAD}
         return replace(session, etag=await self._table.merge({**key, **rows.lease_columns(session)}, session.etag))
 
@@ -108,7 +108,7 @@ class Sessions:
 
 
 def _enough(session: Session, turns: list[Turn]) -> bool:
-    """Whether the window is full, its start is reached, or too many rows were read."""
+    """True if the window is full, its start is reached, or MAX_ROWS turns were read."""
     if not turns:
         return session.turns == 0
     return (

@@ -1,7 +1,7 @@
-"""Rows by azure-data-tables: plain values in and out, and what can go wrong.
+"""Reads and writes rows through azure-data-tables, and translates its errors.
 
-A row is a dict of plain values. Integers are written as Int64, Decimals as text, long text is cut into `name`,
-`name_1`, … because a string property holds 32,768 UTF-16 units
+A row is a dict of plain values. Integers are stored as Int64 and Decimals as text. Long text is split into `name`,
+`name_1`, … because a string property holds at most 32,768 UTF-16 units
 (https://learn.microsoft.com/rest/api/storageservices/understanding-the-table-service-data-model#property-types).
 """
 
@@ -39,8 +39,8 @@ class Write:
 
 
 class Table:
-    """One table. It is made when it is first found missing. Raises VersionConflict where a condition does not hold, and
-    StorageUnavailable where the service can't be reached or refuses."""
+    """One table, created on first use if it is missing. Raises VersionConflict if a condition fails, and
+    StorageUnavailable if the service can't be reached or rejects the request."""
 
     def __init__(self, client: TableClient, access: ServiceAccess) -> None:
         self._client = client
@@ -54,47 +54,47 @@ class Table:
             return None
 
     async def put(self, row: Row, etag: str = "") -> str:
-        """Insert the row, or replace the version `etag` of it; returns its new etag."""
+        """Insert the row, or replace its version `etag`; returns the new etag."""
         entity = _encoded(row)
         if not etag:
-            made = await self._attempt(lambda: self._client.create_entity(entity))
+            metadata = await self._attempt(lambda: self._client.create_entity(entity))
         else:
-            made = await self._attempt(
+            metadata = await self._attempt(
                 lambda: self._client.update_entity(entity, UpdateMode.REPLACE, **_unchanged(etag))
             )
-        return str(made["etag"])
+        return str(metadata["etag"])
 
     async def merge(self, row: Row, etag: str) -> str:
-        """Change just the given properties of the version `etag`; returns the new etag."""
+        """Change only the given properties of the row's version `etag`; returns the new etag."""
         entity = _encoded(row)
-        made = await self._attempt(lambda: self._client.update_entity(entity, UpdateMode.MERGE, **_unchanged(etag)))
-        return str(made["etag"])
+        metadata = await self._attempt(lambda: self._client.update_entity(entity, UpdateMode.MERGE, **_unchanged(etag)))
+        return str(metadata["etag"])
 
     async def delete(self, partition: str, key: str, etag: str) -> None:
         await self._attempt(lambda: self._client.delete_entity(partition, key, **_unchanged(etag)))
 
     async def commit(self, writes: Sequence[Write]) -> list[str]:
-        """All writes or none, in one partition; returns the new etag of each (empty for a deletion)."""
+        """Do all writes or none, in one partition; returns the new etag of each (empty for a delete)."""
         operations = [_operation(write) for write in writes]
-        made = await self._attempt(lambda: self._client.submit_transaction(operations))
-        return [str(metadata.get("etag", "")) for metadata in made]
+        results = await self._attempt(lambda: self._client.submit_transaction(operations))
+        return [str(metadata.get("etag", "")) for metadata in results]
 
     async def query(
         self, condition: str, parameters: Mapping[str, Any], *, page: int = 1_000, select: list[str] | None = None
     ) -> AsyncIterator[Row]:
-        """Rows in key order; of each just the properties `select`, or all. Continuation tokens are followed as far as
-        the caller reads on."""
+        """Rows in key order, with the properties in `select` or all. Further pages are fetched only as the caller reads
+        on."""
         pages = self._client.query_entities(
             condition, parameters=dict(parameters), results_per_page=page, select=select
         ).by_page()
         while True:
             try:
-                found = await self._attempt(pages.__anext__)
+                entities = await self._attempt(pages.__anext__)
             except StopAsyncIteration:
                 return
-            except VersionConflict as error:  # no key was asked for: this is no table of ours
+            except VersionConflict as error:  # not a missing row, since no key was given: no table service
                 raise StorageUnavailable from error
-            async for entity in found:
+            async for entity in entities:
                 yield _decoded(entity)
 
     async def _attempt(self, request: Callable[[], Awaitable[T]]) -> T:
@@ -102,7 +102,7 @@ class Table:
             try:
                 return await request()
             except HttpResponseError as error:
-                if "TableNotFound" not in str(error):  # an insert's error carries its code in the text alone
+                if "TableNotFound" not in str(error):  # after an insert, only the text has the error code
                     raise
             await self._create()
             return await request()
@@ -110,7 +110,7 @@ class Table:
             if error.status_code in (404, 409, 412):
                 raise VersionConflict(_code(error)) from error
             reason = f"{error.status_code} {_code(error)}" if error.status_code else type(error).__name__
-            log.warning("storage answered %s", reason)
+            log.warning("storage returned %s", reason)
             if error.status_code in (401, 403) or isinstance(error, ClientAuthenticationError):
                 self._access.log_refusal(reason)
                 raise StorageUnavailable(self._access.message, retry_after=30) from error
@@ -162,14 +162,14 @@ def _encoded(row: Row) -> dict[str, Any]:
 
 
 def _pieces(text: str) -> list[str]:
-    """The text in pieces that a property can hold, cut between characters."""
+    """Split the text, between characters, into pieces that fit in a property."""
     if len(text) * 2 <= MAX_PROPERTY_UNITS:
         return [text]
     units, pieces, start = text.encode("utf-16-le"), [], 0
     while start < len(units):
         end = start + MAX_PROPERTY_UNITS * 2
         if end < len(units) and 0xD8 <= units[end - 1] <= 0xDB:
-            end -= 2  # the first half of a surrogate pair: leave it to the next piece
+            end -= 2  # the first half of a surrogate pair: move it to the next piece
         pieces.append(units[start:end].decode("utf-16-le"))
         start = end
     return pieces
@@ -178,7 +178,7 @@ def _pieces(text: str) -> list[str]:
 def _decoded(entity: TableEntity) -> Row:
     row: Row = {"etag": entity.metadata["etag"]}
     for name, value in entity.items():
-        if value is not None:  # what is selected and not there may come as null
+        if value is not None:  # a selected property that the row lacks may be null
             row[name] = _plain(value)
     for name in [name for name in row if f"{name}_1" in row]:
         pieces = [row.pop(name)]
@@ -192,7 +192,7 @@ def _plain(value: Any) -> Any:
     match value:
         case EntityProperty():
             return value.value
-        case datetime():  # the SDK's own kind keeps the service's text beside it
+        case datetime():  # the SDK's subclass also carries the service's text
             return datetime.combine(value.date(), value.timetz())
         case _:
             return value

@@ -1,4 +1,4 @@
-"""One turn of a conversation, from the request to the settled cost, and what becomes of it if its process dies.
+"""One turn of a conversation, from the request to the settled cost, and its recovery if the process dies.
 
-Knows no service: `ports` names what it needs from storage, the model and telemetry.
+Independent of any service: `ports` declares what it needs from storage, the model and telemetry.
 """

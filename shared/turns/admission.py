@@ -1,4 +1,4 @@
-"""Opening a call in the ledger: only once its row is acknowledged may anything be spent."""
+"""Opens a call in the ledger. Nothing may be spent before its row is acknowledged."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,8 +26,8 @@ class Admission:
         replaces: tuple[LedgerEntry, Call] | None = None,
         on_refusal: Callable[[ChatError], None],
     ) -> LedgerEntry:
-        """Open the turn's call. If it is refused, `on_refusal` is called first, because nothing was spent and the
-        caller need not wait; then the call is failed in the session and the ledger, and the error raised."""
+        """Open the turn's call. On refusal, call `on_refusal` first: nothing was spent, so the caller need not wait.
+        Then mark the call as failed in the session and the ledger, and raise the error."""
         call = turn.call
         new = LedgerEntry(call=call, session_id=turn.session_id, turn=turn.number, caller=request.principal.name)
         row: LedgerEntry | None = None
@@ -35,7 +35,7 @@ class Admission:
             if self._clock.now() < call.deadline:
                 row = await self._ledger.open(request.principal, new, replaces=replaces)
         if row is None:
-            with suppress(StorageUnavailable):  # it may be there: ours with its answer lost, or recovery's fence
+            with suppress(StorageUnavailable):  # the row may exist: ours after a lost response, or a fence
                 row = await self._ledger.find(call, turn.session_id, turn.number)
         if row and row.call.state is State.OPEN and self._clock.now() < call.deadline:
             return row
@@ -44,6 +44,6 @@ class Admission:
         failed = replace(call, state=State.FAILED, reason=error.code)
         finished = self._clock.now()
         await turn.settle(failed, TurnResult(messages=request.messages, finish_reason="error", finished=finished))
-        if row or self._clock.now() < call.deadline:  # past which no row is inserted
+        if row or self._clock.now() < call.deadline:  # no row is inserted after the deadline
             await persist(failed, lambda: self._ledger.raise_call(row or new, failed), self._clock)
         raise error

@@ -2,8 +2,8 @@
 
     read -> reserve in the session -> open in the ledger -> call the model -> settle the session -> answer -> the ledger
 
-A turn runs in a task of its own: if its caller hangs up, only the reading of its events ends. docs/protocol.py
-specifies the order of these steps, and shows what breaks where a rule is dropped.
+Each turn runs in its own task, so it continues after the client disconnects. docs/protocol.py specifies the order of
+these steps and shows what breaks without each rule.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """A turn under way. `deadline`: monotonic."""
+    """A running turn. `deadline`: monotonic seconds."""
 
     request: Request
     turn: ReservedTurn
@@ -45,7 +45,7 @@ class _Run:
 
 
 class Turns:
-    """`turn_timeout`: seconds for a whole turn, retries included."""
+    """Runs turns. `turn_timeout`: seconds for a whole turn, including its retry."""
 
     def __init__(
         self,
@@ -70,15 +70,15 @@ class Turns:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take_turn(self, request: Request, *, deltas: bool) -> TurnStream:
-        """Begin a turn of a session. It goes on whether or not its events are read."""
+        """Start a turn of a session. It continues even if its events are not read."""
         return self._begin(request, self._reservations.reserve(request), TurnStream(deltas=deltas))
 
     def call(self, request: ForwardedRequest, *, deltas: bool) -> TurnStream:
-        """Call the model without a session: only the ledger knows of it."""
+        """Call the model without a session: the call is stored only in the ledger."""
         return self._begin(request, self._reservations.without_session(request), TurnStream(deltas=deltas))
 
     async def finish(self) -> None:
-        """Wait for the turns that are running."""
+        """Wait for all running turns."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -98,15 +98,15 @@ class Turns:
             if turn.session_id:
                 stream.send(Started(turn.session_id, turn.number, turn.call.deployment))
             async with turn.renewing():
-                await self._converse(_Run(request=request, turn=turn, stream=stream, deadline=deadline))
+                await self._call_and_settle(_Run(request=request, turn=turn, stream=stream, deadline=deadline))
         except ChatError as error:
             stream.fail(error)
         except Exception as error:
             log.exception("turn failed")
             stream.fail(error)
 
-    async def _converse(self, run: _Run) -> None:
-        """Call the model, at most once more where the first call may have been billed, and settle the last call."""
+    async def _call_and_settle(self, run: _Run) -> None:
+        """Call the model, retry at most once if the first call may have been billed, and settle the last call."""
         call, outcome = await self._call(run, await self._open(run))
         if (plan := self._retry_plan(run, call, outcome)) and await self._retry(run, outcome, plan):
             call, outcome = await self._call(run, await self._open(run, replaces=(call.entry, outcome)))
@@ -116,12 +116,12 @@ class Turns:
         return await self._admission.open(run.request, run.turn, replaces=replaces, on_refusal=run.stream.fail)
 
     async def _call(self, run: _Run, entry: LedgerEntry) -> tuple[OpenCall, Call]:
-        """Call the model; returns the call as it went, and as it is to be settled."""
+        """Call the model. Returns the call and the outcome to settle."""
         plan = run.turn.plan
         upstream = self._model.call(plan, call_id=entry.call.id, deadline=run.deadline)
         call = OpenCall(entry, upstream, plan.dialect.reader(), self._clock.now())
         try:
-            outcome = call.settled(await self._listen(run, call), self._prices)
+            outcome = call.settled(await self._read_answer(run, call), self._prices)
         except Exception as error:
             if not isinstance(error, ChatError):
                 log.exception("call %s", entry.call.id)
@@ -129,9 +129,9 @@ class Turns:
         self._call_log.record(call.record(plan, outcome, self._clock.now()))
         return call, outcome
 
-    async def _listen(self, run: _Run, call: OpenCall) -> Usage:
-        """Read the answer and pass its pieces on; returns its usage."""
-        failure: UpstreamFailure = UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True)
+    async def _read_answer(self, run: _Run, call: OpenCall) -> Usage:
+        """Read the answer and send its deltas to the stream. Returns the usage."""
+        failure: UpstreamFailure = UpstreamError("The model's answer broke off. Retry the request.", maybe_billed=True)
         try:
             async with self._clock.timeout_at(run.deadline), call.upstream as chunks:
                 run.stream.send(Opened(call.upstream.headers))
@@ -141,20 +141,20 @@ class Turns:
                         call.first_token = call.first_token or self._clock.now()
                     if piece.shown or run.turn.plan.forwarded:
                         run.stream.send(Delta(piece.shown, call.data, piece.only_usage))
-                if call.usage is None:  # raised in here, so that the endpoint's circuit opens
+                if call.usage is None:  # raised inside the block so that the endpoint's circuit opens
                     raise failure
         except TimeoutError:
-            message = f"The turn took longer than {self._turn_timeout:g} s. Ask for less, or try again later."
+            message = f"The turn exceeded its timeout of {self._turn_timeout:g} s. Shorten the request, or retry later."
             failure = UpstreamTimeout(message, maybe_billed=call.upstream.attempts > 0)
         except UpstreamFailure as error:
             failure = error
         if (usage := call.usage) is None:
             raise failure
-        return usage  # the answer is complete, whatever became of the connection after it
+        return usage  # the answer is complete, even if the connection failed after it
 
     def _retry_plan(self, run: _Run, call: OpenCall, outcome: Call) -> Plan | None:
-        """What to send instead, if the failed call may be retried. It may not where a piece of the answer may have
-        reached the caller, where the answer is complete and only its usage is missing, or where no time is left."""
+        """The plan for the retry; None if the failed call must not be retried: a delta may have reached the caller, the
+        answer is complete and only its usage is missing, or no time is left."""
         pause = self._model.pause(outcome.deployment)
         if run.stream.delta_sent or call.answer.finish_reason is not None:
             return None
@@ -167,7 +167,7 @@ class Turns:
         return None
 
     async def _retry(self, run: _Run, outcome: Call, plan: Plan) -> bool:
-        """Reserve another call in place of the failed one, and wait as long as the service asks. False where the lease
+        """Reserve a new call in place of the failed one, then wait as long as the service requires. False if the lease
         is lost or storage can't be reached."""
         new = self._reservations.new_call(plan, step=outcome.step)
         try:
@@ -179,7 +179,7 @@ class Turns:
         return True
 
     async def _settle(self, run: _Run, call: OpenCall, outcome: Call) -> None:
-        """The session first, then the caller's answer, then the ledger: a final row means that its session is final."""
+        """Settle the session, answer the caller, settle the ledger: a final row implies that its session is final."""
         messages = run.request.messages
         if call.error is None or call.first_token:
             messages = (*messages, call.answer.message())

@@ -15,19 +15,19 @@ class Started:
     session_id: str
     turn: int
     deployment: str
-    replayed: bool = False  # its Idempotency-Key was answered before
+    replayed: bool = False  # the stored answer to a repeated Idempotency-Key
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The model service answers, with these headers."""
+    """The model service has started to respond, with these headers."""
 
     headers: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of the answer: content, refusal or tool calls; and the JSON that it came in."""
+    """A part of the answer (content, refusal or tool calls) and the JSON chunk that contained it."""
 
     pieces: Mapping[str, Any]
     data: bytes = b""
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """The call without a session is settled. `data`: as above."""
+    """A call without a session is settled. `data`: as in Answer."""
 
     data: bytes
 
@@ -54,18 +54,18 @@ Event: TypeAlias = Started | Opened | Delta | Answer | Metered
 
 
 class TurnStream:
-    """The events of one turn: Started (of a session's turn), Opened (again after a retry, none of a replay), Deltas (if
-    `deltas`), then Answer or Metered, which is the last. Iterating raises what went wrong: a ChatError, or a bug's
+    """The events of one turn in order: Started (only with a session), Opened (again after a retry, not for a replay),
+    Deltas (if `deltas`), and finally Answer or Metered. Iterating raises the turn's error: a ChatError, or a bug's
     exception.
 
-    Sending never waits, so a slow or absent reader neither slows nor stops the turn.
+    Sending never blocks, so a slow or absent reader does not delay or stop the turn.
     """
 
     def __init__(self, *, deltas: bool) -> None:
         self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._deltas = deltas
         self.ended = False
-        self.delta_sent = False  # a piece of the answer may have reached the caller
+        self.delta_sent = False  # a delta may have reached the caller
 
     def send(self, event: Event) -> None:
         if isinstance(event, Delta):
@@ -90,8 +90,8 @@ class TurnStream:
         return event
 
     async def answer(self) -> Answer:
-        """Wait for the answer of a session's turn, ignoring the events before it."""
+        """Wait for the answer of a session's turn; ignore earlier events."""
         async for event in self:
             if isinstance(event, Answer):
                 return event
-        raise RuntimeError("the stream was read to its end before")
+        raise RuntimeError("the stream has already ended")

@@ -1,4 +1,4 @@
-"""Idempotency-Keys: the same request with the same key is answered once.
+"""Idempotency-Key: a repeated request with the same key gets the stored answer.
 
 https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
 """
@@ -14,8 +14,8 @@ MIN_FIRST_KEY_LENGTH = 22  # characters: 128 random bits in base64
 
 
 def new_record(request: Request) -> IdempotencyRecord | None:
-    """The record of the request's key, not stored yet; None where it has no key. Keys are per caller: a line break is
-    in neither part, so different pairs have different hashes."""
+    """A new record for the request's key, not stored yet; None if there is no key. Keys are scoped to the caller.
+    Neither part contains a line break, so different pairs have different hashes."""
     if request.idempotency_key is None:
         return None
     key = sha256_hex(f"{request.principal.name or ''}\n{request.idempotency_key}")
@@ -23,11 +23,11 @@ def new_record(request: Request) -> IdempotencyRecord | None:
 
 
 def check_first_key(request: Request) -> None:
-    """Raises InvalidRequest where the key would be the only secret that leads to the session, and is guessable."""
+    """Raises InvalidRequest if the key would be the only secret that protects the session, and is guessable."""
     key = request.idempotency_key
     if key is not None and request.principal.name is None and len(key) < MIN_FIRST_KEY_LENGTH:
         raise InvalidRequest(
-            "Without a session_id the Idempotency-Key is the only secret that leads to the session: use at least"
+            "Without a session_id, the Idempotency-Key is the only secret that protects the session. Use at least"
             f" {MIN_FIRST_KEY_LENGTH} random characters, such as a UUID.",
             param="Idempotency-Key",
         )
@@ -42,7 +42,7 @@ def check_same_request(new: IdempotencyRecord, stored: IdempotencyRecord) -> Non
 
 
 async def answered_turn(sessions: Sessions, session: Session, record: IdempotencyRecord) -> Turn | None:
-    """The turn that answered this key; None where there is none, or it failed or is unaccounted: then the request may
-    be made again."""
+    """The turn that answered this key; None if there is none, or it failed or is unaccounted: the request may then be
+    retried."""
     turn = await sessions.turn(session.id, record.turn) if record.turn else None
     return turn if turn and turn.call.state is State.SETTLED else None

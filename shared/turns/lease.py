@@ -1,7 +1,7 @@
-"""A reserved turn: the lease that keeps other turns of its session away, and the settling of its calls.
+"""A reserved turn: the lease that locks its session, and the settlement of its calls.
 
-The lease only keeps turns apart; the money does not depend on it. A turn that loses its lease still finishes and
-settles.
+The lease only prevents concurrent turns; the accounting does not depend on it. A turn that loses its lease still
+completes and settles.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ def lease_for(call: Call, now: datetime) -> Lease:
 
 
 async def persist(call: Call, write: Callable[[], Awaitable[T]], clock: Clock) -> T:
-    """Write, and retry with back-off while storage can't be reached, until the call's deadline. Raises
-    StorageUnavailable after that."""
+    """Write; while storage can't be reached, retry with backoff until the call's deadline. Then raise
+    StorageUnavailable."""
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(StorageUnavailable),
         wait=wait_exponential_jitter(multiplier=0.2, max=5),
@@ -50,7 +50,7 @@ async def persist(call: Call, write: Callable[[], Awaitable[T]], clock: Clock) -
 
 
 class ReservedTurn(Protocol):
-    """A turn whose call may be opened. `plan` and `call`: of its latest call."""
+    """A turn with a call that can be opened. `plan` and `call` belong to its latest call."""
 
     plan: Plan
 
@@ -62,18 +62,18 @@ class ReservedTurn(Protocol):
     def call(self) -> Call: ...
 
     def renewing(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Keeps the session for as long as the block runs."""
+        """Renew the lease while the block runs."""
 
     async def settle(self, call: Call, result: TurnResult) -> tuple[Session, Turn] | None:
-        """Raise the call in the session, and write the turn's result; returns both as the caller is to see them, None
-        where there is no session. Raises StorageUnavailable once the call's deadline has passed."""
+        """Raise the call in the session and write the turn's result. Returns both as the caller sees them, or None if
+        there is no session. Raises StorageUnavailable once the call's deadline has passed."""
 
     async def retry(self, failed: Call, new: Call, plan: Plan) -> bool:
-        """Raise the failed call and add a new one under the same lease, in one transaction. False: not possible."""
+        """Raise the failed call and add a new one under the same lease, in one transaction. False if impossible."""
 
 
 class SessionlessTurn:
-    """A call without a session: only the ledger knows of it."""
+    """A call without a session: it is stored only in the ledger."""
 
     session_id = None
     number = 0
@@ -87,7 +87,7 @@ class SessionlessTurn:
         yield
 
     async def settle(self, call: Call, result: TurnResult) -> None:
-        """Nothing to settle but the ledger's row."""
+        """Do nothing: only the ledger row has to be settled."""
 
     async def retry(self, failed: Call, new: Call, plan: Plan) -> bool:
         """Calls without a session are not retried; the client retries."""
@@ -95,7 +95,7 @@ class SessionlessTurn:
 
 
 class LeasedTurn:
-    """A session and its running turn, as last stored. One writer at a time: renewing and settling take turns."""
+    """A session and its running turn, as last stored. A lock keeps renewal and settlement from overlapping."""
 
     def __init__(self, sessions: Sessions, clock: Clock, session: Session, turn: Turn, plan: Plan) -> None:
         self._sessions = sessions
@@ -119,7 +119,7 @@ class LeasedTurn:
 
     @contextlib.asynccontextmanager
     async def renewing(self) -> AsyncIterator[None]:
-        """Renews the lease every 10 s until the block ends or the lease is lost."""
+        """Renew the lease every 10 s until the block ends or the lease is lost."""
         task = asyncio.create_task(self._keep_renewing())
         try:
             yield
@@ -127,12 +127,12 @@ class LeasedTurn:
             task.cancel()
 
     async def settle(self, call: Call, result: TurnResult) -> tuple[Session, Turn]:
-        """A session that was erased meanwhile is left alone; of a cleared turn only the money is written."""
+        """Write nothing if the session was erased meanwhile, and no content if the turn was cleared."""
         async with self._lock:
             return await persist(call, lambda: self._settle(call, result), self._clock)
 
     async def retry(self, failed: Call, new: Call, plan: Plan) -> bool:
-        """False: the lease is lost."""
+        """Returns False if the lease is lost."""
         async with self._lock:
             while self.session.leased_to(failed):
                 raised = raise_call(self.session, self.turn, failed)
@@ -144,7 +144,7 @@ class LeasedTurn:
                 try:
                     await self._commit(replace(session, lease=lease_for(new, self._clock.now())), turn)
                 except (VersionConflict, StorageUnavailable) as error:
-                    # It may be committed, with only the answer lost: then the lease is the new call's.
+                    # If it was committed and only the response was lost, the new call holds the lease.
                     if not await self._read_again():
                         break
                     if isinstance(error, StorageUnavailable) and self.session.leased_to(failed):
@@ -165,7 +165,7 @@ class LeasedTurn:
                     return session, answered
             else:
                 return self.session, answered if cleared else self.turn
-        # It is stored: an earlier attempt was committed and its answer lost, or recovery raised the call as high.
+        # Already stored: an earlier attempt was committed without a response, or recovery raised the call as high.
         complete = self.turn.finished and self.turn.messages
         return self.session, self.turn if complete else self.turn.with_result(result)
 
@@ -173,7 +173,7 @@ class LeasedTurn:
         self.session, self.turn = await self._sessions.commit(session, turn)
 
     async def _read_again(self) -> bool:
-        """Load what is stored now; False where this turn is not in the session any more."""
+        """Load the stored state. Returns False if this turn is no longer in the session."""
         session, turn = await read_turn(self._sessions, self.session.id, self.turn.number)
         if session is None or turn is None or turn.find(self.turn.calls[0].id) is None:
             return False
@@ -191,7 +191,7 @@ class LeasedTurn:
                     log.warning("lease not renewed: storage can't be reached")
 
     async def _renew(self) -> bool:
-        """False where the lease is lost: another turn, recovery or an erasure took the session."""
+        """Returns False if the lease is lost to another turn, recovery or an erasure."""
         while self.session.leased_to(self.turn.call):
             renewed = replace(self.session, lease=lease_for(self.turn.call, self._clock.now()))
             try:

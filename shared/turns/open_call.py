@@ -1,4 +1,4 @@
-"""A call of the model that is open in the ledger, and how it ends."""
+"""A model call that is open in the ledger, and its outcome."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,7 +11,7 @@ from shared.turns.ports import AnswerReader, CallRecord, ModelCall, Plan
 
 @dataclass(slots=True)
 class OpenCall:
-    """`data`: the latest JSON that came. Times in UTC."""
+    """`data`: the latest JSON chunk, or the whole document. Times in UTC."""
 
     entry: LedgerEntry
     upstream: ModelCall
@@ -23,11 +23,11 @@ class OpenCall:
 
     @property
     def usage(self) -> Usage | None:
-        """Its tokens, once the answer is complete."""
+        """The token counts; None until the answer is complete."""
         return self.answer.usage if self.answer.finish_reason is not None else None
 
     def settled(self, usage: Usage, prices: Prices) -> Call:
-        """The call with its cost. The model that the answer names decides the price."""
+        """The call with its cost, at the price of the model named in the answer."""
         opened, model = self.entry.call, self.answer.model
         rates = prices.rates(opened.deployment, model, prompt_tokens=usage.prompt_tokens)
         return replace(
@@ -41,7 +41,7 @@ class OpenCall:
         )
 
     def failed(self, error: Exception) -> Call:
-        """The call as it counts after this error. A prompt that was rejected after it was read may be billed."""
+        """The call after this error: unaccounted if it may be billed, as a prompt may be that was read and rejected."""
         self.error = error
         reason = error.code if isinstance(error, ChatError) else "internal_error"
         free = isinstance(error, ChatError) and not isinstance(error, ContentFiltered | ContextTooLong)

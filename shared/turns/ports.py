@@ -1,4 +1,4 @@
-"""What a turn needs from the outside: Protocols that adapters implement and `services` hands in."""
+"""The ports of a turn: Protocols that adapters implement and `services` injects."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from shared.domain.principal import Principal
 
 
 class Sessions(Protocol):
-    """Where conversations are stored. Writes raise VersionConflict where a version is not the stored one; all methods
-    that do I/O raise StorageUnavailable."""
+    """Storage of conversations. Writes raise VersionConflict if a version is not the stored one; all methods with
+    I/O raise StorageUnavailable."""
 
     def check_size(self, session: Session, turn: Turn, answer_tokens: int) -> None:
-        """Raises MessageTooLarge where the session or the turn, with an answer of that many tokens, can't be stored."""
+        """Raises MessageTooLarge if the session, or the turn with an answer of that many tokens, can't be stored."""
 
     async def read(self, session_id: str) -> tuple[Session | None, list[Turn]]:
         """The head and the latest turns, newest first: as many as a prompt can need."""
@@ -29,52 +29,52 @@ class Sessions(Protocol):
     async def idempotency_record(self, session_id: str, key: str) -> IdempotencyRecord | None: ...
 
     async def first_session(self, record: IdempotencyRecord, session_id: str) -> tuple[str, IdempotencyRecord]:
-        """The session that the first request with this key began, and that request's record: the arguments themselves
-        if the key is new."""
+        """The session that the first request with this key created, and that request's record. Returns the arguments if
+        the key is new."""
 
     async def commit(
         self, session: Session, turn: Turn, record: IdempotencyRecord | None = None
     ) -> tuple[Session, Turn]:
-        """Write all in one transaction; returns them as stored. A turn that is too large is stored without its log
-        probabilities, then with its answer cut."""
+        """Write everything in one transaction; returns both as stored. A turn that is too large is stored without log
+        probabilities and, if still too large, with a truncated answer."""
 
     async def renew(self, session: Session) -> Session:
-        """Write the session's lease, and nothing else of it."""
+        """Write only the session's lease."""
 
 
 class Deletions(Protocol):
-    """Clears and erasures, each of which is finished however often it is interrupted."""
+    """Clears and erasures. Each one completes even after repeated interruptions."""
 
     async def begin(self, session: Session, *, erase: bool) -> Session | None:
-        """The session as marked; None where it was changed meanwhile: read it again."""
+        """Mark the session and return it. None if it changed meanwhile: read it again."""
 
     async def finish(self, session: Session) -> None: ...
 
 
 class Ledger(Protocol):
-    """Where every call is written down, one row each. All methods raise StorageUnavailable."""
+    """The rows of all calls, one for each. All methods raise StorageUnavailable."""
 
     async def open(
         self, principal: Principal, entry: LedgerEntry, *, replaces: tuple[LedgerEntry, Call] | None = None
     ) -> LedgerEntry:
-        """Insert the row of a new call, the only way to begin spending; may refuse it with a ChatError. For a retry,
-        `replaces` is the old call's row and the state to raise it to first. Raises VersionConflict where the row exists
-        already."""
+        """Insert the row of a new call, the only way to start spending; may refuse with a ChatError. For a retry,
+        `replaces` is the old call's row and the state to raise it to first. Raises VersionConflict if the row already
+        exists."""
 
     async def fence(self, entry: LedgerEntry) -> LedgerEntry:
-        """Insert a row that keeps a stalled process from opening the call. Raises VersionConflict likewise."""
+        """Insert a row that stops a stalled process from opening the call. Raises VersionConflict if one exists."""
 
     async def find(self, call: Call, session_id: str | None, turn: int) -> LedgerEntry | None: ...
 
     async def raise_call(self, entry: LedgerEntry, call: Call) -> bool:
-        """Raise the row to the call's state, unless it is as high already or does not exist any more. An entry that was
-        never read (without an etag) is inserted. Returns whether this changed the row."""
+        """Raise the row to the call's state, unless it is already as high or no longer exists. Insert an entry that was
+        never read (one without an etag). Returns whether the row changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one chunk adds to an answer. `shown`: content, refusal or tool-call pieces, {} for none. `only_usage`: the
-    chunk exists only because usage was requested."""
+    """What one chunk adds to an answer. `shown`: content, refusal or tool-call deltas; {} if there are none.
+    `only_usage`: the chunk exists only because usage was requested."""
 
     shown: Mapping[str, Any]
     only_usage: bool
@@ -89,10 +89,10 @@ class AnswerReader(Protocol):
     extras: dict[str, Any]
 
     def add(self, data: bytes) -> Piece:
-        """Read one chunk, or a whole answer. Raises UpstreamError where it is neither."""
+        """Read one chunk or a whole answer. Raises UpstreamError if the data is neither."""
 
     def message(self) -> Message:
-        """The assistant's message as far as it has come."""
+        """The assistant's message so far."""
 
 
 class Dialect(Protocol):
@@ -104,30 +104,30 @@ class Dialect(Protocol):
         """The streamed request for these messages, without the model's name."""
 
     def prompt_bound(self, body: Mapping[str, Any]) -> int:
-        """An upper bound of the tokens in a request's prompt."""
+        """An upper bound on the tokens in a request's prompt."""
 
     def reader(self) -> AnswerReader: ...
 
 
-def _nothing_shorter() -> "Plan | None":
+def _no_shorter_plan() -> "Plan | None":
     return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One call of the model as it is going to be made."""
+    """A planned model call."""
 
     deployment: str
     dialect: Dialect
     body: Mapping[str, Any]  # the request without the model's name
-    forwarded: bool  # the caller's own body: no option of the settings is added, none is left out
+    forwarded: bool  # the body is the caller's: no option is added or dropped
     prompt_bound: int  # tokens
     max_tokens: int  # of all the answer's choices together
     requested_max_tokens: int | None  # the maximum in the body, if there is one
-    stored_answer_tokens: int  # the answer that the turn must have room for
+    stored_answer_tokens: int  # the answer size that must fit into the turn's row
     window_start: int = 0
     past_tokens: int | None = None  # see Turn
-    shortened: Callable[[], "Plan | None"] = _nothing_shorter  # with half of the past turns; None: nothing to drop
+    shortened: Callable[[], "Plan | None"] = _no_shorter_plan  # half of the past turns; None: none to drop
 
     @property
     def streamed(self) -> bool:
@@ -135,11 +135,11 @@ class Plan:
 
 
 class ModelCall(Protocol):
-    """One call of the model, ended by leaving the block. Entering it raises UpstreamFailure, or InvalidRequest where
-    the service rejects the prompt; iterating raises UpstreamFailure where the answer breaks off.
+    """One model call; leaving the block ends it. Entering raises UpstreamFailure, or InvalidRequest if the service
+    rejects the prompt; iterating raises UpstreamFailure if the answer is cut off.
 
-    Iterating gives JSON: the data of each event of a stream, else the one document. `endpoint` (the last one tried) and
-    `attempts` are valid whatever the outcome; `headers` are the answer's headers that callers may see.
+    Iterating yields JSON: the data of each streamed event, or the one document. `endpoint` (the last one tried) and
+    `attempts` are valid for every outcome; `headers` are the response headers that callers may see.
     """
 
     attempts: int
@@ -156,10 +156,10 @@ class Model(Protocol):
     """The model service."""
 
     def call(self, plan: Plan, *, call_id: str, deadline: float) -> ModelCall:
-        """`deadline`: monotonic; no attempt begins after it."""
+        """`deadline`: monotonic seconds; no attempt starts after it."""
 
     def pause(self, deployment: str) -> float:
-        """Seconds to wait before the retry of a failed call; 0 where it would go to another endpoint."""
+        """Seconds to wait before retrying a failed call; 0 if the retry would use another endpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,4 +192,4 @@ class CallLog(Protocol):
     def record(self, record: CallRecord) -> None: ...
 
     def recovered(self, entry: LedgerEntry, call: Call) -> None:
-        """A call whose process died: as it was opened, and as it counts now."""
+        """Log a call recovered after its process died: `entry` as opened, `call` as recovered."""

@@ -1,7 +1,8 @@
-"""What becomes of a call whose process died: recovered by its session's next turn, or by the maintenance timer.
+"""Recovery of calls after their process died, by the session's next turn or by the maintenance timer.
 
-Follows docs/protocol.py rule by rule. A call without a ledger row is fenced off first, so that a stalled process can't
-spend any more; one with a row may have been billed, so it is unaccounted unless its settlement arrives after all.
+Implements the recovery rules of docs/protocol.py. A call without a ledger row is fenced first: recovery inserts the row
+as abandoned, so a stalled process can no longer spend. A call with a row may have been billed, so it becomes
+unaccounted, unless its process settles it after all.
 """
 
 from dataclasses import replace
@@ -23,14 +24,14 @@ class Recovery:
         self._clock = clock
 
     async def free(self, session: Session) -> None:
-        """Account for the call whose lease has expired, which frees the session."""
+        """Recover the call that holds the expired lease; this frees the session."""
         turn = await self._sessions.turn(session.id, session.turns)
         call = turn and session.lease and turn.find(session.lease.call)
         if call:
             await self.recover(session.id, session.turns, call)
 
     async def recover(self, session_id: str, number: int, call: Call) -> None:
-        """Bring a call of a session to a state that accounts for it. Raises StorageUnavailable."""
+        """Raise a call of a session to abandoned, or reconcile it. Raises StorageUnavailable."""
         entry = await self._ledger.find(call, session_id, number)
         if entry is None:
             entry = await self._fence(session_id, number, call)
@@ -47,7 +48,7 @@ class Recovery:
         if session and session.busy(now) and session.leased_to(entry.call):
             return
         call = await self._raise(entry.session_id, entry.turn, unaccounted) if entry.session_id else None
-        if call is None:  # no session holds it: erased, or it never had one
+        if call is None:  # no session contains it: erased, or a call without a session
             if now <= entry.call.deadline:
                 return
             call = unaccounted
@@ -55,7 +56,7 @@ class Recovery:
             self._call_log.recovered(entry, call)
 
     async def _fence(self, session_id: str, number: int, call: Call) -> LedgerEntry:
-        """Take the call's place in the ledger, unless its process was quicker."""
+        """Insert the call's row as abandoned, unless its process was faster."""
         abandoned = replace(call, state=State.ABANDONED)
         fence = LedgerEntry(call=abandoned, session_id=session_id, turn=number, caller=None)
         try:
@@ -66,7 +67,7 @@ class Recovery:
         return fence
 
     async def _raise(self, session_id: str, number: int, call: Call) -> Call | None:
-        """Raise the call in its session; returns it as the session then has it, None where no session holds it."""
+        """Raise the call in its session. Returns the stored call, or None if no session contains it."""
         while True:
             session, turn = await read_turn(self._sessions, session_id, number)
             if session is None or turn is None or (stored := turn.find(call.id)) is None:
@@ -82,5 +83,5 @@ class Recovery:
 
 
 async def read_turn(sessions: Sessions, session_id: str, number: int) -> tuple[Session | None, Turn | None]:
-    """A session's head and one of its turns. Their versions guard a later write."""
+    """A session's head and one of its turns, with the versions that guard a later write."""
     return await sessions.head(session_id), await sessions.turn(session_id, number)

@@ -1,6 +1,6 @@
-"""The two kinds of request: one whose prompt this app composes, and one that is forwarded as its caller sent it.
+"""The two kinds of request: this app composes the prompt, or it forwards the caller's body unchanged.
 
-Each plans the call of the model: its body, an upper bound of its tokens, and what it adds to the session.
+Each plans its model call: the body, an upper bound on its tokens, and what it adds to the session.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,25 +13,25 @@ from shared.domain.window import History, Window
 from shared.errors import InvalidRequest
 from shared.turns.ports import Dialect, Plan
 
-_PROMPT_OPTIONS = ("tools", "tool_choice", "response_format")  # what the service counts as part of the prompt
+_PROMPT_OPTIONS = ("tools", "tool_choice", "response_format")  # the service counts these as part of the prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnLimits:
-    """What applies to every turn. Tokens and seconds."""
+    """Limits and defaults of every turn, in tokens and seconds."""
 
     deployment: str  # the default one
     deployments: frozenset[str]
     system_prompt: str
     context_tokens: int
-    max_tokens: int  # of an answer, where the request names no maximum
-    max_answer_tokens: int  # the largest maximum that a request may name
+    max_tokens: int  # of an answer, if the request sets no maximum
+    max_answer_tokens: int  # the largest maximum that a request may set
     turn_timeout: float
 
 
 class Request(Protocol):
-    """A validated request for a turn. `messages`: what it adds to the conversation, a user's message or tool results.
-    `fingerprint`: SHA-256 of what it asks for, which a second use of its Idempotency-Key is compared by."""
+    """A validated request for a turn. `messages`: the new messages, a user's message or tool results. `fingerprint`:
+    SHA-256 of its content, compared when the Idempotency-Key is used again."""
 
     @property
     def principal(self) -> Principal: ...
@@ -49,17 +49,17 @@ class Request(Protocol):
     def fingerprint(self) -> str: ...
 
     def check(self, limits: TurnLimits) -> None:
-        """Raises InvalidRequest for what can be refused without looking at the session."""
+        """Raises InvalidRequest for errors that do not depend on the session."""
 
     def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
-        """The call for this request in its session; `turns` are the latest ones, newest first. Raises InvalidRequest or
+        """Plan the call for this request; `turns` are the session's latest ones, newest first. Raises InvalidRequest or
         ContextTooLong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComposedRequest:
-    """A turn whose prompt is composed here: the system prompt, as much of the session's history as fits, and the new
-    messages. `options` are the caller's, and hold for this turn alone."""
+    """A request with a composed prompt: the system prompt, as much of the session's history as fits, and the new
+    messages. `options` come from the caller and apply only to this turn."""
 
     principal: Principal
     dialect: Dialect
@@ -111,9 +111,9 @@ class ComposedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardedRequest:
-    """A request whose body is its caller's own; only the model's name is set. `max_tokens`: of all choices
-    together, known or the largest that is possible; `requested_max_tokens`: the maximum in the body, if there is one.
-    A session keeps only what the request adds to it."""
+    """A request with the caller's own body; only the model's name is set. `max_tokens`: the total of all choices, or
+    the largest possible total; `requested_max_tokens`: the maximum in the body, if there is one. A session stores only
+    what the request adds to it."""
 
     principal: Principal
     dialect: Dialect
@@ -128,10 +128,10 @@ class ForwardedRequest:
     fingerprint: str = ""
 
     def check(self, limits: TurnLimits) -> None:
-        """The model service checks what it is sent."""
+        """Check nothing: the model service validates the body."""
 
     def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
-        # An answer that is larger than the default maximum may not fit the turn: it is cut when it is stored.
+        # An answer above the default maximum may not fit into the turn's row; it is then truncated.
         return self._plan(stored_answer_tokens=limits.max_tokens, window_start=session.window_start)
 
     def plan_without_session(self) -> Plan:

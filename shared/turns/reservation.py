@@ -1,6 +1,6 @@
-"""Reserving a session for one turn: read its history, recover what a dead process left, check the request, reserve.
+"""Reserves a session for one turn: reads its history, recovers an interrupted call, checks the request, reserves.
 
-A request that is refused is refused here, before anything is spent.
+Invalid requests and busy sessions are refused here, before anything is spent.
 """
 
 import math
@@ -21,13 +21,13 @@ from shared.turns.ports import Deletions, Plan, Sessions
 from shared.turns.recovery import Recovery, read_turn
 from shared.turns.requests import ForwardedRequest, Request, TurnLimits
 
-SETTLE_GRACE = timedelta(seconds=60)  # after a turn's time-out, for settling it
-MAX_ATTEMPTS = 3  # at finding a session free, where a recovery or a deletion has to be finished first
+SETTLE_GRACE = timedelta(seconds=60)  # after a turn's timeout, for settling it
+MAX_ATTEMPTS = 3  # to find the session free; each may first finish a recovery or a deletion
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The request's Idempotency-Key was answered before, by this turn."""
+    """The turn that already answered the request's Idempotency-Key."""
 
     session: Session
     turn: Turn
@@ -35,7 +35,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """The session as it is once it is reserved, its new turn, and the call to make."""
+    """The session as reserved, its new turn, and the call to make."""
 
     session: Session
     turn: Turn
@@ -84,7 +84,7 @@ class Reservations:
                     continue  # it was cleared, or settled, after the head was read
                 return Replay(session, answered)
             if session.lease is None:
-                return await self._commit(self._planned(request, self._known_session(session), turns), record)
+                return await self._commit(self._planned(request, self._with_deployment(session), turns), record)
             if session.busy(now := self._clock.now()):
                 raise SessionBusy(math.ceil((session.lease.until - now).total_seconds()))
             await self._recovery.free(session)
@@ -95,7 +95,7 @@ class Reservations:
         return SessionlessTurn(self.new_call(plan), plan)
 
     def new_call(self, plan: Plan, *, step: int = 0) -> Call:
-        """An open call for the plan, with its worst case in USD."""
+        """An open call for the plan, with its worst-case cost in USD."""
         now = self._clock.now()
         rates = self._prices.rates(plan.deployment, prompt_tokens=plan.prompt_bound)
         return Call(
@@ -108,8 +108,8 @@ class Reservations:
         )
 
     async def _begin_session(self, request: Request) -> tuple[str, _Planned]:
-        """The id of the session that the request begins, or began before with the same Idempotency-Key, and the first
-        turn as planned: a request that is refused must not use up the key."""
+        """The ID of the session that the request starts, or started earlier with the same Idempotency-Key, and the
+        planned first turn. Planning comes before storing the key: a refused request must not use up its key."""
         session_id = secrets.token_hex(16)
         planned = self._planned(request, self._new_session(request, session_id), [])
         record = new_record(request)
@@ -136,7 +136,7 @@ class Reservations:
         return _Planned(replace(session, turns=turn.number, lease=lease_for(call, now)), turn, plan)
 
     async def _idempotency_record(self, request: Request, session_id: str) -> IdempotencyRecord | None:
-        """The record of the request's key in this session, stored or new; None where it has no key."""
+        """The record of the request's key in this session, stored or new; None if it has no key."""
         record = new_record(request)
         if record is None:
             return None
@@ -155,8 +155,8 @@ class Reservations:
             deployment=request.deployment or self._limits.deployment,
         )
 
-    def _known_session(self, session: Session) -> Session:
-        """With the default deployment, if its own is not configured any more."""
+    def _with_deployment(self, session: Session) -> Session:
+        """The session, with the default deployment if its own is no longer configured."""
         if session.deployment not in self._limits.deployments:
             return replace(session, deployment=self._limits.deployment)
         return session
@@ -168,7 +168,7 @@ class Reservations:
         try:
             session, turn = await self._sessions.commit(session, turn, record)
         except (VersionConflict, StorageUnavailable) as error:
-            # Another turn was quicker, or it is committed with only the answer lost: the lease tells which.
+            # Either another turn was faster, or this one was committed and the response lost: the lease decides.
             stored, stored_turn = await read_turn(self._sessions, session.id, turn.number)
             if stored is None or stored_turn is None or not stored.leased_to(turn.call):
                 if isinstance(error, VersionConflict):
@@ -179,5 +179,5 @@ class Reservations:
 
 
 def call_lifetime(turn_timeout: float) -> timedelta:
-    """How long after its reservation a call may still write. `turn_timeout` in seconds."""
+    """How long a call may still write after its reservation. `turn_timeout`: seconds."""
     return timedelta(seconds=turn_timeout) + SETTLE_GRACE

@@ -1,4 +1,4 @@
-"""Sessions as their callers read, clear and erase them."""
+"""Reading, clearing and erasing sessions on behalf of callers."""
 
 from shared.domain.clock import Clock
 from shared.domain.conversation import Session, Turn
@@ -7,11 +7,11 @@ from shared.errors import SessionBusy, SessionNotFound
 from shared.turns.ports import Deletions, Sessions
 from shared.turns.recovery import Recovery
 
-MAX_ATTEMPTS = 10  # at marking a head that others write at the same time
+MAX_ATTEMPTS = 10  # to mark a head while others write it
 
 
 class SessionAccess:
-    """All methods raise SessionNotFound where the session is not the caller's, and StorageUnavailable."""
+    """All methods raise StorageUnavailable, and SessionNotFound if the caller has no such session."""
 
     def __init__(self, sessions: Sessions, deletions: Deletions, recovery: Recovery, clock: Clock) -> None:
         self._sessions = sessions
@@ -20,7 +20,7 @@ class SessionAccess:
         self._clock = clock
 
     async def get(self, session_id: str, principal: Principal) -> Session:
-        """The session as it stands, after finishing a deletion that was interrupted."""
+        """The stored session. Finishes an interrupted deletion first."""
         session = await self._sessions.head(session_id)
         if session and session.deletion:
             await self._deletions.finish(session)
@@ -48,7 +48,7 @@ class SessionAccess:
         raise SessionBusy
 
     async def erase(self, session_id: str, principal: Principal) -> None:
-        """Delete the session. A turn that still runs finishes for its caller and its ledger row, and stores nothing."""
+        """Delete the session. A running turn still answers and settles its ledger row, but stores nothing."""
         for _ in range(MAX_ATTEMPTS):
             session = await self.get(session_id, principal)
             if marked := await self._deletions.begin(session, erase=True):

@@ -22,10 +22,10 @@ from shared.domain.calls import State
 from tests.conftest import FEBRUARY_29, Serve, Tables
 from tests.support.app_service import HOUR, AppService
 from tests.support.azure_openai import AzureOpenAI
+from tests.support.chat_client import answer, closed_ledger, ok_json, send_message, until
 from tests.support.clock import ManualClock
 from tests.support.conservation import assert_conserved
-from tests.support.loopback import PATIENCE
-from tests.support.talking import answer, answered, closed_ledger, say, until
+from tests.support.loopback import MAX_WAIT_S
 
 MODEL = "https://cognitiveservices.azure.com"
 STORAGE = "https://storage.azure.com"
@@ -40,7 +40,7 @@ def platform() -> Iterator[AppService]:
 
 @pytest.fixture
 def fake(fake: AzureOpenAI, platform: AppService) -> AzureOpenAI:
-    fake.authorize = lambda headers: platform.admits(headers, MODEL)
+    fake.authorize = lambda headers: platform.accepts(headers, MODEL)
     return fake
 
 
@@ -68,8 +68,8 @@ async def test_a_token_is_asked_for_once_and_used_for_every_call(
     for _ in range(3):
         await answer(api)
 
-    assert [(minted.audience, minted.client_id) for minted in platform.minted] == [(MODEL, CLIENT_ID)]
-    assert [request.headers["authorization"] for request in fake.requests] == [f"Bearer {platform.minted[0].token}"] * 3
+    assert [(minted.audience, minted.client_id) for minted in platform.issued] == [(MODEL, CLIENT_ID)]
+    assert [request.headers["authorization"] for request in fake.requests] == [f"Bearer {platform.issued[0].token}"] * 3
     assert all("api-key" not in request.headers for request in fake.requests)
     await assert_conserved(tables, fake)
 
@@ -84,7 +84,7 @@ async def test_a_token_that_expires_in_mid_conversation_is_refreshed_before_it_i
 
     assert (await answer(api))["turn"] == 2
 
-    assert len(platform.minted) == len(fake.requests) == 2
+    assert len(platform.issued) == len(fake.requests) == 2
 
 
 async def test_a_token_that_is_refused_is_replaced_once_on_the_same_call(
@@ -95,7 +95,7 @@ async def test_a_token_that_is_refused_is_replaced_once_on_the_same_call(
 
     await answer(api)
 
-    assert len(platform.minted) == 2
+    assert len(platform.issued) == 2
     entries = await assert_conserved(tables, fake)
     assert len(entries) == 2
     first, *refused_and_again = [request.call_id for request in fake.requests]
@@ -109,7 +109,7 @@ async def test_ten_calls_at_once_replace_a_refused_token_once(api: httpx.AsyncCl
 
     await asyncio.gather(*(answer(api, "hi", f"s{number}") for number in range(10)))
 
-    assert len(platform.minted) == 2
+    assert len(platform.issued) == 2
 
 
 @pytest.fixture
@@ -123,8 +123,8 @@ async def test_a_token_that_never_comes_is_a_clear_error_and_the_next_turn_asks_
     clock: ManualClock, api: httpx.AsyncClient, platform: AppService
 ) -> None:
     platform.silent = True
-    waiting = asyncio.create_task(say(api))
-    await clock.until_limiting(TIMEOUT_S)
+    waiting = asyncio.create_task(send_message(api))
+    await clock.until_timeout_started(TIMEOUT_S)
     await clock.advance(TIMEOUT_S)
     refused(await waiting, "upstream_unavailable", "Cognitive Services OpenAI User")
     platform.silent = False
@@ -139,20 +139,20 @@ async def test_a_token_is_good_to_its_end_where_another_is_not_to_be_had(
 ) -> None:
     platform.lifetime = lifetime
     await answer(api)
-    minted = len(platform.minted)
+    minted = len(platform.issued)
     platform.silent = True
 
     answering = asyncio.create_task(answer(api))
-    await clock.until_limiting(TIMEOUT_S)
+    await clock.until_timeout_started(TIMEOUT_S)
     await clock.advance(TIMEOUT_S)
     await answering  # with the current token, although the endpoint was asked for 20 s
-    assert len(platform.minted) == minted
+    assert len(platform.issued) == minted
     platform.silent = False
     await clock.advance(RETRY_AFTER_S)
 
     async def replaced() -> bool | None:
         await answer(api)
-        return len(platform.minted) > minted or None
+        return len(platform.issued) > minted or None
 
     await until(replaced)
 
@@ -167,7 +167,7 @@ async def test_nobody_waits_for_another_token_while_one_is_good(
 
     await answer(api)
 
-    assert clock.limiting(TIMEOUT_S)  # another is still being requested
+    assert clock.has_timeout(TIMEOUT_S)  # another is still being requested
 
 
 async def test_a_wrong_audience_is_a_clear_error_that_is_logged_once(
@@ -180,12 +180,12 @@ async def test_a_wrong_audience_is_a_clear_error_that_is_logged_once(
 ) -> None:
     async with serve(environ | {"AZURE_OPENAI_SCOPE": "https://wrong.example/.default"}) as api:
         for _ in range(3):
-            refused(await say(api), "upstream_unavailable", "Cognitive Services OpenAI User")
+            refused(await send_message(api), "upstream_unavailable", "Cognitive Services OpenAI User")
 
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.FAILED] * 3
     assert [record.name for record in caplog.records if record.levelname == "ERROR"] == ["shared.access.identity"]
-    assert not any(minted.token in caplog.text for minted in platform.minted)
-    assert len(platform.minted) == 2  # no third token is asked for within the minute
+    assert not any(minted.token in caplog.text for minted in platform.issued)
+    assert len(platform.issued) == 2  # no third token is asked for within the minute
     assert len(fake.requests) == 4  # and none is shown again to who has just refused it
 
 
@@ -193,7 +193,7 @@ async def test_a_role_that_is_not_there_yet_is_told_and_then_it_works(
     api: httpx.AsyncClient, fake: AzureOpenAI
 ) -> None:
     fake.fault(403)
-    refused(await say(api), "upstream_unavailable", "Cognitive Services OpenAI User")
+    refused(await send_message(api), "upstream_unavailable", "Cognitive Services OpenAI User")
 
     await answer(api)
 
@@ -211,7 +211,7 @@ async def test_without_an_identity_no_developers_tool_is_asked(
         (tmp_path / tool).chmod(0o755)
     platform.failing = True
     async with serve(environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as api:
-        refused(await say(api), "upstream_unavailable", "Cognitive Services OpenAI User")
+        refused(await send_message(api), "upstream_unavailable", "Cognitive Services OpenAI User")
         platform.failing = False
         await answer(api)
 
@@ -264,15 +264,15 @@ def servers(environ: dict[str, str], certificate: tuple[list[str], Path], tmp_pa
 @pytest.fixture
 async def keyless(servers: tuple[str, str], certificate: tuple[list[str], Path]) -> AsyncIterator[httpx.AsyncClient]:
     host, storage = servers
-    async with httpx.AsyncClient(base_url=host, trust_env=False, timeout=PATIENCE) as client:
+    async with httpx.AsyncClient(base_url=host, trust_env=False, timeout=MAX_WAIT_S) as client:
         await _answers(client, storage, certificate[1])
         yield client
 
 
 async def _answers(client: httpx.AsyncClient, storage: str, authority: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + MAX_WAIT_S
     trusting = ssl.create_default_context(cafile=str(authority))
-    async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=PATIENCE) as other:
+    async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=MAX_WAIT_S) as other:
         while True:
             try:
                 await other.get(storage)
@@ -296,10 +296,10 @@ async def test_a_conversation_without_a_key_anywhere(
 
     assert (first["turn"], second["turn"]) == (1, 2)
     assert second["session"]["cost_usd"] == first["cost_usd"] + second["cost_usd"]
-    assert answered(await keyless.get("/api/sessions/s"))["turns"] == 2
+    assert ok_json(await keyless.get("/api/sessions/s"))["turns"] == 2
     assert len(platform.tokens(MODEL)) == 2
     assert len(platform.tokens(STORAGE)) >= 2
-    assert {minted.client_id for minted in platform.minted} == {CLIENT_ID}
+    assert {minted.client_id for minted in platform.issued} == {CLIENT_ID}
 
 
 async def test_tables_that_refuse_the_identity_are_a_clear_error_until_they_do_not(
@@ -307,7 +307,7 @@ async def test_tables_that_refuse_the_identity_are_a_clear_error_until_they_do_n
 ) -> None:
     platform.audiences, platform.lifetime = {STORAGE: "https://wrong.example"}, 1
     for _ in range(2):
-        refused(await say(keyless), "storage_unavailable", "Storage Table Data Contributor")
+        refused(await send_message(keyless), "storage_unavailable", "Storage Table Data Contributor")
     platform.audiences, platform.lifetime = {}, HOUR
     await asyncio.sleep(1.1)
 
@@ -316,7 +316,7 @@ async def test_tables_that_refuse_the_identity_are_a_clear_error_until_they_do_n
     assert len(fake.requests) == 1
     log = (tmp_path / "log").read_text()
     assert log.count("Storage Table Data Contributor") == 1
-    assert not any(minted.token in log for minted in platform.minted)
+    assert not any(minted.token in log for minted in platform.issued)
 
 
 def test_the_fake_model_takes_no_token_but_a_good_one(platform: AppService) -> None:
@@ -324,9 +324,9 @@ def test_the_fake_model_takes_no_token_but_a_good_one(platform: AppService) -> N
     platform._answer(f"/msi/token?api-version=2019-08-01&resource={MODEL}", {"x-identity-header": platform._secret})
     (token,) = platform.tokens(MODEL)
 
-    assert platform.admits({"authorization": f"Bearer {token}"}, MODEL)
-    assert not platform.admits({"authorization": f"Bearer {token}"}, STORAGE)
-    assert not platform.admits({"authorization": f"Bearer {token[:-2]}"}, MODEL)
-    assert not platform.admits({}, MODEL)
+    assert platform.accepts({"authorization": f"Bearer {token}"}, MODEL)
+    assert not platform.accepts({"authorization": f"Bearer {token}"}, STORAGE)
+    assert not platform.accepts({"authorization": f"Bearer {token[:-2]}"}, MODEL)
+    assert not platform.accepts({}, MODEL)
     platform.revoke()
-    assert not platform.admits({"authorization": f"Bearer {token}"}, MODEL)
+    assert not platform.accepts({"authorization": f"Bearer {token}"}, MODEL)

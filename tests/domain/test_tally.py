@@ -23,7 +23,7 @@ from shared.domain.daily import (
 from shared.domain.hashing import sha256_hex
 from shared.domain.tally import Tally
 from shared.storage.ledger_rows import ledger_keys
-from tests.support.ledger_rows import WORST, entry, settled, spent
+from tests.support.ledger_rows import WORST_CASE, entry, entry_costing, settled
 
 DAY = date(2024, 3, 11)
 PREFIXES = ("a", "a-b", "a.b", "a_b", "ab", "A", "a0", "a.b-c", "a-", "a.")
@@ -170,7 +170,7 @@ def test_the_steps_of_a_turn_are_one_turn(found: list[LedgerEntry]) -> None:
 
 
 def test_sessions_whose_ids_begin_alike_are_counted_one_by_one() -> None:
-    found = [spent(DAY, n + 1, session, turn) for n, session in enumerate(PREFIXES) for turn in (1, 2)]
+    found = [entry_costing(DAY, n + 1, session, turn) for n, session in enumerate(PREFIXES) for turn in (1, 2)]
 
     figures = tallied(found, one_shard=True)
 
@@ -194,7 +194,7 @@ def test_calls_without_a_session_are_turns_of_no_session() -> None:
 
 
 def test_the_ten_costliest_come_first_whatever_shards_they_are_in() -> None:
-    found = [spent(DAY, n + 1, f"s{n}") for n in range(25)]
+    found = [entry_costing(DAY, n + 1, f"s{n}") for n in range(25)]
 
     assert [int(one.cost) for one in tallied(found).costliest] == list(range(25, 15, -1))
     assert [int(one.cost) for one in tallied(found, one_shard=True).costliest] == list(range(25, 15, -1))
@@ -207,14 +207,14 @@ def test_an_abandoned_call_counts_as_nothing() -> None:
 def test_an_unaccounted_call_is_counted_at_its_worst_and_apart_from_the_cost() -> None:
     figures = tallied([entry(DAY, state=State.UNACCOUNTED)])
 
-    assert (figures.unaccounted, figures.unaccounted_cost) == (1, WORST)
+    assert (figures.unaccounted, figures.unaccounted_cost) == (1, WORST_CASE)
     assert figures.cost == 0
 
 
 def test_an_unaccounted_call_without_a_price_is_not_counted_as_nothing() -> None:
     figures = tallied([entry(DAY, state=State.UNACCOUNTED), entry(DAY, turn=2, state=State.UNACCOUNTED, worst=None)])
 
-    assert (figures.unaccounted, figures.unaccounted_cost, figures.unbounded) == (2, WORST, 1)
+    assert (figures.unaccounted, figures.unaccounted_cost, figures.unbounded) == (2, WORST_CASE, 1)
 
 
 def test_the_turns_of_a_session_that_was_erased_and_begun_again_are_counted_each() -> None:
@@ -244,7 +244,7 @@ def test_a_call_at_no_known_price_is_counted_and_said_to_be_unpriced() -> None:
 
 
 def test_cents_that_no_float_can_hold_are_kept_to_the_last_digit() -> None:
-    figures = tallied([spent(DAY, "0.1", f"s{n}") for n in range(3)] + [spent(DAY, "0.000000000001")])
+    figures = tallied([entry_costing(DAY, "0.1", f"s{n}") for n in range(3)] + [entry_costing(DAY, "0.000000000001")])
 
     assert figures.cost == Decimal("0.300000000001")
 

@@ -23,7 +23,7 @@ from shared.errors import ContextTooLong, InvalidRequest
 from tests.conftest import Serve
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.azure_openai_answers import prefixes
-from tests.support.talking import answer, say
+from tests.support.chat_client import answer, send_message
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SYSTEM = "Be brief."
@@ -679,7 +679,7 @@ class TestThroughTheApp:
             for number in range(1, 301):
                 if number % 50 == 0:
                     fake.fault(429, retry_after=0)
-                    refused = await say(api, f"{number}: this one fails")
+                    refused = await send_message(api, f"{number}: this one fails")
                     assert refused.status_code == 429
                 else:
                     await answer(api, f"{number}: " + "the quick brown fox jumps over the lazy dog " * 2)
@@ -690,7 +690,7 @@ class TestThroughTheApp:
     ) -> None:
         fake.context_tokens = 16_000
         await answer(api, "My name is Ada.")
-        refused = await say(api, "word " * 16_000)
+        refused = await send_message(api, "word " * 16_000)
         assert refused.json()["error"]["code"] == "context_too_long"
         await answer(api, "What is my name?")
         shown = [message["content"] for message in fake.requests[-1].body["messages"]]

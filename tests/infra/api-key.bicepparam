@@ -1,4 +1,4 @@
-// A key, kept in the vault.
+// Sign-in with an API key, which is stored in the vault.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

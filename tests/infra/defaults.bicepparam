@@ -1,4 +1,4 @@
-// What `azd up` deploys where nothing was said.
+// The defaults: what `azd up` deploys without any switch.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

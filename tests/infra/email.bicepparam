@@ -1,4 +1,4 @@
-// A daily summary by Communication Services.
+// The daily summary by Communication Services.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

@@ -1,4 +1,4 @@
-// All switches that go together.
+// All switches that can be combined.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

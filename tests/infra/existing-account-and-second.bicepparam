@@ -1,4 +1,4 @@
-// An account that is there already, with a second one of our own in a virtual network.
+// An existing account and a new second one, with a virtual network.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

@@ -1,4 +1,4 @@
-// An account that is there already, by its key.
+// An existing account with an API key.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

@@ -1,4 +1,4 @@
-// An account that is there already.
+// An existing account.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

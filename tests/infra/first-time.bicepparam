@@ -1,4 +1,4 @@
-// The first provisioning: azd keeps no date of a budget yet.
+// The first provisioning: azd has not stored a budget date yet.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

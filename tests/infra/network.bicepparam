@@ -1,4 +1,4 @@
-// Private endpoints alone.
+// Private endpoints only.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

@@ -1,4 +1,4 @@
-// No budget, and there never was one: azd keeps the empty date.
+// No budget, and there never was one: azd has stored an empty date.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

@@ -1,4 +1,4 @@
-// As a pipeline provisions.
+// Provisioning by a pipeline.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

@@ -1,4 +1,4 @@
-// A vault that outlived its account: purged, or deleted more than 48 hours ago.
+// Restores the vault only: the account was purged, or deleted more than 48 hours ago.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

@@ -1,4 +1,4 @@
-// A daily summary by SMTP.
+// The daily summary by SMTP.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'

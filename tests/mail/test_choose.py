@@ -1,4 +1,4 @@
-"""Which transport the settings choose, and what is wrong with settings that choose none."""
+"""The transport that the settings configure, and the errors for wrong settings."""
 
 import subprocess
 import sys
@@ -9,13 +9,13 @@ import pytest
 from shared.mail.communication_services import CommunicationServices
 from shared.mail.outbox import Outbox
 from shared.settings import SettingsError
-from tests.mail.conftest import LOGIN, PASSWORD, chosen
+from tests.mail.conftest import LOGIN, PASSWORD, transport_for
 
 ACS = "endpoint=https://a.communication.azure.com/;accesskey=c2VjcmV0"
 
 
 @pytest.mark.parametrize(
-    ("environ", "named"),
+    ("environ", "expected_names"),
     [
         ({}, ["ACS_ENDPOINT", "ACS_CONNECTION_STRING", "SMTP_URL", "OUTBOX_DIR"]),
         ({"SMTP_URL": f"smtps://{LOGIN}@mail.example.com", "OUTBOX_DIR": "out"}, ["SMTP_URL", "OUTBOX_DIR"]),
@@ -39,10 +39,12 @@ ACS = "endpoint=https://a.communication.azure.com/;accesskey=c2VjcmV0"
         ({"ACS_CONNECTION_STRING": "endpoint=https://a.example;accesskey=secret!"}, ["ACS_CONNECTION_STRING"]),
     ],
 )
-def test_wrong_settings_are_named_and_secrets_are_not(environ: dict[str, str], named: list[str]) -> None:
+def test_error_for_wrong_settings_names_them_without_secrets(
+    environ: dict[str, str], expected_names: list[str]
+) -> None:
     with pytest.raises(SettingsError) as caught:
-        chosen(**environ)
-    for name in named:
+        transport_for(**environ)
+    for name in expected_names:
         assert name in str(caught.value)
     for secret in ("secr", "c2VjcmV0", "p%40ss", PASSWORD):
         assert secret not in str(caught.value)
@@ -50,15 +52,15 @@ def test_wrong_settings_are_named_and_secrets_are_not(environ: dict[str, str], n
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-def test_an_outbox_needs_no_sender(tmp_path: Path) -> None:
-    assert isinstance(chosen(OUTBOX_DIR=str(tmp_path), SUMMARY_SENDER=""), Outbox)
+def test_outbox_needs_no_sender(tmp_path: Path) -> None:
+    assert isinstance(transport_for(OUTBOX_DIR=str(tmp_path), SUMMARY_SENDER=""), Outbox)
 
 
-def test_an_endpoint_is_used_with_the_identity() -> None:
-    assert isinstance(chosen(ACS_ENDPOINT="https://a.communication.azure.com/"), CommunicationServices)
+def test_acs_endpoint_uses_communication_services_with_managed_identity() -> None:
+    assert isinstance(transport_for(ACS_ENDPOINT="https://a.communication.azure.com/"), CommunicationServices)
 
 
-def test_a_cold_start_does_not_import_what_only_email_needs() -> None:
+def test_cold_start_does_not_import_email_packages() -> None:
     code = "import sys, function_app, shared.mail.choose, shared.reports.summary_email; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert {"shared.mail.choose", "shared.reports.summary_email"} <= set(loaded)

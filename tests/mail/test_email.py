@@ -1,8 +1,8 @@
-"""An email in the form that SMTP and mail programs use."""
+"""The MIME message of an email."""
 
 from shared.mail.email import Email, mime
-from tests.mail.conftest import assert_is
+from tests.mail.conftest import assert_mime_equals
 
 
-def test_an_email_is_ascii_with_short_lines_and_reads_as_it_was_written(email: Email) -> None:
-    assert_is(mime(email).as_bytes(), email)
+def test_mime_is_ascii_with_short_lines_and_decodes_to_the_same_email(email: Email) -> None:
+    assert_mime_equals(mime(email).as_bytes(), email)

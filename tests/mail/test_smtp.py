@@ -1,4 +1,4 @@
-"""Email by SMTP, to a real server."""
+"""Email over SMTP, to a real server."""
 
 import logging
 import ssl
@@ -15,34 +15,34 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
 from local.parts import free_port
 from shared.mail.email import Email, MailFailed
 from shared.mail.smtp import Smtp
-from tests.mail.conftest import LOGIN, PASSWORD, USER, assert_is, chosen
+from tests.mail.conftest import LOGIN, PASSWORD, USER, assert_mime_equals, transport_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
 
 
-def test_smtp_outside_this_machine_is_always_encrypted() -> None:
-    assert chosen(SMTP_URL="smtp://mail.example.com") == Smtp(
+def test_smtp_to_another_machine_is_always_encrypted() -> None:
+    assert transport_for(SMTP_URL="smtp://mail.example.com") == Smtp(
         host="mail.example.com", port=587, tls=False, starttls=True
     )
-    assert chosen(SMTP_URL="smtps://mail.example.com") == Smtp(
+    assert transport_for(SMTP_URL="smtps://mail.example.com") == Smtp(
         host="mail.example.com", port=465, tls=True, starttls=False
     )
 
 
-def test_the_password_is_not_in_the_repr() -> None:
-    assert PASSWORD not in repr(chosen(SMTP_URL=f"smtps://{LOGIN}@mail.example.com"))
+def test_smtp_repr_does_not_contain_the_password() -> None:
+    assert PASSWORD not in repr(transport_for(SMTP_URL=f"smtps://{LOGIN}@mail.example.com"))
 
 
 class Inbox:
-    """What the SMTP server accepted, and the logins that it saw."""
+    """The emails that the SMTP server accepted, and the logins that it received."""
 
     def __init__(self) -> None:
         self.accepted: list[tuple[Envelope, bool]] = []
         self.logins: list[tuple[bytes, bytes]] = []
-        self.refused: set[str] = set()
+        self.rejected: set[str] = set()
 
     async def handle_RCPT(self, _: object, __: object, envelope: Envelope, to: str, ___: object) -> str:  # noqa: N802
-        if to in self.refused:
+        if to in self.rejected:
             return "550 no such mailbox"
         envelope.rcpt_tos.append(to)
         return "250 OK"
@@ -57,7 +57,7 @@ class Inbox:
         return AuthResult(success=data == LoginPassword(USER.encode(), PASSWORD.encode()), handled=False)
 
     def received(self) -> tuple[bytes, bool]:
-        """The one email, and whether it came encrypted."""
+        """The only email, and whether the connection was encrypted."""
         [(envelope, encrypted)] = self.accepted
         assert isinstance(envelope.original_content, bytes)
         return envelope.original_content, encrypted
@@ -74,7 +74,7 @@ def inbox() -> Inbox:
 
 @pytest.fixture
 def serve_smtp(inbox: Inbox) -> ServeSmtp:
-    """A real SMTP server on a port of its own, that wants a login."""
+    """A real SMTP server on a free port; it requires a login."""
 
     @contextmanager
     def serving(**options: Any) -> Iterator[int]:
@@ -96,12 +96,12 @@ def server_tls(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-async def test_smtp_on_this_machine_with_a_login(serve_smtp: ServeSmtp, inbox: Inbox, email: Email) -> None:
+async def test_smtp_to_loopback_logs_in_without_encryption(serve_smtp: ServeSmtp, inbox: Inbox, email: Email) -> None:
     with serve_smtp() as port:
-        await chosen(SMTP_URL=f"smtp://{LOGIN}@127.0.0.1:{port}").send(email)
+        await transport_for(SMTP_URL=f"smtp://{LOGIN}@127.0.0.1:{port}").send(email)
     received, encrypted = inbox.received()
     assert not encrypted
-    assert_is(received, email)
+    assert_mime_equals(received, email)
     assert inbox.accepted[0][0].rcpt_tos == ["ann@example.com", "bob@example.org"]
     assert inbox.accepted[0][0].mail_from == "chat@example.com"
     assert inbox.logins == [(USER.encode(), PASSWORD.encode())]
@@ -112,66 +112,68 @@ async def test_smtp_with_starttls(
     serve_smtp: ServeSmtp, inbox: Inbox, email: Email, server_tls: ssl.SSLContext
 ) -> None:
     with serve_smtp(tls_context=server_tls, require_starttls=True) as port:
-        await chosen(SMTP_URL=f"smtp://{LOGIN}@localhost:{port}").send(email)
+        await transport_for(SMTP_URL=f"smtp://{LOGIN}@localhost:{port}").send(email)
     received, encrypted = inbox.received()
     assert encrypted
-    assert_is(received, email)
+    assert_mime_equals(received, email)
 
 
 @pytest.mark.usefixtures("trusted")
 async def test_smtp_with_tls(serve_smtp: ServeSmtp, inbox: Inbox, email: Email, server_tls: ssl.SSLContext) -> None:
     with serve_smtp(ssl_context=server_tls) as port:
-        await chosen(SMTP_URL=f"smtps://{LOGIN}@localhost:{port}").send(email)
+        await transport_for(SMTP_URL=f"smtps://{LOGIN}@localhost:{port}").send(email)
     received, encrypted = inbox.received()
     assert encrypted
-    assert_is(received, email)
+    assert_mime_equals(received, email)
 
 
-async def test_smtp_refuses_a_server_it_can_not_trust(
+async def test_smtp_rejects_an_untrusted_certificate(
     serve_smtp: ServeSmtp, inbox: Inbox, email: Email, server_tls: ssl.SSLContext
 ) -> None:
     with serve_smtp(ssl_context=server_tls) as port, pytest.raises(MailFailed, match="certificate"):
-        await chosen(SMTP_URL=f"smtps://{LOGIN}@localhost:{port}").send(email)
+        await transport_for(SMTP_URL=f"smtps://{LOGIN}@localhost:{port}").send(email)
     assert not inbox.accepted
     assert not inbox.logins
 
 
-async def test_smtp_gives_no_password_away_where_starttls_is_missing(
-    serve_smtp: ServeSmtp, inbox: Inbox, email: Email
-) -> None:
-    far_away = Smtp(host="127.0.0.1", port=0, tls=False, starttls=True, user=USER, password=PASSWORD)
+async def test_smtp_sends_no_password_if_starttls_is_missing(serve_smtp: ServeSmtp, inbox: Inbox, email: Email) -> None:
+    remote = Smtp(host="127.0.0.1", port=0, tls=False, starttls=True, user=USER, password=PASSWORD)
     with serve_smtp() as port, pytest.raises(MailFailed, match="STARTTLS"):
-        await replace(far_away, port=port).send(email)
+        await replace(remote, port=port).send(email)
     assert not inbox.logins
 
 
-async def test_smtp_failures_say_where_and_no_secret(serve_smtp: ServeSmtp, inbox: Inbox, email: Email) -> None:
+async def test_smtp_errors_name_the_server_and_contain_no_secret(
+    serve_smtp: ServeSmtp, inbox: Inbox, email: Email
+) -> None:
     with serve_smtp() as port, pytest.raises(MailFailed) as wrong_login:
-        await chosen(SMTP_URL=f"smtp://{USER.replace('@', '%40')}:not-the-password@127.0.0.1:{port}").send(email)
-    with pytest.raises(MailFailed) as nobody_there:
-        await chosen(SMTP_URL=f"smtp://{LOGIN}@127.0.0.1:{port}").send(email)
-    for failure in (wrong_login, nobody_there):
+        await transport_for(SMTP_URL=f"smtp://{USER.replace('@', '%40')}:not-the-password@127.0.0.1:{port}").send(email)
+    with pytest.raises(MailFailed) as connection_refused:
+        await transport_for(SMTP_URL=f"smtp://{LOGIN}@127.0.0.1:{port}").send(email)
+    for failure in (wrong_login, connection_refused):
         assert f"127.0.0.1:{port}" in str(failure.value)
         assert PASSWORD not in str(failure.value)
         assert "not-the-password" not in str(failure.value)
     assert not inbox.accepted
 
 
-async def test_one_refused_recipient_does_not_keep_the_email_from_the_others(
+async def test_smtp_rejected_recipient_does_not_stop_delivery_to_the_others(
     serve_smtp: ServeSmtp, inbox: Inbox, email: Email, caplog: pytest.LogCaptureFixture
 ) -> None:
-    inbox.refused = {"bob@example.org"}
+    inbox.rejected = {"bob@example.org"}
     with serve_smtp() as port, caplog.at_level(logging.ERROR, "shared.mail.smtp"):
-        to = await chosen(SMTP_URL=f"smtp://{LOGIN}@127.0.0.1:{port}").send(email)
-    assert inbox.accepted[0][0].rcpt_tos == [*to] == ["ann@example.com"]
+        accepted = await transport_for(SMTP_URL=f"smtp://{LOGIN}@127.0.0.1:{port}").send(email)
+    assert inbox.accepted[0][0].rcpt_tos == [*accepted] == ["ann@example.com"]
     assert "bob@example.org" in caplog.text
 
 
-async def test_smtp_fails_where_every_recipient_is_refused(serve_smtp: ServeSmtp, inbox: Inbox, email: Email) -> None:
-    inbox.refused = set(email.recipients)
+async def test_smtp_raises_mail_failed_if_every_recipient_is_rejected(
+    serve_smtp: ServeSmtp, inbox: Inbox, email: Email
+) -> None:
+    inbox.rejected = set(email.recipients)
     with serve_smtp() as port, pytest.raises(MailFailed, match="no such mailbox"):
-        await chosen(SMTP_URL=f"smtp://{LOGIN}@127.0.0.1:{port}").send(email)
+        await transport_for(SMTP_URL=f"smtp://{LOGIN}@127.0.0.1:{port}").send(email)
 
 
-async def test_smtp_can_not_tell_whether_an_email_was_sent(email: Email) -> None:
-    assert not await chosen(SMTP_URL="smtp://127.0.0.1").was_sent(email.operation_id)
+async def test_smtp_was_sent_is_always_false(email: Email) -> None:
+    assert not await transport_for(SMTP_URL="smtp://127.0.0.1").was_sent(email.operation_id)

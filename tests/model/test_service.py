@@ -20,9 +20,9 @@ from shared.domain.calls import State
 from shared.services import services
 from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI, Fault, Kind, Reply
+from tests.support.chat_client import answer, call_log_lines, closed_ledger, events, get_json, send_message, stored
 from tests.support.clock import ManualClock
 from tests.support.conservation import assert_conserved
-from tests.support.talking import answer, closed_ledger, events, lines, look, say, stored
 
 NOT_BILLED = [409, 429, 500, 503]
 SOON = {"retry_after_ms": 10}
@@ -37,7 +37,7 @@ def second() -> Iterator[AzureOpenAI]:
 @pytest.fixture
 def environ(environ: dict[str, str], clock: ManualClock) -> dict[str, str]:
     """The pauses before retries move the clock instead of waiting."""
-    clock.skips = 5
+    clock.skip_sleeps_up_to = 5
     return environ | {
         "AZURE_OPENAI_MAX_RETRIES": "2",
         "AZURE_OPENAI_TIMEOUT_SECONDS": "2",
@@ -73,7 +73,7 @@ async def test_what_was_certainly_not_billed_is_tried_again_on_the_same_call(
 
     [entry] = await assert_conserved(tables, fake)
     assert [request.call_id for request in fake.requests] == [entry.call.id] * 3
-    assert [(line["attempts"], line["outcome"]) for line in lines(caplog)] == [(3, "settled")]
+    assert [(line["attempts"], line["outcome"]) for line in call_log_lines(caplog)] == [(3, "settled")]
 
 
 async def test_a_refused_connection_is_tried_again(
@@ -83,7 +83,7 @@ async def test_a_refused_connection_is_tried_again(
     tables: Tables,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    clock.skips = 0
+    clock.skip_sleeps_up_to = 0
     caplog.set_level("INFO", "shared.telemetry.call_log")
     fake.stop()
     asked = asyncio.create_task(answer(api))
@@ -92,7 +92,7 @@ async def test_a_refused_connection_is_tried_again(
 
     assert (await asked)["turn"] == 1
     assert len(await assert_conserved(tables, fake)) == 1
-    assert lines(caplog)[0]["attempts"] > 1
+    assert call_log_lines(caplog)[0]["attempts"] > 1
 
 
 @pytest.mark.parametrize("status", [429, 504])
@@ -136,7 +136,7 @@ async def test_what_remains_after_the_last_attempt_is_the_callers(
     for _ in range(3):
         fake.fault(429, **SOON)
 
-    refused = await say(api)
+    refused = await send_message(api)
 
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     assert len(fake.requests) == 3
@@ -152,7 +152,7 @@ async def test_a_pause_beyond_the_turns_time_is_the_callers_at_once(
     async with serve(environ | {"TURN_TIMEOUT_SECONDS": "20"}) as api:
         began = clock.monotonic()
 
-        refused = await say(api)
+        refused = await send_message(api)
 
     assert (refused.status_code, refused.headers["retry-after"]) == (status, "30")
     assert clock.monotonic() - began < 15
@@ -188,7 +188,7 @@ async def test_a_pause_that_is_no_number_of_seconds_is_passed_over(
 async def test_what_would_fail_again_is_not_tried_again(api: httpx.AsyncClient, fake: AzureOpenAI, status: int) -> None:
     fake.fault(status)
 
-    await say(api)
+    await send_message(api)
 
     assert len(fake.requests) == 1
 
@@ -272,7 +272,7 @@ async def test_an_endpoint_that_cant_be_reached_is_passed_over(
     for _ in range(2):
         await answer(two)
 
-    assert [line["attempts"] for line in lines(caplog)] == [2, 1]
+    assert [line["attempts"] for line in call_log_lines(caplog)] == [2, 1]
     await assert_conserved(tables, fake, second)
 
 
@@ -285,7 +285,7 @@ async def test_an_endpoint_whose_answers_are_none_is_passed_over(
     fake.responder = lambda _: sick
 
     for turn in range(3):
-        await say(two, session=f"s{turn}")
+        await send_message(two, session=f"s{turn}")
 
     assert (len(fake.requests), len(second.requests)) == (1, 2 if fault == "no_usage" else 3)
     await assert_conserved(tables, fake, second)
@@ -334,7 +334,7 @@ async def test_an_answer_that_breaks_off_does_not_shorten_the_pause_that_was_ask
 ) -> None:
     fake.fault("close", after=1)
     with fake.hold(after=1) as hold:
-        begun = asyncio.create_task(say(two, session="begun-before"))
+        begun = asyncio.create_task(send_message(two, session="begun-before"))
         await hold.until_reached()
         fake.fault(429, retry_after=300)
         await answer(two)
@@ -388,7 +388,7 @@ async def test_while_both_have_asked_for_a_pause_another_turn_asks_the_sooner_on
     second.responder = lambda _: Fault("status", 429, retry_after=250)
 
     for turn in (1, 2):
-        limited = await say(two)
+        limited = await send_message(two)
         assert (limited.status_code, limited.headers["retry-after"]) == (429, "250")
         assert (len(fake.requests), len(second.requests)) == (1, turn)
 
@@ -427,7 +427,7 @@ async def test_the_pause_that_is_told_is_that_of_the_one_which_is_free_first(
         await answer(api)
         second.fault(503, retry_after=300)
 
-        limited = await say(api)
+        limited = await send_message(api)
 
     assert (limited.status_code, limited.json()["error"]["code"]) == (429, "rate_limited")
     assert 1 < int(limited.headers["retry-after"]) <= 100
@@ -529,7 +529,7 @@ async def test_a_deployment_that_nobody_has_is_looked_for_each_time(
     two: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
 ) -> None:
     fake.deployments = second.deployments = {"another": "gpt-5.4-mini-2026-03-17"}
-    refused = await say(two)
+    refused = await send_message(two)
     second.deployments = {"chat": "gpt-5.4-mini-2026-03-17"}
 
     assert (refused.status_code, refused.json()["error"]["code"]) == (502, "upstream_error")
@@ -554,7 +554,7 @@ async def test_no_turn_is_lost_where_the_preferred_endpoint_dies_under_load(
     fake.chunk_delay = 0.02
 
     async def converse(session: str) -> list[int]:
-        return [(await say(two, f"message {turn}", session)).status_code for turn in range(3)]
+        return [(await send_message(two, f"message {turn}", session)).status_code for turn in range(3)]
 
     talking = [asyncio.create_task(converse(f"s{number}")) for number in range(12)]
     await fake.until(lambda: len(fake.meter) > 8)
@@ -586,7 +586,7 @@ async def test_a_conversation_is_not_taken_to_where_a_redirect_points(
 async def test_temperature_is_left_out_where_the_deployment_refuses_it(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    fake.refused = {"chat": frozenset({"temperature"})}
+    fake.rejected = {"chat": frozenset({"temperature"})}
 
     for _ in range(2):
         await answer(api, temperature=0.3, top_p=0.9)
@@ -600,12 +600,12 @@ async def test_an_option_that_was_not_sent_can_t_be_left_out(api: httpx.AsyncCli
     refusal = "Unrecognized request argument supplied: temperature"
     fake.responder = lambda _: Fault("status", 400, message=refusal)
 
-    assert (await say(api)).status_code == 400
+    assert (await send_message(api)).status_code == 400
     assert len(fake.requests) == 1
 
 
 async def test_ten_turns_at_once_learn_what_to_leave_out(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
-    fake.refused = {"chat": frozenset({"temperature"})}
+    fake.rejected = {"chat": frozenset({"temperature"})}
 
     await asyncio.gather(*(answer(api, "hi", f"s{number}", temperature=0.3) for number in range(10)))
 
@@ -712,7 +712,7 @@ async def test_a_callers_temperature_that_is_too_high_is_the_callers_to_mend(
     """The next one's may be taken."""
     fake.fault(400, message="Expected a value <= 1.", param="temperature", code="decimal_above_max_value")
 
-    refused = await say(api, temperature=1.5)
+    refused = await send_message(api, temperature=1.5)
     await answer(api, temperature=0.5)
 
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "temperature")
@@ -722,10 +722,10 @@ async def test_a_callers_temperature_that_is_too_high_is_the_callers_to_mend(
 async def test_a_turns_own_reasoning_effort_is_not_left_out(
     serve: Serve, effort: dict[str, str], fake: AzureOpenAI
 ) -> None:
-    fake.refused = {"chat": frozenset({"reasoning_effort"})}
+    fake.rejected = {"chat": frozenset({"reasoning_effort"})}
     async with serve(effort) as api:
         await answer(api)  # from here on the setting's is left out
-        refused = await say(api, reasoning_effort="high")
+        refused = await send_message(api, reasoning_effort="high")
 
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "reasoning_effort")
 
@@ -735,7 +735,7 @@ async def test_an_answer_that_reasoning_used_up_says_why_it_is_empty(api: httpx.
     fake.responder = lambda _: used_up
 
     whole = await answer(api)
-    streamed = events((await say(api, stream=True)).content)[-1].data
+    streamed = events((await send_message(api, stream=True)).content)[-1].data
 
     for told in (whole, streamed):
         assert (told["finish_reason"], told["message"]["content"]) == ("length", "")
@@ -758,7 +758,7 @@ async def test_a_refused_key_is_named_by_its_setting_and_logged_once(
 ) -> None:
     fake.responder = lambda _: Fault("status", status)
     for _ in range(2):
-        refused = await say(api)
+        refused = await send_message(api)
 
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
         assert "AZURE_OPENAI_API_KEY" in refused.json()["error"]["message"]
@@ -767,7 +767,7 @@ async def test_a_refused_key_is_named_by_its_setting_and_logged_once(
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) == 1
     assert "test-key" not in caplog.text
-    assert (await look(api, "/api/sessions/s"))["unaccounted_calls"] == 0
+    assert (await get_json(api, "/api/sessions/s"))["unaccounted_calls"] == 0
 
 
 # What is written down of it
@@ -780,9 +780,9 @@ async def test_a_call_leaves_one_line_without_content(
     fake.reply("marmalade")
     told = await answer(api, "xylophone", "a-session-of-mine")
     fake.fault("no_usage")
-    await say(api, "xylophone", "a-session-of-mine")
+    await send_message(api, "xylophone", "a-session-of-mine")
 
-    settled, doubtful = lines(caplog)
+    settled, doubtful = call_log_lines(caplog)
     assert settled["session"] == doubtful["session"]
     assert len(settled["session"]) == 12
     assert (settled["turn"], settled["outcome"], settled["finish_reason"]) == (1, "settled", "stop")

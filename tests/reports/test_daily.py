@@ -1,4 +1,4 @@
-"""A day's figures: added up from the ledger, final once nothing in them can be open, and stored from then on."""
+"""A day's figures: added up from the ledger, and stored once the day is final."""
 
 import asyncio
 import gc
@@ -23,13 +23,13 @@ from shared.telemetry.call_log import CallLog
 from shared.turns.recovery import Recovery
 from tests.conftest import Tables
 from tests.domain.test_tally import naive
-from tests.support.ledger_rows import entry, settled, spent, still_running, write
+from tests.support.ledger_rows import entry, entry_costing, settled, still_running, write
 from tests.support.proxy import Answer, Match, TcpProxy
 from tests.support.still_clock import StillClock
 
 MONDAY = date(2024, 3, 11)
 DAY = timedelta(days=1)
-GRACE = timedelta(seconds=280)  # TURN_TIMEOUT_SECONDS and 60 s
+GRACE = timedelta(seconds=280)  # TURN_TIMEOUT_SECONDS plus 60 s
 MIDNIGHT = datetime.combine(MONDAY + DAY, time(), UTC)
 
 
@@ -61,19 +61,19 @@ def ledger(tables: Tables) -> Ledger:
 
 
 async def recover(reports: Reports, after: str = "") -> list[str]:
-    """The maintenance job. Returns the days that it reported as done."""
+    """Run the maintenance job. Returns the days that it completed."""
     return [day async for day in reports.recover(after)]
 
 
-async def settle(ledger: Ledger, doubtful: LedgerEntry) -> None:
-    """The answer of a call that was given up arrives after all."""
-    stored = await ledger.find(doubtful.call, doubtful.session_id, doubtful.turn)
+async def settle(ledger: Ledger, unaccounted: LedgerEntry) -> None:
+    """The usage of an unaccounted call arrives late."""
+    stored = await ledger.find(unaccounted.call, unaccounted.session_id, unaccounted.turn)
     assert stored is not None
-    assert await ledger.raise_call(stored, settled(doubtful))
+    assert await ledger.raise_call(stored, settled(unaccounted))
 
 
 def mixed(day: date) -> list[LedgerEntry]:
-    """300 calls of 60 sessions in every state, and some that belong to none."""
+    """300 calls in every state: of 60 sessions, and some without a session."""
     states = (*[State.SETTLED] * 6, State.FAILED, State.UNACCOUNTED, State.ABANDONED)
     return [
         entry(
@@ -90,20 +90,22 @@ def mixed(day: date) -> list[LedgerEntry]:
     ]
 
 
-async def test_a_days_figures_are_those_of_its_rows_and_no_others(reports: Reports, tables: Tables) -> None:
-    found = mixed(MONDAY)
-    await write(tables.usage, [*found, *mixed(MONDAY - DAY)[:50], *mixed(MONDAY + DAY)[:50]])
+async def test_figures_include_only_rows_of_the_day(reports: Reports, tables: Tables) -> None:
+    entries = mixed(MONDAY)
+    await write(tables.usage, [*entries, *mixed(MONDAY - DAY)[:50], *mixed(MONDAY + DAY)[:50]])
 
-    assert await reports.figures(MONDAY) == naive(found)
+    assert await reports.figures(MONDAY) == naive(entries)
 
 
-async def test_a_day_without_rows_has_no_figures(reports: Reports) -> None:
+async def test_day_without_rows_has_zero_figures(reports: Reports) -> None:
     assert await reports.figures(MONDAY) == Figures()
 
 
-async def test_rows_are_let_go_as_they_are_counted(tables: Tables, days: Days, clock: StillClock) -> None:
-    class Watched(Ledger):
-        most = 0
+async def test_ledger_rows_are_not_kept_in_memory_while_they_are_counted(
+    tables: Tables, days: Days, clock: StillClock
+) -> None:
+    class CountingLedger(Ledger):
+        max_entries = 0  # in memory at once
 
         async def _part(self, partition: str) -> AsyncIterator[LedgerEntry]:
             n = 0
@@ -111,22 +113,23 @@ async def test_rows_are_let_go_as_they_are_counted(tables: Tables, days: Days, c
                 yield row
                 n += 1
                 if n == 25:
-                    self.most = max(self.most, sum(type(one) is LedgerEntry for one in gc.get_objects()))
+                    entries = sum(type(item) is LedgerEntry for item in gc.get_objects())
+                    self.max_entries = max(self.max_entries, entries)
 
-    await write(tables.usage, (spent(MONDAY, 1, f"s{n // 10}", n) for n in range(1_200)))
+    await write(tables.usage, (entry_costing(MONDAY, 1, f"s{n // 10}", n) for n in range(1_200)))
     gc.collect()
-    ledger = Watched(tables.usage)
+    ledger = CountingLedger(tables.usage)
     recovery = Recovery(Sessions(tables.sessions, clock), ledger, CallLog(None), clock)
     reports = Reports(ledger, days, recovery, clock, grace=GRACE)
 
     assert (await reports.figures(MONDAY)).cost == 1_200
-    assert 0 < ledger.most < 100
+    assert 0 < ledger.max_entries < 100
 
 
-async def test_storage_that_fails_half_way_is_no_figure(
+async def test_storage_failure_while_reading_raises_storage_unavailable(
     environ: dict[str, str], azurite_port: int, tables: Tables, clock: StillClock
 ) -> None:
-    await write(tables.usage, [spent(MONDAY, 1)])
+    await write(tables.usage, [entry_costing(MONDAY, 1)])
     with TcpProxy(azurite_port) as proxy:
         through_proxy = environ | {"TABLES_CONNECTION_STRING": connection_string(proxy.port)}
         services = Services(Settings.from_env(through_proxy), clock)
@@ -140,25 +143,23 @@ async def test_storage_that_fails_half_way_is_no_figure(
 # When a day is final
 
 
-async def test_a_day_is_final_once_its_last_turns_time_is_up(
+async def test_day_is_final_and_stored_after_the_grace_period(
     reports: Reports, tables: Tables, days: Days, clock: StillClock
 ) -> None:
-    await write(tables.usage, [spent(MONDAY, 1)])
+    await write(tables.usage, [entry_costing(MONDAY, 1)])
 
     clock.set(MIDNIGHT + GRACE - timedelta(seconds=1))
-    running = await reports.day(MONDAY)
-    assert (running.final, running.figures.cost) == (False, Decimal(1))
+    before = await reports.day(MONDAY)
+    assert (before.final, before.figures.cost) == (False, Decimal(1))
     assert await days.get(MONDAY) is None
 
     clock.set(MIDNIGHT + GRACE)
-    over = await reports.day(MONDAY)
-    assert over.final
-    assert await days.get(MONDAY) == over
+    after = await reports.day(MONDAY)
+    assert after.final
+    assert await days.get(MONDAY) == after
 
 
-async def test_a_day_with_a_call_that_still_runs_is_not_final_however_old(
-    reports: Reports, tables: Tables, clock: StillClock
-) -> None:
+async def test_day_with_a_running_call_is_never_final(reports: Reports, tables: Tables, clock: StillClock) -> None:
     await write(tables.usage, [still_running(entry(MONDAY, state=State.OPEN))])
 
     clock.set(MIDNIGHT + 30 * DAY)
@@ -167,44 +168,44 @@ async def test_a_day_with_a_call_that_still_runs_is_not_final_however_old(
 
 
 @pytest.mark.parametrize("session", ["s", None])
-async def test_a_day_that_no_timer_saw_is_recovered_by_who_reads_it(
+async def test_reading_a_day_too_old_for_maintenance_recovers_its_calls(
     reports: Reports, tables: Tables, clock: StillClock, session: str | None
 ) -> None:
-    await write(tables.usage, [entry(MONDAY, session, state=State.OPEN), spent(MONDAY, 1)])
+    await write(tables.usage, [entry(MONDAY, session, state=State.OPEN), entry_costing(MONDAY, 1)])
 
     clock.set(MIDNIGHT + 40 * DAY)
     await recover(reports)
-    found = await reports.day(MONDAY)
+    day = await reports.day(MONDAY)
 
-    assert (found.final, found.figures.cost, found.figures.open, found.figures.unaccounted) == (True, Decimal(1), 0, 1)
+    assert (day.final, day.figures.cost, day.figures.open, day.figures.unaccounted) == (True, Decimal(1), 0, 1)
 
 
-async def test_a_final_day_is_added_up_once(reports: Reports, tables: Tables) -> None:
-    await write(tables.usage, [spent(MONDAY, 1)])
+async def test_final_day_is_not_added_up_again(reports: Reports, tables: Tables) -> None:
+    await write(tables.usage, [entry_costing(MONDAY, 1)])
     first = await reports.day(MONDAY)
-    await write(tables.usage, [spent(MONDAY, 2, "never")])
+    await write(tables.usage, [entry_costing(MONDAY, 2, "never")])
 
     await recover(reports)
 
     assert await reports.day(MONDAY) == first
 
 
-async def test_a_final_day_with_unaccounted_calls_is_added_up_anew_by_each_recovery(
+async def test_recovery_adds_up_a_final_day_with_unaccounted_calls_again(
     reports: Reports, tables: Tables, ledger: Ledger, days: Days
 ) -> None:
-    doubtful = entry(MONDAY, state=State.UNACCOUNTED)
-    await write(tables.usage, [doubtful])
+    unaccounted = entry(MONDAY, state=State.UNACCOUNTED)
+    await write(tables.usage, [unaccounted])
     await reports.day(MONDAY)
-    await settle(ledger, doubtful)
+    await settle(ledger, unaccounted)
 
     await recover(reports)
 
-    kept = await days.get(MONDAY)
-    assert kept is not None
-    assert (kept.final, kept.figures.unaccounted, kept.figures.cost) == (True, 0, Decimal("0.0012"))
+    stored = await days.get(MONDAY)
+    assert stored is not None
+    assert (stored.final, stored.figures.unaccounted, stored.figures.cost) == (True, 0, Decimal("0.0012"))
 
 
-async def test_todays_calls_are_recovered_too(reports: Reports, tables: Tables, clock: StillClock) -> None:
+async def test_recovery_includes_calls_of_today(reports: Reports, tables: Tables, clock: StillClock) -> None:
     await write(tables.usage, [entry(MONDAY, state=State.OPEN)])
 
     clock.set(MIDNIGHT - timedelta(hours=6))
@@ -214,38 +215,41 @@ async def test_todays_calls_are_recovered_too(reports: Reports, tables: Tables, 
     assert (figures.open, figures.unaccounted) == (0, 1)
 
 
-async def test_many_who_ask_for_a_day_at_once_are_told_the_same(reports: Reports, tables: Tables) -> None:
-    await write(tables.usage, [spent(MONDAY, 1)])
+async def test_concurrent_reads_of_a_day_return_the_same_result(reports: Reports, tables: Tables) -> None:
+    await write(tables.usage, [entry_costing(MONDAY, 1)])
 
-    told = await asyncio.gather(*(reports.day(MONDAY) for _ in range(5)))
+    results = await asyncio.gather(*(reports.day(MONDAY) for _ in range(5)))
 
-    assert all(day == told[0] and day.etag == told[0].etag for day in told)
-
-
-# A day beside those before it
+    assert all(day == results[0] and day.etag == results[0].etag for day in results)
 
 
-async def test_a_summary_has_the_days_before_it(reports: Reports, tables: Tables, clock: StillClock) -> None:
+# A day compared with the days before it
+
+
+async def test_summary_includes_the_days_before(reports: Reports, tables: Tables, clock: StillClock) -> None:
     clock.set(datetime(2024, 3, 6, 6, tzinfo=UTC))
     first = date(2024, 2, 20)
-    await write(tables.usage, (spent(first + n * DAY, 2**n, f"s{n}") for n in range(16)))
+    await write(tables.usage, (entry_costing(first + n * DAY, 2**n, f"s{n}") for n in range(16)))
     day = date(2024, 3, 5)
 
     summary = await reports.summary(day)
 
-    assert [one.day for one in summary.history] == [day - n * DAY for n in range(13, -1, -1)]
-    assert [int(one.cost) for one in summary.history] == [2**n for n in range(1, 15)]
+    assert [shown.day for shown in summary.history] == [day - n * DAY for n in range(13, -1, -1)]
+    assert [int(shown.cost) for shown in summary.history] == [2**n for n in range(1, 15)]
     assert summary.figures.cost == 2**14
     assert summary.day_before == 2**13
     assert summary.week_average == Decimal(sum(2**n for n in range(7, 14))) / 7
     assert summary.month_to_date == sum(2**n for n in range(10, 15))
 
 
-async def test_month_to_date_reaches_back_further_than_the_history(
+async def test_month_to_date_includes_days_before_the_history(
     reports: Reports, tables: Tables, clock: StillClock
 ) -> None:
     clock.set(datetime(2024, 4, 1, 6, tzinfo=UTC))
-    await write(tables.usage, [spent(date(2024, 3, 1), 1), spent(date(2024, 2, 29), 50), spent(date(2024, 3, 31), 4)])
+    await write(
+        tables.usage,
+        [entry_costing(date(2024, 3, 1), 1), entry_costing(date(2024, 2, 29), 50), entry_costing(date(2024, 3, 31), 4)],
+    )
 
     summary = await reports.summary(date(2024, 3, 31))
 
@@ -253,16 +257,16 @@ async def test_month_to_date_reaches_back_further_than_the_history(
     assert len(summary.history) == 14
 
 
-async def test_a_span_of_days_is_stored_in_order_and_read_from_there(
+async def test_final_days_of_a_span_are_returned_in_order_and_stored(
     reports: Reports, tables: Tables, days: Days, clock: StillClock
 ) -> None:
-    await write(tables.usage, [spent(MONDAY, 1), spent(MONDAY + 2 * DAY, 3)])
+    await write(tables.usage, [entry_costing(MONDAY, 1), entry_costing(MONDAY + 2 * DAY, 3)])
     last = MONDAY + 3 * DAY
 
     clock.set(datetime.combine(last, time(12), UTC))
-    found = await reports.days(MONDAY, last)
+    result = await reports.days(MONDAY, last)
 
-    assert [(day.day, int(day.figures.cost), day.final) for day in found] == [
+    assert [(day.day, int(day.figures.cost), day.final) for day in result] == [
         (MONDAY, 1, True),
         (MONDAY + DAY, 0, True),
         (MONDAY + 2 * DAY, 3, True),
@@ -271,11 +275,11 @@ async def test_a_span_of_days_is_stored_in_order_and_read_from_there(
     assert sorted(await days.between(MONDAY, last)) == [MONDAY, MONDAY + DAY, MONDAY + 2 * DAY]
 
 
-async def test_what_changed_since_a_day_was_read_is_not_overwritten(
+async def test_storing_a_day_does_not_overwrite_a_concurrent_change(
     reports: Reports, tables: Tables, days: Days
 ) -> None:
     await write(tables.usage, [entry(MONDAY, state=State.UNACCOUNTED)])
-    kept = await reports.day(MONDAY)
-    sent = await days.put(replace(kept, outcome="sent"))
+    outdated = await reports.day(MONDAY)
+    sent = await days.put(replace(outdated, outcome="sent"))
 
-    assert await reports._store(replace(kept, figures=Figures())) == sent
+    assert await reports._store(replace(outdated, figures=Figures())) == sent

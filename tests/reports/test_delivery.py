@@ -1,6 +1,6 @@
-"""The summary email: every final day is sent once, whichever timer runs, however often, and wherever it dies.
+"""Delivery of the summary email: every final day is sent once, whichever timer runs, however often, despite crashes.
 
-The days are in the past, so that the test chooses when each firing begins; the tables are real.
+The days are in the past, so that a test can choose the time of each timer run. The tables are real.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from shared.domain.calls import LedgerEntry, State
 from shared.domain.daily import Day, Figures
 from shared.errors import StorageUnavailable
 from shared.mail.email import Email, MailFailed
-from shared.reports.delivery import CLAIM, Delivery, MailConfig
+from shared.reports.delivery import CLAIM_DURATION, Delivery, MailConfig
 from shared.services import Services
 from shared.settings import Settings, SettingsError
 from shared.storage.days import Days
 from shared.storage.ledger import Ledger
 from tests.support.clock import ManualClock
 from tests.support.communication_services import CommunicationServices
-from tests.support.killing import Nursery
-from tests.support.ledger_rows import entry, keep_quiet, settled, spent, still_running, write
-from tests.support.loopback import PATIENCE, Gate
+from tests.support.ledger_rows import entry, entry_costing, settled, still_running, write, write_quiet_days
+from tests.support.loopback import MAX_WAIT_S, Gate
+from tests.support.processes import HostFactory
 from tests.support.proxy import Answer, Close, Match, TcpProxy
 from tests.support.still_clock import StillClock
 
@@ -42,30 +42,31 @@ DAY = timedelta(days=1)
 TUESDAY, WEDNESDAY, THURSDAY, FRIDAY = (MONDAY + DAY * n for n in range(1, 5))
 RECIPIENTS = ("ann@example.com", "bob@example.com")
 MAIL = {"SUMMARY_RECIPIENTS": ",".join(RECIPIENTS), "SUMMARY_SENDER": "chat@example.com"}
-LATE = Decimal("0.0012")  # what a late settlement adds
+LATE_COST = Decimal("0.0012")  # added by a late settlement
 WRITING = Match(body=".")
 CLAIMING = Match("PUT", "daily", '"claimed_until"')
 RECORDING = Match("PUT", "daily", '"outcome": ?"sent"')
-REFUSED = Answer(403)  # an error that the storage client does not try again
+REFUSED = Answer(403)  # an error that the storage client does not retry
 LOST = Close(after_answer=True)
 
 
-class Killed(BaseException):
-    """The process ends here."""
+class ProcessKilled(BaseException):
+    """Simulates that the process is killed at this point."""
 
 
 class MailService:
-    """Accepts email as Communication Services does, which knows what was sent; SMTP does not (`remembers=False`)."""
+    """A fake transport. Like Communication Services it knows which emails were sent; with `has_status=False` it does
+    not, like SMTP."""
 
-    def __init__(self, *, remembers: bool = True) -> None:
+    def __init__(self, *, has_status: bool = True) -> None:
         self.emails: list[Email] = []
-        self.asked: list[str] = []
+        self.status_queries: list[str] = []
         self.down = False
         self.accepts_without_answer = False
-        self.kills: int | None = None  # the sender, once so many emails were accepted
+        self.kill_after: int | None = None  # kill the sender after this many emails
         self.gate: Gate | None = None
-        self.refused = ""  # the one recipient that it has no mailbox for
-        self._remembers = remembers
+        self.rejected = ""  # the recipient without a mailbox
+        self._has_status = has_status
 
     async def send(self, email: Email) -> tuple[str, ...]:
         if self.gate:
@@ -75,19 +76,19 @@ class MailService:
         self.emails.append(email)
         if self.accepts_without_answer:
             raise MailFailed("no answer within 30 s")
-        if self.kills == len(self.emails):
-            raise Killed
-        return tuple(recipient for recipient in email.recipients if recipient != self.refused)
+        if self.kill_after == len(self.emails):
+            raise ProcessKilled
+        return tuple(recipient for recipient in email.recipients if recipient != self.rejected)
 
     async def was_sent(self, operation_id: str) -> bool:
         if self.down:
             raise MailFailed("the mail service is down")
-        self.asked.append(operation_id)
-        return self._remembers and any(email.operation_id == operation_id for email in self.emails)
+        self.status_queries.append(operation_id)
+        return self._has_status and any(email.operation_id == operation_id for email in self.emails)
 
     @property
     def days(self) -> list[str]:
-        """The days that the emails are about, in the order of their arrival."""
+        """The days that the emails are about, in order of arrival."""
         return [email.subject.split()[2].rstrip(":") for email in self.emails]
 
     @property
@@ -96,7 +97,7 @@ class MailService:
 
 
 class App:
-    """One instance of the app: the tables are shared, all else is its own."""
+    """One instance of the app. Instances share only the tables."""
 
     def __init__(
         self, settings: Settings, mail: MailService, recipients: tuple[str, ...], clock: ManualClock | None = None
@@ -108,16 +109,16 @@ class App:
         config = MailConfig(schedule=None, sender="chat@example.com", recipients=recipients, transport=lambda: mail)
         self.delivery = Delivery(self.days, self.services.reports, config, self.clock)
 
-    async def begin(self) -> None:
-        """As if it had been mailing for two months in which nobody chatted."""
+    async def write_history(self) -> None:
+        """Two months of summaries of days without calls."""
         await self.days.constant("first_day", str(MONDAY - 60 * DAY))
-        await keep_quiet(self.days, MONDAY)
+        await write_quiet_days(self.days, MONDAY)
 
-    async def spend(self, *entries: LedgerEntry) -> None:
+    async def write_calls(self, *entries: LedgerEntry) -> None:
         await write(self.ledger._table, entries)
 
-    async def fire(self, day: date, hour: int = 6, minute: int = 0) -> None:
-        """The recovery of the maintenance timer, then the daily timer."""
+    async def run_timers(self, day: date, hour: int = 6, minute: int = 0) -> None:
+        """Run the recovery of the maintenance timer, then the daily timer."""
         self.clock.set(datetime.combine(day, time(hour, minute), UTC))
         async for _ in self.services.reports.recover():
             pass
@@ -128,7 +129,7 @@ class App:
         return await self.delivery.send_again(day)
 
     async def outcomes(self, first: date = MONDAY, last: date = FRIDAY) -> list[str | None]:
-        """Of the days that are stored."""
+        """The outcomes of the stored days, in order."""
         stored = await self.days.between(first, last)
         return [stored[day].outcome for day in sorted(stored)]
 
@@ -143,10 +144,10 @@ Start = Callable[..., App]
 
 @pytest.fixture
 async def start(environ: dict[str, str]) -> AsyncIterator[Start]:
-    """Starts instances over this test's tables, which they reach through `port` where one is given."""
+    """Starts instances on this test's tables. `port`: of a proxy to the table service."""
     started: list[App] = []
 
-    def begin(
+    def start_app(
         mail: MailService,
         *,
         recipients: tuple[str, ...] = RECIPIENTS,
@@ -157,7 +158,7 @@ async def start(environ: dict[str, str]) -> AsyncIterator[Start]:
         started.append(App(Settings.from_env(environ | tables), mail, recipients, clock))
         return started[-1]
 
-    yield begin
+    yield start_app
     for app in started:
         await app.services.close()
 
@@ -173,55 +174,56 @@ def app(start: Start, mail: MailService) -> App:
 
 
 @pytest.fixture
-async def running(app: App) -> App:
-    await app.begin()
+async def running_app(app: App) -> App:
+    """An instance with two months of history."""
+    await app.write_history()
     return app
 
 
-# Which days are mailed
+# Which days are sent
 
 
-async def test_the_first_firing_ever_mails_yesterday_and_nothing_before(app: App, mail: MailService) -> None:
-    await app.spend(spent(MONDAY, 1), spent(TUESDAY, 2), spent(WEDNESDAY, 4))
+async def test_first_run_sends_yesterday_and_no_earlier_day(app: App, mail: MailService) -> None:
+    await app.write_calls(entry_costing(MONDAY, 1), entry_costing(TUESDAY, 2), entry_costing(WEDNESDAY, 4))
 
-    await app.fire(WEDNESDAY)
-    await app.fire(THURSDAY)
+    await app.run_timers(WEDNESDAY)
+    await app.run_timers(THURSDAY)
 
     assert mail.days == ["2024-03-12", "2024-03-13"]
     assert "$2.00" in mail.emails[0].subject
 
 
-async def test_a_mail_goes_to_all_recipients_and_is_recorded_with_its_time(running: App, mail: MailService) -> None:
-    await running.spend(spent(MONDAY, "12.34"))
+async def test_email_goes_to_all_recipients_and_is_recorded_with_its_time(running_app: App, mail: MailService) -> None:
+    await running_app.write_calls(entry_costing(MONDAY, "12.34"))
 
-    await running.fire(TUESDAY)
+    await running_app.run_timers(TUESDAY)
 
     (email,) = mail.emails
     assert (email.sender, email.recipients) == ("chat@example.com", RECIPIENTS)
-    stored = await running.stored(MONDAY)
+    stored = await running_app.stored(MONDAY)
     assert (stored.outcome, stored.sent_to, stored.mailed_cost) == ("sent", RECIPIENTS, Decimal("12.34"))
     assert stored.sent is not None
-    assert timedelta() <= stored.sent - datetime(2024, 3, 12, 6, tzinfo=UTC) < timedelta(seconds=PATIENCE)
+    assert timedelta() <= stored.sent - datetime(2024, 3, 12, 6, tzinfo=UTC) < timedelta(seconds=MAX_WAIT_S)
 
 
-async def test_a_refused_recipient_is_not_recorded_as_sent_to(running: App, mail: MailService) -> None:
-    ann, mail.refused = RECIPIENTS
-    await running.spend(spent(MONDAY, 1))
+async def test_rejected_recipient_is_not_recorded_in_sent_to(running_app: App, mail: MailService) -> None:
+    ann, mail.rejected = RECIPIENTS
+    await running_app.write_calls(entry_costing(MONDAY, 1))
 
-    await running.fire(TUESDAY)
-    by_hand = await running.send_again(MONDAY, datetime(2024, 3, 12, 8, tzinfo=UTC))
+    await running_app.run_timers(TUESDAY)
+    by_hand = await running_app.send_again(MONDAY, datetime(2024, 3, 12, 8, tzinfo=UTC))
 
-    assert (await running.stored(MONDAY)).sent_to == by_hand == (ann,)
+    assert (await running_app.stored(MONDAY)).sent_to == by_hand == (ann,)
 
 
-async def test_a_final_days_cost_is_logged_as_the_alert_reads_it(
-    running: App, caplog: pytest.LogCaptureFixture
+async def test_cost_of_a_final_day_is_logged_in_the_format_of_the_alert_query(
+    running_app: App, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await running.spend(spent(MONDAY, "12.34"), entry(MONDAY, turn=2, state=State.UNACCOUNTED))
+    await running_app.write_calls(entry_costing(MONDAY, "12.34"), entry(MONDAY, turn=2, state=State.UNACCOUNTED))
 
     with caplog.at_level("INFO", "shared.reports.delivery"):
-        await running.fire(TUESDAY)
-        await running.fire(TUESDAY)
+        await running_app.run_timers(TUESDAY)
+        await running_app.run_timers(TUESDAY)
 
     logged = [message for message in caplog.messages if message.startswith("daily cost: ")]
     assert logged == ["daily cost: day=2024-03-11 cost_usd=12.34000000 unaccounted_usd=0.0123456 calls=2"]
@@ -230,14 +232,14 @@ async def test_a_final_days_cost_is_logged_as_the_alert_reads_it(
     assert re.findall(r'[" ](\w+)="', alert) == names
 
 
-async def test_while_the_mail_service_is_down_each_days_cost_is_logged_all_the_same(
-    running: App, mail: MailService, caplog: pytest.LogCaptureFixture
+async def test_cost_of_each_day_is_logged_while_the_mail_service_is_down(
+    running_app: App, mail: MailService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await running.spend(spent(MONDAY, 1), spent(TUESDAY, 500))
+    await running_app.write_calls(entry_costing(MONDAY, 1), entry_costing(TUESDAY, 500))
     mail.down = True
 
     with caplog.at_level("INFO", "shared.reports.delivery"):
-        await running.fire(WEDNESDAY)
+        await running_app.run_timers(WEDNESDAY)
 
     assert [message.split()[2:4] for message in caplog.messages if message.startswith("daily cost: ")] == [
         ["day=2024-03-11", "cost_usd=1.000000"],
@@ -245,64 +247,62 @@ async def test_while_the_mail_service_is_down_each_days_cost_is_logged_all_the_s
     ]
 
 
-async def test_missed_days_are_caught_up_in_order_and_quiet_ones_are_only_recorded(
-    running: App, mail: MailService
-) -> None:
-    await running.spend(spent(MONDAY, 1), spent(WEDNESDAY, 3), spent(THURSDAY, 4))
+async def test_missed_days_are_sent_in_order_and_quiet_days_only_recorded(running_app: App, mail: MailService) -> None:
+    await running_app.write_calls(entry_costing(MONDAY, 1), entry_costing(WEDNESDAY, 3), entry_costing(THURSDAY, 4))
 
-    await running.fire(FRIDAY)
+    await running_app.run_timers(FRIDAY)
 
     assert mail.days == ["2024-03-11", "2024-03-13", "2024-03-14"]
-    assert await running.outcomes() == ["sent", "quiet", "sent", "sent"]
+    assert await running_app.outcomes() == ["sent", "quiet", "sent", "sent"]
 
 
-async def test_a_yesterday_without_turns_gets_a_mail_that_says_so(running: App, mail: MailService) -> None:
-    await running.fire(TUESDAY)
+async def test_yesterday_without_turns_gets_an_email(running_app: App, mail: MailService) -> None:
+    await running_app.run_timers(TUESDAY)
 
     (email,) = mail.emails
     assert email.subject == "Chat cost 2024-03-11: no turns"
-    assert await running.outcomes() == ["sent"]
+    assert await running_app.outcomes() == ["sent"]
 
 
-async def test_a_day_whose_only_call_was_fenced_off_is_quiet(running: App, mail: MailService) -> None:
-    await running.spend(entry(MONDAY, state=State.ABANDONED))
+async def test_day_with_only_an_abandoned_call_is_quiet(running_app: App, mail: MailService) -> None:
+    await running_app.write_calls(entry(MONDAY, state=State.ABANDONED))
 
-    await running.fire(WEDNESDAY)
+    await running_app.run_timers(WEDNESDAY)
 
     assert mail.days == ["2024-03-12"]
-    assert await running.outcomes() == ["quiet", "sent"]
+    assert await running_app.outcomes() == ["quiet", "sent"]
 
 
-async def test_no_more_than_31_days_are_caught_up(running: App, mail: MailService) -> None:
+async def test_missed_days_are_sent_for_at_most_31_days(running_app: App, mail: MailService) -> None:
     back = MONDAY + 40 * DAY
-    await running.spend(spent(back - 32 * DAY, 1), spent(back - 31 * DAY, 2))
+    await running_app.write_calls(entry_costing(back - 32 * DAY, 1), entry_costing(back - 31 * DAY, 2))
 
-    await running.fire(back)
+    await running_app.run_timers(back)
 
     assert mail.days == [str(back - 31 * DAY), str(back - DAY)]
-    stored = await running.days.between(back - 31 * DAY, back)
+    stored = await running_app.days.between(back - 31 * DAY, back)
     assert [stored[day].outcome for day in sorted(stored)] == ["sent", *["quiet"] * 29, "sent"]
-    older = await running.days.between(back - 40 * DAY, back - 32 * DAY)
+    older = await running_app.days.between(back - 40 * DAY, back - 32 * DAY)
     assert {day.outcome for day in older.values()} <= {None}
 
 
-async def test_without_recipients_a_day_is_not_wanted_and_stays_so(start: Start, mail: MailService) -> None:
-    nobody = start(mail, recipients=())
-    await nobody.spend(spent(MONDAY, 1))
-    await nobody.fire(TUESDAY)
+async def test_day_without_recipients_is_not_wanted_and_not_sent_later(start: Start, mail: MailService) -> None:
+    without_recipients = start(mail, recipients=())
+    await without_recipients.write_calls(entry_costing(MONDAY, 1))
+    await without_recipients.run_timers(TUESDAY)
 
-    assert await nobody.outcomes() == ["not_wanted"]
-    somebody = start(mail)
-    await somebody.fire(WEDNESDAY)
+    assert await without_recipients.outcomes() == ["not_wanted"]
+    with_recipients = start(mail)
+    await with_recipients.run_timers(WEDNESDAY)
     assert mail.days == ["2024-03-12"]
 
 
-async def test_a_day_is_not_final_within_the_grace_after_midnight(start: Start, mail: MailService) -> None:
-    over = datetime(2024, 3, 12, 0, 4, 40, tzinfo=UTC)  # TURN_TIMEOUT_SECONDS and 60 s
-    clock = StillClock(over - timedelta(seconds=1))
+async def test_day_is_not_sent_within_the_grace_period_after_midnight(start: Start, mail: MailService) -> None:
+    final_from = datetime(2024, 3, 12, 0, 4, 40, tzinfo=UTC)  # TURN_TIMEOUT_SECONDS plus 60 s
+    clock = StillClock(final_from - timedelta(seconds=1))
     app = start(mail, clock=clock)
-    await app.begin()
-    await app.spend(spent(MONDAY, 1))
+    await app.write_history()
+    await app.write_calls(entry_costing(MONDAY, 1))
 
     await app.delivery.send_due()
     assert mail.emails == []
@@ -313,270 +313,274 @@ async def test_a_day_is_not_final_within_the_grace_after_midnight(start: Start, 
     assert mail.days == ["2024-03-11"]
 
 
-async def test_a_day_with_a_call_that_still_runs_waits_until_that_has_ended(running: App, mail: MailService) -> None:
-    still = still_running(entry(MONDAY, "slow", state=State.OPEN))
-    await running.spend(spent(MONDAY, 1, "s"), still, spent(TUESDAY, 2))
+async def test_day_with_a_running_call_is_sent_after_the_call_has_settled(running_app: App, mail: MailService) -> None:
+    open_call = still_running(entry(MONDAY, "slow", state=State.OPEN))
+    await running_app.write_calls(entry_costing(MONDAY, 1, "s"), open_call, entry_costing(TUESDAY, 2))
 
-    await running.fire(WEDNESDAY)
+    await running_app.run_timers(WEDNESDAY)
     assert mail.days == ["2024-03-12"]
-    assert await running.outcomes() == ["sent"]
+    assert await running_app.outcomes() == ["sent"]
 
-    await settle(running, still)
-    await running.fire(THURSDAY)
+    await settle(running_app, open_call)
+    await running_app.run_timers(THURSDAY)
     assert mail.days == ["2024-03-12", "2024-03-11", "2024-03-13"]
-    assert (await running.stored(MONDAY)).figures.cost == 1 + LATE
+    assert (await running_app.stored(MONDAY)).figures.cost == 1 + LATE_COST
 
 
-async def test_the_daily_timer_recovers_the_calls_of_crashed_processes_in_the_days_that_it_mails(
-    running: App, mail: MailService
+async def test_daily_timer_recovers_calls_of_crashed_processes_before_it_sends_the_day(
+    running_app: App, mail: MailService
 ) -> None:
-    await running.spend(entry(MONDAY, state=State.OPEN))
+    await running_app.write_calls(entry(MONDAY, state=State.OPEN))
 
-    running.clock.set(datetime(2024, 3, 12, 6, tzinfo=UTC))
-    await running.delivery.send_due()
+    running_app.clock.set(datetime(2024, 3, 12, 6, tzinfo=UTC))
+    await running_app.delivery.send_due()
 
     assert mail.days == ["2024-03-11"]
-    stored = await running.stored(MONDAY)
+    stored = await running_app.stored(MONDAY)
     assert (stored.figures.open, stored.figures.unaccounted) == (0, 1)
 
 
-# Once
+# Each day is sent once
 
 
-async def test_firing_again_sends_nothing(running: App, mail: MailService) -> None:
-    await running.spend(spent(MONDAY, 1))
+async def test_running_the_timer_again_sends_nothing(running_app: App, mail: MailService) -> None:
+    await running_app.write_calls(entry_costing(MONDAY, 1))
 
-    await running.fire(TUESDAY)
-    await running.fire(TUESDAY)
-    await running.fire(TUESDAY, hour=23)
+    await running_app.run_timers(TUESDAY)
+    await running_app.run_timers(TUESDAY)
+    await running_app.run_timers(TUESDAY, hour=23)
 
     assert mail.days == ["2024-03-11"]
-    assert mail.asked == []
+    assert mail.status_queries == []
 
 
-async def test_of_five_firings_on_two_instances_one_mails(start: Start, running: App, mail: MailService) -> None:
-    doubtful = entry(MONDAY, state=State.UNACCOUNTED)
-    await running.spend(doubtful, spent(TUESDAY, 2), spent(WEDNESDAY, 3), spent(THURSDAY, 4))
-    await running.fire(TUESDAY)
-    await settle(running, doubtful)
-    instances = [running, start(mail)]
+async def test_five_concurrent_runs_on_two_instances_send_each_day_once(
+    start: Start, running_app: App, mail: MailService
+) -> None:
+    unaccounted = entry(MONDAY, state=State.UNACCOUNTED)
+    await running_app.write_calls(
+        unaccounted, entry_costing(TUESDAY, 2), entry_costing(WEDNESDAY, 3), entry_costing(THURSDAY, 4)
+    )
+    await running_app.run_timers(TUESDAY)
+    await settle(running_app, unaccounted)
+    instances = [running_app, start(mail)]
 
-    await asyncio.gather(*(instances[n % 2].fire(FRIDAY) for n in range(5)))
+    await asyncio.gather(*(instances[n % 2].run_timers(FRIDAY) for n in range(5)))
 
     assert mail.days == ["2024-03-11", "2024-03-12", "2024-03-13", "2024-03-14"]
-    assert mail.adjustments == [[], [f"{LATE}"], [], []]
-    assert await running.outcomes() == ["sent"] * 4
+    assert mail.adjustments == [[], [f"{LATE_COST}"], [], []]
+    assert await running_app.outcomes() == ["sent"] * 4
     assert len({email.operation_id for email in mail.emails}) == 4
 
 
-async def test_while_one_instance_sends_another_leaves_the_day_alone(
-    start: Start, running: App, mail: MailService
-) -> None:
-    await running.spend(spent(MONDAY, 1))
+async def test_claimed_day_is_not_sent_by_another_instance(start: Start, running_app: App, mail: MailService) -> None:
+    await running_app.write_calls(entry_costing(MONDAY, 1))
     with Gate() as mail.gate:
-        sending = asyncio.create_task(running.fire(TUESDAY))
+        sending = asyncio.create_task(running_app.run_timers(TUESDAY))
         await mail.gate.until_reached()
 
-        await start(MailService()).fire(TUESDAY)
-        assert (await running.stored(MONDAY)).outcome is None
+        await start(MailService()).run_timers(TUESDAY)
+        assert (await running_app.stored(MONDAY)).outcome is None
 
         mail.gate.release()
         await sending
     assert mail.days == ["2024-03-11"]
 
 
-async def test_later_days_wait_for_the_one_that_is_being_sent(start: Start, running: App, mail: MailService) -> None:
-    """What a mail says of earlier days is what the one before it has left to say."""
-    doubtful = entry(MONDAY, state=State.UNACCOUNTED)
-    await running.spend(doubtful, spent(TUESDAY, 2), spent(WEDNESDAY, 3))
-    await running.fire(TUESDAY)
-    await settle(running, doubtful)
-    mail.kills = 2
-    with suppress(Killed):
-        await running.fire(THURSDAY)
-    assert mail.adjustments == [[], [f"{LATE}"]]
+async def test_later_days_wait_for_a_claimed_day(start: Start, running_app: App, mail: MailService) -> None:
+    """An email reports only those adjustments that the email before it has not reported."""
+    unaccounted = entry(MONDAY, state=State.UNACCOUNTED)
+    await running_app.write_calls(unaccounted, entry_costing(TUESDAY, 2), entry_costing(WEDNESDAY, 3))
+    await running_app.run_timers(TUESDAY)
+    await settle(running_app, unaccounted)
+    mail.kill_after = 2
+    with suppress(ProcessKilled):
+        await running_app.run_timers(THURSDAY)
+    assert mail.adjustments == [[], [f"{LATE_COST}"]]
 
-    await start(mail).fire(THURSDAY, minute=5)
+    await start(mail).run_timers(THURSDAY, minute=5)
     assert mail.days == ["2024-03-11", "2024-03-12"]
 
-    await start(mail).fire(THURSDAY, minute=16)
+    await start(mail).run_timers(THURSDAY, minute=16)
     assert mail.days == ["2024-03-11", "2024-03-12", "2024-03-13"]
-    assert mail.adjustments == [[], [f"{LATE}"], []]
+    assert mail.adjustments == [[], [f"{LATE_COST}"], []]
 
 
 # Interrupted at any point
 
 
-async def test_a_claim_holds_for_15_minutes_and_then_the_mail_service_is_asked(
-    start: Start, running: App, mail: MailService
+async def test_claim_expires_after_15_minutes_and_the_email_status_is_checked(
+    start: Start, running_app: App, mail: MailService
 ) -> None:
-    await running.spend(spent(MONDAY, 1))
-    mail.kills = 1
-    with pytest.raises(Killed):
-        await running.fire(TUESDAY)
+    await running_app.write_calls(entry_costing(MONDAY, 1))
+    mail.kill_after = 1
+    with pytest.raises(ProcessKilled):
+        await running_app.run_timers(TUESDAY)
 
-    await start(mail).fire(TUESDAY, minute=14)
-    assert mail.asked == []
+    await start(mail).run_timers(TUESDAY, minute=14)
+    assert mail.status_queries == []
 
-    await start(mail).fire(TUESDAY, minute=16)
-    assert mail.asked == [mail.emails[0].operation_id]
+    await start(mail).run_timers(TUESDAY, minute=16)
+    assert mail.status_queries == [mail.emails[0].operation_id]
     assert mail.days == ["2024-03-11"]
-    stored = await running.stored(MONDAY)
+    stored = await running_app.stored(MONDAY)
     assert (stored.outcome, stored.sent_to) == ("sent", RECIPIENTS)
 
 
-async def test_a_claim_counts_from_when_it_is_made_and_not_from_when_its_firing_began(
-    running: App, mail: MailService
+async def test_claim_duration_starts_when_the_claim_is_made_not_when_the_run_starts(
+    running_app: App, mail: MailService
 ) -> None:
-    """Otherwise the last days of a long firing are claimed for no time at all, and another firing mails them too."""
-    await running.spend(spent(MONDAY, 1), spent(TUESDAY, 2))
-    mail.kills = 2
-    with pytest.raises(Killed):
-        await running.fire(WEDNESDAY)
+    """Otherwise the claims on the last days of a long run have already expired, and another run sends them too."""
+    await running_app.write_calls(entry_costing(MONDAY, 1), entry_costing(TUESDAY, 2))
+    mail.kill_after = 2
+    with pytest.raises(ProcessKilled):
+        await running_app.run_timers(WEDNESDAY)
 
-    sent, claimed_until = (await running.stored(MONDAY)).sent, (await running.stored(TUESDAY)).claimed_until
+    sent, claimed_until = (await running_app.stored(MONDAY)).sent, (await running_app.stored(TUESDAY)).claimed_until
     assert sent is not None
     assert claimed_until is not None
-    assert datetime(2024, 3, 13, 6, tzinfo=UTC) < sent < claimed_until - CLAIM
+    assert datetime(2024, 3, 13, 6, tzinfo=UTC) < sent < claimed_until - CLAIM_DURATION
 
 
-async def test_a_claim_that_lapsed_unsent_leads_to_the_mail(start: Start, running: App, mail: MailService) -> None:
-    await running.spend(spent(MONDAY, 1))
+async def test_expired_claim_without_a_sent_email_is_sent_by_the_next_run(
+    start: Start, running_app: App, mail: MailService
+) -> None:
+    await running_app.write_calls(entry_costing(MONDAY, 1))
     with Gate() as mail.gate:
-        dying = asyncio.create_task(running.fire(TUESDAY))
+        interrupted = asyncio.create_task(running_app.run_timers(TUESDAY))
         await mail.gate.until_reached()
-        dying.cancel()
-        await asyncio.gather(dying, return_exceptions=True)
+        interrupted.cancel()
+        await asyncio.gather(interrupted, return_exceptions=True)
     mail.gate = None
 
-    await start(mail).fire(WEDNESDAY)
+    await start(mail).run_timers(WEDNESDAY)
 
     assert mail.days == ["2024-03-11", "2024-03-12"]
-    assert mail.asked == [mail.emails[0].operation_id]
+    assert mail.status_queries == [mail.emails[0].operation_id]
 
 
-async def test_where_the_mail_service_cant_be_asked_the_email_is_sent_again_under_its_id(
+async def test_transport_without_a_status_sends_the_email_again_with_the_same_id(
     start: Start, azurite_port: int
 ) -> None:
-    mail = MailService(remembers=False)
+    mail = MailService(has_status=False)
     with TcpProxy(azurite_port) as proxy:
         app = start(mail, port=proxy.port)
-        await app.begin()
-        await app.spend(spent(MONDAY, 1))
+        await app.write_history()
+        await app.write_calls(entry_costing(MONDAY, 1))
         proxy.on(RECORDING, REFUSED, times=None)
         with pytest.raises(StorageUnavailable):
-            await app.fire(TUESDAY)
+            await app.run_timers(TUESDAY)
         proxy.clear()
 
-        await app.fire(TUESDAY, hour=7)
+        await app.run_timers(TUESDAY, hour=7)
         assert await app.outcomes() == ["sent"]
 
     assert mail.days == ["2024-03-11", "2024-03-11"]
     assert mail.emails[0].operation_id == mail.emails[1].operation_id
 
 
-async def test_a_mail_whose_record_was_never_written_is_not_sent_again(
+async def test_email_sent_but_not_recorded_is_not_sent_again(
     start: Start, mail: MailService, azurite_port: int
 ) -> None:
     with TcpProxy(azurite_port) as proxy:
         app = start(mail, port=proxy.port)
-        await app.begin()
-        await app.spend(spent(MONDAY, 1))
+        await app.write_history()
+        await app.write_calls(entry_costing(MONDAY, 1))
         proxy.on(RECORDING, REFUSED, times=None)
         with pytest.raises(StorageUnavailable):
-            await app.fire(TUESDAY)
+            await app.run_timers(TUESDAY)
         proxy.clear()
 
-        await app.fire(WEDNESDAY)
+        await app.run_timers(WEDNESDAY)
         assert await app.outcomes() == ["sent", "sent"]
 
     assert mail.days == ["2024-03-11", "2024-03-12"]
-    assert mail.asked == [mail.emails[0].operation_id]
+    assert mail.status_queries == [mail.emails[0].operation_id]
 
 
-async def test_a_claim_whose_acknowledgement_was_lost_is_still_ones_own(
-    start: Start, mail: MailService, azurite_port: int
-) -> None:
+async def test_claim_with_a_lost_storage_response_is_kept(start: Start, mail: MailService, azurite_port: int) -> None:
     with TcpProxy(azurite_port) as proxy:
         app = start(mail, port=proxy.port)
-        await app.begin()
-        await app.spend(spent(MONDAY, 1))
+        await app.write_history()
+        await app.write_calls(entry_costing(MONDAY, 1))
         lost = proxy.on(CLAIMING, LOST)
 
-        await app.fire(TUESDAY)
+        await app.run_timers(TUESDAY)
         assert await app.outcomes() == ["sent"]
 
     assert lost.hits == 1
     assert mail.days == ["2024-03-11"]
 
 
-async def test_a_record_whose_acknowledgement_was_lost_is_stored_all_the_same(
+async def test_sent_record_with_a_lost_storage_response_is_stored(
     start: Start, mail: MailService, azurite_port: int
 ) -> None:
     with TcpProxy(azurite_port) as proxy:
         app = start(mail, port=proxy.port)
-        await app.begin()
-        await app.spend(spent(MONDAY, 1))
+        await app.write_history()
+        await app.write_calls(entry_costing(MONDAY, 1))
         lost = proxy.on(RECORDING, LOST)
 
-        await app.fire(TUESDAY)
-        await app.fire(WEDNESDAY)
+        await app.run_timers(TUESDAY)
+        await app.run_timers(WEDNESDAY)
 
     assert lost.hits == 1
     assert mail.days == ["2024-03-11", "2024-03-12"]
 
 
 @pytest.mark.parametrize("nth", range(1, 10))
-async def test_storage_that_fails_at_any_write_of_a_firing_leaves_it_to_the_next(
+async def test_run_interrupted_by_storage_failure_at_any_write_is_completed_by_the_next_run(
     start: Start, mail: MailService, azurite_port: int, nth: int
 ) -> None:
     with TcpProxy(azurite_port) as proxy:
         app = start(mail, port=proxy.port)
-        await app.begin()
-        doubtful = entry(MONDAY, state=State.UNACCOUNTED)
-        await app.spend(doubtful, spent(MONDAY, 1))
-        await app.fire(TUESDAY)
-        await settle(app, doubtful)
-        await app.spend(spent(TUESDAY, 2), entry(WEDNESDAY, state=State.OPEN), spent(WEDNESDAY, 4))
+        await app.write_history()
+        unaccounted = entry(MONDAY, state=State.UNACCOUNTED)
+        await app.write_calls(unaccounted, entry_costing(MONDAY, 1))
+        await app.run_timers(TUESDAY)
+        await settle(app, unaccounted)
+        await app.write_calls(
+            entry_costing(TUESDAY, 2), entry(WEDNESDAY, state=State.OPEN), entry_costing(WEDNESDAY, 4)
+        )
         proxy.on(WRITING, REFUSED, nth=nth, times=None)
         with pytest.raises(StorageUnavailable):
-            await app.fire(THURSDAY)
+            await app.run_timers(THURSDAY)
         proxy.clear()
 
-        await app.fire(THURSDAY, minute=20)
+        await app.run_timers(THURSDAY, minute=20)
         assert await app.outcomes() == ["sent", "sent", "sent"]
-        assert (await app.stored(MONDAY)).mailed_cost == 1 + LATE
+        assert (await app.stored(MONDAY)).mailed_cost == 1 + LATE_COST
 
     assert mail.days == ["2024-03-11", "2024-03-12", "2024-03-13"]
-    assert mail.adjustments == [[], [f"{LATE}"], []]
+    assert mail.adjustments == [[], [f"{LATE_COST}"], []]
 
 
-async def test_storage_that_fails_at_a_read_leaves_the_firing_to_the_next(
+async def test_run_interrupted_by_storage_failure_at_a_read_is_completed_by_the_next_run(
     start: Start, mail: MailService, azurite_port: int
 ) -> None:
     with TcpProxy(azurite_port) as proxy:
         app = start(mail, port=proxy.port)
-        await app.begin()
-        await app.spend(spent(MONDAY, 1))
+        await app.write_history()
+        await app.write_calls(entry_costing(MONDAY, 1))
         for nth in (1, 2, 3, 4, 5, 15, 22):
             proxy.on(Match("GET"), REFUSED, nth=nth, times=None)
             with pytest.raises(StorageUnavailable):
-                await app.fire(TUESDAY)
+                await app.run_timers(TUESDAY)
             proxy.clear()
 
-        await app.fire(TUESDAY, minute=20)
+        await app.run_timers(TUESDAY, minute=20)
 
     assert mail.days == ["2024-03-11"]
 
 
-async def twice_with_its_record_lost(environ: dict[str, str], azurite_port: int) -> str:
-    """The daily timer of the app with its own mail settings runs, can't record the email, and runs again; returns the
-    email's id."""
+async def run_twice_without_recording(environ: dict[str, str], azurite_port: int) -> str:
+    """Run the daily timer with the given mail settings, fail to record the email as sent, and run it again. Returns the
+    operation ID of the email."""
     with TcpProxy(azurite_port) as proxy:
         tables = {"TABLES_CONNECTION_STRING": connection_string(proxy.port)}
         app = App(Settings.from_env(environ | MAIL | tables), MailService(), ())
         try:
-            await app.begin()
+            await app.write_history()
             app.clock.set(datetime(2024, 3, 12, 6, tzinfo=UTC))
             proxy.on(RECORDING, REFUSED, times=None)
             with pytest.raises(StorageUnavailable):
@@ -590,18 +594,20 @@ async def twice_with_its_record_lost(environ: dict[str, str], azurite_port: int)
             await app.services.close()
 
 
-async def test_communication_services_are_asked_and_send_one_mail(environ: dict[str, str], azurite_port: int) -> None:
+async def test_communication_services_sends_one_email_after_a_lost_record(
+    environ: dict[str, str], azurite_port: int
+) -> None:
     service = CommunicationServices()
     async with service.serving():
         environ["ACS_CONNECTION_STRING"] = service.connection_string
-        operation = await twice_with_its_record_lost(environ, azurite_port)
+        operation_id = await run_twice_without_recording(environ, azurite_port)
 
-    assert list(service.sent) == [operation]
+    assert list(service.sent) == [operation_id]
     assert len(service.attempts) == 1
 
 
 class Inbox:
-    """An SMTP server's. It has an email before it acknowledges it, which it does once the gate is open."""
+    """The handler of an SMTP server. It stores an email, waits until the gate is open, then acknowledges it."""
 
     def __init__(self) -> None:
         self.message_ids: list[str] = []
@@ -617,7 +623,7 @@ class Inbox:
 
 @pytest.fixture
 def inbox(environ: dict[str, str]) -> Iterator[Inbox]:
-    """Where the app's mail goes."""
+    """The inbox of the SMTP server that the app sends to."""
     inbox = Inbox()
     server = Controller(inbox, hostname="127.0.0.1", port=free_port())
     server.start()
@@ -626,35 +632,35 @@ def inbox(environ: dict[str, str]) -> Iterator[Inbox]:
     server.stop()
 
 
-async def test_smtp_cant_be_asked_and_a_second_mail_has_the_firsts_message_id(
+async def test_smtp_sends_a_second_email_with_the_same_message_id_after_a_lost_record(
     environ: dict[str, str], azurite_port: int, inbox: Inbox
 ) -> None:
-    operation = await twice_with_its_record_lost(environ, azurite_port)
+    operation_id = await run_twice_without_recording(environ, azurite_port)
 
-    assert inbox.message_ids == [f"<{operation}@example.com>"] * 2
+    assert inbox.message_ids == [f"<{operation_id}@example.com>"] * 2
 
 
-async def test_a_process_that_is_killed_as_it_mails_is_followed_by_one_mail_of_the_same_id_once_its_claim_is_over(
+async def test_email_of_a_killed_process_is_sent_once_more_with_the_same_id_after_its_claim(
     app: App, environ: dict[str, str], inbox: Inbox, tmp_path: Path
 ) -> None:
     yesterday = datetime.now(UTC).date() - DAY
     await app.days.constant("first_day", str(yesterday))
     await app.days.put(Day(day=yesterday, figures=Figures(calls=1), final=True))
     environ |= MAIL
-    with Nursery() as nursery:
-        victim = nursery.host(environ, tmp_path / "victim.log")
+    with HostFactory() as host_factory:
+        killed_host = host_factory.host(environ, tmp_path / "killed_host.log")
         with Gate() as inbox.gate:
-            async with victim.client() as client:
+            async with killed_host.client() as client:
                 await client.post("/admin/functions/daily_cost_summary", json={"input": ""})
             await inbox.gate.until_reached()
-            victim.kill()
+            killed_host.kill()
 
-        heir = nursery.host(environ, tmp_path / "heir.log")
-        heir.fire("daily_cost_summary")
+        next_host = host_factory.host(environ, tmp_path / "next_host.log")
+        next_host.fire("daily_cost_summary")
         assert len(inbox.message_ids) == 1
         await app.days.put(replace(await app.stored(yesterday), claimed_until=datetime.now(UTC)))
-        heir.fire("daily_cost_summary")
-        heir.fire("daily_cost_summary")
+        next_host.fire("daily_cost_summary")
+        next_host.fire("daily_cost_summary")
 
     assert inbox.message_ids == [f"<{await app.delivery._operation_id(yesterday, 0)}@example.com>"] * 2
     assert (await app.stored(yesterday)).outcome == "sent"
@@ -663,261 +669,261 @@ async def test_a_process_that_is_killed_as_it_mails_is_followed_by_one_mail_of_t
 # The mail service is down
 
 
-async def test_an_email_that_cant_be_sent_is_logged_and_sent_by_the_next_firing(
-    running: App, mail: MailService, caplog: pytest.LogCaptureFixture
+async def test_email_that_fails_is_logged_and_retried_by_the_next_run(
+    running_app: App, mail: MailService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await running.spend(spent(MONDAY, 1))
+    await running_app.write_calls(entry_costing(MONDAY, 1))
     mail.down = True
 
-    await running.fire(TUESDAY)
+    await running_app.run_timers(TUESDAY)
 
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert "2024-03-11" in record.message
-    assert (await running.stored(MONDAY)).outcome is None
+    assert (await running_app.stored(MONDAY)).outcome is None
     mail.down = False
-    await running.fire(TUESDAY, minute=1)
+    await running_app.run_timers(TUESDAY, minute=1)
     assert mail.days == ["2024-03-11"]
-    assert await running.outcomes() == ["sent"]
+    assert await running_app.outcomes() == ["sent"]
 
 
-async def test_an_email_that_was_accepted_without_an_answer_is_not_sent_twice(running: App, mail: MailService) -> None:
-    await running.spend(spent(MONDAY, 1))
+async def test_email_accepted_without_a_response_is_not_sent_twice(running_app: App, mail: MailService) -> None:
+    await running_app.write_calls(entry_costing(MONDAY, 1))
     mail.accepts_without_answer = True
-    await running.fire(TUESDAY)
+    await running_app.run_timers(TUESDAY)
     mail.accepts_without_answer = False
 
-    await running.fire(WEDNESDAY)
+    await running_app.run_timers(WEDNESDAY)
 
     assert mail.days == ["2024-03-11", "2024-03-12"]
-    assert await running.outcomes() == ["sent", "sent"]
+    assert await running_app.outcomes() == ["sent", "sent"]
 
 
-async def test_after_days_without_mail_every_email_is_sent_and_an_adjustment_is_reported_once(
-    running: App, mail: MailService
+async def test_after_a_mail_outage_every_day_is_sent_and_an_adjustment_reported_once(
+    running_app: App, mail: MailService
 ) -> None:
-    doubtful = entry(MONDAY, state=State.UNACCOUNTED)
-    await running.spend(doubtful, spent(TUESDAY, 2), spent(WEDNESDAY, 3), spent(THURSDAY, 4))
-    await running.fire(TUESDAY)
-    await settle(running, doubtful)
+    unaccounted = entry(MONDAY, state=State.UNACCOUNTED)
+    await running_app.write_calls(
+        unaccounted, entry_costing(TUESDAY, 2), entry_costing(WEDNESDAY, 3), entry_costing(THURSDAY, 4)
+    )
+    await running_app.run_timers(TUESDAY)
+    await settle(running_app, unaccounted)
     mail.down = True
-    await running.fire(WEDNESDAY)
-    await running.fire(THURSDAY)
+    await running_app.run_timers(WEDNESDAY)
+    await running_app.run_timers(THURSDAY)
     mail.down = False
 
-    await running.fire(FRIDAY)
+    await running_app.run_timers(FRIDAY)
 
     assert mail.days == ["2024-03-11", "2024-03-12", "2024-03-13", "2024-03-14"]
-    assert mail.adjustments == [[], [f"{LATE}"], [], []]
+    assert mail.adjustments == [[], [f"{LATE_COST}"], [], []]
 
 
-async def test_a_transport_that_is_not_set_up_is_an_error_and_nothing_is_claimed(
-    running: App, mail: MailService
+async def test_unconfigured_transport_raises_settings_error_without_claiming_a_day(
+    running_app: App, mail: MailService
 ) -> None:
     def unset() -> MailService:
         raise SettingsError("ACS_ENDPOINT", "is not set")
 
     config = MailConfig(schedule=None, sender="", recipients=RECIPIENTS, transport=unset)
-    running.clock.set(datetime(2024, 3, 12, 6, tzinfo=UTC))
+    running_app.clock.set(datetime(2024, 3, 12, 6, tzinfo=UTC))
     with pytest.raises(SettingsError):
-        await Delivery(running.days, running.services.reports, config, running.clock).send_due()
+        await Delivery(running_app.days, running_app.services.reports, config, running_app.clock).send_due()
 
-    await running.fire(TUESDAY, minute=1)
+    await running_app.run_timers(TUESDAY, minute=1)
     assert mail.days == ["2024-03-11"]
-    assert mail.asked == []
+    assert mail.status_queries == []
 
 
-# Costs that were not known when a day was mailed
+# Costs that change after the email was sent
 
 
-async def settle(app: App, doubtful: LedgerEntry) -> None:
-    """The answer of a call arrives after all."""
-    stored = await app.ledger.find(doubtful.call, doubtful.session_id, doubtful.turn)
+async def settle(app: App, unaccounted: LedgerEntry) -> None:
+    """The usage of an unaccounted call arrives late."""
+    stored = await app.ledger.find(unaccounted.call, unaccounted.session_id, unaccounted.turn)
     assert stored is not None
-    assert await app.ledger.raise_call(stored, settled(doubtful))
+    assert await app.ledger.raise_call(stored, settled(unaccounted))
 
 
-async def test_a_late_settlement_is_reported_once_in_the_next_email(running: App, mail: MailService) -> None:
-    doubtful = entry(MONDAY, state=State.UNACCOUNTED)
-    await running.spend(doubtful, spent(MONDAY, 1))
-    await running.fire(TUESDAY)
-    assert (await running.stored(MONDAY)).figures.unaccounted == 1
+async def test_late_settlement_is_reported_once_in_the_next_email(running_app: App, mail: MailService) -> None:
+    unaccounted = entry(MONDAY, state=State.UNACCOUNTED)
+    await running_app.write_calls(unaccounted, entry_costing(MONDAY, 1))
+    await running_app.run_timers(TUESDAY)
+    assert (await running_app.stored(MONDAY)).figures.unaccounted == 1
 
-    await settle(running, doubtful)
+    await settle(running_app, unaccounted)
     for day in (WEDNESDAY, THURSDAY):
-        await running.fire(day)
+        await running_app.run_timers(day)
 
-    assert mail.adjustments == [[], [f"{LATE}"], []]
-    stored = await running.stored(MONDAY)
-    assert (stored.figures.cost, stored.mailed_cost, stored.figures.unaccounted) == (1 + LATE, 1 + LATE, 0)
+    assert mail.adjustments == [[], [f"{LATE_COST}"], []]
+    stored = await running_app.stored(MONDAY)
+    assert (stored.figures.cost, stored.mailed_cost, stored.figures.unaccounted) == (1 + LATE_COST, 1 + LATE_COST, 0)
 
 
-async def test_calls_that_are_settled_one_by_one_are_reported_one_by_one(running: App, mail: MailService) -> None:
+async def test_calls_settled_on_different_days_are_reported_separately(running_app: App, mail: MailService) -> None:
     one, other = (entry(MONDAY, session, state=State.UNACCOUNTED) for session in ("one", "other"))
-    await running.spend(one, other)
-    await running.fire(TUESDAY)
+    await running_app.write_calls(one, other)
+    await running_app.run_timers(TUESDAY)
 
-    for day, doubtful in ((WEDNESDAY, one), (THURSDAY, other)):
-        await settle(running, doubtful)
-        await running.fire(day)
+    for day, unaccounted in ((WEDNESDAY, one), (THURSDAY, other)):
+        await settle(running_app, unaccounted)
+        await running_app.run_timers(day)
 
-    assert mail.adjustments == [[], [f"{LATE}"], [f"{LATE}"]]
+    assert mail.adjustments == [[], [f"{LATE_COST}"], [f"{LATE_COST}"]]
 
 
-async def test_an_adjustment_whose_email_was_interrupted_is_reported_once(
-    start: Start, running: App, mail: MailService
+async def test_adjustment_in_an_interrupted_email_is_reported_once(
+    start: Start, running_app: App, mail: MailService
 ) -> None:
-    doubtful = entry(MONDAY, state=State.UNACCOUNTED)
-    await running.spend(doubtful)
-    await running.fire(TUESDAY)
-    await settle(running, doubtful)
-    mail.kills = 2
-    with pytest.raises(Killed):
-        await running.fire(WEDNESDAY)
+    unaccounted = entry(MONDAY, state=State.UNACCOUNTED)
+    await running_app.write_calls(unaccounted)
+    await running_app.run_timers(TUESDAY)
+    await settle(running_app, unaccounted)
+    mail.kill_after = 2
+    with pytest.raises(ProcessKilled):
+        await running_app.run_timers(WEDNESDAY)
 
-    await start(mail).fire(THURSDAY)
+    await start(mail).run_timers(THURSDAY)
 
     assert mail.days == ["2024-03-11", "2024-03-12", "2024-03-13"]
-    assert mail.adjustments == [[], [f"{LATE}"], []]
+    assert mail.adjustments == [[], [f"{LATE_COST}"], []]
 
 
-async def test_what_changed_while_an_email_was_in_doubt_is_reported_by_the_next(
-    start: Start, running: App, mail: MailService
+async def test_cost_change_after_an_interrupted_email_is_reported_in_the_next(
+    start: Start, running_app: App, mail: MailService
 ) -> None:
-    """The mail that was interrupted left with the old figures: what came since is not what it said."""
-    doubtful = entry(MONDAY, state=State.UNACCOUNTED)
-    await running.spend(doubtful, spent(MONDAY, 1))
-    mail.kills = 1
-    with pytest.raises(Killed):
-        await running.fire(TUESDAY)
-    await settle(running, doubtful)
+    """The interrupted email was sent with the old figures, so a later change is not in it."""
+    unaccounted = entry(MONDAY, state=State.UNACCOUNTED)
+    await running_app.write_calls(unaccounted, entry_costing(MONDAY, 1))
+    mail.kill_after = 1
+    with pytest.raises(ProcessKilled):
+        await running_app.run_timers(TUESDAY)
+    await settle(running_app, unaccounted)
 
-    await start(mail).fire(WEDNESDAY)
+    await start(mail).run_timers(WEDNESDAY)
 
     assert mail.days == ["2024-03-11", "2024-03-12"]
-    assert mail.adjustments == [[], [f"{LATE}"]]
+    assert mail.adjustments == [[], [f"{LATE_COST}"]]
 
 
-async def test_what_changed_before_an_email_could_be_sent_is_in_that_email(running: App, mail: MailService) -> None:
-    doubtful = entry(MONDAY, state=State.UNACCOUNTED)
-    await running.spend(doubtful, spent(MONDAY, 1))
+async def test_cost_change_before_an_email_is_sent_is_included_in_it(running_app: App, mail: MailService) -> None:
+    unaccounted = entry(MONDAY, state=State.UNACCOUNTED)
+    await running_app.write_calls(unaccounted, entry_costing(MONDAY, 1))
     mail.down = True
-    await running.fire(TUESDAY)
-    await settle(running, doubtful)
+    await running_app.run_timers(TUESDAY)
+    await settle(running_app, unaccounted)
     mail.down = False
 
-    await running.fire(WEDNESDAY)
+    await running_app.run_timers(WEDNESDAY)
 
     assert "$1.0012" in mail.emails[0].text
     assert mail.adjustments == [[], []]
 
 
-async def test_a_day_that_was_mailed_as_quiet_has_nothing_to_adjust(running: App, mail: MailService) -> None:
-    await running.spend(spent(WEDNESDAY, 1))
+async def test_quiet_day_has_no_adjustment(running_app: App, mail: MailService) -> None:
+    await running_app.write_calls(entry_costing(WEDNESDAY, 1))
 
-    await running.fire(THURSDAY)
-    await running.fire(FRIDAY)
+    await running_app.run_timers(THURSDAY)
+    await running_app.run_timers(FRIDAY)
 
     assert mail.adjustments == [[], []]
 
 
-async def test_a_settlement_is_waited_for_for_31_days(running: App, mail: MailService) -> None:
-    doubtful = entry(MONDAY, state=State.UNACCOUNTED)
-    await running.spend(doubtful, entry(TUESDAY, "other", state=State.UNACCOUNTED))
-    await running.fire(WEDNESDAY)
+async def test_late_settlement_is_recovered_for_31_days(running_app: App, mail: MailService) -> None:
+    unaccounted = entry(MONDAY, state=State.UNACCOUNTED)
+    await running_app.write_calls(unaccounted, entry(TUESDAY, "other", state=State.UNACCOUNTED))
+    await running_app.run_timers(WEDNESDAY)
     mail.emails.clear()
-    for one in (MONDAY, TUESDAY):
-        (other,) = [stored async for stored in running.ledger.unfinished(one)]
-        await settle(running, other)
+    for day in (MONDAY, TUESDAY):
+        (unaccounted,) = [stored async for stored in running_app.ledger.unfinished(day)]
+        await settle(running_app, unaccounted)
 
-    await running.fire(TUESDAY + 31 * DAY)
+    await running_app.run_timers(TUESDAY + 31 * DAY)
 
-    assert (await running.stored(MONDAY)).figures.unaccounted == 1
-    assert (await running.stored(TUESDAY)).figures.unaccounted == 0
-    assert [adjustments for adjustments in mail.adjustments if adjustments] == [[f"{LATE}"]]
+    assert (await running_app.stored(MONDAY)).figures.unaccounted == 1
+    assert (await running_app.stored(TUESDAY)).figures.unaccounted == 0
+    assert [adjustments for adjustments in mail.adjustments if adjustments] == [[f"{LATE_COST}"]]
 
 
-async def test_averages_and_month_to_date_are_those_of_the_current_figures(running: App, mail: MailService) -> None:
-    doubtful = entry(MONDAY, state=State.UNACCOUNTED)
-    await running.spend(doubtful, spent(MONDAY, 7), spent(TUESDAY, 7))
-    await running.fire(TUESDAY)
-    await settle(running, doubtful)
+async def test_averages_and_month_to_date_use_the_current_figures(running_app: App, mail: MailService) -> None:
+    unaccounted = entry(MONDAY, state=State.UNACCOUNTED)
+    await running_app.write_calls(unaccounted, entry_costing(MONDAY, 7), entry_costing(TUESDAY, 7))
+    await running_app.run_timers(TUESDAY)
+    await settle(running_app, unaccounted)
 
-    await running.fire(WEDNESDAY)
+    await running_app.run_timers(WEDNESDAY)
 
-    summary = await running.services.reports.summary(TUESDAY)
-    assert summary.month_to_date == 14 + LATE
-    assert summary.week_average == (7 + LATE) / 7
-    assert summary.day_before == 7 + LATE
+    summary = await running_app.services.reports.summary(TUESDAY)
+    assert summary.month_to_date == 14 + LATE_COST
+    assert summary.week_average == (7 + LATE_COST) / 7
+    assert summary.day_before == 7 + LATE_COST
     assert "14.0012" in mail.emails[1].text
 
 
-# By hand
+# Emails sent by hand
 
 
-async def test_an_email_by_hand_is_another_one_and_the_timer_ignores_it(running: App, mail: MailService) -> None:
-    await running.spend(spent(MONDAY, 1))
+async def test_email_sent_by_hand_has_its_own_id_and_is_ignored_by_the_timer(
+    running_app: App, mail: MailService
+) -> None:
+    await running_app.write_calls(entry_costing(MONDAY, 1))
     by_hand = datetime(2024, 3, 12, 5, tzinfo=UTC)
 
-    await running.send_again(MONDAY, by_hand)
-    await running.send_again(MONDAY, by_hand)
-    assert (await running.stored(MONDAY)).outcome is None
-    await running.fire(TUESDAY)
-    sent = (await running.stored(MONDAY)).sent
-    await running.send_again(MONDAY, by_hand)
+    await running_app.send_again(MONDAY, by_hand)
+    await running_app.send_again(MONDAY, by_hand)
+    assert (await running_app.stored(MONDAY)).outcome is None
+    await running_app.run_timers(TUESDAY)
+    sent = (await running_app.stored(MONDAY)).sent
+    await running_app.send_again(MONDAY, by_hand)
 
     assert mail.days == ["2024-03-11"] * 4
     assert len({email.operation_id for email in mail.emails}) == 4
-    stored = await running.stored(MONDAY)
+    stored = await running_app.stored(MONDAY)
     assert (stored.outcome, stored.sends, stored.sent) == ("sent", 3, sent)
 
 
-async def test_a_mail_by_hand_while_the_timer_mails_holds_up_no_day(
-    start: Start, running: App, mail: MailService
+async def test_email_sent_by_hand_during_a_timer_run_does_not_block_any_day(
+    start: Start, running_app: App, mail: MailService
 ) -> None:
-    await running.spend(spent(MONDAY, 1), spent(TUESDAY, 2))
+    await running_app.write_calls(entry_costing(MONDAY, 1), entry_costing(TUESDAY, 2))
     with Gate() as mail.gate:
-        sending = asyncio.create_task(running.fire(WEDNESDAY))
+        sending = asyncio.create_task(running_app.run_timers(WEDNESDAY))
         await mail.gate.until_reached()
         await start(MailService()).send_again(TUESDAY, datetime(2024, 3, 13, 6, tzinfo=UTC))
         mail.gate.release()
         await sending
 
     assert mail.days == ["2024-03-11", "2024-03-12"]
-    stored = await running.stored(TUESDAY)
+    stored = await running_app.stored(TUESDAY)
     assert (stored.outcome, stored.sends) == ("sent", 1)
 
 
-async def test_a_mail_by_hand_before_the_first_firing_does_not_make_it_reach_further_back(
-    app: App, mail: MailService
-) -> None:
+async def test_email_sent_by_hand_before_the_first_run_does_not_move_the_first_day(app: App, mail: MailService) -> None:
     await app.send_again(MONDAY, datetime(2024, 3, 12, 8, tzinfo=UTC))
 
-    await app.fire(WEDNESDAY)
+    await app.run_timers(WEDNESDAY)
 
     assert mail.days == ["2024-03-11", "2024-03-12"]
     assert await app.outcomes() == [None, "sent"]
 
 
-async def test_a_mail_by_hand_takes_no_adjustment_from_the_timers(running: App, mail: MailService) -> None:
-    doubtful = entry(MONDAY, state=State.UNACCOUNTED)
-    await running.spend(doubtful)
-    await running.fire(TUESDAY)
-    await settle(running, doubtful)
+async def test_email_sent_by_hand_reports_no_adjustment(running_app: App, mail: MailService) -> None:
+    unaccounted = entry(MONDAY, state=State.UNACCOUNTED)
+    await running_app.write_calls(unaccounted)
+    await running_app.run_timers(TUESDAY)
+    await settle(running_app, unaccounted)
 
-    await running.send_again(MONDAY, datetime(2024, 3, 12, 8, tzinfo=UTC))
-    await running.fire(WEDNESDAY)
+    await running_app.send_again(MONDAY, datetime(2024, 3, 12, 8, tzinfo=UTC))
+    await running_app.run_timers(WEDNESDAY)
 
-    assert mail.adjustments == [[], [], [f"{LATE}"]]
+    assert mail.adjustments == [[], [], [f"{LATE_COST}"]]
 
 
-async def test_the_ids_of_two_apps_mails_are_never_the_same(
-    start: Start, mail: MailService, environ: dict[str, str]
-) -> None:
+async def test_emails_of_two_apps_have_different_ids(start: Start, mail: MailService, environ: dict[str, str]) -> None:
     for name in (environ["TABLE_PREFIX"], environ["TABLE_PREFIX"] + "x"):
         environ["TABLE_PREFIX"] = name
         app = start(mail)
-        await app.begin()
-        await app.fire(TUESDAY)
+        await app.write_history()
+        await app.run_timers(TUESDAY)
 
     assert mail.days == ["2024-03-11", "2024-03-11"]
     assert len({email.operation_id for email in mail.emails}) == 2

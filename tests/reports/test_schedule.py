@@ -1,4 +1,4 @@
-"""When the summary email was last due, by the platform's NCRONTAB schedules."""
+"""The latest scheduled time of the summary email, by NCRONTAB schedule."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -25,11 +25,11 @@ FRIDAY_NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
         ("0 0 0 29 2 *", "2024-02-29 00:00:00"),
     ],
 )
-def test_the_previous_firing_is_the_latest_time_that_the_schedule_names(schedule: str, expected: str) -> None:
+def test_previous_firing_is_the_latest_scheduled_time(schedule: str, expected: str) -> None:
     assert previous_firing(schedule, FRIDAY_NOON) == datetime.fromisoformat(f"{expected}+00:00")
 
 
-def test_at_the_very_time_of_a_firing_that_firing_is_the_previous_one() -> None:
+def test_previous_firing_at_a_scheduled_time_is_that_time() -> None:
     firing = datetime(2026, 11, 27, 6, tzinfo=UTC)
 
     assert previous_firing(DAILY, firing) == firing
@@ -38,8 +38,8 @@ def test_at_the_very_time_of_a_firing_that_firing_is_the_previous_one() -> None:
     assert previous_firing(DAILY, firing - timedelta(microseconds=1)) == firing - timedelta(days=1)
 
 
-def test_day_of_the_month_and_day_of_the_week_must_both_match() -> None:
-    """In cron either is enough; then this would be 20 November, a Friday, and 13 October, a Tuesday."""
+def test_schedule_requires_both_day_of_month_and_day_of_week() -> None:
+    """In cron, either is enough: there the results would be 20 November, a Friday, and 13 October, a Tuesday."""
     friday_the_13th = "0 0 6 13 * 5"
 
     assert previous_firing(friday_the_13th, datetime(2026, 11, 26, tzinfo=UTC)) == datetime(2026, 11, 13, 6, tzinfo=UTC)
@@ -60,6 +60,6 @@ def test_day_of_the_month_and_day_of_the_week_must_both_match() -> None:
         "0 0 6 31 2 *",
     ],
 )
-def test_a_malformed_schedule_is_an_error_that_names_the_setting(schedule: str) -> None:
+def test_malformed_schedule_raises_settings_error_that_names_the_setting(schedule: str) -> None:
     with pytest.raises(SettingsError, match=r"SUMMARY_SCHEDULE.*'0 0 6 \* \* \*' is every day"):
         previous_firing(schedule, FRIDAY_NOON)

@@ -1,4 +1,4 @@
-"""The summary email: its content, and that names from outside can't break it."""
+"""The summary email: its content, and the escaping of names from outside this app."""
 
 import re
 from dataclasses import replace
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shared.domain.calls import Usage
 from shared.domain.daily import Adjustment, DailySummary, DayCost, Figures, SessionCost, UsageBreakdown
 from shared.reports.summary_email import WIDTH, SummaryEmail, summary_email
-from shared.reports.wording import about, change, dollars, exact
+from shared.reports.wording import approximate, change, dollars, exact
 
 DAY = date(2026, 11, 20)
 VOID, INLINE = {"meta", "br"}, {"strong", "span"}
@@ -23,7 +23,7 @@ CHAT, FAST = ("chat", "gpt-5.4-mini-2026-03-17"), ("fast", "gpt-5.6-luna")
 
 
 def summary(cost: str = "12.3370315", before: str = "11.421844", **changes: Any) -> DailySummary:
-    """An ordinary day; `changes` are to its figures."""
+    """A typical day. `changes` replace some of its figures."""
     figures = Figures(
         usage=Usage(prompt_tokens=1_000_000, cached_tokens=640_000, completion_tokens=90_210, reasoning_tokens=12_345),
         cost=Decimal(cost),
@@ -53,16 +53,16 @@ def quiet(before: str = "0") -> DailySummary:
 
 
 class Document(HTMLParser):
-    """Reads HTML as strictly as XML: every element is closed, and in turn."""
+    """Reads HTML as strictly as XML: every element must be closed, in the right order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
         self.text = ""
-        self.rows: list[list[str]] = []  # the cells of every table row; a line break is a newline
+        self.rows: list[list[str]] = []  # the cells of each table row; <br> becomes a newline
         self._open: list[str] = []
-        self._rows: list[list[str]] = []  # those that are open
+        self._rows: list[list[str]] = []  # rows that are still open
         self.feed(html)
         self.close()
         assert not self._open
@@ -91,40 +91,41 @@ class Document(HTMLParser):
             self._rows[-1][-1] += data
 
 
-def html_of(said: SummaryEmail) -> str:
-    """What the HTML says, on one line."""
-    return " ".join(Document(said.html).text.split())
+def html_of(email: SummaryEmail) -> str:
+    """The text of the HTML body, on one line."""
+    return " ".join(Document(email.html).text.split())
 
 
-def text_of(said: SummaryEmail) -> str:
-    return " ".join(said.text.split())
+def text_of(email: SummaryEmail) -> str:
+    """The plain text body, on one line."""
+    return " ".join(email.text.split())
 
 
 @pytest.mark.parametrize(
-    ("cost", "before", "said"),
+    ("cost", "before", "expected"),
     [
-        ("12.337", "11.42", "$12.34 (+8% on the day before)"),
-        ("1.5", "3", "$1.50 (-50% on the day before)"),
-        ("12.337", "12.337", "$12.34 (no change on the day before)"),
-        ("12.337", "12.336", "$12.34 (+0% on the day before)"),
-        ("3", "0", "$3.00 (nothing the day before)"),
-        ("0", "3", "$0.00 (-100% on the day before)"),
-        ("0.001", "3", "less than $0.01 (-99% on the day before)"),
-        ("0", "0", "$0.00 (no change on the day before)"),
+        ("12.337", "11.42", "$12.34 (+8% from the day before)"),
+        ("1.5", "3", "$1.50 (-50% from the day before)"),
+        ("12.337", "12.337", "$12.34 (unchanged from the day before)"),
+        ("12.337", "12.336", "$12.34 (+0% from the day before)"),
+        ("3", "0", "$3.00 ($0.00 the day before)"),
+        ("0", "3", "$0.00 (-100% from the day before)"),
+        ("0.001", "3", "less than $0.01 (-99% from the day before)"),
+        ("0", "0", "$0.00 (unchanged from the day before)"),
         ("1234.5", "1", "$1,234.50 (1,234 times the day before)"),
     ],
 )
-def test_the_subject_says_the_cost_and_the_change(cost: str, before: str, said: str) -> None:
-    assert summary_email(summary(cost, before)).subject == f"Chat cost 2026-11-20: {said}"
+def test_subject_has_the_cost_and_its_change(cost: str, before: str, expected: str) -> None:
+    assert summary_email(summary(cost, before)).subject == f"Chat cost 2026-11-20: {expected}"
 
 
-def test_the_subject_of_a_day_without_turns() -> None:
+def test_subject_of_a_day_without_turns() -> None:
     assert summary_email(quiet("3")).subject == "Chat cost 2026-11-20: no turns"
 
 
-def test_the_subject_never_passes_an_unknown_price_off_as_nothing() -> None:
-    said = summary_email(summary("0", "3", unpriced=2))
-    assert said.subject == "Chat cost 2026-11-20: $0.00 and 2 unpriced calls (-100% on the day before)"
+def test_subject_mentions_unpriced_calls() -> None:
+    email = summary_email(summary("0", "3", unpriced=2))
+    assert email.subject == "Chat cost 2026-11-20: $0.00 and 2 unpriced calls (-100% from the day before)"
 
 
 @pytest.mark.parametrize(
@@ -140,46 +141,46 @@ def test_the_subject_never_passes_an_unknown_price_off_as_nothing() -> None:
         ("0.12340000", "$0.12", "about $0.1234", "0.1234"),
     ],
 )
-def test_an_amount_is_to_the_cent_in_prose_and_exact_in_tables(
+def test_amount_is_rounded_to_the_cent_in_sentences_and_exact_in_tables(
     amount: str, prose: str, average: str, table: str
 ) -> None:
     assert dollars(Decimal(amount)) == prose
-    assert about(Decimal(amount)) == average
+    assert approximate(Decimal(amount)) == average
     assert exact(Decimal(amount)) == table
 
 
 @given(st.decimals(0, 10**9, allow_nan=False, places=None), st.integers(0, 20))
-def test_an_exact_amount_is_the_same_number_in_plain_digits(amount: Decimal, places: int) -> None:
+def test_exact_amount_has_plain_digits_and_the_same_value(amount: Decimal, places: int) -> None:
     assert re.fullmatch(r"[0-9]+\.[0-9]{2,}", exact(amount, max(2, places)))
     assert Decimal(exact(amount, places)) == amount
 
 
 @given(st.decimals(0, 10**6, places=9), st.decimals(0, 10**6, places=9))
-def test_a_change_goes_the_right_way(cost: Decimal, before: Decimal) -> None:
-    said = change(cost, before)
-    assert ("-100%" in said) == (cost == 0 < before)
-    if "%" in said:
-        assert said.startswith("-" if cost < before * Decimal("0.99") else ("+", "-"))
-        assert cost <= before * Decimal("1.01") or not said.startswith(("-", "+0"))
+def test_change_has_the_right_sign(cost: Decimal, before: Decimal) -> None:
+    text = change(cost, before)
+    assert ("-100%" in text) == (cost == 0 < before)
+    if "%" in text:
+        assert text.startswith("-" if cost < before * Decimal("0.99") else ("+", "-"))
+        assert cost <= before * Decimal("1.01") or not text.startswith(("-", "+0"))
 
 
-def test_both_bodies_say_every_figure() -> None:
+def test_text_and_html_contain_every_figure() -> None:
     models = {
         CHAT: UsageBreakdown(cost=Decimal("11.5"), calls=2_000, prompt_tokens=900_000, completion_tokens=80_000),
         FAST: UsageBreakdown(cost=Decimal("0.8370315"), calls=204, prompt_tokens=100_000, completion_tokens=10_210),
     }
     callers = {"desk": models[CHAT], "(no key)": models[FAST]}
     day = summary(models=models, callers=callers, failed=4, unaccounted=3, unaccounted_cost=Decimal("0.4212"), open=7)
-    moved = Adjustment(day=DAY - timedelta(days=2), difference=Decimal("-0.0123"), cost=Decimal(1))
-    said = summary_email(replace(day, adjustments=(moved,)))
-    for body in (text_of(said), html_of(said)):
+    adjustment = Adjustment(day=DAY - timedelta(days=2), difference=Decimal("-0.0123"), cost=Decimal(1))
+    email = summary_email(replace(day, adjustments=(adjustment,)))
+    for body in (text_of(email), html_of(email)):
         for part in [
             "That is 8% more than the day before ($11.42), for 2,120 turns in 310 sessions.",
-            "The seven days before averaged $2.36 a day; the month to date comes to $214.50.",
-            "3 calls may have been billed, but no bill was seen",
-            "At worst they cost $0.42; the cost above leaves them out.",
+            "The average of the previous seven days is $2.36 a day; the month to date is $214.50.",
+            "3 calls may have been billed, but no usage was reported",
+            "The maximum cost is $0.42; the cost above does not include it.",
             "Failed: 4 calls, not billed.",
-            "Open: 7 calls still running or to be recovered.",
+            "Open: 7 calls still running or waiting for recovery.",
             "chat · gpt-5.4-mini-2026-03-17",
             "2,000 calls, 900,000 prompt and 80,000 completion tokens",
             "204 calls, 100,000 prompt and 10,210 completion tokens",
@@ -188,13 +189,13 @@ def test_both_bodies_say_every_figure() -> None:
     shown = [
         ("Cost", "$12.3370315"),
         ("Average per turn", "about $0.005819"),
-        ("Average of the seven days before", "about $2.36"),
+        ("Average of the previous seven days", "about $2.36"),
         ("Month to date", "$214.5012345"),
         ("Turns", "2,120"),
         ("Sessions", "310"),
         ("Calls", "2,204"),
         ("of which unaccounted", "3"),
-        ("their worst case, on top", "$0.4212"),
+        ("their maximum cost, not included", "$0.4212"),
         ("of which failed", "4"),
         ("of which still open", "7"),
         ("Prompt", "1,000,000"),
@@ -207,106 +208,109 @@ def test_both_bodies_say_every_figure() -> None:
         ("(no key)", "0.8370315"),
         ("Wed 18 Nov", "-0.0123"),
     ]
-    rows = [(row[0].split("\n")[0], row[-1]) for row in Document(said.html).rows if row]
+    rows = [(row[0].split("\n")[0], row[-1]) for row in Document(email.html).rows if row]
     for name, value in shown:
         assert (name, value) in rows
-        assert re.search(rf"^ *{re.escape(name)}  +{re.escape(value)}$", said.text, re.MULTILINE)
+        assert re.search(rf"^ *{re.escape(name)}  +{re.escape(value)}$", email.text, re.MULTILINE)
 
 
-def test_each_of_the_last_days_has_a_bar_as_long_as_its_cost() -> None:
-    said = summary_email(summary("12", "6"))
-    assert re.search(r"^Fri 20 Nov  █{40} +12\.00$", said.text, re.MULTILINE)
-    assert re.search(r"^Thu 19 Nov  █{20} +6\.00$", said.text, re.MULTILINE)
-    assert re.search(r"^Sat  7 Nov +0\.00$", said.text, re.MULTILINE)
-    days = [row for row in Document(said.html).rows if re.match(r"[A-Z][a-z]{2} +\d+ Nov$", (row or [""])[0])]
+def test_bar_length_is_proportional_to_the_cost_of_the_day() -> None:
+    email = summary_email(summary("12", "6"))
+    assert re.search(r"^Fri 20 Nov  █{40} +12\.00$", email.text, re.MULTILINE)
+    assert re.search(r"^Thu 19 Nov  █{20} +6\.00$", email.text, re.MULTILINE)
+    assert re.search(r"^Sat  7 Nov +0\.00$", email.text, re.MULTILINE)
+    days = [row for row in Document(email.html).rows if re.match(r"[A-Z][a-z]{2} +\d+ Nov$", (row or [""])[0])]
     assert len(days) == 14
-    assert re.findall(r'width="(\d+)%" cellspacing="0" cellpadding="0" border="0"><tr><td bgcolor', said.html)[-2:] == [
-        "50",
-        "100",
-    ]
+    widths = re.findall(r'width="(\d+)%" cellspacing="0" cellpadding="0" border="0"><tr><td bgcolor', email.html)
+    assert widths[-2:] == ["50", "100"]
 
 
-def test_the_costliest_sessions_are_labels_and_never_ids() -> None:
-    said = summary_email(summary())
-    for body in (said.text, said.html):
+def test_most_expensive_sessions_are_shown_as_labels_never_as_ids() -> None:
+    email = summary_email(summary())
+    for body in (email.text, email.html):
         assert not any(name in body for name in IDS)
         assert all(session.label in body for session in summary().figures.costliest)
 
 
-def test_a_name_from_outside_stays_text() -> None:
-    evil, share = "<script>alert(1)</script>&\r\n\u202e", UsageBreakdown(cost=Decimal(1), calls=1)
-    said = summary_email(summary(models={("chat", evil): share}, callers={evil: share}))
-    assert "script" not in Document(said.html).tags
-    assert html_of(said).count("<script>alert(1)</script>&") == 2
-    assert said.text.count("<script>alert(1)</script>&") == 2
-    assert "\u202e" not in said.text + said.html
+def test_names_from_outside_are_escaped() -> None:
+    hostile_name, breakdown = "<script>alert(1)</script>&\r\n\u202e", UsageBreakdown(cost=Decimal(1), calls=1)
+    email = summary_email(summary(models={("chat", hostile_name): breakdown}, callers={hostile_name: breakdown}))
+    assert "script" not in Document(email.html).tags
+    assert html_of(email).count("<script>alert(1)</script>&") == 2
+    assert email.text.count("<script>alert(1)</script>&") == 2
+    assert "\u202e" not in email.text + email.html
 
 
-def test_an_unpriced_model_is_named_with_what_to_set() -> None:
-    share = UsageBreakdown(cost=Decimal(0), calls=5, unpriced_turns=5, prompt_tokens=10)
-    said = summary_email(summary(unpriced=5, models={**summary().figures.models, ("lab", "odd"): share}))
-    for body in (text_of(said), html_of(said)):
-        assert "Unpriced: 5 calls that the cost above leaves out, because the price of lab · odd is not known." in body
+def test_unpriced_model_is_named_together_with_the_prices_setting() -> None:
+    breakdown = UsageBreakdown(cost=Decimal(0), calls=5, unpriced_turns=5, prompt_tokens=10)
+    email = summary_email(summary(unpriced=5, models={**summary().figures.models, ("lab", "unpriced"): breakdown}))
+    for body in (text_of(email), html_of(email)):
+        assert (
+            "Unpriced: 5 calls not included in the cost above, because the price of lab · unpriced is unknown." in body
+        )
         assert "PRICES" in body
-    assert re.search(r"^lab · odd +not known$", said.text, re.MULTILINE)
+    assert re.search(r"^lab · unpriced +unknown$", email.text, re.MULTILINE)
 
 
-def test_a_free_model_is_not_called_unpriced() -> None:
-    free, odd = UsageBreakdown(cost=Decimal(0), calls=9), UsageBreakdown(cost=Decimal(0), calls=5, unpriced_turns=5)
-    models = {**summary().figures.models, ("lab", "free"): free, ("lab", "odd"): odd}
-    said = summary_email(summary(unpriced=5, models=models))
-    assert "because the price of lab · odd is not known" in text_of(said)
-    assert re.search(r"^lab · free +0\.0000000$", said.text, re.MULTILINE)
+def test_model_that_costs_nothing_is_not_listed_as_unpriced() -> None:
+    free = UsageBreakdown(cost=Decimal(0), calls=9)
+    unpriced = UsageBreakdown(cost=Decimal(0), calls=5, unpriced_turns=5)
+    models = {**summary().figures.models, ("lab", "free"): free, ("lab", "unpriced"): unpriced}
+    email = summary_email(summary(unpriced=5, models=models))
+    assert "because the price of lab · unpriced is unknown" in text_of(email)
+    assert re.search(r"^lab · free +0\.0000000$", email.text, re.MULTILINE)
 
 
-def test_an_unaccounted_call_without_a_price_has_no_worst_case() -> None:
-    said = summary_email(summary(unaccounted=1, unbounded=1))
-    assert "At worst they have a price that is not known" in text_of(said)
-    assert "their worst case" not in said.text
+def test_unaccounted_call_without_a_price_has_no_maximum_cost() -> None:
+    email = summary_email(summary(unaccounted=1, unbounded=1))
+    assert "The maximum cost is unknown, because the price is unknown;" in text_of(email)
+    assert "their maximum cost" not in email.text
 
 
-def test_unaccounted_calls_with_and_without_a_price_are_told_apart() -> None:
-    said = summary_email(summary(unaccounted=3, unaccounted_cost=Decimal("0.42"), unbounded=1))
-    assert "At worst they cost $0.42, and what 1 of them cost whose price is not known;" in text_of(said)
+def test_unaccounted_calls_with_and_without_a_price_are_listed_separately() -> None:
+    email = summary_email(summary(unaccounted=3, unaccounted_cost=Decimal("0.42"), unbounded=1))
+    assert "The maximum cost is $0.42, plus 1 call at an unknown price;" in text_of(email)
 
 
-def test_nothing_to_say_is_not_said() -> None:
-    said = summary_email(summary(costliest=(), saved=Decimal(0)))
-    for body in (said.text.upper(), said.html.upper()):
-        for part in ("UNACCOUNTED", "UNPRICED", "FAILED", "OPEN:", "STILL OPEN", "SO FAR", "BY CALLER", "ADJUSTED"):
+def test_empty_notices_and_tables_are_omitted() -> None:
+    email = summary_email(summary(costliest=(), saved=Decimal(0)))
+    for body in (email.text.upper(), email.html.upper()):
+        for part in ("UNACCOUNTED", "UNPRICED", "FAILED", "OPEN:", "STILL OPEN", "NOT FINAL", "BY CALLER", "ADJUSTED"):
             assert part not in body
-        assert "COSTLIEST" not in body
+        assert "EXPENSIVE" not in body
         assert "SAVED" not in body
 
 
-def test_a_day_without_turns_gets_a_short_email() -> None:
-    said = summary_email(quiet("3.456"))
-    for body in (text_of(said), html_of(said)):
-        assert "Nobody chatted, so nothing was spent. The day before cost $3.46." in body
-        assert "the month to date comes to $214.50" in body
-    assert len(said.text.splitlines()) < 15
-    assert "0.00" not in said.text
+def test_day_without_turns_gets_a_short_email() -> None:
+    email = summary_email(quiet("3.456"))
+    for body in (text_of(email), html_of(email)):
+        assert "There were no turns, so the cost is zero. The day before cost $3.46." in body
+        assert "the month to date is $214.50" in body
+    assert len(email.text.splitlines()) < 15
+    assert "0.00" not in email.text
 
 
-def test_a_day_without_turns_still_tells_of_earlier_days() -> None:
-    moved = Adjustment(day=DAY - timedelta(days=3), difference=Decimal("0.5"), cost=Decimal(1))
-    assert re.search(r"^Tue 17 Nov +\+0\.50$", summary_email(replace(quiet(), adjustments=(moved,))).text, re.MULTILINE)
+def test_day_without_turns_still_lists_adjustments() -> None:
+    adjustment = Adjustment(day=DAY - timedelta(days=3), difference=Decimal("0.5"), cost=Decimal(1))
+    email = summary_email(replace(quiet(), adjustments=(adjustment,)))
+    assert re.search(r"^Tue 17 Nov +\+0\.50$", email.text, re.MULTILINE)
 
 
-def test_a_day_that_is_not_final_says_so() -> None:
-    assert "So far: This day is not final" in text_of(summary_email(replace(summary(), final=False)))
+def test_day_that_is_not_final_has_a_notice() -> None:
+    email = summary_email(replace(summary(), final=False))
+    assert "Not final: The figures of this day may still change." in text_of(email)
 
 
-def test_many_callers_are_added_up_in_the_last_row() -> None:
+def test_callers_beyond_the_maximum_are_added_up_in_the_last_row() -> None:
     callers = {f"caller-{n:02}": UsageBreakdown(cost=Decimal(n).scaleb(-3), calls=n) for n in range(1, 51)}
-    said = summary_email(summary(callers=callers))
-    assert re.search(r"^caller-50 +0\.050$", said.text, re.MULTILINE)
-    assert "caller-30\n" not in said.text
+    email = summary_email(summary(callers=callers))
+    assert re.search(r"^caller-50 +0\.050$", email.text, re.MULTILINE)
+    assert "caller-30\n" not in email.text
     rest = sum(range(1, 31))
-    assert re.search(rf"^30 others +0\.{rest}\n  {rest} calls", said.text, re.MULTILINE)
+    assert re.search(rf"^30 others +0\.{rest}\n  {rest} calls", email.text, re.MULTILINE)
 
 
-def test_the_page_is_a_whole_document_that_needs_nothing_else() -> None:
+def test_html_is_a_complete_document_without_external_resources() -> None:
     html = summary_email(summary(unaccounted=3, failed=1)).html
     document = Document(html)
     assert html.startswith("<!doctype html>")
@@ -315,12 +319,12 @@ def test_the_page_is_a_whole_document_that_needs_nothing_else() -> None:
     assert not [attribute for attribute in document.attributes if re.match("on|src|href|class", attribute)]
     assert "url(" not in html
     assert "http" not in html
-    assert len(html) < 60_000  # Gmail cuts a mail off at 102 KB
+    assert len(html) < 60_000  # Gmail truncates an email at 102 KB
 
 
 names = st.text(st.characters(codec="utf-8"), max_size=100)
 costs = st.decimals(0, 10**6, places=10)
-shares = st.builds(
+breakdowns = st.builds(
     UsageBreakdown,
     cost=costs,
     calls=st.integers(0, 10**9),
@@ -340,24 +344,24 @@ figures = st.builds(
     unpriced=counts,
     failed=counts,
     open=counts,
-    models=st.dictionaries(st.tuples(names, names), shares, max_size=3),
-    callers=st.dictionaries(names, shares, max_size=3),
+    models=st.dictionaries(st.tuples(names, names), breakdowns, max_size=3),
+    callers=st.dictionaries(names, breakdowns, max_size=3),
     costliest=st.lists(st.builds(SessionCost, cost=costs, session_id=names), max_size=3).map(tuple),
 )
 
 
 @settings(deadline=None, max_examples=100)
 @given(figures, st.lists(costs, min_size=14, max_size=14))
-def test_any_day_can_be_written(figures: Figures, history: list[Decimal]) -> None:
+def test_random_figures_never_break_the_email(figures: Figures, history: list[Decimal]) -> None:
     day = replace(
         summary(),
         figures=figures,
         history=tuple(DayCost(day=DAY - timedelta(days=13 - n), cost=cost) for n, cost in enumerate(history)),
     )
-    said = summary_email(day)
-    assert max(map(len, said.text.splitlines())) <= WIDTH
-    assert said.subject.isprintable()
-    values = [row[-1] for row in Document(said.html).rows if row]
+    email = summary_email(day)
+    assert max(map(len, email.text.splitlines())) <= WIDTH
+    assert email.subject.isprintable()
+    values = [row[-1] for row in Document(email.html).rows if row]
     exact_amounts = {Decimal(value.lstrip("$")) for value in values if re.fullmatch(r"\$?[0-9]+\.[0-9]{2,}", value)}
     if figures.turns:
         assert {figures.cost, *history, *(session.cost for session in figures.costliest)} <= exact_amounts

@@ -1,4 +1,4 @@
-"""Values to store, made up by Hypothesis."""
+"""Hypothesis strategies for values to store."""
 
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -88,6 +88,6 @@ SESSIONS = st.builds(
 
 
 def stored(row: dict[str, Any]) -> dict[str, Any]:
-    """As storage gives it back: no properties without a value, money as text."""
+    """The row as storage returns it: properties without a value are absent, money is text."""
     plain = {name: format(value, "f") if isinstance(value, Decimal) else value for name, value in row.items()}
     return {name: value for name, value in plain.items() if value is not None} | {"etag": "e"}

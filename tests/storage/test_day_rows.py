@@ -1,4 +1,4 @@
-"""Days that are in the table already are read as what they were."""
+"""Days stored by earlier versions are read correctly."""
 
 import json
 from dataclasses import replace
@@ -25,28 +25,28 @@ DAY = Day(
 
 
 def row_of(day: Day, **changed: Any) -> dict[str, Any]:
-    """As storage gives it back. `changed`: figures; None for one that is absent."""
+    """The day's row as storage returns it. `changed`: fields of its figures to replace; None removes one."""
     row = stored(from_day(day))
     figures = json.loads(row["figures"]) | changed
     row["figures"] = json.dumps({name: value for name, value in figures.items() if value is not None})
     return row
 
 
-def test_a_day_that_was_stored_without_unpriced_turns_has_its_unpriced_calls_as_such() -> None:
-    """Each turn was one call then."""
+def test_day_stored_without_unpriced_turns_uses_its_unpriced_calls() -> None:
+    """In those versions each turn had one call."""
     assert to_day(row_of(DAY, unpriced_turns=None)) == DAY
 
 
-def test_calls_and_turns_without_a_price_are_two_figures() -> None:
+def test_unpriced_calls_and_unpriced_turns_are_separate_figures() -> None:
     figures = to_day(row_of(replace(DAY, figures=replace(DAY.figures, unpriced=3)))).figures
     assert (figures.unpriced, figures.unpriced_turns) == (3, 2)
 
 
-def test_a_day_that_was_stored_without_unbounded_calls_has_none() -> None:
+def test_day_stored_without_unbounded_calls_has_zero() -> None:
     assert to_day(row_of(DAY, unbounded=None)).figures.unbounded == 0
 
 
-def test_stored_names_are_those_of_rows_that_exist() -> None:
+def test_stored_names_match_existing_rows() -> None:
     row = row_of(DAY)
     assert row["told"] == "1.50"
     figures = json.loads(row["figures"])

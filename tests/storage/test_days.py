@@ -1,4 +1,4 @@
-"""The daily table: what is put is what is read, whoever else writes."""
+"""The daily table: a day reads back as written, and concurrent writers cannot overwrite each other."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -53,8 +53,8 @@ def days(table: Table) -> Days:
     return Days(table)
 
 
-async def test_a_day_reads_as_it_was_put(days: Days) -> None:
-    whole = Day(
+async def test_day_reads_back_as_written(days: Days) -> None:
+    day = Day(
         day=DAY,
         figures=FIGURES,
         final=True,
@@ -68,12 +68,12 @@ async def test_a_day_reads_as_it_was_put(days: Days) -> None:
         sends=3,
     )
 
-    await days.put(whole)
+    await days.put(day)
 
-    assert await days.get(DAY) == whole
+    assert await days.get(DAY) == day
 
 
-async def test_a_day_of_which_nothing_is_known_reads_as_it_was_put(days: Days) -> None:
+async def test_day_without_optional_fields_reads_back_as_written(days: Days) -> None:
     bare = Day(day=DAY, figures=Figures(), final=False)
 
     await days.put(bare)
@@ -81,7 +81,7 @@ async def test_a_day_of_which_nothing_is_known_reads_as_it_was_put(days: Days) -
     assert await days.get(DAY) == bare
 
 
-async def test_a_day_with_more_names_than_a_property_holds_is_whole(days: Days) -> None:
+async def test_day_larger_than_one_property_reads_back_whole(days: Days) -> None:
     callers = {f"Zoë-{n} 🙂": UsageBreakdown(cost=Decimal(n), calls=n) for n in range(1_000)}
     wide = Day(day=DAY, figures=replace(FIGURES, callers=callers), final=True)
 
@@ -90,12 +90,12 @@ async def test_a_day_with_more_names_than_a_property_holds_is_whole(days: Days) 
     assert await days.get(DAY) == wide
 
 
-async def test_a_day_that_was_never_put_is_none(days: Days) -> None:
+async def test_missing_day_is_none(days: Days) -> None:
     assert await days.get(DAY) is None
     assert await days.between(DAY, DAY) == {}
 
 
-async def test_a_span_has_both_its_ends_and_nothing_else(days: Days) -> None:
+async def test_between_includes_both_ends_and_nothing_else(days: Days) -> None:
     await days.constant("app", "an id")
     dates = [date(2024, 1, 31), date(2024, 2, 1), date(2024, 2, 29), date(2024, 3, 1), date(2024, 3, 2)]
     await asyncio.gather(*(days.put(Day(day=day, figures=Figures(), final=True)) for day in dates))
@@ -104,43 +104,41 @@ async def test_a_span_has_both_its_ends_and_nothing_else(days: Days) -> None:
     assert sorted(await days.between(date(2023, 12, 31), date(2025, 1, 1))) == dates
 
 
-async def test_a_day_is_new_once(days: Days) -> None:
+async def test_inserting_a_day_twice_raises_version_conflict(days: Days) -> None:
     await days.put(Day(day=DAY, figures=Figures(), final=True))
 
     with pytest.raises(VersionConflict):
         await days.put(Day(day=DAY, figures=FIGURES, final=True))
 
-    found = await days.get(DAY)
-    assert found is not None
-    assert found.figures == Figures()
+    stored = await days.get(DAY)
+    assert stored is not None
+    assert stored.figures == Figures()
 
 
-async def test_of_many_who_put_a_version_anew_one_does(days: Days) -> None:
+async def test_one_of_many_concurrent_updates_of_a_day_succeeds(days: Days) -> None:
     first = await days.put(Day(day=DAY, figures=Figures(), final=True))
     puts = (days.put(replace(first, sends=n)) for n in range(1, 9))
 
     outcomes = await asyncio.gather(*puts, return_exceptions=True)
 
-    (winner,) = [one for one in outcomes if isinstance(one, Day)]
-    assert [type(one) for one in outcomes].count(VersionConflict) == 7
+    (winner,) = [outcome for outcome in outcomes if isinstance(outcome, Day)]
+    assert [type(outcome) for outcome in outcomes].count(VersionConflict) == 7
     assert await days.get(DAY) == winner
     assert await days.put(replace(winner, sends=9))
 
 
-async def test_a_constant_is_set_by_the_first_for_good(days: Days) -> None:
-    wanted = [f"id-{n}" for n in range(8)]
+async def test_first_value_of_a_constant_is_permanent(days: Days) -> None:
+    values = [f"id-{n}" for n in range(8)]
 
-    constants = await asyncio.gather(*(days.constant("app", value) for value in wanted))
+    constants = await asyncio.gather(*(days.constant("app", value) for value in values))
 
     assert len(set(constants)) == 1
-    assert constants[0] in wanted
+    assert constants[0] in values
     assert await days.constant("app", "later") == constants[0]
     assert await days.constant("first_day", "2024-03-11") == "2024-03-11"
 
 
-async def test_a_row_from_before_unpriced_turns_were_counted_reads_as_one_unpriced_call_a_turn(
-    days: Days, table: Table
-) -> None:
+async def test_older_row_without_unpriced_turns_reads_as_one_unpriced_call_per_turn(days: Days, table: Table) -> None:
     row = from_day(Day(day=DAY, figures=FIGURES, final=True))
     figures = orjson.loads(row["figures"])
     del figures["unpriced_turns"]

@@ -1,4 +1,4 @@
-"""The ledger: every call is written down before it is made, ends in one state, and holds nothing that was said."""
+"""The ledger: each call has a row before it is made, its row ends in one state, and no row holds content."""
 
 import asyncio
 import hashlib
@@ -14,10 +14,10 @@ from shared.errors import VersionConflict
 from shared.storage.ledger import Ledger
 from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI, Fault, Request, Script
-from tests.support.conservation import assert_conserved, everything
-from tests.support.faults import entering, kept
+from tests.support.chat_client import RATES, answer, closed_ledger, get_json, ledger, send_message, stored
+from tests.support.conservation import all_rows, assert_conserved
+from tests.support.faults import ledger_insert, stall_request
 from tests.support.proxy import TcpProxy
-from tests.support.talking import RATES, answer, closed_ledger, ledger, look, say, stored
 
 TODAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -36,7 +36,7 @@ def call_of(call_id: str = "c1", state: State = State.OPEN, day: datetime = TODA
 # Before the model is called
 
 
-async def test_a_call_is_written_down_before_it_is_made(
+async def test_ledger_row_is_inserted_before_the_call_is_made(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     before = datetime.now(UTC)
@@ -57,10 +57,10 @@ async def test_a_call_is_written_down_before_it_is_made(
     await running
 
 
-async def test_nothing_is_spent_before_the_ledger_has_acknowledged(
+async def test_no_model_call_before_the_ledger_insert_is_acknowledged(
     storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    with kept(storage, entering("s"), after_answer=True) as acknowledgement:
+    with stall_request(storage, ledger_insert("s"), after_answer=True) as acknowledgement:
         running = asyncio.create_task(answer(api))
         await acknowledgement.until_reached()
         assert [entry.call.state for entry in await ledger(tables)] == ["open"]
@@ -70,25 +70,25 @@ async def test_nothing_is_spent_before_the_ledger_has_acknowledged(
     assert len(fake.requests) == 1
 
 
-# What it says afterwards
+# After the call
 
 
-async def test_a_settled_row_says_what_the_call_cost_and_at_which_rates(
+async def test_settled_row_has_cost_and_rates_of_the_call(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    told = await answer(api)
+    response = await answer(api)
 
     [entry] = await closed_ledger(tables)
     call = entry.call
-    assert (call.state, call.cost, call.rates) == ("settled", told["cost_usd"], RATES)
+    assert (call.state, call.cost, call.rates) == ("settled", response["cost_usd"], RATES)
     assert (call.model, call.endpoint) == ("gpt-5.4-mini-2026-03-17", f"127.0.0.1:{fake.port}")
     assert call.usage
-    assert call.usage.total_tokens == told["usage"]["total_tokens"]
+    assert call.usage.total_tokens == response["usage"]["total_tokens"]
     assert call == (await stored(tables))[1][0].call
     await assert_conserved(tables, fake)
 
 
-FREE = {
+NOT_BILLED = {
     "400": (Fault("status", 400), 400, "invalid_request"),
     "401": (Fault("status", 401), 503, "upstream_unavailable"),
     "404": (Fault("status", 404), 502, "upstream_error"),
@@ -97,7 +97,7 @@ FREE = {
     "500": (Fault("status", 500), 503, "upstream_unavailable"),
     "503": (Fault("status", 503), 503, "upstream_unavailable"),
 }
-DOUBTFUL = {  # and how many calls it takes: a second one where nothing of the first has reached the caller
+MAYBE_BILLED = {  # the last value is the number of calls: a failed one is retried if the caller has received nothing
     "the prompt is filtered": (Fault("content_filter"), 400, "content_filter", 1),
     "the prompt is too long": (Fault("context_length"), 400, "context_too_long", 2),
     "too long, and billed": (Fault("context_length", billed=True), 400, "context_too_long", 2),
@@ -107,75 +107,75 @@ DOUBTFUL = {  # and how many calls it takes: a second one where nothing of the f
     "reset": (Fault("reset"), 502, "upstream_error", 2),
     "closed": (Fault("close"), 502, "upstream_error", 2),
     "stalled": (Fault("stall"), 504, "upstream_timeout", 2),
-    "closed in mid-answer": (Fault("close", after=2), 502, "upstream_error", 2),
-    "stalled in mid-answer": (Fault("stall", after=2), 504, "upstream_timeout", 2),
+    "closed while streaming": (Fault("close", after=2), 502, "upstream_error", 2),
+    "stalled while streaming": (Fault("stall", after=2), 504, "upstream_timeout", 2),
     "truncated": (Fault("truncated"), 502, "upstream_error", 2),
     "without usage": (Fault("no_usage"), 502, "upstream_error", 1),
     "garbled": (Fault("malformed"), 502, "upstream_error", 2),
-    "an error in mid-answer": (Fault("error_event"), 502, "upstream_error", 2),
+    "an error while streaming": (Fault("error_event"), 502, "upstream_error", 2),
 }
 
 
-class Unlucky:
-    """A model that goes wrong whenever it is asked for a fault by name. Each fault has a session of its own."""
+class FaultyModel:
+    """Fails as the fault that the message names, and answers any other message. Each fault has its own session."""
 
     def __init__(self, fake: AzureOpenAI, faults: dict[str, Fault]) -> None:
         self.sessions = {name: f"s{index}" for index, name in enumerate(faults)}
-        self._faults, self._usual, self._fake = faults, fake.responder, fake
+        self._faults, self._default, self._fake = faults, fake.responder, fake
         fake.responder = self._respond
 
     def _respond(self, request: Request) -> Script:
-        return self._faults.get(request.body["messages"][-1]["content"]) or self._usual(request)
+        return self._faults.get(request.body["messages"][-1]["content"]) or self._default(request)
 
     async def talk(self, api: httpx.AsyncClient) -> dict[str, tuple[int, str]]:
-        """Before, during and after each fault; returns how each was answered."""
+        """Send a message before, during and after each fault. Returns each fault's status and error code."""
         return dict(await asyncio.gather(*(self._talk(api, *item) for item in self.sessions.items())))
 
     async def _talk(self, api: httpx.AsyncClient, name: str, session: str) -> tuple[str, tuple[int, str]]:
         await answer(api, f"before {name}", session)
-        refused = await say(api, name, session)
+        response = await send_message(api, name, session)
         await answer(api, f"after {name}", session)
         [last] = [r for r in self._fake.requests if r.body["messages"][-1]["content"] == f"after {name}"]
-        said = [message["content"] for message in last.body["messages"][1:]]
-        assert said == [f"before {name}", f"echo: before {name}", f"after {name}"]
-        return name, (refused.status_code, refused.json()["error"]["code"])
+        contents = [message["content"] for message in last.body["messages"][1:]]
+        assert contents == [f"before {name}", f"echo: before {name}", f"after {name}"]
+        return name, (response.status_code, response.json()["error"]["code"])
 
 
-async def test_a_call_that_cost_nothing_is_failed_with_its_reason_and_forgotten_by_the_model(
+async def test_unbilled_call_is_failed_with_reason_and_left_out_of_later_prompts(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    unlucky = Unlucky(fake, {name: fault for name, (fault, *_) in FREE.items()})
+    model = FaultyModel(fake, {name: fault for name, (fault, *_) in NOT_BILLED.items()})
 
-    told = await unlucky.talk(api)
+    results = await model.talk(api)
 
-    assert told == {name: (status, code) for name, (_, status, code) in FREE.items()}
+    assert results == {name: (status, code) for name, (_, status, code) in NOT_BILLED.items()}
     entries = await assert_conserved(tables, fake)
-    for name, session in unlucky.sessions.items():
+    for name, session in model.sessions.items():
         calls = [(entry.turn, entry.call.state, entry.call.reason) for entry in entries if entry.session_id == session]
-        assert calls == [(1, "settled", None), (2, "failed", FREE[name][2]), (3, "settled", None)]
+        assert calls == [(1, "settled", None), (2, "failed", NOT_BILLED[name][2]), (3, "settled", None)]
 
 
-async def test_a_call_that_may_have_cost_something_is_unaccounted_with_its_reason_and_worst_case(
+async def test_maybe_billed_call_is_unaccounted_with_reason_and_worst_case(
     serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
 ) -> None:
-    unlucky = Unlucky(fake, {name: fault for name, (fault, *_) in DOUBTFUL.items()})
+    model = FaultyModel(fake, {name: fault for name, (fault, *_) in MAYBE_BILLED.items()})
 
     async with serve(environ | {"AZURE_OPENAI_TIMEOUT_SECONDS": "1.5"}) as api:
-        told = await unlucky.talk(api)
-        shown = {name: await look(api, f"/api/sessions/{session}") for name, session in unlucky.sessions.items()}
+        results = await model.talk(api)
+        sessions = {name: await get_json(api, f"/api/sessions/{session}") for name, session in model.sessions.items()}
 
-    assert told == {name: (status, code) for name, (_, status, code, _) in DOUBTFUL.items()}
+    assert results == {name: (status, code) for name, (_, status, code, _) in MAYBE_BILLED.items()}
     entries = await assert_conserved(tables, fake)
-    for name, session in unlucky.sessions.items():
-        _, _, code, calls = DOUBTFUL[name]
-        doubtful = [entry.call for entry in entries if entry.session_id == session and entry.turn == 2]
-        assert [(call.state, call.reason) for call in doubtful] == [("unaccounted", code)] * calls
-        assert all(call.worst_case for call in doubtful)
-        assert shown[name]["unaccounted_calls"] == calls
-        assert shown[name]["unaccounted_usd"] == sum(call.worst_case or 0 for call in doubtful)
+    for name, session in model.sessions.items():
+        _, _, code, calls = MAYBE_BILLED[name]
+        second_turn = [entry.call for entry in entries if entry.session_id == session and entry.turn == 2]
+        assert [(call.state, call.reason) for call in second_turn] == [("unaccounted", code)] * calls
+        assert all(call.worst_case for call in second_turn)
+        assert sessions[name]["unaccounted_calls"] == calls
+        assert sessions[name]["unaccounted_usd"] == sum(call.worst_case or 0 for call in second_turn)
 
 
-async def test_a_row_holds_nothing_that_was_said(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
+async def test_ledger_rows_hold_no_content(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
     secrets = ["xylophone", "marmalade", "quagmire", "zeppelin", "obelisk", "farthing", "gossamer", "walrus"]
     tool = {"type": "function", "function": {"name": secrets[3], "parameters": {"type": "object"}}}
     fake.reply(secrets[2])
@@ -184,19 +184,19 @@ async def test_a_row_holds_nothing_that_was_said(api: httpx.AsyncClient, fake: A
     await answer(api, tools=[tool])
     await answer(api, None, tool_results=[{"tool_call_id": "call_1", "content": secrets[5]}])
     fake.fault(500, message=secrets[7])
-    await say(api, secrets[1])
+    await send_message(api, secrets[1])
     fake.fault("content_filter")
-    await say(api, secrets[1])
+    await send_message(api, secrets[1])
     fake.fault("close", after=1)
     fake.reply(secrets[2])
-    await say(api, secrets[1])
+    await send_message(api, secrets[1])
 
     assert len(await assert_conserved(tables, fake)) == 7
-    written = repr([row async for row in everything(tables.usage)])
-    assert not [secret for secret in secrets if secret in written]
+    all_text = repr([row async for row in all_rows(tables.usage)])
+    assert not [secret for secret in secrets if secret in all_text]
 
 
-async def test_a_row_says_who_called_whatever_becomes_of_it(api: httpx.AsyncClient, tables: Tables) -> None:
+async def test_ledger_row_keeps_its_caller_when_its_state_is_raised(api: httpx.AsyncClient, tables: Tables) -> None:
     await answer(api)  # makes the tables
     ledger = Ledger(tables.usage)
     opened = await ledger.open(ANONYMOUS, LedgerEntry(call=call_of(), session_id="of-a-team", turn=1, caller="a team"))
@@ -204,37 +204,39 @@ async def test_a_row_says_who_called_whatever_becomes_of_it(api: httpx.AsyncClie
     await ledger.raise_call(opened, call_of(state=State.UNACCOUNTED))
     await ledger.raise_call(opened, call_of(state=State.SETTLED))
 
-    found = await ledger.find(call_of(), "of-a-team", 1)
-    assert found
-    assert (found.caller, found.call.state) == ("a team", "settled")
+    stored_entry = await ledger.find(call_of(), "of-a-team", 1)
+    assert stored_entry
+    assert (stored_entry.caller, stored_entry.call.state) == ("a team", "settled")
 
 
-# Where its rows are
+# Partitions and row keys
 
 
 @pytest.mark.parametrize(("session", "shard"), [("s", "04"), ("trip", "04"), ("A.b_c-9", "03")])
-async def test_a_sessions_rows_are_side_by_side_by_day_and_hash(
+async def test_ledger_rows_of_a_session_share_a_shard_of_the_day(
     api: httpx.AsyncClient, tables: Tables, session: str, shard: str
 ) -> None:
     for _ in range(3):
         await answer(api, session=session)
     entries = await closed_ledger(tables)
 
-    keys = [(row["PartitionKey"], row["RowKey"]) async for row in everything(tables.usage)]
+    keys = [(row["PartitionKey"], row["RowKey"]) async for row in all_rows(tables.usage)]
     assert shard == f"{hashlib.sha256(session.encode()).digest()[0] % 16:02}"
     assert keys == [(f"{e.call.day}-{shard}", f"{session}~{e.turn:010}~{e.call.id}") for e in entries]
     assert [entry.turn for entry in entries] == [1, 2, 3]
 
 
-async def test_sessions_are_spread_over_all_shards(api: httpx.AsyncClient, tables: Tables) -> None:
+async def test_sessions_are_spread_over_all_shards_of_the_ledger(api: httpx.AsyncClient, tables: Tables) -> None:
     await asyncio.gather(*(answer(api, session=f"{index}") for index in range(32)))
 
-    partitions = {row["PartitionKey"][-2:] async for row in everything(tables.usage)}
+    partitions = {row["PartitionKey"][-2:] async for row in all_rows(tables.usage)}
     assert len(partitions) >= 13
     assert partitions <= {f"{shard:02}" for shard in range(16)}
 
 
-async def test_the_unfinished_rows_of_a_day_are_found_in_every_shard(api: httpx.AsyncClient, tables: Tables) -> None:
+async def test_unfinished_returns_open_and_unaccounted_rows_of_every_shard(
+    api: httpx.AsyncClient, tables: Tables
+) -> None:
     await answer(api)
     ledger = Ledger(tables.usage)
     for index in range(48):
@@ -252,12 +254,12 @@ async def test_the_unfinished_rows_of_a_day_are_found_in_every_shard(api: httpx.
             ANONYMOUS, LedgerEntry(call=call_of(f"d{days}", day=other), session_id="s1", turn=3, caller=None)
         )
 
-    found = {entry.call.id async for entry in ledger.unfinished(TODAY.date())}
+    call_ids = {entry.call.id async for entry in ledger.unfinished(TODAY.date())}
 
-    assert found == {f"o{index}" for index in range(48)}
+    assert call_ids == {f"o{index}" for index in range(48)}
 
 
-async def test_a_row_is_inserted_once_and_never_lowered(api: httpx.AsyncClient, tables: Tables) -> None:
+async def test_ledger_row_is_inserted_once_and_never_lowered(api: httpx.AsyncClient, tables: Tables) -> None:
     await answer(api)
     ledger = Ledger(tables.usage)
     opened = await ledger.open(ANONYMOUS, LedgerEntry(call=call_of(), session_id="t", turn=1, caller=None))
@@ -267,12 +269,12 @@ async def test_a_row_is_inserted_once_and_never_lowered(api: httpx.AsyncClient, 
     for state in (State.UNACCOUNTED, State.SETTLED, State.ABANDONED, State.UNACCOUNTED, State.FAILED):
         await ledger.raise_call(opened, call_of(state=state))
 
-    found = await ledger.find(call_of(), "t", 1)
-    assert found
-    assert found.call.state == "settled"
+    stored_entry = await ledger.find(call_of(), "t", 1)
+    assert stored_entry
+    assert stored_entry.call.state == "settled"
 
 
-async def test_a_row_that_is_not_there_is_not_made_by_settling_it(api: httpx.AsyncClient, tables: Tables) -> None:
+async def test_settling_a_missing_ledger_row_does_not_insert_it(api: httpx.AsyncClient, tables: Tables) -> None:
     await answer(api)
     ledger = Ledger(tables.usage)
 

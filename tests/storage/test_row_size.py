@@ -1,4 +1,4 @@
-"""How large a turn may be, and what is cut where an answer does not fit one row."""
+"""The maximum size of a turn, and how an answer that does not fit in a row is cut."""
 
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -16,11 +16,11 @@ from shared.storage import session_rows as rows
 from shared.storage.row_size import BYTES_PER_ANSWER_TOKEN, MAX_TEXT_BYTES, check_size, cut_to_fit, text_bytes
 
 NOW = datetime(2026, 3, 1, 12, 30, 0, 123456, tzinfo=UTC)
-MEBIBYTE = 1_048_576  # of an entity: https://learn.microsoft.com/azure/storage/tables/scalability-targets
+MEBIBYTE = 1_048_576  # maximum of an entity: https://learn.microsoft.com/azure/storage/tables/scalability-targets
 SESSION = Session(id="s" * 64, created=NOW, updated=NOW, system="", deployment="chat")
 
 
-def turned(*messages: Message, **extras: Any) -> Turn:
+def turn_of(*messages: Message, **extras: Any) -> Turn:
     calls = tuple(
         Call(
             id=str(number) * 32,
@@ -44,7 +44,7 @@ def turned(*messages: Message, **extras: Any) -> Turn:
 
 
 def entity_bytes(row: dict[str, Any]) -> int:
-    """As the service counts: names and text at two bytes a character, and a few for each entity, property and text."""
+    """As the service counts: two bytes per character of names and text, plus overhead per entity and property."""
     sizes = {bool: 1, int: 8, datetime: 8}
     total = 4 + 2 * (len(row["PartitionKey"]) + len(row["RowKey"]))
     for name, value in row.items():
@@ -75,64 +75,64 @@ class TestCutToFit:
         st.sampled_from(["content", "refusal", "tool_calls"]),
         st.integers(0, 400_000),
     )
-    def test_whatever_the_answer_the_turn_fits_a_row_and_keeps_its_calls(
-        self, letter: str, letters: int, where: str, logged: int
+    def test_cut_turn_fits_in_a_row_and_keeps_its_calls(
+        self, character: str, count: int, field: str, logprob_size: int
     ) -> None:
-        text = letter * letters
+        text = character * count
         answer: dict[str, Any] = {"role": "assistant", "content": None}
-        answer[where] = [{"id": "a", "function": {"arguments": text}}] if where == "tool_calls" else text
-        turn = cut_to_fit(turned(USER, answer, logprobs={"content": ["x" * logged]}))
+        answer[field] = [{"id": "a", "function": {"arguments": text}}] if field == "tool_calls" else text
+        turn = cut_to_fit(turn_of(USER, answer, logprobs={"content": ["x" * logprob_size]}))
         assert entity_bytes(rows.from_turn("s" * 64, turn)) < MEBIBYTE
-        assert turn.calls == turned().calls
+        assert turn.calls == turn_of().calls
         assert turn.messages[0] == USER
 
-    def test_a_turn_that_fits_stays_as_it_is(self) -> None:
-        turn = turned(USER, {"role": "assistant", "content": "x" * 400_000}, logprobs={"content": ["x"] * 1_000})
+    def test_turn_that_fits_is_unchanged(self) -> None:
+        turn = turn_of(USER, {"role": "assistant", "content": "x" * 400_000}, logprobs={"content": ["x"] * 1_000})
         assert cut_to_fit(turn) is turn
 
-    def test_logprobs_go_before_any_text_does(self) -> None:
-        said = {"role": "assistant", "content": "x" * 400_000}
-        turn = cut_to_fit(turned(USER, said, logprobs={"content": ["x" * 200_000]}, content_filter={"a": 1}))
+    def test_logprobs_are_dropped_before_any_text_is_cut(self) -> None:
+        answer: Message = {"role": "assistant", "content": "x" * 400_000}
+        turn = cut_to_fit(turn_of(USER, answer, logprobs={"content": ["x" * 200_000]}, content_filter={"a": 1}))
         assert turn.extras == {"content_filter": {"a": 1}}
-        assert turn.messages == (USER, said)
+        assert turn.messages == (USER, answer)
         assert turn.truncated
 
     @pytest.mark.parametrize("kind", ["content", "refusal"])
-    def test_what_is_left_of_a_text_is_its_beginning(self, kind: str) -> None:
+    def test_cut_text_keeps_its_beginning(self, kind: str) -> None:
         text = "".join(map(str, range(150_000)))
-        turn = cut_to_fit(turned(USER, {"role": "assistant", "content": None, kind: text}))
-        left = turn.messages[1]["content"]
-        assert text.startswith(left)
-        assert len(left) > 100_000
+        turn = cut_to_fit(turn_of(USER, {"role": "assistant", "content": None, kind: text}))
+        remaining = turn.messages[1]["content"]
+        assert text.startswith(remaining)
+        assert len(remaining) > 100_000
         assert turn.truncated
 
-    def test_tool_calls_that_do_not_fit_go_and_the_words_beside_them_stay(self) -> None:
+    def test_tool_calls_that_do_not_fit_are_dropped_but_their_text_is_kept(self) -> None:
         calls = [{"id": "a", "function": {"arguments": "x" * 600_000}}]
-        turn = cut_to_fit(turned(USER, {"role": "assistant", "content": "I look.", "tool_calls": calls}))
+        turn = cut_to_fit(turn_of(USER, {"role": "assistant", "content": "I look.", "tool_calls": calls}))
         assert turn.messages[1] == {"role": "assistant", "content": "I look."}
 
 
 class TestCheckSize:
     @given(st.integers(0, 600_000), st.integers(1, 130_000))
-    def test_a_turn_that_passes_has_room_for_its_answer(self, letters: int, tokens: int) -> None:
-        message: Message = {"role": "user", "content": "x" * letters}
-        if fits(turned(message), tokens):
+    def test_turn_that_passes_the_check_has_room_for_its_answer(self, count: int, tokens: int) -> None:
+        message: Message = {"role": "user", "content": "x" * count}
+        if fits(turn_of(message), tokens):
             answer: Message = {"role": "assistant", "content": "four" * tokens}
-            assert not cut_to_fit(turned(message, answer)).truncated
+            assert not cut_to_fit(turn_of(message, answer)).truncated
 
-    def test_a_turn_passes_up_to_the_last_token_of_its_answer(self) -> None:
-        turn = turned(USER)
+    def test_largest_answer_that_fits_passes_and_one_more_token_is_rejected(self) -> None:
+        turn = turn_of(USER)
         tokens = (MAX_TEXT_BYTES - text_bytes(turn)) // BYTES_PER_ANSWER_TOKEN
         check_size(SESSION, turn, tokens)
         with pytest.raises(MessageTooLarge, match="room for its answer"):
             check_size(SESSION, turn, tokens + 1)
 
-    def test_a_head_with_the_largest_system_prompt_fits_a_row(self) -> None:
+    def test_head_with_the_largest_system_prompt_fits_in_a_row(self) -> None:
         head = replace(SESSION, system="x" * 500_000, deployment="d" * 64, owner="o" * 64)
-        check_size(head, turned(USER), 1)
+        check_size(head, turn_of(USER), 1)
         assert entity_bytes(rows.from_session(replace(head, lease=Lease(call="c" * 32, until=NOW)))) < MEBIBYTE
 
-    @pytest.mark.parametrize(("letter", "letters"), [("x", 500_001), ("\N{GRINNING FACE}", 250_001)])
-    def test_a_larger_system_prompt_is_rejected(self, letter: str, letters: int) -> None:
+    @pytest.mark.parametrize(("character", "count"), [("x", 500_001), ("\N{GRINNING FACE}", 250_001)])
+    def test_larger_system_prompt_is_rejected(self, character: str, count: int) -> None:
         with pytest.raises(MessageTooLarge, match="system prompt"):
-            check_size(replace(SESSION, system=letter * letters), turned(USER), 1)
+            check_size(replace(SESSION, system=character * count), turn_of(USER), 1)

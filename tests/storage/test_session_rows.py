@@ -1,4 +1,4 @@
-"""How sessions, turns and idempotency records are stored: nothing is lost, and rows sort as they are read."""
+"""Sessions, turns and idempotency records as rows: they read back as written, and sort in the order of reading."""
 
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -22,19 +22,19 @@ HASHES = st.text("0123456789abcdef", min_size=64, max_size=64)
 
 class TestRoundTrips:
     @given(SESSIONS)
-    def test_a_session_comes_back_as_it_was(self, session: Session) -> None:
+    def test_session_reads_back_as_written(self, session: Session) -> None:
         assert rows.to_session(stored(rows.from_session(session))) == session
 
     @given(SESSION_IDS, TURNS)
-    def test_a_turn_comes_back_as_it_was(self, session_id: str, turn: Turn) -> None:
+    def test_turn_reads_back_as_written(self, session_id: str, turn: Turn) -> None:
         assert rows.to_turn(stored(rows.from_turn(session_id, turn))) == turn
 
     @given(SESSION_IDS, HASHES, st.integers(0, 10**9))
-    def test_an_idempotency_record_comes_back_as_it_was(self, session_id: str, hashed: str, turn: int) -> None:
+    def test_idempotency_record_reads_back_as_written(self, session_id: str, hashed: str, turn: int) -> None:
         record = IdempotencyRecord(key=hashed, request=hashed, turn=turn)
         assert rows.to_record(stored(rows.from_record(session_id, record))) == record
 
-    async def test_head_and_turn_come_back_through_the_table_service(self, tables: Tables) -> None:
+    async def test_head_and_turn_read_back_from_the_table_service_as_written(self, tables: Tables) -> None:
         usage = Usage(prompt_tokens=2**40, cached_tokens=2**33, completion_tokens=7, reasoning_tokens=3)
         call = Call(
             id="c",
@@ -46,8 +46,10 @@ class TestRoundTrips:
             usage=usage,
             cost=Decimal("12345678901.000000000000000009"),
         )
-        said = "\N{GRINNING FACE}" * 30_000
-        turn = Turn(number=3, started=NOW, calls=(call,), messages=({"role": "user", "content": said},), finished=NOW)
+        content = "\N{GRINNING FACE}" * 30_000
+        turn = Turn(
+            number=3, started=NOW, calls=(call,), messages=({"role": "user", "content": content},), finished=NOW
+        )
         session = Session(
             id="s",
             created=NOW,
@@ -61,29 +63,29 @@ class TestRoundTrips:
         )
         sessions = Sessions(tables.sessions, SystemClock())
         written = await sessions.commit(session, turn)
-        head, found = await sessions.head("s"), await sessions.turn("s", 3)
+        head, stored_turn = await sessions.head("s"), await sessions.turn("s", 3)
         assert head is not None
-        assert found is not None
+        assert stored_turn is not None
         assert replace(head, updated=NOW) == session
-        assert found == turn
-        assert (head.etag, found.etag) == (written[0].etag, written[1].etag)
+        assert stored_turn == turn
+        assert (head.etag, stored_turn.etag) == (written[0].etag, written[1].etag)
 
 
 class TestKeys:
     @given(st.integers(1, 9_999_999_998), st.integers(1, 9_999_999_998), st.text("0123456789abcdef", min_size=1))
-    def test_the_head_comes_first_then_the_turns_newest_first_then_the_idempotency_records(
+    def test_rows_sort_head_first_then_newest_turns_then_idempotency_records(
         self, one: int, other: int, hashed: str
     ) -> None:
         older, newer = sorted((one, other))
         assert rows.HEAD < rows.turn_key(newer) <= rows.turn_key(older) < "turn-~" < rows.record_key(hashed)
         assert (newer == older) == (rows.turn_key(newer) == rows.turn_key(older))
 
-    def test_no_session_can_be_mistaken_for_the_apps_own_partitions(self) -> None:
+    def test_partition_of_an_idempotency_key_is_not_a_valid_session_id(self) -> None:
         assert rows.pointer_partition("0").startswith("~")
 
 
 class TestStoredNames:
-    """Rows that are in tables already have these names and forms."""
+    """Existing rows have these names and formats."""
 
     SESSION = Session(id="s", created=NOW, updated=NOW, system="", deployment="chat")
     CALL = Call(id="c", day=date(2026, 2, 28), deadline=NOW, deployment="chat", worst_case=Decimal("0.01"))
@@ -92,21 +94,21 @@ class TestStoredNames:
         '"worst_case":"0.01","cost":null,"rates":null,"model":null,"endpoint":null,"reason":null}'
     )
 
-    def test_the_first_key_is_the_partition_of_its_pointer(self) -> None:
+    def test_first_key_column_is_the_partition_of_the_idempotency_key(self) -> None:
         row = rows.from_session(replace(self.SESSION, first_key="0a1b"))
         assert row["first_key"] == rows.pointer_partition("0a1b") == "~key-0a1b"
         assert rows.to_session(stored(row)).first_key == "0a1b"
 
-    def test_a_deletion_is_a_removal(self) -> None:
+    def test_deletion_columns_keep_their_stored_names(self) -> None:
         row = stored(rows.from_session(replace(self.SESSION, deletion=Deletion(id="r", erase=True))))
         assert (row["removal"], row["removal_erases"]) == ("r", True)
 
-    def test_a_call_of_step_0_has_no_step(self) -> None:
+    def test_call_of_step_0_has_no_step_field(self) -> None:
         turn = Turn(number=1, started=NOW, calls=(self.CALL,))
         assert rows.from_turn("s", turn)["calls"] == f"[{self.FIELDS}]"
         assert rows.to_turn(stored(rows.from_turn("s", turn))) == turn
 
-    def test_a_call_of_a_later_step_keeps_it(self) -> None:
+    def test_call_of_a_later_step_has_a_step_field(self) -> None:
         turn = Turn(number=1, started=NOW, calls=(self.CALL, replace(self.CALL, id="d", step=1)))
         row = rows.from_turn("s", turn)
         assert [call.get("step") for call in orjson.loads(row["calls"])] == [None, 1]

@@ -1,4 +1,4 @@
-"""Plain rows in and out of a real table service, and what it says when something is not as it should be."""
+"""Reading and writing plain rows in a real table service, and the errors that failures raise."""
 
 import asyncio
 import re
@@ -27,7 +27,7 @@ from shared.storage.tables import Row, Table, Write
 from tests.conftest import table_of
 from tests.support.proxy import Answer, Match, TcpProxy
 
-# The HTTP client warns that it sends more than 1 MiB in one go: one letter can be 12 bytes of the SDK's JSON.
+# The HTTP client warns when it sends more than 1 MiB at once; a character can take 12 bytes in the SDK's JSON.
 LARGE = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 ONE_TABLE = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MAX_PROPERTY_UNITS = 32_768  # the service's limit, in UTF-16 units
@@ -44,7 +44,7 @@ async def service(azurite_port: int) -> AsyncIterator[TableServiceClient]:
 
 @pytest.fixture
 def client(service: TableServiceClient, prefix: str) -> TableClient:
-    """A table that is not there yet."""
+    """A table that does not exist yet."""
     return service.get_table_client(f"{prefix}rows")
 
 
@@ -60,25 +60,25 @@ def row(key: str = "k", partition: str = "p", **properties: Any) -> Row:
 async def put_and_get(table: Table, **properties: Any) -> Row:
     key = uuid.uuid4().hex
     etag = await table.put(row(key, **properties))
-    found = await table.get("p", key)
-    assert found is not None
-    assert found.pop("etag") == etag
-    assert (found.pop("PartitionKey"), found.pop("RowKey")) == ("p", key)
-    return found
+    stored = await table.get("p", key)
+    assert stored is not None
+    assert stored.pop("etag") == etag
+    assert (stored.pop("PartitionKey"), stored.pop("RowKey")) == ("p", key)
+    return stored
 
 
 def same(one: str, other: str) -> bool:
-    """Without pytest's comparison of what differs, which takes minutes for texts of this size."""
+    """Keeps pytest from computing a diff, which takes minutes for texts of this size."""
     return one == other
 
 
 async def all_of(rows: AsyncIterator[Row]) -> list[Row]:
-    return [found async for found in rows]
+    return [row async for row in rows]
 
 
 @dataclass(frozen=True)
 class Long:
-    """Up to 300,000 characters, with wide and narrow ones around every place where a piece may end."""
+    """Up to 300,000 characters, with wide and narrow ones around each position where a piece may end."""
 
     shift: str
     pattern: str
@@ -102,22 +102,22 @@ class TestValues:
         "value",
         ["", "text", "null", "2026-03-01T00:00:00Z", "\x00\x1f", True, False, 0, -1, 2**31, 2**63 - 1, -(2**63)],
     )
-    async def test_a_value_comes_back_as_it_was(self, table: Table, value: object) -> None:
-        found = (await put_and_get(table, value=value))["value"]
-        assert (found, type(found)) == (value, type(value))
+    async def test_value_reads_back_as_written(self, table: Table, value: object) -> None:
+        stored = (await put_and_get(table, value=value))["value"]
+        assert (stored, type(stored)) == (value, type(value))
 
     @LARGE
     @ONE_TABLE
     @given(LONG)
-    async def test_text_of_any_length_comes_back_as_it_was(self, table: Table, long: Long) -> None:
-        found = await put_and_get(table, value=long.text, other="x")
-        assert found.keys() == {"value", "other"}
-        assert same(found["value"], long.text)
+    async def test_text_of_any_length_reads_back_as_written(self, table: Table, long: Long) -> None:
+        stored = await put_and_get(table, value=long.text, other="x")
+        assert stored.keys() == {"value", "other"}
+        assert same(stored["value"], long.text)
 
     @LARGE
     @ONE_TABLE
     @given(LONG)
-    async def test_text_is_cut_between_characters_into_pieces_that_a_property_holds(
+    async def test_long_text_is_split_between_characters_into_pieces_that_fit(
         self, client: TableClient, long: Long
     ) -> None:
         await table_of(client).put(row(key := uuid.uuid4().hex, value=long.text))
@@ -129,32 +129,34 @@ class TestValues:
 
     @ONE_TABLE
     @given(st.decimals(-(10**12), 10**12, places=18))
-    async def test_an_amount_comes_back_as_its_exact_digits(self, table: Table, amount: Decimal) -> None:
-        found = (await put_and_get(table, value=amount))["value"]
-        assert Decimal(found) == amount
-        assert re.fullmatch(r"-?[0-9]+\.[0-9]{18}", found)
+    async def test_amount_reads_back_with_its_exact_digits(self, table: Table, amount: Decimal) -> None:
+        stored = (await put_and_get(table, value=amount))["value"]
+        assert Decimal(stored) == amount
+        assert re.fullmatch(r"-?[0-9]+\.[0-9]{18}", stored)
 
-    async def test_a_value_of_none_is_not_stored(self, table: Table) -> None:
+    async def test_none_is_not_stored(self, table: Table) -> None:
         assert await put_and_get(table, value=None, other=1) == {"other": 1}
 
     @ONE_TABLE
     @given(
-        st.datetimes(datetime(1700, 1, 1), datetime(9000, 1, 1)),  # noqa: DTZ001 - the zone is drawn beside it
+        st.datetimes(datetime(1700, 1, 1), datetime(9000, 1, 1)),  # noqa: DTZ001 - the time zone is drawn separately
         st.integers(-12 * 60, 14 * 60),
     )
-    async def test_a_time_comes_back_as_a_plain_one_in_utc(self, table: Table, local: datetime, minutes: int) -> None:
-        given = local.replace(tzinfo=timezone(timedelta(minutes=minutes)))
-        found = (await put_and_get(table, value=given))["value"]
-        assert found == given
-        assert type(found) is datetime
-        assert found.tzinfo is UTC
+    async def test_time_reads_back_as_a_plain_datetime_in_utc(
+        self, table: Table, local: datetime, minutes: int
+    ) -> None:
+        value = local.replace(tzinfo=timezone(timedelta(minutes=minutes)))
+        stored = (await put_and_get(table, value=value))["value"]
+        assert stored == value
+        assert type(stored) is datetime
+        assert stored.tzinfo is UTC
 
     @pytest.mark.parametrize("value", [1.5, b"bytes", [1], {"a": 1}])
-    async def test_what_has_no_place_in_a_row_is_a_bug_that_is_named(self, table: Table, value: object) -> None:
+    async def test_value_of_unsupported_type_raises_type_error_naming_it(self, table: Table, value: object) -> None:
         with pytest.raises(TypeError, match="value can't be stored"):
             await table.put(row(value=value))
 
-    async def test_a_shorter_text_leaves_nothing_of_a_longer_one(self, table: Table) -> None:
+    async def test_shorter_text_replaces_all_pieces_of_a_longer_one(self, table: Table) -> None:
         etag = await table.put(row(value="x" * 100_000))
         await table.put(row(value="y"), etag)
         assert await table.get("p", "k") == row(value="y", etag=(await table.get("p", "k") or {})["etag"])
@@ -162,78 +164,77 @@ class TestValues:
 
 class TestWrites:
     async def test_put_replaces_the_version_that_was_read(self, table: Table) -> None:
-        first = await table.put(row(value=1, gone=True))
+        first = await table.put(row(value=1, dropped=True))
         second = await table.put(row(value=2), first)
         assert await table.get("p", "k") == row(value=2, etag=second)
         assert first != second
 
-    async def test_merge_changes_the_given_properties_alone(self, table: Table) -> None:
-        first = await table.put(row(value=1, kept="x"))
+    async def test_merge_changes_only_the_given_properties(self, table: Table) -> None:
+        first = await table.put(row(value=1, other="x"))
         second = await table.merge(row(value=2), first)
-        assert await table.get("p", "k") == row(value=2, kept="x", etag=second)
+        assert await table.get("p", "k") == row(value=2, other="x", etag=second)
 
-    async def test_a_row_that_is_deleted_is_gone(self, table: Table) -> None:
+    async def test_deleted_row_is_none(self, table: Table) -> None:
         await table.delete("p", "k", await table.put(row()))
         assert await table.get("p", "k") is None
 
-    async def test_deleting_what_is_gone_already_is_no_error(self, table: Table) -> None:
+    async def test_deleting_a_deleted_row_is_no_error(self, table: Table) -> None:
         etag = await table.put(row())
         await table.delete("p", "k", etag)
         await table.delete("p", "k", etag)
 
-    async def test_a_transaction_writes_everything_and_tells_the_new_versions(self, table: Table) -> None:
-        old, gone = await table.put(row("old", value=1, dropped=True)), await table.put(row("gone"))
+    async def test_transaction_writes_everything_and_returns_new_etags(self, table: Table) -> None:
+        old = await table.put(row("old", value=1, dropped=True))
+        deleted = await table.put(row("deleted"))
         etags = await table.commit(
             [
                 Write("put", row("old", value=2), old),
-                Write("delete", row("gone"), gone),
+                Write("delete", row("deleted"), deleted),
                 Write("put", row("new", value="x" * 100_000)),
             ]
         )
-        found = await all_of(table.query("PartitionKey eq @p", {"p": "p"}))
-        assert found == [row("new", value="x" * 100_000, etag=etags[2]), row("old", value=2, etag=etags[0])]
+        stored = await all_of(table.query("PartitionKey eq @p", {"p": "p"}))
+        assert stored == [row("new", value="x" * 100_000, etag=etags[2]), row("old", value=2, etag=etags[0])]
         assert etags[1] == ""
 
-    @pytest.mark.parametrize("bad", ["there already", "another version", "gone", "deleted by another version"])
-    async def test_a_transaction_with_one_condition_that_does_not_hold_writes_nothing(
-        self, table: Table, bad: str
-    ) -> None:
-        etag = await table.put(row("there", value=1))
+    @pytest.mark.parametrize("failing_write", ["inserted twice", "stale put", "missing row", "stale delete"])
+    async def test_transaction_with_one_failed_condition_writes_nothing(self, table: Table, failing_write: str) -> None:
+        etag = await table.put(row("existing", value=1))
         stale = await table.put(row("stale", value=1))
         await table.put(row("stale", value=2), stale)
         failing = {
-            "there already": Write("put", row("there")),
-            "another version": Write("put", row("stale"), stale),
-            "gone": Write("put", row("never"), stale),
-            "deleted by another version": Write("delete", row("stale"), stale),
+            "inserted twice": Write("put", row("existing")),
+            "stale put": Write("put", row("stale"), stale),
+            "missing row": Write("put", row("never"), stale),
+            "stale delete": Write("delete", row("stale"), stale),
         }
         with pytest.raises(VersionConflict):
-            await table.commit([Write("put", row("new")), failing[bad]])
+            await table.commit([Write("put", row("new")), failing[failing_write]])
         assert await table.get("p", "new") is None
-        assert await table.get("p", "there") == row("there", value=1, etag=etag)
+        assert await table.get("p", "existing") == row("existing", value=1, etag=etag)
 
 
-class TestChanged:
-    async def test_a_row_that_is_there_already_is_not_inserted_again(self, table: Table) -> None:
+class TestVersionConflicts:
+    async def test_inserting_an_existing_row_raises_version_conflict(self, table: Table) -> None:
         await table.put(row(value=1))
         with pytest.raises(VersionConflict):
             await table.put(row(value=2))
         assert (await table.get("p", "k") or {})["value"] == 1
 
-    @pytest.mark.parametrize("how", ["put", "merge", "delete"])
-    async def test_another_version_is_not_overwritten(self, table: Table, how: str) -> None:
+    @pytest.mark.parametrize("operation", ["put", "merge", "delete"])
+    async def test_writing_a_stale_version_raises_version_conflict(self, table: Table, operation: str) -> None:
         stale = await table.put(row(value=1))
         await table.put(row(value=2), stale)
         with pytest.raises(VersionConflict):
-            await writing(table, stale)[how]()
+            await writing(table, stale)[operation]()
         assert (await table.get("p", "k") or {})["value"] == 2
 
-    @pytest.mark.parametrize("how", ["put", "merge"])
-    async def test_a_row_that_is_gone_does_not_come_back(self, table: Table, how: str) -> None:
+    @pytest.mark.parametrize("operation", ["put", "merge"])
+    async def test_writing_a_deleted_row_raises_version_conflict(self, table: Table, operation: str) -> None:
         etag = await table.put(row())
         await table.delete("p", "k", etag)
         with pytest.raises(VersionConflict):
-            await writing(table, etag)[how]()
+            await writing(table, etag)[operation]()
         assert await table.get("p", "k") is None
 
 
@@ -248,43 +249,43 @@ def writing(table: Table, etag: str) -> dict[str, Callable[[], Awaitable[object]
 ETAG = "W/\"datetime'2026-03-01T00%3A00%3A00.0000000Z'\""
 
 
-async def _changed(request: Awaitable[object]) -> None:
+async def _raises_conflict(request: Awaitable[object]) -> None:
     with pytest.raises(VersionConflict):
         await request
 
 
-async def _finds(request: Awaitable[object], nothing: object) -> None:
-    assert await request == nothing
+async def _returns(request: Awaitable[object], expected: object) -> None:
+    assert await request == expected
 
 
 USES: dict[str, Callable[[Table], Awaitable[object]]] = {
-    "get": lambda table: _finds(table.get("p", "k"), None),
+    "get": lambda table: _returns(table.get("p", "k"), None),
     "insert": lambda table: table.put(row()),
-    "replace": lambda table: _changed(table.put(row(), ETAG)),
-    "merge": lambda table: _changed(table.merge(row(), ETAG)),
+    "replace": lambda table: _raises_conflict(table.put(row(), ETAG)),
+    "merge": lambda table: _raises_conflict(table.merge(row(), ETAG)),
     "delete": lambda table: table.delete("p", "k", ETAG),
     "commit": lambda table: table.commit([Write("put", row()), Write("put", row("l"))]),
-    "query": lambda table: _finds(all_of(table.query("PartitionKey eq @p", {"p": "p"})), []),
+    "query": lambda table: _returns(all_of(table.query("PartitionKey eq @p", {"p": "p"})), []),
 }
 
 
 class TestMissingTables:
     @pytest.mark.parametrize("use", USES.values(), ids=USES)
-    async def test_the_first_use_of_a_table_finds_it_empty_and_the_next_one_works(
+    async def test_missing_table_is_created_on_first_use(
         self, table: Table, use: Callable[[Table], Awaitable[object]]
     ) -> None:
         await use(table)
         await table.put(row("after"))
         assert await table.get("p", "after") is not None
 
-    async def test_several_first_uses_at_once_all_work(self, table: Table) -> None:
+    async def test_missing_table_is_created_by_concurrent_first_writes(self, table: Table) -> None:
         await asyncio.gather(*(table.put(row(str(number))) for number in range(8)))
         assert len(await all_of(table.query("PartitionKey eq @p", {"p": "p"}))) == 8
 
 
 class TestQueries:
     @pytest.mark.parametrize(
-        "given",
+        "value",
         [
             "x' or PartitionKey ne 'x",
             "' or '1' eq '1",
@@ -294,26 +295,26 @@ class TestQueries:
             "%27 or 1 eq 1",
         ],
     )
-    async def test_a_parameter_is_a_value_whatever_it_looks_like(self, table: Table, given: str) -> None:
+    async def test_query_parameter_cannot_inject_a_condition(self, table: Table, value: str) -> None:
         await table.put(row(partition="secret"))
-        assert await all_of(table.query("PartitionKey eq @p", {"p": given})) == []
-        etag = await table.put(row(partition=given))
-        assert await all_of(table.query("PartitionKey eq @p", {"p": given})) == [row(partition=given, etag=etag)]
+        assert await all_of(table.query("PartitionKey eq @p", {"p": value})) == []
+        etag = await table.put(row(partition=value))
+        assert await all_of(table.query("PartitionKey eq @p", {"p": value})) == [row(partition=value, etag=etag)]
 
-    async def test_rows_come_in_the_order_of_their_keys(self, table: Table) -> None:
+    async def test_query_returns_rows_in_key_order(self, table: Table) -> None:
         for key in ("b", "B", "a", "10", "9", "~"):
             await table.put(row(key))
-        found = await all_of(table.query("PartitionKey eq @p", {"p": "p"}))
-        assert [each["RowKey"] for each in found] == ["10", "9", "B", "a", "b", "~"]
+        stored = await all_of(table.query("PartitionKey eq @p", {"p": "p"}))
+        assert [each["RowKey"] for each in stored] == ["10", "9", "B", "a", "b", "~"]
 
-    async def test_more_rows_than_a_page_holds_all_come_and_only_as_far_as_they_are_read(
+    async def test_query_returns_rows_of_all_pages_and_fetches_only_pages_that_are_read(
         self, azurite_port: int, table: Table, client: TableClient
     ) -> None:
         keys = [f"{number:04}" for number in range(1_100)]
         for start in range(0, 1_100, 100):
             await table.commit([Write("put", row(key)) for key in keys[start : start + 100]])
-        found = await all_of(table.query("PartitionKey eq @p", {"p": "p"}))
-        assert [each["RowKey"] for each in found] == keys
+        stored = await all_of(table.query("PartitionKey eq @p", {"p": "p"}))
+        assert [each["RowKey"] for each in stored] == keys
         with TcpProxy(azurite_port) as proxy:
             async with TableServiceClient.from_connection_string(connection_string(proxy.port)) as service:
                 paged = table_of(service.get_table_client(client.table_name))
@@ -327,7 +328,7 @@ class TestQueries:
 
 
 def services(port: int, prefix: str) -> Services:
-    """As the app builds it, retries and all."""
+    """The services as the app builds them, including retries."""
     environ = {
         "AZURE_OPENAI_ENDPOINT": "http://127.0.0.1:9",
         "AZURE_OPENAI_API_KEY": "x",
@@ -338,7 +339,7 @@ def services(port: int, prefix: str) -> Services:
 
 
 class TestUnavailable:
-    async def test_a_service_that_can_not_be_reached_is_said_to_be_so_within_seconds(self, prefix: str) -> None:
+    async def test_unreachable_service_raises_storage_unavailable_within_seconds(self, prefix: str) -> None:
         app, began = services(free_port(), prefix), time.monotonic()
         try:
             for request in (
@@ -355,7 +356,7 @@ class TestUnavailable:
 
     @pytest.mark.parametrize("use", USES.values(), ids=USES)
     @pytest.mark.parametrize("status", [400, 403, 500])
-    async def test_a_service_that_refuses_is_unavailable_and_nothing_of_its_answer_is_told(
+    async def test_error_response_raises_storage_unavailable_without_its_text(
         self, azurite_port: int, prefix: str, use: Callable[[Table], Awaitable[object]], status: int
     ) -> None:
         refusal = Answer(status, b'{"odata.error": {"code": "Secret", "message": {"value": "hunter2"}}}')
@@ -367,9 +368,7 @@ class TestUnavailable:
                     await use(table_of(service.get_table_client(f"{prefix}rows")))
         assert "hunter2" not in error.value.message
 
-    async def test_a_query_that_finds_no_table_service_is_not_one_that_finds_no_row(
-        self, azurite_port: int, prefix: str
-    ) -> None:
+    async def test_query_of_a_404_service_raises_storage_unavailable(self, azurite_port: int, prefix: str) -> None:
         with TcpProxy(azurite_port) as proxy:
             proxy.on(Match(), Answer(404), times=None)
             app = services(proxy.port, prefix)
@@ -379,7 +378,7 @@ class TestUnavailable:
                 await app.reports.figures(datetime.now(UTC).date())
             await app.close()
 
-    async def test_it_works_again_once_the_service_is_back(self, azurite_port: int, prefix: str) -> None:
+    async def test_table_works_again_after_an_outage(self, azurite_port: int, prefix: str) -> None:
         with TcpProxy(azurite_port) as proxy:
             async with TableServiceClient.from_connection_string(
                 connection_string(proxy.port), retry_total=0

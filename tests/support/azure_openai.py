@@ -1,7 +1,7 @@
-"""A fake of Azure OpenAI: a server on loopback that speaks its v1 chat completions wire format, fails as scripted and
-keeps a meter of what it billed.
+"""A fake of Azure OpenAI: a server on loopback with the v1 chat completions wire format, scripted failures and a meter
+of billed calls.
 
-It stands in for the service alone, so it never imports what it is used to test.
+It replaces only the service, so it never imports the code under test.
 """
 
 import asyncio
@@ -26,23 +26,23 @@ __all__ = ["AzureOpenAI", "Billed", "Fault", "Hold", "Kind", "Reply", "Request",
 
 Kind = Literal[
     "none",
-    "status",  # an error status, before the model saw the prompt
-    "slow",  # `seconds` pass before the first byte; nothing else is wrong
-    "stall",  # nothing more is sent, for ever
+    "status",  # an error status, before the model processes the prompt
+    "slow",  # the first byte is delayed by `seconds`
+    "stall",  # nothing more is ever sent; the connection stays open
     "reset",  # the connection is lost: TCP RST
-    "close",  # the connection is closed properly, the answer is not ended
-    "truncated",  # the answer ends properly, without finish_reason, usage or [DONE]
-    "no_usage",  # all is there but the usage
-    "unended",  # all is there, usage too, and the connection is lost before [DONE]
-    "endless",  # all is there, [DONE] too, and then a comment now and then, for ever
-    "malformed",  # an event that is no JSON, then a proper end
-    "error_event",  # an event that is an error object, then a proper end
-    "content_filter",  # 400: the filter stopped the prompt
-    "completion_filter",  # the filter cut the answer: finish_reason content_filter
+    "close",  # the connection is closed cleanly in the middle of the response
+    "truncated",  # the response ends cleanly, without finish_reason, usage or [DONE]
+    "no_usage",  # a complete response without usage
+    "unended",  # a complete response with usage; the connection is lost before [DONE]
+    "endless",  # a complete response with [DONE], then comments without end
+    "malformed",  # an event that is not JSON, then a clean end
+    "error_event",  # an event with an error object, then a clean end
+    "content_filter",  # 400: the filter blocked the prompt
+    "completion_filter",  # the filter cut off the answer: finish_reason content_filter
     "context_length",  # 400: the prompt is too long
 ]
-REFUSED_BY_REASONING = frozenset({"max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty"})
-REFUSED_BY_REASONING |= frozenset({"logprobs", "top_logprobs", "logit_bias"})
+REJECTED_BY_REASONING = frozenset({"max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty"})
+REJECTED_BY_REASONING |= frozenset({"logprobs", "top_logprobs", "logit_bias"})
 UNBILLED: frozenset[Kind] = frozenset({"status", "context_length"})
 PROMPT_ONLY: frozenset[Kind] = frozenset({"content_filter", "context_length"})
 LOST: frozenset[Kind] = frozenset({"stall", "reset", "close"})
@@ -52,8 +52,8 @@ CHAT = re.compile(r"/openai/(?:v1|deployments/(?P<deployment>[^/]+))/chat/comple
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong. `after` counts content chunks (or halves of a JSON answer); where it is None, a stall, reset or
-    close comes before the first byte, and any other after two chunks."""
+    """One scripted failure. `after` counts content chunks (or halves of a JSON response). If it is None, a stall, reset
+    or close comes before the first byte, and any other failure after two chunks."""
 
     kind: Kind
     status: int = 0
@@ -104,7 +104,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Billed:
-    """A call that costs money, whether or not its answer arrived."""
+    """A billed call, whether or not its response arrived."""
 
     call_id: str | None
     deployment: str
@@ -115,12 +115,12 @@ class Billed:
     completion_tokens: int
     reasoning_tokens: int
     streamed: bool
-    outcome: str  # "ok", a fault's kind or status, "hang_up" (the client's), "stopped" (the fake's)
+    outcome: str  # "ok", a fault's kind or status, "hang_up" (by the client), "stopped" (by the fake)
     at: datetime
 
 
 class Hold(Gate):
-    """The next answer pauses here, after so many content chunks, until released."""
+    """Pauses the next response after `after` content chunks until it is released."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Hold(Gate):
 
 
 class _Bill:
-    """Written once, for a call ends in one way; never, where it costs nothing."""
+    """Adds a call to the meter: once, however the call ends, or never if it is free."""
 
     def __init__(self, meter: list[Billed], entry: Billed, *, due: bool) -> None:
         self._meter, self._entry, self._due = meter, entry, due
@@ -140,7 +140,7 @@ class _Bill:
 
 
 class AzureOpenAI(Loopback):
-    """`with AzureOpenAI() as fake:` listens on `fake.endpoint`; the attributes may be changed while it runs."""
+    """`with AzureOpenAI() as fake:` listens on `fake.endpoint`. Attributes can be changed while it runs."""
 
     def __init__(
         self,
@@ -151,10 +151,10 @@ class AzureOpenAI(Loopback):
         deployments: Mapping[str, str] | None = None,
         reasoning: frozenset[str] = frozenset(),
     ) -> None:
-        """`deployments`: each name and the model it answers with; None takes any. `reasoning`: which of them are."""
+        """`deployments`: deployment name to model name; None accepts any. `reasoning`: the reasoning deployments."""
         super().__init__(port)
         self.api_key, self.authorize, self.deployments = api_key, authorize or self._has_key, deployments
-        self.refused = dict.fromkeys(reasoning, REFUSED_BY_REASONING)  # deployment: parameters it refuses
+        self.rejected = dict.fromkeys(reasoning, REJECTED_BY_REASONING)  # rejected parameters by deployment
         self.model_name = "gpt-5.4-mini-2026-03-17"
         self.context_tokens: int | None = None
         self.chunk_tokens = 1
@@ -172,16 +172,15 @@ class AzureOpenAI(Loopback):
         return f"http://127.0.0.1:{self.port}"
 
     def reply(self, text: str = "", **details: Any) -> None:
-        """Scripts the next unscripted request's answer; `details` are Reply's fields."""
+        """Queue an answer for the next chat request; `details` are fields of Reply."""
         self._script.append(Reply(text, **details))
 
     def fault(self, kind: Kind | int, **details: Any) -> None:
-        """Scripts the next unscripted request's fault, a status or a kind; `details` are Fault's fields."""
+        """Queue a failure (a status or a kind) for the next chat request; `details` are fields of Fault."""
         self._script.append(Fault("status", kind, **details) if isinstance(kind, int) else Fault(kind, **details))
 
     def hold(self, after: int = 1) -> Hold:
-        """The next chat request that is answered at all pauses after so many chunks (one that is not streamed: before
-        any byte) until the hold is released."""
+        """Pause the next chat response after `after` chunks; without streaming, before the first byte."""
         self._holds.append(hold := Hold(after))
         return hold
 
@@ -213,9 +212,11 @@ class AzureOpenAI(Loopback):
     def _refusal(self, request: Request) -> tuple[int, JSON | str] | None:
         url = urlsplit(request.path)
         chat = CHAT.fullmatch(url.path)
-        asked = ("POST" if chat else "GET", chat is not None or url.path == "/openai/v1/models")
-        if asked != (request.method, True) or (
-            "/deployments/" in url.path and "api-version" not in parse_qs(url.query)
+        known_path = chat is not None or url.path == "/openai/v1/models"
+        if (
+            not known_path
+            or request.method != ("POST" if chat else "GET")
+            or ("/deployments/" in url.path and "api-version" not in parse_qs(url.query))
         ):
             return 404, {"error": {"code": "404", "message": "Resource not found"}}
         if not self.authorize(request.headers):
@@ -227,25 +228,25 @@ class AzureOpenAI(Loopback):
             return 400, answers.invalid("Missing required parameter: 'model'.", "model")
         if self.deployments is not None and name not in self.deployments:
             return 404, answers.error(404)
-        wrong = answers.check(request.body, self.refused.get(name, frozenset()))
-        wrong = wrong or answers.check_length(request.body, self.context_tokens)
-        return (400, wrong) if wrong else None
+        problem = answers.check(request.body, self.rejected.get(name, frozenset()))
+        problem = problem or answers.check_length(request.body, self.context_tokens)
+        return (400, problem) if problem else None
 
     async def _complete(self, wire: Wire, request: Request) -> None:
         script = self._script.popleft() if self._script else self.responder(request)
         fault = script if isinstance(script, Fault) else Fault("none", reply=script)
-        answer = self._thought(request, fault)
+        answer = self._compose_answer(request, fault)
         bill = _Bill(self.meter, _entry(request, answer, fault), due=fault.bills)
         try:
-            await self._play(wire, request, fault, answer, bill)
+            await self._send_answer(wire, request, fault, answer, bill)
         finally:
             bill.charge("stopped" if self.stopping else "hang_up")
 
-    def _thought(self, request: Request, fault: Fault) -> Answer:
+    def _compose_answer(self, request: Request, fault: Fault) -> Answer:
         reply = fault.reply or answers.default_reply(request.body)
         if fault.kind == "completion_filter":
-            said = answers.pieces(reply.text)[: fault.chunks * self.chunk_tokens]
-            reply = dataclasses.replace(reply, text="".join(said), finish_reason="content_filter")
+            partial = answers.pieces(reply.text)[: fault.chunks * self.chunk_tokens]
+            reply = dataclasses.replace(reply, text="".join(partial), finish_reason="content_filter")
         prefixes = answers.prefixes(request.body)
         return Answer(
             request.body,
@@ -257,31 +258,33 @@ class AzureOpenAI(Loopback):
         )
 
     def _cached(self, prefixes: list[tuple[str, int]]) -> int:
-        known = max((tokens for digest, tokens in prefixes if digest in self._cache), default=0)
+        longest = max((tokens for digest, tokens in prefixes if digest in self._cache), default=0)
         self._cache.update(digest for digest, _ in prefixes)
-        return known // answers.CACHE_STEP * answers.CACHE_STEP if known >= answers.CACHE_LEAST else 0
+        if longest < answers.MIN_CACHED_TOKENS:
+            return 0
+        return longest // answers.CACHE_STEP_TOKENS * answers.CACHE_STEP_TOKENS
 
-    async def _play(self, wire: Wire, request: Request, fault: Fault, answer: Answer, bill: _Bill) -> None:
+    async def _send_answer(self, wire: Wire, request: Request, fault: Fault, answer: Answer, bill: _Bill) -> None:
         await asyncio.sleep(fault.seconds)
         if fault.kind in ("status", "content_filter", "context_length"):
             bill.charge(fault.outcome)
-            return await _send(wire, *_error(request, fault, answer), headers=_hints(fault))
+            return await _send(wire, *_error(request, fault, answer), headers=_hint_headers(fault))
         if fault.kind in LOST and fault.after is None:
             bill.charge(fault.outcome)
-            return await _lose(wire, fault)
+            return await _break_connection(wire, fault)
         hold = self._holds.popleft() if self._holds else None
         opening, content, closing = _parts(request, answer, usage=fault.kind != "no_usage")
-        if not request.streamed:  # the first byte comes when all is finished
+        if not request.streamed:  # the first byte is sent when the whole answer is ready
             await asyncio.sleep(self.chunk_delay * len(answer.content()))
-            await _pass(hold)
+            await _wait_at(hold)
         await wire.send(_head(request), *map(_data, opening))
-        await self._speak(wire, content if fault.kind in FINISHED else content[: fault.chunks], hold)
+        await self._send_content(wire, content if fault.kind in FINISHED else content[: fault.chunks], hold)
         bill.charge(fault.outcome)
         if fault.kind in LOST:
-            return await _lose(wire, fault)
+            return await _break_connection(wire, fault)
         if fault.kind == "unended":
             await wire.send(*map(_data, closing[:-1]))
-            return await _lose(wire, fault)
+            return await _break_connection(wire, fault)
         if fault.kind == "endless":
             await wire.send(*map(_data, closing))
             while True:
@@ -289,14 +292,14 @@ class AzureOpenAI(Loopback):
                 await wire.send(_data(b": ping\n\n"))
         return await wire.send(*map(_data, _ending(fault, closing)), h11.EndOfMessage())
 
-    async def _speak(self, wire: Wire, content: list[bytes], hold: Hold | None) -> None:
-        for spoken, part in enumerate(content):
-            if hold and spoken == hold.after:
-                await _pass(hold)
+    async def _send_content(self, wire: Wire, content: list[bytes], hold: Hold | None) -> None:
+        for number, part in enumerate(content):
+            if hold and number == hold.after:
+                await _wait_at(hold)
             await wire.send(_data(part))
             if self.chunk_delay:
                 await asyncio.sleep(self.chunk_delay)
-        await _pass(hold)  # if the answer was shorter; once released it lets everyone through
+        await _wait_at(hold)  # for an answer shorter than `after`; a no-op once released
 
 
 def _request(message: Message) -> Request:
@@ -305,7 +308,7 @@ def _request(message: Message) -> Request:
     try:
         body = json.loads(message.body or b"{}")
     except ValueError:
-        body = {}  # refused as one that names no model
+        body = {}  # answered with 400 because it names no model
     body = body if isinstance(body, dict) else {}
     chat = CHAT.fullmatch(urlsplit(path).path)
     if chat and chat["deployment"]:
@@ -315,7 +318,7 @@ def _request(message: Message) -> Request:
 
 
 def _entry(request: Request, answer: Answer, fault: Fault) -> Billed:
-    unspoken = fault.kind in PROMPT_ONLY
+    prompt_only = fault.kind in PROMPT_ONLY
     return Billed(
         call_id=request.call_id,
         deployment=request.body["model"],
@@ -323,8 +326,8 @@ def _entry(request: Request, answer: Answer, fault: Fault) -> Billed:
         prompt_tokens=answer.tokens.prompt,
         cached_tokens=answer.tokens.cached,
         cache_write_tokens=answer.tokens.cache_write,
-        completion_tokens=0 if unspoken else answer.tokens.completion,
-        reasoning_tokens=0 if unspoken else answer.tokens.reasoning,
+        completion_tokens=0 if prompt_only else answer.tokens.completion,
+        reasoning_tokens=0 if prompt_only else answer.tokens.reasoning,
         streamed=request.streamed,
         outcome="ok",
         at=datetime.now(UTC),
@@ -332,7 +335,7 @@ def _entry(request: Request, answer: Answer, fault: Fault) -> Billed:
 
 
 def _parts(request: Request, answer: Answer, *, usage: bool) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """What comes before the content, the content, and what comes after; a JSON answer is content and end, by halves."""
+    """Opening, content and closing chunks; the two halves of a JSON answer are its content and closing."""
     if request.streamed:
         opening, content, closing = answer.opening(), answer.content(), answer.closing(usage)
         return [*map(_event, opening)], [*map(_event, content)], [*map(_event, closing), b"data: [DONE]\n\n"]
@@ -351,16 +354,16 @@ def _ending(fault: Fault, closing: list[bytes]) -> list[bytes]:
     return closing
 
 
-async def _pass(hold: Hold | None) -> None:
+async def _wait_at(hold: Hold | None) -> None:
     if hold:
         await hold.enter()
 
 
-async def _lose(wire: Wire, fault: Fault) -> None:
+async def _break_connection(wire: Wire, fault: Fault) -> None:
     if fault.kind == "stall":
         await asyncio.Event().wait()
     wire.reset() if fault.kind == "reset" else wire.close()
-    raise ConnectionAbortedError("lost by a fault")
+    raise ConnectionAbortedError("connection lost by a scripted fault")
 
 
 def _error(request: Request, fault: Fault, answer: Answer) -> tuple[Request, int, JSON | str]:
@@ -371,9 +374,9 @@ def _error(request: Request, fault: Fault, answer: Answer) -> tuple[Request, int
     return request, fault.status, answers.error(fault.status, fault.message, fault.param, fault.code)
 
 
-def _hints(fault: Fault) -> list[tuple[str, str]]:
-    told = {"retry-after": fault.retry_after, "retry-after-ms": fault.retry_after_ms, "location": fault.location}
-    return [(name, str(value)) for name, value in told.items() if value is not None]
+def _hint_headers(fault: Fault) -> list[tuple[str, str]]:
+    hints = {"retry-after": fault.retry_after, "retry-after-ms": fault.retry_after_ms, "location": fault.location}
+    return [(name, str(value)) for name, value in hints.items() if value is not None]
 
 
 async def _send(

@@ -1,7 +1,6 @@
-"""What the Azure OpenAI fake says: tokens, chunks, bodies and errors in the service's wire format.
+"""Responses of the Azure OpenAI fake: tokens, chunks, bodies and errors in the service's wire format. No I/O.
 
-Pure: it never touches a connection.
-Shapes follow Azure's v1 chat completions reference and what the service was seen to send; the tokenizer is our own.
+The shapes follow Azure's v1 chat completions reference and observed responses; the tokenizer is our own.
 """
 
 import hashlib
@@ -13,9 +12,10 @@ from typing import Any
 
 JSON = dict[str, Any]
 MESSAGE_TOKENS = 4
-IMAGE_TOKENS = 765  # what a 1024 x 1024 picture costs in high detail
+IMAGE_TOKENS = 765  # of a 1024 x 1024 image in high detail
 CHUNK = "chat.completion.chunk"
-CACHE_STEP, CACHE_LEAST = 128, 1024  # https://learn.microsoft.com/azure/ai-foundry/openai/how-to/prompt-caching
+# https://learn.microsoft.com/azure/ai-foundry/openai/how-to/prompt-caching
+CACHE_STEP_TOKENS, MIN_CACHED_TOKENS = 128, 1024
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 SAFE: JSON = {kind: {"filtered": False, "severity": "safe"} for kind in ("hate", "self_harm", "sexual", "violence")}
 VIOLENT = SAFE | {"violence": {"filtered": True, "severity": "high"}}
@@ -23,7 +23,7 @@ PROMPT_SAFE = SAFE | {"jailbreak": {"filtered": False, "detected": False}}
 
 
 def pieces(text: str) -> list[str]:
-    """The text as tokens: never more than one per character, and none is lost when they are joined."""
+    """The text split into tokens: at most one per character; joined, they are the text again."""
     return re.findall(r"\s?\w{1,4}|\s|[^\w\s]", text)
 
 
@@ -36,7 +36,7 @@ def message_tokens(message: JSON) -> int:
 
 
 def extra_tokens(body: JSON) -> int:
-    """Tools and schemas, which the service puts before the messages."""
+    """Tokens of tools and schemas, which the service puts before the messages."""
     return sum(len(pieces(compact(extra))) for extra in _extras(body))
 
 
@@ -45,17 +45,17 @@ def _extras(body: JSON) -> list[Any]:
 
 
 def prefixes(body: JSON) -> list[tuple[str, int]]:
-    """The prompt's beginnings, from the shortest: a digest of each, and its tokens."""
+    """Digest and token count of each prefix of the prompt, shortest first."""
     digest, tokens = (
         hashlib.sha256(compact([body["model"], *_extras(body)]).encode("utf-8", "replace")),
         extra_tokens(body),
     )
-    found = []
+    result = []
     for message in body["messages"]:
         digest.update(compact(message).encode("utf-8", "replace"))
         tokens += message_tokens(message)
-        found.append((digest.hexdigest(), tokens))
-    return found
+        result.append((digest.hexdigest(), tokens))
+    return result
 
 
 def compact(value: object) -> str:
@@ -64,7 +64,7 @@ def compact(value: object) -> str:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model is to say. Token counts that are None are measured."""
+    """A scripted model answer. Token counts that are None are computed."""
 
     text: str = ""
     finish_reason: str | None = None
@@ -85,7 +85,7 @@ class Tokens:
     cache_write: int
     completion: int
     reasoning: int
-    cache_write_told: bool = False
+    cache_write_reported: bool = False
 
     def usage(self) -> JSON:
         prompt_details = {"audio_tokens": 0, "cached_tokens": self.cached}
@@ -99,13 +99,13 @@ class Tokens:
             },
             "prompt_tokens": self.prompt,
             "prompt_tokens_details": prompt_details
-            | ({"cache_write_tokens": self.cache_write} if self.cache_write_told else {}),
+            | ({"cache_write_tokens": self.cache_write} if self.cache_write_reported else {}),
             "total_tokens": self.prompt + self.completion,
         }
 
 
 def default_reply(body: JSON) -> Reply:
-    """Deterministic: an echo, a call of the first tool where one is required, JSON where it is asked for."""
+    """Deterministic: a call of the first tool if a tool is required, JSON if JSON is requested, else an echo."""
     text = "echo: " + last_user_text(body["messages"])
     choice = body.get("tool_choice")
     tools = {tool["function"]["name"]: tool["function"] for tool in body.get("tools") or ()}
@@ -126,7 +126,7 @@ def last_user_text(messages: Sequence[JSON]) -> str:
 
 
 def example(schema: JSON, text: str) -> object:
-    """A value that the schema allows, for the plain ones that tests use."""
+    """A value that matches the schema; supports only the simple schemas that tests use."""
     if "enum" in schema:
         return schema["enum"][0]
     match schema.get("type"):
@@ -144,17 +144,17 @@ def example(schema: JSON, text: str) -> object:
 
 
 class Answer:
-    """One reply to one request, counted, cut to the asked maximum and ready to be sent as JSON or as events."""
+    """The answer to one request: tokens counted, cut to the requested maximum, ready to send as JSON or as events."""
 
     def __init__(
         self, body: JSON, reply: Reply, *, model: str, prompt_tokens: int, cached_tokens: int, chunk_tokens: int
     ) -> None:
         self._body, self._reply, self.model, self._chunk = body, reply, reply.model or model, chunk_tokens
-        said = pieces(reply.text)
+        tokens = pieces(reply.text)
         limit = maximum_tokens(body)
-        self._cut = limit is not None and len(said) + reply.reasoning_tokens > limit
+        self._cut = limit is not None and len(tokens) + reply.reasoning_tokens > limit
         reasoning = min(reply.reasoning_tokens, limit) if limit is not None else reply.reasoning_tokens
-        self._said = said[: limit - reasoning] if limit is not None else said
+        self._text_tokens = tokens[: limit - reasoning] if limit is not None else tokens
         self._identity = {
             "created": 1_790_000_000,
             "id": "chatcmpl-" + hashlib.sha256(repr((body, reply)).encode("utf-8", "replace")).hexdigest()[:29],
@@ -165,17 +165,17 @@ class Answer:
 
     def _count(self, prompt: int, cached: int, reasoning: int) -> Tokens:
         reply = self._reply
-        spoken = len(self._said) + len(pieces(reply.refusal or ""))
-        spoken += sum(len(pieces(name + arguments)) for _, name, arguments in reply.tool_calls)
-        measured = spoken * (self._body.get("n") or 1) + reasoning
+        output = len(self._text_tokens) + len(pieces(reply.refusal or ""))
+        output += sum(len(pieces(name + arguments)) for _, name, arguments in reply.tool_calls)
+        computed = output * (self._body.get("n") or 1) + reasoning
         prompt = prompt if reply.prompt_tokens is None else reply.prompt_tokens
         return Tokens(
             prompt=prompt,
             cached=min(cached, prompt) if reply.cached_tokens is None else reply.cached_tokens,
             cache_write=reply.cache_write_tokens or 0,
-            completion=measured if reply.completion_tokens is None else reply.completion_tokens,
+            completion=computed if reply.completion_tokens is None else reply.completion_tokens,
             reasoning=reasoning,
-            cache_write_told=reply.cache_write_tokens is not None,
+            cache_write_reported=reply.cache_write_tokens is not None,
         )
 
     @property
@@ -189,7 +189,11 @@ class Answer:
         return VIOLENT if self.finish_reason == "content_filter" else SAFE
 
     def whole(self, usage: bool = True) -> JSON:
-        message: JSON = {"annotations": [], "content": "".join(self._said) or None, "refusal": self._reply.refusal}
+        message: JSON = {
+            "annotations": [],
+            "content": "".join(self._text_tokens) or None,
+            "refusal": self._reply.refusal,
+        }
         message["role"] = "assistant"
         if self._reply.tool_calls:
             message["tool_calls"] = [_call(*call) for call in self._reply.tool_calls]
@@ -200,7 +204,7 @@ class Answer:
             "finish_reason": self.finish_reason,
             "message": message,
         }
-        choice["logprobs"] = self._logprobs(self._said)
+        choice["logprobs"] = self._logprobs(self._text_tokens)
         return {
             "choices": [choice | {"index": index} for index in range(self._body.get("n") or 1)],
             **self._identity,
@@ -210,17 +214,17 @@ class Answer:
         }
 
     def opening(self) -> list[JSON]:
-        """The first chunk bears no choice, nor even an id, only the prompt's filter results; then come the roles."""
+        """The first chunk holds only the prompt's filter results, without choices or id; the roles follow."""
         filtered = [{"prompt_index": 0, "content_filter_results": PROMPT_SAFE}]
         first = {"choices": [], "created": 0, "id": "", "model": "", "object": "", "prompt_filter_results": filtered}
         return [first, *self._chunks({"content": "", "refusal": None, "role": "assistant"}, {})]
 
     def content(self) -> list[JSON]:
-        said, refused = self._groups(self._said), self._groups(pieces(self._reply.refusal or ""))
+        text, refusal = self._groups(self._text_tokens), self._groups(pieces(self._reply.refusal or ""))
         chunks = [
-            chunk for group in said for chunk in self._chunks({"content": "".join(group)}, SAFE, self._logprobs(group))
+            chunk for group in text for chunk in self._chunks({"content": "".join(group)}, SAFE, self._logprobs(group))
         ]
-        chunks += [chunk for group in refused for chunk in self._chunks({"refusal": "".join(group)}, SAFE)]
+        chunks += [chunk for group in refusal for chunk in self._chunks({"refusal": "".join(group)}, SAFE)]
         for index, (call_id, name, arguments) in enumerate(self._reply.tool_calls):
             call = _call(call_id, name, "") | {"index": index}
             chunks += self._chunks({"tool_calls": [call]}, {})
@@ -245,7 +249,7 @@ class Answer:
     def _chunks(
         self, delta: JSON, filtered: Mapping[str, object], logprobs: JSON | None = None, last: bool = False
     ) -> list[JSON]:
-        """The same piece for each of the `n` choices."""
+        """The same delta for each of the `n` choices."""
         choice: JSON = {"content_filter_results": filtered, "delta": delta, "logprobs": logprobs}
         choice["finish_reason"] = self.finish_reason if last else None
         usage = {"usage": None} if self._wants_usage else {}
@@ -276,9 +280,9 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
     return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
 
 
-def check(body: JSON, refused: frozenset[str]) -> JSON | None:
-    """The error body with which the service refuses the request, or None."""
-    for name in sorted(refused & body.keys()):
+def check(body: JSON, rejected: frozenset[str]) -> JSON | None:
+    """The error body if the service rejects the request, else None."""
+    for name in sorted(rejected & body.keys()):
         if body[name] is None or (name in ("temperature", "top_p") and body[name] == 1):
             continue
         if name in ("temperature", "top_p"):
@@ -297,26 +301,26 @@ def check(body: JSON, refused: frozenset[str]) -> JSON | None:
 
 
 def _check_messages(messages: list[JSON]) -> JSON | None:
-    awaited: list[str] = []
+    pending: list[str] = []
     for index, message in enumerate(messages):
         role, where = message.get("role"), f"messages.[{index}].role"
         if role not in ROLES:
             return invalid(f"Invalid value: '{role}'. Supported values are: {sorted(ROLES)}.", where, "invalid_value")
         if role == "tool":
-            if message.get("tool_call_id") not in awaited:
-                said = "messages with role 'tool' must be a response to a preceeding message with 'tool_calls'."
-                return invalid(f"Invalid parameter: {said}", where)
-            awaited.remove(message["tool_call_id"])
+            if message.get("tool_call_id") not in pending:
+                rule = "messages with role 'tool' must be a response to a preceeding message with 'tool_calls'."
+                return invalid(f"Invalid parameter: {rule}", where)
+            pending.remove(message["tool_call_id"])
             continue
-        if awaited:
+        if pending:
             break
         if message.get("content") is None and not (role == "assistant" and message.get("tool_calls")):
             return invalid("Invalid value for 'content': expected a string, got null.", where[:-4] + "content")
-        awaited = [call["id"] for call in message.get("tool_calls") or ()]
-    if not awaited:
+        pending = [call["id"] for call in message.get("tool_calls") or ()]
+    if not pending:
         return None
-    said = "must be followed by tool messages responding to each 'tool_call_id'. The following tool_call_ids did not"
-    return invalid(f"An assistant message with 'tool_calls' {said} have response messages: {', '.join(awaited)}", where)
+    rule = "must be followed by tool messages responding to each 'tool_call_id'. The following tool_call_ids did not"
+    return invalid(f"An assistant message with 'tool_calls' {rule} have response messages: {', '.join(pending)}", where)
 
 
 def check_length(body: JSON, limit: int | None) -> JSON | None:
@@ -325,8 +329,8 @@ def check_length(body: JSON, limit: int | None) -> JSON | None:
 
 
 def too_long(limit: int, prompt: int, answer: int) -> JSON:
-    asked = f"you requested {prompt + answer} tokens ({prompt} in the messages, {answer} in the completion)"
-    message = f"This model's maximum context length is {limit} tokens. However, {asked}."
+    request = f"you requested {prompt + answer} tokens ({prompt} in the messages, {answer} in the completion)"
+    message = f"This model's maximum context length is {limit} tokens. However, {request}."
     reduce = "Please reduce the length of the messages or completion."
     return invalid(f"{message} {reduce}", "messages", "context_length_exceeded")
 
@@ -355,7 +359,7 @@ STREAM_ERROR: JSON = {
     }
 }
 BAD_TOKEN = "Unauthorized. Access token is missing, invalid, audience is incorrect, or have expired."
-_SAID = {
+_ERRORS = {
     401: ("401", "Access denied due to invalid subscription key or wrong API endpoint. Make sure to provide a valid "
           "key for an active subscription and use a correct regional API endpoint for your resource."),
     403: ("AccessDenied", "Access denied due to Virtual Network/Firewall rules."),
@@ -371,10 +375,10 @@ _SAID = {
 
 
 def error(status: int, message: str | None = None, param: str | None = None, code: str | None = None) -> JSON | str:
-    """The body of an error status, with `param` and `code` if it is 400; a gateway's own 502 and 504 are no JSON."""
+    """The body of an error response. `param` and `code` apply to 400; a gateway's 502 and 504 are HTML."""
     if status == 400:
         return invalid(message or "Bad request.", param, code)
-    if status not in _SAID:
+    if status not in _ERRORS:
         return f"<html><head><title>{status}</title></head><body><h1>{message or 'Gateway error'}</h1></body></html>"
-    usual, said = _SAID[status]
-    return {"error": {"code": usual, "message": message or said}}
+    default_code, default_message = _ERRORS[status]
+    return {"error": {"code": default_code, "message": message or default_message}}

@@ -1,8 +1,8 @@
-"""A fake of Azure Communication Services' mail: it checks how each request is signed and what it says
-(https://learn.microsoft.com/rest/api/communication/email), then does as it was told.
+"""A fake of Azure Communication Services' email: it checks each request's signature and content
+(https://learn.microsoft.com/rest/api/communication/email), then answers as scripted.
 
-What it answers is what the service was seen to answer (floci-io/floci-az#148): the caller's operation id taken over,
-`Retry-After` on the 202, `error: null` where nothing is wrong.
+Its answers follow those of the real service (floci-io/floci-az#148): the caller's operation ID is reused, the 202 has a
+`Retry-After`, and `error` is null if there is none.
 """
 
 import asyncio
@@ -31,18 +31,19 @@ API_VERSION = "2025-09-01"
 
 
 class CommunicationServices:
-    """`refusals` are the statuses that the next sends are answered with, `outcomes` the words or error statuses for the
-    next questions, "garbled" or "a page"; then all goes well. `error` is what such a status says."""
+    """`send_errors` are the HTTP statuses of the next sends. `outcomes` are the results of the next status requests:
+    an operation status, an HTTP error status, "garbled" or "a page". After those, everything succeeds. `error` is the
+    body's error object for an HTTP error status."""
 
     def __init__(self) -> None:
         self.endpoint = ""
-        self.refusals: deque[int] = deque()
+        self.send_errors: deque[int] = deque()
         self.outcomes: deque[str | int] = deque()
         self.error: Any = {"code": "TooBusy", "message": "Not now."}
         self.retry_after = 0
-        self.sent: dict[str, Any] = {}  # operation id -> message
-        self.attempts: list[float] = []  # when each send came, by the monotonic clock
-        self.questions: list[tuple[str, float]] = []  # what was asked for, and when
+        self.sent: dict[str, Any] = {}  # operation ID -> email
+        self.attempts: list[float] = []  # monotonic time of each send
+        self.status_requests: list[tuple[str, float]] = []  # operation ID and monotonic time of each
         self._app = Starlette(
             routes=[
                 Route("/emails:send", self._send, methods=["POST"]),
@@ -78,11 +79,11 @@ class CommunicationServices:
         body = await request.body()
         if not _is_signed(request, body):
             return _error(401, "Denied", "Denied by the resource provider.")
-        if self.refusals:
-            return self._refusal(self.refusals.popleft())
+        if self.send_errors:
+            return self._error_response(self.send_errors.popleft())
         operation = request.headers["Operation-Id"]
         if request.query_params["api-version"] != API_VERSION or str(uuid.UUID(operation)) != operation:
-            return _error(400, "BadRequest", "Another version, or an operation id that is no UUID.")
+            return _error(400, "BadRequest", "Wrong API version, or the operation ID is not a UUID.")
         self.sent[operation] = await request.json()
         headers = {
             "Operation-Location": f"{self.endpoint}/emails/operations/{operation}?api-version={API_VERSION}",
@@ -92,37 +93,37 @@ class CommunicationServices:
 
     async def _status(self, request: Request) -> Response:
         operation = request.path_params["id"]
-        self.questions.append((operation, time.monotonic()))
+        self.status_requests.append((operation, time.monotonic()))
         if not _is_signed(request, b"") or request.query_params["api-version"] != API_VERSION:
             return _error(401, "Denied", "Denied by the resource provider.")
         outcome = self.outcomes.popleft() if self.outcomes else "Succeeded"
         if isinstance(outcome, int):
-            return self._refusal(outcome)
+            return self._error_response(outcome)
         if outcome == "garbled":
             return Response("{", media_type="application/json")
         if outcome == "a page":
             return Response("<h1>Welcome</h1>", media_type="text/html")
         if operation not in self.sent:
-            return _error(404, "NotFound", "There is no such operation.")
+            return _error(404, "NotFound", "Unknown operation.")
         error = (
             {"code": "EmailDropped", "message": "The sender's domain is not linked."} if outcome == "Failed" else None
         )
         return JSONResponse({"id": operation, "status": outcome, "error": error})
 
-    def _refusal(self, status: int) -> Response:
+    def _error_response(self, status: int) -> Response:
         return JSONResponse({"error": self.error}, status, {"Retry-After": str(self.retry_after)})
 
 
 def _is_signed(request: Request, body: bytes) -> bool:
     """https://learn.microsoft.com/azure/communication-services/concepts/authentication"""
-    given = request.headers["Authorization"]
-    if given.startswith("Bearer "):
-        return given == f"Bearer {TOKEN}"
+    authorization = request.headers["Authorization"]
+    if authorization.startswith("Bearer "):
+        return authorization == f"Bearer {TOKEN}"
     digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
     target = unquote(f"{request.url.path}?{request.url.query}")
     signed = f"{request.method}\n{target}\n{request.headers['x-ms-date']};{request.headers['host']};{digest}"
     signature = base64.b64encode(hmac.digest(base64.b64decode(ACCESS_KEY), signed.encode(), "sha256")).decode()
-    return given == f"HMAC-SHA256 SignedHeaders=x-ms-date;host;x-ms-content-sha256&Signature={signature}"
+    return authorization == f"HMAC-SHA256 SignedHeaders=x-ms-date;host;x-ms-content-sha256&Signature={signature}"
 
 
 def _error(status: int, code: str, message: str) -> Response:

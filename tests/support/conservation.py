@@ -1,4 +1,4 @@
-"""The property that everything else serves: the model service's meter, the ledger, the turns and the heads agree."""
+"""Conservation of costs: the model service's meter, the ledger, the turns and the session heads agree."""
 
 import asyncio
 import time
@@ -16,13 +16,13 @@ from shared.storage import session_rows as rows
 from shared.storage.tables import Row, Table
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI, Billed
-from tests.support.loopback import PATIENCE
-from tests.support.talking import RATES, metered
+from tests.support.chat_client import RATES, billed_usage
+from tests.support.loopback import MAX_WAIT_S
 
 
 @dataclass
-class Life:
-    """A session as it is stored."""
+class StoredSession:
+    """A session's head and turns as stored."""
 
     head: Session | None = None
     turns: list[Turn] = field(default_factory=list)
@@ -33,32 +33,31 @@ class Life:
 
 
 async def assert_conserved(
-    tables: Tables, *fakes: AzureOpenAI, erased: Collection[str] = (), freed: bool = True
+    tables: Tables, *fakes: AzureOpenAI, erased: Collection[str] = (), released: bool = True
 ) -> list[LedgerEntry]:
-    """Nothing that was billed is lost, doubled or understated; returns the ledger.
+    """Assert that no billed call is lost, counted twice or understated, in any session; returns the ledger.
 
-    Holds for every session at once, after recovery. `erased`: sessions that were erased, whose earlier calls the ledger
-    alone remembers. `freed=False`: only the timer has recovered, which never sees a call that has no row, nor frees its
-    session.
+    Call it after recovery. `erased`: sessions whose earlier calls are in the ledger only. `released=False`: only the
+    maintenance timer has run recovery; it does not see a call without a ledger row and does not release its lease.
     """
-    for fake in fakes:  # a call whose caller has gone is billed once that is noticed
+    for fake in fakes:  # a call whose client disconnected is billed when the fake notices
         await fake.until(partial(_idle, fake))
-    entries, lives = await _at_rest(tables)
+    entries, sessions = await _after_settlement(tables)
     meter = [entry for fake in fakes for entry in tuple(fake.meter)]
     billed = {entry.call_id or "": entry for entry in meter}
-    written = {entry.call.id: entry.call for entry in entries}
+    calls_by_id = {entry.call.id: entry.call for entry in entries}
     assert len(billed) == len(meter), "a call was billed twice"
-    assert len(written) == len(entries), "a call has two rows"
-    assert billed.keys() <= written.keys(), "a billed call has no row"
-    for call in written.values():
+    assert len(calls_by_id) == len(entries), "a call has two ledger rows"
+    assert billed.keys() <= calls_by_id.keys(), "a billed call has no ledger row"
+    for call in calls_by_id.values():
         _assert_accounted(call, billed.get(call.id))
-    remembered: dict[str, dict[str, Call]] = defaultdict(dict)
+    calls_by_session: dict[str, dict[str, Call]] = defaultdict(dict)
     for entry in entries:
         if entry.session_id:
-            remembered[entry.session_id][entry.call.id] = entry.call
-    assert remembered.keys() - lives.keys() <= set(erased), "a session is gone"
-    for session_id, life in lives.items():
-        _assert_agree(life, remembered[session_id], erased=session_id in erased, freed=freed)
+            calls_by_session[entry.session_id][entry.call.id] = entry.call
+    assert calls_by_session.keys() - sessions.keys() <= set(erased), "a session is missing"
+    for session_id, session in sessions.items():
+        _assert_agree(session, calls_by_session[session_id], erased=session_id in erased, released=released)
     return entries
 
 
@@ -66,80 +65,83 @@ def _idle(fake: AzureOpenAI) -> bool:
     return fake.busy == 0
 
 
-async def _at_rest(tables: Tables) -> tuple[list[LedgerEntry], dict[str, "Life"]]:
-    """What is stored once no row waits for its settlement: a turn's answer comes before that. Else as it stays."""
-    deadline = time.monotonic() + PATIENCE
+async def _after_settlement(tables: Tables) -> tuple[list[LedgerEntry], dict[str, "StoredSession"]]:
+    """Ledger and sessions once every row is settled, which follows the answer; after MAX_WAIT_S as they are then."""
+    deadline = time.monotonic() + MAX_WAIT_S
     while True:
-        entries = [ledger_rows.to_entry(row) async for row in everything(tables.usage)]
-        lives = await _lives(tables)
-        said = {call.id: call.state for life in lives.values() for call in life.calls.values()}
-        waiting = [entry for entry in entries if said.get(entry.call.id, entry.call.state).rank > entry.call.state.rank]
-        if not (waiting or any(entry.call.state is State.OPEN for entry in entries)) or time.monotonic() > deadline:
-            return entries, lives
+        entries = [ledger_rows.to_entry(row) async for row in all_rows(tables.usage)]
+        sessions = await _sessions(tables)
+        states = {call.id: call.state for session in sessions.values() for call in session.calls.values()}
+        unsettled = [
+            entry for entry in entries if states.get(entry.call.id, entry.call.state).rank > entry.call.state.rank
+        ]
+        if not (unsettled or any(entry.call.state is State.OPEN for entry in entries)) or time.monotonic() > deadline:
+            return entries, sessions
         await asyncio.sleep(0.02)
 
 
-async def _lives(tables: Tables) -> dict[str, Life]:
-    lives: dict[str, Life] = defaultdict(Life)
-    async for row in everything(tables.sessions):
-        life, key = row["PartitionKey"], row["RowKey"]
-        if life.startswith("~"):
+async def _sessions(tables: Tables) -> dict[str, StoredSession]:
+    sessions: dict[str, StoredSession] = defaultdict(StoredSession)
+    async for row in all_rows(tables.sessions):
+        session, key = row["PartitionKey"], row["RowKey"]
+        if session.startswith("~"):
             continue
         if key == rows.HEAD:
-            lives[life].head = rows.to_session(row)
+            sessions[session].head = rows.to_session(row)
         elif key.startswith("turn-"):
-            lives[life].turns.append(rows.to_turn(row))
-    return lives
+            sessions[session].turns.append(rows.to_turn(row))
+    return sessions
 
 
-def everything(table: Table) -> AsyncIterator[Row]:
+def all_rows(table: Table) -> AsyncIterator[Row]:
     return table.query("PartitionKey ge @first", {"first": ""})
 
 
 def _assert_accounted(call: Call, billed: Billed | None) -> None:
-    """Settled is what the meter says to the last digit, unaccounted at least that; all else was not billed."""
+    """Settled: exactly the metered cost. Unaccounted: an upper bound of it. Other states: not billed."""
     if call.state is State.SETTLED:
-        assert billed is not None, "settled and never billed"
-        assert (call.usage, call.cost) == (metered(billed), cost(metered(billed), RATES))
+        assert billed is not None, "settled but not billed"
+        assert (call.usage, call.cost) == (billed_usage(billed), cost(billed_usage(billed), RATES))
     else:
         assert call.state is not State.OPEN
     if billed is not None and call.state is not State.SETTLED:
-        assert call.state is State.UNACCOUNTED, f"billed and {call.state}"
+        assert call.state is State.UNACCOUNTED, f"billed but {call.state}"
         assert call.worst_case is not None
-        assert call.worst_case >= cost(metered(billed), RATES)
+        assert call.worst_case >= cost(billed_usage(billed), RATES)
 
 
-def _assert_agree(life: Life, remembered: dict[str, Call], *, erased: bool, freed: bool) -> None:
-    """Settled rows = head totals = sum of the turns' calls, call by call and exactly."""
-    assert life.head, "turns without a head"
-    said = life.calls
-    here = {call_id: call for call_id, call in remembered.items() if call_id in said or not erased}
-    assert {call_id: call for call_id, call in said.items() if call_id in here} == here
-    for call_id in said.keys() - here.keys():  # never written down, so never made
-        held = life.head.lease is not None and life.head.lease.call == call_id and not freed
-        assert said[call_id].state is State.FAILED or (said[call_id].state is State.OPEN and held), said[call_id]
-    assert life.head.totals == _total(said.values())
-    assert life.head.totals == _total(here.values())
-    assert life.head.turns == max(turn.number for turn in life.turns) == len(life.turns)
-    assert life.head.lease is None or not freed, "the session is still held"
-    assert life.head.deletion is None
+def _assert_agree(session: StoredSession, ledger_calls: dict[str, Call], *, erased: bool, released: bool) -> None:
+    """The turns' calls equal the ledger rows one by one, and the head's totals equal the sums of both."""
+    assert session.head, "turns without a head"
+    stored = session.calls
+    ledgered = {call_id: call for call_id, call in ledger_calls.items() if call_id in stored or not erased}
+    assert {call_id: call for call_id, call in stored.items() if call_id in ledgered} == ledgered
+    for call_id in stored.keys() - ledgered.keys():  # without a ledger row, so the model was never called
+        held = session.head.lease is not None and session.head.lease.call == call_id and not released
+        call = stored[call_id]
+        assert call.state is State.FAILED or (call.state is State.OPEN and held), call
+    assert session.head.totals == _total(stored.values())
+    assert session.head.totals == _total(ledgered.values())
+    assert session.head.turns == max(turn.number for turn in session.turns) == len(session.turns)
+    assert session.head.lease is None or not released, "the session's lease was not released"
+    assert session.head.deletion is None
 
 
 def _total(calls: Collection[Call]) -> Totals:
-    """Added up without the code that keeps the totals."""
+    """The sum of the calls, computed independently of the app's code."""
     settled = [call for call in calls if call.state is State.SETTLED]
-    doubtful = [call.worst_case for call in calls if call.state is State.UNACCOUNTED]
-    used = [call.usage for call in settled if call.usage]
+    worst_cases = [call.worst_case for call in calls if call.state is State.UNACCOUNTED]
+    usages = [call.usage for call in settled if call.usage]
     return Totals(
         usage=Usage(
-            prompt_tokens=sum(usage.prompt_tokens for usage in used),
-            cached_tokens=sum(usage.cached_tokens for usage in used),
-            cache_write_tokens=sum(usage.cache_write_tokens for usage in used),
-            completion_tokens=sum(usage.completion_tokens for usage in used),
-            reasoning_tokens=sum(usage.reasoning_tokens for usage in used),
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            cached_tokens=sum(usage.cached_tokens for usage in usages),
+            cache_write_tokens=sum(usage.cache_write_tokens for usage in usages),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
         ),
         cost=sum((call.cost for call in settled if call.cost), Decimal(0)),
-        unaccounted_calls=len(doubtful),
-        unaccounted=sum((worst_case for worst_case in doubtful if worst_case), Decimal(0)),
-        unbounded_calls=doubtful.count(None),
+        unaccounted_calls=len(worst_cases),
+        unaccounted=sum((worst_case for worst_case in worst_cases if worst_case), Decimal(0)),
+        unbounded_calls=worst_cases.count(None),
     )

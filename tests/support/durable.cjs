@@ -1,5 +1,5 @@
-// Loaded into Azurite: one write at a time, and none is acknowledged before it is on disk. By itself Azurite writes every
-// five seconds, so that a kill would take back what it had acknowledged, which the real service never does.
+// Loaded into Azurite: handles one write at a time and acknowledges it only once it is on disk. Azurite itself saves every
+// five seconds, so a kill would lose acknowledged writes, which the real service never does.
 const http = require("http");
 const Loki = require(require.resolve("lokijs", { paths: [process.argv[1]] }));
 
@@ -9,7 +9,7 @@ let last = Promise.resolve();
 const { configureOptions } = Loki.prototype;
 Loki.prototype.configureOptions = function (options, ...rest) {
   database = this;
-  return configureOptions.call(this, { ...options, autosave: false }, ...rest); // it would save half of a transaction
+  return configureOptions.call(this, { ...options, autosave: false }, ...rest); // autosave could save half of a transaction
 };
 
 const { emit } = http.Server.prototype;
@@ -25,12 +25,12 @@ http.Server.prototype.emit = function (event, request, response) {
 
 function answeredWhenSaved(response) {
   const { write, end } = response;
-  const said = [];
-  response.write = (...piece) => said.push(piece) > 0;
+  const pieces = [];
+  response.write = (...piece) => pieces.push(piece) > 0;
   return new Promise((written) => {
     response.end = (...piece) => {
       database.saveDatabase(() => {
-        said.forEach((earlier) => write.apply(response, earlier));
+        pieces.forEach((earlier) => write.apply(response, earlier));
         end.apply(response, piece);
         written();
       });

@@ -1,4 +1,4 @@
-"""Ledger rows of any day, and days without any, made up and written quickly: what a summary is checked against."""
+"""Test data for summaries: made-up ledger rows of any day, and quiet days, written in bulk."""
 
 import asyncio
 import uuid
@@ -17,9 +17,9 @@ from shared.storage.days import Days
 from shared.storage.tables import Table, Write
 
 RATES = Rates(input=Decimal("0.75"), cached_input=Decimal("0.075"), cache_write=Decimal("0.9"), output=Decimal("4.5"))
-WORST = Decimal("0.0123456")
-_MOST_WRITES = 100  # of one transaction
-_AT_ONCE = 8
+WORST_CASE = Decimal("0.0123456")
+_MAX_WRITES = 100  # per transaction
+_MAX_CONCURRENT = 8
 
 
 def entry(
@@ -36,9 +36,9 @@ def entry(
     caller: str | None = None,
     deployment: str = "chat",
     model: str | None = "gpt-5.4-mini-2026-03-17",
-    worst: Decimal | None = WORST,
+    worst: Decimal | None = WORST_CASE,
 ) -> LedgerEntry:
-    """One call of noon, its deadline long over before the day is. Without `rates` its price is not known."""
+    """One call at noon, with its deadline well before the end of the day. Without `rates` it is unpriced."""
     call = Call(
         id=uuid.uuid4().hex,
         day=day,
@@ -56,29 +56,29 @@ def entry(
 
 
 def still_running(one: LedgerEntry) -> LedgerEntry:
-    """The same, its time not over yet."""
+    """The same entry with a deadline in the future."""
     return replace(one, call=replace(one.call, deadline=datetime(9999, 1, 1, tzinfo=UTC)))
 
 
-def settled(doubtful: LedgerEntry, prompt: int = 1000) -> Call:
-    """The same call, once its answer has come after all."""
-    late = entry(doubtful.call.day, prompt=prompt).call
-    return replace(late, id=doubtful.call.id, deadline=doubtful.call.deadline)
+def settled(unaccounted: LedgerEntry, prompt: int = 1000) -> Call:
+    """The same call, settled after its answer arrived late."""
+    late = entry(unaccounted.call.day, prompt=prompt).call
+    return replace(late, id=unaccounted.call.id, deadline=unaccounted.call.deadline)
 
 
-def money(amount: int | str) -> Rates:
-    """Rates at which a call of 1,000 prompt tokens and no other costs that many USD."""
+def rates_costing(amount: int | str) -> Rates:
+    """Rates at which a call of 1,000 prompt tokens without other tokens costs `amount` USD."""
     each = Decimal(amount) * 1000
     return Rates(input=each, cached_input=each, cache_write=each, output=Decimal(0))
 
 
-def spent(day: date, amount: int | str, session: str = "s", turn: int = 1) -> LedgerEntry:
-    """One call that cost that many USD."""
-    return entry(day, session, turn, rates=money(amount))
+def entry_costing(day: date, amount: int | str, session: str = "s", turn: int = 1) -> LedgerEntry:
+    """One settled call that cost `amount` USD."""
+    return entry(day, session, turn, rates=rates_costing(amount))
 
 
-async def keep_quiet(days: Days, before: date) -> None:
-    """As if the 32 days before that one were over, and nobody had chatted."""
+async def write_quiet_days(days: Days, before: date) -> None:
+    """Store the 32 days before `before` as final, without any calls."""
     quiet = (
         Day(day=before - timedelta(days=n), figures=Figures(), final=True, outcome="quiet") for n in range(32, 0, -1)
     )
@@ -87,22 +87,22 @@ async def keep_quiet(days: Days, before: date) -> None:
 
 
 async def write(table: Table, entries: Iterable[LedgerEntry]) -> None:
-    """In transactions of 100, a few partitions at a time."""
-    found = [ledger_rows.from_entry(entry) for entry in entries]
-    found.sort(key=lambda row: str(row["PartitionKey"]))
-    gate = asyncio.Semaphore(_AT_ONCE)
+    """Write in transactions of 100, a few partitions at a time."""
+    rows = [ledger_rows.from_entry(entry) for entry in entries]
+    rows.sort(key=lambda row: str(row["PartitionKey"]))
+    gate = asyncio.Semaphore(_MAX_CONCURRENT)
 
     async def commit(writes: Sequence[Write]) -> None:
         async with gate:
             await table.commit(writes)
 
     async with asyncio.TaskGroup() as group:
-        for _, partition in groupby(found, key=lambda row: row["PartitionKey"]):
+        for _, partition in groupby(rows, key=lambda row: row["PartitionKey"]):
             writes = (Write("put", row) for row in partition)
             for batch in _batches(writes):
                 group.create_task(commit(batch))
 
 
 def _batches(writes: Iterator[Write]) -> Iterator[list[Write]]:
-    while batch := list(islice(writes, _MOST_WRITES)):
+    while batch := list(islice(writes, _MAX_WRITES)):
         yield batch

@@ -1,6 +1,6 @@
-"""What the test servers share: a port, a thread with an event loop of its own, and HTTP/1.1 by the byte.
+"""Base of the test servers: a port, a thread with its own event loop, and byte-level HTTP/1.1.
 
-The code under test, or a process of its own, meets them over real TCP. They know nothing of chats or tables.
+Clients connect over real TCP, from the test process or another one. Nothing here depends on chats or tables.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ from typing import Self, TypeVar
 import h11
 
 T = TypeVar("T")
-LONGEST_HEAD = 256 * 1024
-PATIENCE = 60.0  # seconds for what must come, on a machine that is busy with other things
+MAX_HEAD_BYTES = 256 * 1024
+MAX_WAIT_S = 60.0  # generous, because the machine may be busy
 
 
 class Gate:
-    """A place where a server waits until the test lets it go on."""
+    """A point where a server waits until the test releases it."""
 
     def __init__(self) -> None:
         self._reached = threading.Event()
@@ -35,12 +35,12 @@ class Gate:
     def open(self) -> bool:
         return self._opened.done()
 
-    def wait(self, timeout: float = PATIENCE) -> None:
-        """Until the server stands at the gate; blocks the thread, so never inside the loop whose request is awaited."""
+    def wait(self, timeout: float = MAX_WAIT_S) -> None:
+        """Wait until the server reaches the gate. Blocks the thread: never call it in the event loop of the client."""
         if not self._reached.wait(timeout):
-            raise TimeoutError(f"nothing came to the gate within {timeout} s")
+            raise TimeoutError(f"the gate was not reached within {timeout} s")
 
-    async def until_reached(self, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109 - it bounds a thread, not a task
+    async def until_reached(self, timeout: float = MAX_WAIT_S) -> None:  # noqa: ASYNC109 - it bounds a thread, not a task
         await asyncio.to_thread(self.wait, timeout)
 
     def release(self) -> None:
@@ -62,7 +62,7 @@ class Gate:
 
 
 class Message:
-    """A whole HTTP request or response."""
+    """A complete HTTP request or response."""
 
     def __init__(self, head: h11.Request | h11.Response, body: bytes) -> None:
         self.head, self.body = head, body
@@ -72,9 +72,9 @@ class Wire:
     """One side of an HTTP/1.1 connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, server: bool) -> None:
-        writer.transport.set_write_buffer_limits(high=0)  # drain() then means that the kernel has it all
+        writer.transport.set_write_buffer_limits(high=0)  # drain() then returns only when the kernel has all bytes
         self._reader, self._writer = reader, writer
-        self.http = h11.Connection(h11.SERVER if server else h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
+        self.http = h11.Connection(h11.SERVER if server else h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
 
     async def event(self) -> object:
         while True:
@@ -85,7 +85,7 @@ class Wire:
                 return event
 
     async def message(self) -> Message | None:
-        """The next whole message; None once the peer has finished."""
+        """The next complete message; None when the peer has closed."""
         head = await self.event()
         if not isinstance(head, h11.Request | h11.Response):
             return None
@@ -99,25 +99,25 @@ class Wire:
         await self._writer.drain()
 
     async def until_gone(self, work: Coroutine[object, object, T]) -> T:
-        """What `work` returns; if the peer hangs up first, `work` is cancelled and ConnectionResetError raised."""
-        job, watch = asyncio.ensure_future(work), asyncio.ensure_future(self._hangs_up())
+        """Return the result of `work`. If the peer disconnects first, cancel `work` and raise ConnectionResetError."""
+        job, watch = asyncio.ensure_future(work), asyncio.ensure_future(self._peer_gone())
         try:
             await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not job.done():
-                raise ConnectionResetError("the peer hung up")
+                raise ConnectionResetError("the peer disconnected")
             return job.result()
         finally:
             job.cancel()
             watch.cancel()
             await asyncio.gather(job, watch, return_exceptions=True)
 
-    async def _hangs_up(self) -> None:
+    async def _peer_gone(self) -> None:
         while received := await self._reader.read(65536):
             self.http.receive_data(received)
         self.http.receive_data(b"")
 
     def reset(self) -> None:
-        """Ends the connection with a TCP RST."""
+        """Close the connection with a TCP RST."""
         connection = self._writer.get_extra_info("socket")
         if not self._writer.transport.is_closing():
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -128,10 +128,10 @@ class Wire:
 
 
 class Loopback:
-    """A server on 127.0.0.1 that can be stopped (every connection is reset, new ones are refused) and started again."""
+    """A server on 127.0.0.1. `stop` resets all connections and refuses new ones until it is started again."""
 
     def __init__(self, port: int = 0) -> None:
-        # Bound and never listening: connections are refused, yet nobody else is given the port in the meantime.
+        # Bound but never listening: connections are refused, and no other process can get the port while it is stopped.
         self._reserved = _bound(port)
         self.port: int = self._reserved.getsockname()[1]
         self.crashes: list[Exception] = []
@@ -140,7 +140,7 @@ class Loopback:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def converse(self, wire: Wire) -> None:
-        """Speaks with one client until it has gone."""
+        """Serve one connection until it closes."""
         raise NotImplementedError
 
     @property
@@ -162,21 +162,21 @@ class Loopback:
             self._thread = None
 
     def close(self) -> None:
-        """Stops for good, and raises what went wrong inside."""
+        """Stop for good and raise the first exception of a handler."""
         self.stop()
         self._reserved.close()
         if self.crashes:
             raise self.crashes[0]
 
-    def wait_for(self, condition: Callable[[], object], timeout: float = PATIENCE) -> None:
-        """Until `condition()` is true; blocks the thread."""
+    def wait_for(self, condition: Callable[[], object], timeout: float = MAX_WAIT_S) -> None:
+        """Wait until `condition()` is true; blocks the thread."""
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"still not so after {timeout} s")
+                raise TimeoutError(f"condition not met after {timeout} s")
             time.sleep(0.002)
 
-    async def until(self, condition: Callable[[], object], timeout: float = PATIENCE) -> None:  # noqa: ASYNC109 - as above
+    async def until(self, condition: Callable[[], object], timeout: float = MAX_WAIT_S) -> None:  # noqa: ASYNC109 - as above
         await asyncio.to_thread(self.wait_for, condition, timeout)
 
     async def _serve(self, listening: socket.socket) -> None:
@@ -201,7 +201,7 @@ class Loopback:
         except ConnectionError:
             wire.reset()
         except h11.RemoteProtocolError:
-            pass  # it hung up in mid-message; or speaks something else, and is hung up on
+            pass  # the client disconnected within a message, or does not speak HTTP
         except Exception as crash:
             self.crashes.append(crash)
         finally:
@@ -218,7 +218,7 @@ class Loopback:
 
 
 def _bound(port: int) -> socket.socket:
-    # asyncio turns Nagle's delays (40 ms) off only where the protocol is named.
+    # asyncio disables Nagle's algorithm (delays of 40 ms) only if the protocol is given.
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("127.0.0.1", port))

@@ -1,7 +1,7 @@
-"""A TCP proxy on loopback that breaks HTTP exchanges on purpose, from outside the code under test.
+"""A TCP proxy on loopback that injects faults into HTTP exchanges, from outside the code under test.
 
-It stands before Azurite or the model's fake, relays what it is sent, and does what a rule says to the k-th request that
-fits it. It never knows what the requests mean.
+It sits between the app and Azurite or the model fake, relays everything, and applies a rule's action to the n-th
+request that matches the rule. It does not interpret the requests.
 """
 
 import asyncio
@@ -12,17 +12,17 @@ from typing import NoReturn
 
 import h11
 
-from tests.support.loopback import PATIENCE, Gate, Loopback, Message, Wire
+from tests.support.loopback import MAX_WAIT_S, Gate, Loopback, Message, Wire
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Relays as ever: the rule only notices the request."""
+    """Relay normally; the rule only counts the request."""
 
 
 @dataclass(frozen=True)
 class Close:
-    """Loses the connection before forwarding the request, or after the target's answer (done, not acknowledged)."""
+    """Drop the connection before forwarding the request, or after the target's answer (committed, not acknowledged)."""
 
     after_answer: bool = False
     reset: bool = True
@@ -30,9 +30,9 @@ class Close:
 
 @dataclass(frozen=True)
 class Stall:
-    """Keeps the request, or the target's answer, until the rule is released or `seconds` have passed, then lets it go.
+    """Hold the request, or the target's answer, until the rule is released or `seconds` have passed, then relay it.
 
-    A request that is kept is delivered late even where the client has gone meanwhile, as a slow network would.
+    A held request is delivered even if the client has disconnected meanwhile, as in a slow network.
     """
 
     after_answer: bool = False
@@ -41,7 +41,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class Answer:
-    """Answers in the target's place; nothing is forwarded, or with `after_answer` it is and done all the same."""
+    """Answer in place of the target. Nothing is forwarded, unless `after_answer`: then the target handles it first."""
 
     status: int
     body: bytes = b""
@@ -53,7 +53,7 @@ Action = Pass | Close | Stall | Answer
 
 
 @dataclass(frozen=True)
-class Seen:
+class RecordedRequest:
     method: str
     path: str
     body: bytes
@@ -61,13 +61,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Match:
-    """Which requests: an exact method, regular expressions found in the path (with its query) and in the body."""
+    """Selects requests: exact method; regular expressions for the path (with query) and the body."""
 
     method: str | None = None
     path: str = ""
     body: str = ""
 
-    def fits(self, request: Seen) -> bool:
+    def matches(self, request: RecordedRequest) -> bool:
         return (
             self.method in (None, request.method)
             and re.search(self.path, request.path) is not None
@@ -77,27 +77,27 @@ class Match:
 
 @dataclass
 class Rule:
-    """From the `nth` fitting request on (the first is 1), for `times` of them, `action` is done."""
+    """Applies `action` to `times` matching requests, starting with the `nth` (the first is 1)."""
 
     match: Match
     action: Action
     nth: int
     times: int | None
-    fitting: int = 0
+    matched: int = 0
     hits: int = 0
     gate: Gate = field(default_factory=Gate)
 
-    def takes(self, request: Seen) -> bool:
-        if not self.match.fits(request):
+    def applies_to(self, request: RecordedRequest) -> bool:
+        if not self.match.matches(request):
             return False
-        self.fitting += 1
-        return self.fitting >= self.nth and (self.times is None or self.fitting < self.nth + self.times)
+        self.matched += 1
+        return self.matched >= self.nth and (self.times is None or self.matched < self.nth + self.times)
 
-    def wait(self, timeout: float = PATIENCE) -> None:
-        """Until its action began; with `after_answer` the target has answered by then."""
+    def wait(self, timeout: float = MAX_WAIT_S) -> None:
+        """Wait until the action begins; with `after_answer` the target has then answered."""
         self.gate.wait(timeout)
 
-    async def until_reached(self, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109 - it bounds a thread, not a task
+    async def until_reached(self, timeout: float = MAX_WAIT_S) -> None:  # noqa: ASYNC109 - it bounds a thread, not a task
         await self.gate.until_reached(timeout)
 
     def release(self) -> None:
@@ -110,8 +110,8 @@ class TcpProxy(Loopback):
     def __init__(self, target_port: int, port: int = 0) -> None:
         super().__init__(port)
         self.target_port = target_port
-        self.seen: list[Seen] = []  # what was forwarded, in order
-        self.busy = 0  # exchanges that have not ended
+        self.seen: list[RecordedRequest] = []  # forwarded requests, in order
+        self.busy = 0  # exchanges in progress
         self._rules: list[Rule] = []
 
     @property
@@ -119,23 +119,23 @@ class TcpProxy(Loopback):
         return f"http://127.0.0.1:{self.port}"
 
     def on(self, match: Match, action: Action, *, nth: int = 1, times: int | None = 1) -> Rule:
-        """Adds a rule; where several take the same request, the one added first acts. `times=None` is for ever."""
+        """Add a rule. If several apply to a request, the oldest wins. `times=None` means always."""
         rule = Rule(match, action, nth, times)
         self._rules.append(rule)
         return rule
 
     def clear(self) -> None:
-        """Drops all rules and lets go what they keep."""
+        """Remove all rules and release the requests that they hold."""
         rules, self._rules = self._rules, []
         for rule in rules:
             rule.release()
 
     def count(self, match: Match) -> int:
-        """How many requests that fit were forwarded."""
-        return sum(match.fits(seen) for seen in tuple(self.seen))
+        """Number of matching requests that were forwarded."""
+        return sum(match.matches(seen) for seen in tuple(self.seen))
 
     def down(self) -> None:
-        """Resets every connection and refuses new ones, until `up`."""
+        """Reset all connections and refuse new ones until `up`."""
         self.stop()
 
     def up(self) -> None:
@@ -154,8 +154,8 @@ class TcpProxy(Loopback):
 
     async def _exchange(self, wire: Wire, request: Message) -> None:
         assert isinstance(request.head, h11.Request)
-        seen = Seen(request.head.method.decode(), request.head.target.decode(), request.body)
-        action, gate = self._ruling(seen)
+        seen = RecordedRequest(request.head.method.decode(), request.head.target.decode(), request.body)
+        action, gate = self._choose_action(seen)
         match action:
             case Pass():
                 gate.arrive()
@@ -164,11 +164,11 @@ class TcpProxy(Loopback):
                 return await _answer(wire, action)
             case Close(after_answer=False):
                 gate.arrive()
-                _lose(wire, action)
+                _drop_connection(wire, action)
             case Stall(after_answer=False):
-                await _keep(gate, action)
+                await _hold(gate, action)
         self.seen.append(seen)
-        # A connection for each request: a pooled one that the target had closed meanwhile would look like a fault.
+        # One connection per request: a pooled one that the target has closed would look like a fault.
         target = Wire(*await asyncio.open_connection("127.0.0.1", self.target_port), server=False)
         try:
             await _send(target, request)
@@ -176,36 +176,36 @@ class TcpProxy(Loopback):
                 return await wire.until_gone(_relay(target, wire))
             answer = await target.message()
             if answer is None:
-                raise ConnectionResetError("the target hung up")
+                raise ConnectionResetError("the target disconnected")
             match action:
                 case Answer():
                     gate.arrive()
                     return await _answer(wire, action)
                 case Close():
                     gate.arrive()
-                    _lose(wire, action)
+                    _drop_connection(wire, action)
                 case Stall(after_answer=True):
-                    await _keep(gate, action)
+                    await _hold(gate, action)
             await _send(wire, answer)
         finally:
             target.close()
 
-    def _ruling(self, request: Seen) -> tuple[Action, Gate]:
-        takers = [rule for rule in tuple(self._rules) if rule.takes(request)]
-        if not takers:
+    def _choose_action(self, request: RecordedRequest) -> tuple[Action, Gate]:
+        matching = [rule for rule in tuple(self._rules) if rule.applies_to(request)]
+        if not matching:
             return Pass(), Gate()
-        takers[0].hits += 1
-        return takers[0].action, takers[0].gate
+        matching[0].hits += 1
+        return matching[0].action, matching[0].gate
 
 
-async def _keep(gate: Gate, stall: Stall) -> None:
+async def _hold(gate: Gate, stall: Stall) -> None:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(gate.enter(), stall.seconds)
 
 
-def _lose(wire: Wire, close: Close) -> NoReturn:
+def _drop_connection(wire: Wire, close: Close) -> NoReturn:
     wire.reset() if close.reset else wire.close()
-    raise ConnectionAbortedError("lost by a rule")
+    raise ConnectionAbortedError("connection lost by a proxy rule")
 
 
 async def _answer(wire: Wire, answer: Answer) -> None:
@@ -220,11 +220,11 @@ async def _send(wire: Wire, message: Message) -> None:
 
 
 async def _relay(target: Wire, wire: Wire) -> None:
-    """Piece by piece, so that a stream stays a stream."""
+    """Relay chunk by chunk, so that streaming is preserved."""
     while isinstance(event := await target.event(), h11.Response | h11.Data):
         await wire.send(_copy(event) if isinstance(event, h11.Response) else event)
     if not isinstance(event, h11.EndOfMessage):
-        raise ConnectionResetError("the target hung up")
+        raise ConnectionResetError("the target disconnected")
     await wire.send(event)
 
 

@@ -1,10 +1,10 @@
-"""A Functions host for the platform's worker library (azure-functions-runtime), which runs it in this process.
+"""A minimal Functions host that runs the platform's worker library (azure-functions-runtime) in this process.
 
-Run by tests/infra/test_runtime.py with the platform's Python, in the folder of a deployed package. Answers orders, a
-line of JSON each, on standard output: {"index"} -> the functions; {"id", "function", "method", ...} -> an HTTP
-request, whose answer comes as it is streamed; {"id", "function", "timer"} -> a firing. It stands in for the host
-alone: the worker's protocol buffers are replaced by plain objects, and requests go to the worker over loopback as the
-host's proxy sends them.
+tests/infra/test_runtime.py starts it with the platform's Python, in the folder of a deployed package. It reads commands
+from standard input and writes answers to standard output, one JSON object per line: first the indexed functions; for
+{"id", "function", "method", ...} an HTTP response, as it is streamed; for {"id", "function", "timer"} the result of
+the timer. It replaces only the host: the worker's protocol buffers are plain objects here, and requests go to the
+worker over loopback, as the host's proxy sends them.
 """
 
 import asyncio
@@ -21,21 +21,21 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-Order = dict[str, Any]
+Command = dict[str, Any]
 
-# What the worker prints must not get between the answers.
+# Standard output is for answers only; prints of the worker go to standard error.
 answers = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 
 
-def say(**answer: object) -> None:
+def write_answer(**answer: object) -> None:
     answers.write(json.dumps(answer) + "\n")
 
 
 class Message(SimpleNamespace):
-    """A protocol buffer as the worker uses one."""
+    """A protocol buffer, as far as the worker uses it."""
 
-    def WhichOneof(self, _: str) -> str:  # noqa: N802 - the protocol buffers' own name
+    def WhichOneof(self, _: str) -> str:  # noqa: N802 - named by protocol buffers
         return next(iter(self.__dict__))
 
 
@@ -68,78 +68,86 @@ class Host:
         self.functions: dict[str, Any] = {}
 
     async def index(self) -> None:
-        import azure_functions_runtime as worker  # type: ignore[import-not-found]  # its own environment has it
+        import azure_functions_runtime as worker  # type: ignore[import-not-found]  # installed in its own environment only
 
         self.worker = worker
         started = await worker.worker_init_request(
             request(worker_init_request=Message(capabilities={}, function_app_directory=str(Path.cwd())))
         )
         if started.result.status != StatusResult.Success:
-            say(failed=str(started.result.exception.message))
+            write_answer(failed=str(started.result.exception.message))
             return
         self.address = started.capabilities["HttpUri"]
-        await self._listens()
+        await self._wait_until_listening()
         metadata = await worker.functions_metadata_request(request())
-        self.functions = {found.name: found for found in metadata.function_metadata_results}
-        say(functions={name: [json.loads(b) for b in found.raw_bindings] for name, found in self.functions.items()})
+        self.functions = {function.name: function for function in metadata.function_metadata_results}
+        write_answer(
+            functions={
+                name: [json.loads(b) for b in function.raw_bindings] for name, function in self.functions.items()
+            }
+        )
 
-    async def _listens(self) -> None:
-        """The worker says its address before its server listens there."""
-        where = urlsplit(self.address)
+    async def _wait_until_listening(self) -> None:
+        """Wait for the worker's server: the worker reports its address before it listens there."""
+        url = urlsplit(self.address)
         while True:
             with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection(where.hostname, where.port)
+                _, writer = await asyncio.open_connection(url.hostname, url.port)
                 writer.close()
                 return
             await asyncio.sleep(0.01)
 
-    async def carry_out(self, order: Order) -> None:
+    async def execute(self, command: Command) -> None:
         try:
-            await (self.fire(order) if order.get("timer") else self.forward(order))
+            await (self.fire(command) if command.get("timer") else self.forward(command))
         except Exception as error:
-            say(id=order["id"], failed=repr(error))
+            write_answer(id=command["id"], failed=repr(error))
 
-    async def invoke(self, order: Order, trigger: Message) -> None:
-        function = self.functions[order["function"]]
+    async def invoke(self, command: Command, trigger: Message) -> None:
+        function = self.functions[command["function"]]
         name = next(b["name"] for b in map(json.loads, function.raw_bindings) if b["type"].endswith("Trigger"))
         invocation = Message(
-            invocation_id=order["id"],
+            invocation_id=command["id"],
             function_id=function.function_id,
             input_data=[Data(name, trigger)],
             trigger_metadata={},
             trace_context=Message(trace_parent="", trace_state="", attributes={}),
             retry_context=Message(retry_count=0, max_retry_count=0, exception=None),
         )
-        done = await self.worker.invocation_request(request(invocation_request=invocation))
-        failed = done.result.status != StatusResult.Success
-        say(id=order["id"], invoked=not failed, exception=str(done.result.exception.message) if failed else None)
-
-    async def fire(self, order: Order) -> None:
-        await self.invoke(order, Message(json=json.dumps({"IsPastDue": False, "ScheduleStatus": {}, "Schedule": {}})))
-
-    async def forward(self, order: Order) -> None:
-        params = order.get("params", {})
-        url = f"https://app.example/{order['path']}"
-        trigger = Message(
-            http=Message(method=order["method"], url=url, headers={}, params=params, query={}, body=Message(bytes=b""))
+        response = await self.worker.invocation_request(request(invocation_request=invocation))
+        failed = response.result.status != StatusResult.Success
+        write_answer(
+            id=command["id"], invoked=not failed, exception=str(response.result.exception.message) if failed else None
         )
-        invoking = asyncio.create_task(self.invoke(order, trigger))
-        headers = {**order.get("headers", {}), "x-ms-invocation-id": order["id"]}
+
+    async def fire(self, command: Command) -> None:
+        await self.invoke(command, Message(json=json.dumps({"IsPastDue": False, "ScheduleStatus": {}, "Schedule": {}})))
+
+    async def forward(self, command: Command) -> None:
+        params = command.get("params", {})
+        url = f"https://app.example/{command['path']}"
+        trigger = Message(
+            http=Message(
+                method=command["method"], url=url, headers={}, params=params, query={}, body=Message(bytes=b"")
+            )
+        )
+        invoking = asyncio.create_task(self.invoke(command, trigger))
+        headers = {**command.get("headers", {}), "x-ms-invocation-id": command["id"]}
         async with (
             aiohttp.ClientSession(trust_env=False) as client,
             client.request(
-                order["method"], f"{self.address}{order['path']}", headers=headers, json=order.get("body")
+                command["method"], f"{self.address}{command['path']}", headers=headers, json=command.get("body")
             ) as response,
         ):
-            say(id=order["id"], status=response.status, headers=dict(response.headers))
+            write_answer(id=command["id"], status=response.status, headers=dict(response.headers))
             async for part in response.content.iter_any():
-                say(id=order["id"], part=base64.b64encode(part).decode())
+                write_answer(id=command["id"], part=base64.b64encode(part).decode())
         await invoking
-        say(id=order["id"], end=True)
+        write_answer(id=command["id"], end=True)
 
 
 class Data:
-    """An invocation's input: a name, and a value that the worker asks for by the name of its kind."""
+    """An input of an invocation: a name and a value, which the worker reads by the name of its type."""
 
     def __init__(self, name: str, value: Message) -> None:
         self.name, self.data = name, value
@@ -150,13 +158,13 @@ class Data:
 
 async def main() -> None:
     host, loop = Host(), asyncio.get_running_loop()
-    orders = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    commands = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
     running = set()
     await host.index()
-    while line := await orders.readline():
-        order = {"id": str(uuid.uuid4()), **json.loads(line)}
-        running.add(asyncio.create_task(host.carry_out(order)))
+    while line := await commands.readline():
+        command = {"id": str(uuid.uuid4()), **json.loads(line)}
+        running.add(asyncio.create_task(host.execute(command)))
     await asyncio.gather(*running)
 
 

@@ -1,4 +1,4 @@
-"""A clock for boundaries that are exact to the second."""
+"""A clock whose wall-clock time changes only when a test changes it, for boundaries exact to the second."""
 
 from datetime import datetime, timedelta
 
@@ -6,7 +6,7 @@ from tests.support.clock import ManualClock
 
 
 class StillClock(ManualClock):
-    """Its wall-clock time stands still until the test moves it."""
+    """The monotonic time still runs with the machine's clock."""
 
     def __init__(self, now: datetime) -> None:
         super().__init__()

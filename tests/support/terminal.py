@@ -1,4 +1,4 @@
-"""chat.py as its users have it: a process at a pipe, or at a pseudo-terminal with somebody who reads and types."""
+"""chat.py as a process with pipes, or in a pseudo-terminal where the test types and reads the screen."""
 
 import asyncio
 import os
@@ -15,68 +15,70 @@ import pyte
 
 from local.places import ROOT
 from tests.conftest import FUNCTION_KEY
-from tests.support.loopback import PATIENCE
-from tests.support.talking import until
+from tests.support.chat_client import until
+from tests.support.loopback import MAX_WAIT_S
 
 CHAT = (sys.executable, str(ROOT / "chat.py"))
-# A child's first act: the terminal becomes its own, so that Ctrl-C reaches it as it does everywhere.
-LOG_IN = "import os, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
-PROMPT = b"\x1b[?2004h"  # from here on a paste is told from typing, as only a prompt wants it
+# The child first makes the pseudo-terminal its controlling terminal, so that Ctrl-C sends it a signal.
+TAKE_TERMINAL = "import os, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
+PROMPT = b"\x1b[?2004h"  # enables bracketed paste, which only a prompt does
 ENTER, ALT_ENTER, UP, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x1b[A", "\x03", "\x04"
 
 
 def environ(url: str, **others: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return {**kept, "CHAT_URL": url, "CHAT_KEY": FUNCTION_KEY, "TERM": "xterm-256color", **others}
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return {**inherited, "CHAT_URL": url, "CHAT_KEY": FUNCTION_KEY, "TERM": "xterm-256color", **others}
 
 
 @dataclass(frozen=True)
-class Done:
+class Result:
     code: int
     out: str
     err: str
 
 
-async def started(url: str | httpx.AsyncClient, *arguments: str, **others: str) -> Process:
+async def start_chat(url: str | httpx.AsyncClient, *arguments: str, **others: str) -> Process:
     base = url if isinstance(url, str) else str(url.base_url)
     return await asyncio.create_subprocess_exec(
         *CHAT, *arguments, env=environ(base, **others), stdin=PIPE, stdout=PIPE, stderr=PIPE
     )
 
 
-async def ended(process: Process, message: str | bytes = b"") -> Done:
+async def wait_for_result(process: Process, message: str | bytes = b"") -> Result:
     text = message.encode() if isinstance(message, str) else message
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(MAX_WAIT_S):
         out, err = await process.communicate(text)
     assert process.returncode is not None
     assert b"Traceback" not in err, err.decode()
-    return Done(process.returncode, out.decode(), err.decode())
+    return Result(process.returncode, out.decode(), err.decode())
 
 
-async def piped(url: str | httpx.AsyncClient, message: str | bytes = "hi\n", *arguments: str, **others: str) -> Done:
+async def run_piped(
+    url: str | httpx.AsyncClient, message: str | bytes = "hi\n", *arguments: str, **others: str
+) -> Result:
     """`echo hi | python chat.py`"""
-    return await ended(await started(url, *arguments, **others), message)
+    return await wait_for_result(await start_chat(url, *arguments, **others), message)
 
 
 class Screen(pyte.HistoryScreen):
-    """Programs ask a terminal where its cursor is, and it answers as if somebody had typed that."""
+    """Answers cursor position queries of the program as keyboard input, like a real terminal."""
 
-    def __init__(self, columns: int, rows: int, typed: Callable[[str], None]) -> None:
+    def __init__(self, columns: int, rows: int, write_input: Callable[[str], None]) -> None:
         super().__init__(columns, rows, history=5000, ratio=1)
-        self._typed = typed
+        self._write_input = write_input
 
     def write_process_input(self, data: str) -> None:
-        self._typed(data)
+        self._write_input(data)
 
 
-class Somebody:
-    """At a terminal: types, and sees what a terminal of that size shows, and above it what has scrolled away."""
+class ChatTerminal:
+    """chat.py in a terminal of the given size: types keys and reads the screen, including what has scrolled away."""
 
     def __init__(self, process: Process, terminal: int, columns: int, rows: int) -> None:
         self.process, self.raw = process, b""
         self._terminal = terminal
         self._screen = Screen(columns, rows, self._write)
-        self._prompts = 0  # that were answered
+        self._prompts = 0  # already answered
         self._stream = pyte.ByteStream(self._screen)
         asyncio.get_running_loop().add_reader(terminal, self._read)
 
@@ -91,16 +93,16 @@ class Somebody:
         self._stream.feed(data)
 
     @property
-    def sees(self) -> list[str]:
+    def lines(self) -> list[str]:
         above = ["".join(line[x].data for x in range(self._screen.columns)) for line in self._screen.history.top]
         return [line.rstrip() for line in [*above, *self._screen.display]]
 
     @property
     def text(self) -> str:
-        return "\n".join(self.sees).rstrip("\n")
+        return "\n".join(self.lines).rstrip("\n")
 
-    def styled(self, word: str) -> Any:
-        """The first character of the word, as it stands on the screen with its colours."""
+    def style_of(self, word: str) -> Any:
+        """The first character of the word on the screen, with its colours and attributes."""
         row = next(row for row, line in enumerate(self._screen.display) if word in line)
         return self._screen.buffer[row][self._screen.display[row].index(word)]
 
@@ -112,18 +114,20 @@ class Somebody:
     def _write(self, data: str) -> None:
         os.write(self._terminal, data.encode())
 
-    async def sees_now(self, *texts: str) -> None:
-        async def seen() -> bool | None:
+    async def shows(self, *texts: str) -> None:
+        """Wait until all texts are on the screen."""
+
+        async def shown() -> bool | None:
             assert b"Traceback" not in self.raw, self.text
             return all(text in self.text for text in texts) or None
 
         try:
-            await until(seen)
+            await until(shown)
         except AssertionError:
-            raise AssertionError(f"not seen: {texts}\n{self.text}") from None
+            raise AssertionError(f"not on the screen: {texts}\n{self.text}") from None
 
-    async def is_asked(self) -> None:
-        """Until a new prompt waits for a line."""
+    async def wait_for_prompt(self) -> None:
+        """Wait for a new prompt."""
 
         async def prompted() -> bool | None:
             line = self._screen.display[self._screen.cursor.y].rstrip()
@@ -132,39 +136,40 @@ class Somebody:
         try:
             await until(prompted)
         except AssertionError:
-            raise AssertionError(f"there is no prompt\n{self.text}") from None
+            raise AssertionError(f"no prompt on the screen\n{self.text}") from None
 
-    async def says(self, line: str) -> None:
-        await self.is_asked()
+    async def enter(self, line: str) -> None:
+        """Wait for a prompt, then type the line and Enter."""
+        await self.wait_for_prompt()
         self.type(line + ENTER)
 
-    async def ends(self) -> int:
-        async with asyncio.timeout(PATIENCE):
+    async def wait_for_exit(self) -> int:
+        async with asyncio.timeout(MAX_WAIT_S):
             code = await self.process.wait()
-        await asyncio.sleep(0)  # what it wrote last
+        await asyncio.sleep(0)  # lets the loop read the last output
         return code
 
 
 @asynccontextmanager
-async def somebody(
+async def open_terminal(
     url: str | httpx.AsyncClient, *arguments: str, columns: int = 160, rows: int = 60, **others: str
-) -> AsyncIterator[Somebody]:
-    """Leaving the block ends what is left of it."""
+) -> AsyncIterator[ChatTerminal]:
+    """Start chat.py in a pseudo-terminal; leaving the block kills it if it still runs."""
     base = url if isinstance(url, str) else str(url.base_url)
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (rows, columns))
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-ISc", LOG_IN, *CHAT, *arguments),
+            *(sys.executable, "-ISc", TAKE_TERMINAL, *CHAT, *arguments),
             env=environ(base, **others),
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
         )
         os.close(theirs)
-        person = Somebody(process, ours, columns, rows)
+        terminal = ChatTerminal(process, ours, columns, rows)
         try:
-            yield person
+            yield terminal
         finally:
             asyncio.get_running_loop().remove_reader(ours)
             with suppress(ProcessLookupError):

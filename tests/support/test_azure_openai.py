@@ -1,4 +1,4 @@
-"""The fake must speak as Azure does to the real SDK, or what is tested against it is tested against nothing."""
+"""The Azure OpenAI fake, called by the real SDK: it must behave like the service, or tests against it prove nothing."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from tests.support.azure_openai import AzureOpenAI, Fault, Kind, Reply, Request
 from tests.support.azure_openai_answers import pieces
-from tests.support.loopback import PATIENCE
+from tests.support.loopback import MAX_WAIT_S
 
 HELLO: Any = [{"role": "user", "content": "hello, wörld 🙂🙃"}]
 TOOL: Any = {
@@ -32,7 +32,7 @@ def fake() -> Iterator[AzureOpenAI]:
 @pytest.fixture
 async def client(fake: AzureOpenAI) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(
-        base_url=f"{fake.endpoint}/openai/v1/", api_key="test-key", max_retries=0, timeout=PATIENCE
+        base_url=f"{fake.endpoint}/openai/v1/", api_key="test-key", max_retries=0, timeout=MAX_WAIT_S
     ) as client:
         yield client
 
@@ -50,10 +50,10 @@ async def stream(client: AsyncOpenAI, messages: Any = HELLO, **options: Any) -> 
 async def read(chunks: list[ChatCompletionChunk], client: AsyncOpenAI, messages: Any = HELLO, **options: Any) -> None:
     options = {"stream_options": {"include_usage": True}} | options
     async for chunk in await ask(client, messages, stream=True, **options):
-        chunks.append(chunk)  # noqa: PERF401 - a broken stream must leave what came before
+        chunks.append(chunk)  # noqa: PERF401 - chunks before a failure must be in the list
 
 
-async def gather(received: list[bytes], answer: httpx.Response) -> None:
+async def collect(received: list[bytes], answer: httpx.Response) -> None:
     async for part in answer.aiter_bytes():
         received.append(part)  # noqa: PERF401 - as above
 
@@ -62,7 +62,7 @@ def text(chunks: list[ChatCompletionChunk]) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
-async def test_an_answer_carries_its_usage_and_filter_results(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_answer_has_usage_and_filter_results(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     answer = await ask(client, extra_headers={"x-ms-client-request-id": "call-1"})
 
     assert answer.choices[0].message.content == "echo: hello, wörld 🙂🙃"
@@ -79,7 +79,7 @@ async def test_an_answer_carries_its_usage_and_filter_results(fake: AzureOpenAI,
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-async def test_a_stream_begins_without_choices_and_ends_with_usage(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_stream_begins_without_choices_and_ends_with_usage(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     chunks = await stream(client)
 
     assert (chunks[0].choices, chunks[0].id, chunks[0].model) == ([], "", "")
@@ -94,27 +94,27 @@ async def test_a_stream_begins_without_choices_and_ends_with_usage(fake: AzureOp
     assert fake.meter[0].streamed
 
 
-async def test_a_stream_has_no_usage_unless_asked(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_stream_has_no_usage_unless_requested(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     chunks = await stream(client, stream_options={"include_usage": False})
 
     assert chunks[-1].choices[0].finish_reason == "stop"
     assert all(chunk.usage is None for chunk in chunks)
 
 
-async def test_an_emoji_may_stand_at_a_chunks_border(client: AsyncOpenAI) -> None:
+async def test_each_emoji_is_a_chunk_of_its_own(client: AsyncOpenAI) -> None:
     chunks = await stream(client)
 
     assert [chunk.choices[0].delta.content for chunk in chunks[2:-2]][-2:] == ["🙂", "🙃"]
 
 
-def test_a_token_is_never_more_than_one_per_byte_and_none_is_lost() -> None:
-    said = "Ünïcode 🙂👩‍👩‍👧 tabs\t\tnewlines\r\n\n中文字 x_y-z  _ \u00a0 end"
+def test_tokenizer_makes_at_most_one_token_per_byte_and_loses_no_text() -> None:
+    content = "Ünïcode 🙂👩‍👩‍👧 tabs\t\tnewlines\r\n\n中文字 x_y-z  _ \u00a0 end"
 
-    assert "".join(pieces(said)) == said
-    assert 0 < len(pieces(said)) <= len(said.encode())
+    assert "".join(pieces(content)) == content
+    assert 0 < len(pieces(content)) <= len(content.encode())
 
 
-async def test_an_answer_is_cut_to_the_asked_maximum(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_answer_is_cut_to_the_requested_max_tokens(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     answer = await ask(client, max_completion_tokens=3)
 
     assert answer.choices[0].message.content == "echo: hell"
@@ -122,8 +122,8 @@ async def test_an_answer_is_cut_to_the_asked_maximum(fake: AzureOpenAI, client: 
     assert answer.usage.completion_tokens == 3
 
 
-async def test_reasoning_can_use_an_answer_up(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
-    fake.reply("never said", reasoning_tokens=50)
+async def test_reasoning_tokens_count_towards_max_tokens(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+    fake.reply("not visible", reasoning_tokens=50)
 
     answer = await ask(client, max_completion_tokens=20)
 
@@ -132,7 +132,7 @@ async def test_reasoning_can_use_an_answer_up(fake: AzureOpenAI, client: AsyncOp
     assert (fake.meter[0].completion_tokens, fake.meter[0].reasoning_tokens) == (20, 20)
 
 
-async def test_choices_logprobs_and_a_models_bare_name(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_several_choices_logprobs_and_model_name_without_version(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     fake.reply("one 🙂", model="gpt-5.4-mini")
 
     answer = await ask(client, n=2, logprobs=True, top_logprobs=2)
@@ -152,7 +152,7 @@ async def test_streamed_logprobs_cover_the_text(client: AsyncOpenAI) -> None:
     assert "".join(token.token for part in logprobs if part for token in part.content or ()) == text(chunks)
 
 
-async def test_a_required_tool_is_called_and_its_result_accepted(client: AsyncOpenAI) -> None:
+async def test_required_tool_is_called_and_its_result_accepted(client: AsyncOpenAI) -> None:
     first = await ask(client, tools=[TOOL], tool_choice="required")
     called = first.choices[0].message
     result = {"role": "tool", "tool_call_id": called.tool_calls[0].id, "content": "rain"}
@@ -172,13 +172,13 @@ async def test_parallel_tool_calls_are_streamed_in_pieces(fake: AzureOpenAI, cli
     for chunk in await stream(client, tools=[TOOL]):
         for piece in chunk.choices[0].delta.tool_calls or () if chunk.choices else ():
             assert piece.function
-            known = gathered.setdefault(piece.index, [piece.id or "", piece.function.name or "", ""])
-            known[2] += piece.function.arguments or ""
+            call = gathered.setdefault(piece.index, [piece.id or "", piece.function.name or "", ""])
+            call[2] += piece.function.arguments or ""
 
     assert tuple(map(tuple, gathered.values())) == calls
 
 
-async def test_structured_output_fits_its_schema(client: AsyncOpenAI) -> None:
+async def test_structured_output_matches_its_schema(client: AsyncOpenAI) -> None:
     class Place(BaseModel):
         name: str
         rooms: int
@@ -191,7 +191,7 @@ async def test_structured_output_fits_its_schema(client: AsyncOpenAI) -> None:
     assert json.loads(plain.choices[0].message.content)
 
 
-async def test_a_refusal_comes_in_its_own_field(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_refusal_is_in_its_own_field(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     fake.reply(refusal="I cannot.")
     fake.reply(refusal="I cannot.")
 
@@ -202,7 +202,7 @@ async def test_a_refusal_comes_in_its_own_field(fake: AzureOpenAI, client: Async
     assert "".join(chunk.choices[0].delta.refusal or "" for chunk in streamed if chunk.choices) == "I cannot."
 
 
-async def test_a_repeated_long_prefix_is_cached_in_steps_of_128(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_repeated_long_prefix_is_cached_in_steps_of_128_tokens(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     long = [{"role": "system", "content": "word " * 1200}]
 
     first = await ask(client, [*long, {"role": "user", "content": "a"}])
@@ -214,7 +214,7 @@ async def test_a_repeated_long_prefix_is_cached_in_steps_of_128(fake: AzureOpenA
     assert other.usage.prompt_tokens_details.cached_tokens == 0
 
 
-async def test_a_short_prefix_is_never_cached(client: AsyncOpenAI) -> None:
+async def test_short_prefix_is_not_cached(client: AsyncOpenAI) -> None:
     short = [{"role": "user", "content": "word " * 900}]
     await ask(client, short)
 
@@ -235,17 +235,17 @@ async def test_token_counts_can_be_scripted(fake: AzureOpenAI, client: AsyncOpen
     assert (billed.prompt_tokens, billed.cache_write_tokens, billed.completion_tokens) == (2000, 512, 9)
 
 
-async def test_a_wrong_key_is_401(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_wrong_key_returns_401(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     with pytest.raises(openai.AuthenticationError, match="Access token is missing"):
         await ask(client.with_options(api_key="wrong"))
-    async with httpx.AsyncClient(timeout=PATIENCE) as plain:
+    async with httpx.AsyncClient(timeout=MAX_WAIT_S) as plain:
         answer = await plain.post(f"{fake.endpoint}/openai/v1/chat/completions", headers={"api-key": "wrong"}, json={})
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "401")
     assert fake.meter == []
 
 
-async def test_who_may_call_can_be_a_function(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_authorization_can_be_a_function(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     fake.authorize = lambda headers: headers.get("authorization") == "Bearer minted"
 
     with pytest.raises(openai.AuthenticationError):
@@ -253,7 +253,7 @@ async def test_who_may_call_can_be_a_function(fake: AzureOpenAI, client: AsyncOp
     assert await ask(client.with_options(api_key="minted"))
 
 
-async def test_an_unknown_deployment_is_404(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_unknown_deployment_returns_404(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     fake.deployments = {"other": "gpt-4.1-2025-04-14"}
 
     with pytest.raises(openai.NotFoundError) as error:
@@ -265,9 +265,9 @@ async def test_an_unknown_deployment_is_404(fake: AzureOpenAI, client: AsyncOpen
     assert [model.id async for model in client.models.list()] == ["other"]
 
 
-async def test_the_deployment_can_stand_in_the_path(fake: AzureOpenAI) -> None:
+async def test_deployment_can_be_in_the_path(fake: AzureOpenAI) -> None:
     path = f"{fake.endpoint}/openai/deployments/chat/chat/completions"
-    async with httpx.AsyncClient(headers={"api-key": "test-key"}, timeout=PATIENCE) as plain:
+    async with httpx.AsyncClient(headers={"api-key": "test-key"}, timeout=MAX_WAIT_S) as plain:
         answer = await plain.post(path + "?api-version=2024-10-21", json={"messages": HELLO})
         unversioned = await plain.post(path, json={"messages": HELLO})
 
@@ -283,7 +283,7 @@ async def test_the_deployment_can_stand_in_the_path(fake: AzureOpenAI) -> None:
         ({"temperature": 0.5}, "temperature", "unsupported_value"),
     ],
 )
-async def test_a_reasoning_deployment_refuses(options: Any, param: str, code: str) -> None:
+async def test_reasoning_deployment_rejects_parameters(options: Any, param: str, code: str) -> None:
     with AzureOpenAI(reasoning=frozenset({"chat"})) as fake:
         async with AsyncOpenAI(base_url=f"{fake.endpoint}/openai/v1/", api_key="test-key", max_retries=0) as client:
             with pytest.raises(openai.BadRequestError) as error:
@@ -293,33 +293,33 @@ async def test_a_reasoning_deployment_refuses(options: Any, param: str, code: st
     assert (error.value.param, error.value.code) == (param, code)
 
 
-CALLING: Any = {
+TOOL_CALL: Any = {
     "role": "assistant",
     "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}],
 }
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "message"),
     [
         ([], "empty array"),
         ([{"role": "boss", "content": "x"}], "Invalid value: 'boss'"),
         ([*HELLO, {"role": "tool", "tool_call_id": "call_1", "content": "x"}], "preceeding message with 'tool_calls'"),
-        ([*HELLO, CALLING, *HELLO], "did not have response messages: call_1"),
-        ([*HELLO, CALLING], "did not have response messages: call_1"),
-        ([*HELLO, CALLING, {"role": "tool", "tool_call_id": "call_2", "content": "x"}], "preceeding message"),
+        ([*HELLO, TOOL_CALL, *HELLO], "did not have response messages: call_1"),
+        ([*HELLO, TOOL_CALL], "did not have response messages: call_1"),
+        ([*HELLO, TOOL_CALL, {"role": "tool", "tool_call_id": "call_2", "content": "x"}], "preceeding message"),
     ],
 )
-async def test_a_conversation_that_makes_no_sense_is_400(
-    fake: AzureOpenAI, client: AsyncOpenAI, messages: Any, said: str
+async def test_invalid_conversation_returns_400(
+    fake: AzureOpenAI, client: AsyncOpenAI, messages: Any, message: str
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match=said):
+    with pytest.raises(openai.BadRequestError, match=message):
         await ask(client, messages)
 
     assert fake.meter == []
 
 
-async def test_a_prompt_and_answer_beyond_the_context_are_400(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_prompt_and_max_tokens_beyond_the_context_return_400(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     fake.context_tokens = 100
 
     assert await ask(client, max_completion_tokens=80)
@@ -345,7 +345,7 @@ async def test_a_prompt_and_answer_beyond_the_context_are_400(fake: AzureOpenAI,
         (504, openai.InternalServerError),
     ],
 )
-async def test_a_scripted_status_is_the_sdks_error(
+async def test_scripted_status_raises_the_sdks_error(
     fake: AzureOpenAI, client: AsyncOpenAI, status: int, error: type[openai.APIStatusError]
 ) -> None:
     fake.fault(status, retry_after=2, retry_after_ms=1500)
@@ -360,7 +360,7 @@ async def test_a_scripted_status_is_the_sdks_error(
     assert [billed.outcome for billed in fake.meter] == ["ok"]
 
 
-async def test_a_status_can_be_billed_all_the_same(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_error_status_can_be_billed(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     fake.fault(504, billed=True, reply=Reply("lost"))
 
     with pytest.raises(openai.InternalServerError):
@@ -369,7 +369,7 @@ async def test_a_status_can_be_billed_all_the_same(fake: AzureOpenAI, client: As
     assert [(billed.outcome, billed.completion_tokens) for billed in fake.meter] == [("504", 1)]
 
 
-async def test_a_filtered_prompt_bills_the_prompt(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_filtered_prompt_bills_prompt_tokens_only(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     fake.fault("content_filter")
 
     with pytest.raises(openai.BadRequestError) as error:
@@ -385,7 +385,7 @@ async def test_a_filtered_prompt_bills_the_prompt(fake: AzureOpenAI, client: Asy
 
 
 @pytest.mark.parametrize("billed", [False, True])
-async def test_too_long_a_prompt_bills_as_scripted(fake: AzureOpenAI, client: AsyncOpenAI, billed: bool) -> None:
+async def test_context_length_error_is_billed_as_scripted(fake: AzureOpenAI, client: AsyncOpenAI, billed: bool) -> None:
     fake.fault("context_length", billed=billed)
 
     with pytest.raises(openai.BadRequestError, match="maximum context length"):
@@ -394,7 +394,7 @@ async def test_too_long_a_prompt_bills_as_scripted(fake: AzureOpenAI, client: As
     assert [entry.completion_tokens for entry in fake.meter] == [0] * billed
 
 
-async def test_a_filtered_answer_is_partial(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_filtered_answer_is_partial(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     fake.fault("completion_filter", after=2)
     fake.fault("completion_filter", after=2)
 
@@ -406,29 +406,29 @@ async def test_a_filtered_answer_is_partial(fake: AzureOpenAI, client: AsyncOpen
     assert [billed.completion_tokens for billed in fake.meter] == [2, 2]
 
 
-BROKEN: list[tuple[Kind, type[Exception], str]] = [
+DISCONNECTS: list[tuple[Kind, type[Exception], str]] = [
     ("reset", httpx.ReadError, "echo: hell"),
     ("close", httpx.RemoteProtocolError, "echo: hell"),
     ("stall", httpx.ReadTimeout, "echo: hell"),
 ]
 
 
-@pytest.mark.parametrize(("kind", "error", "heard"), BROKEN)
-async def test_a_stream_breaks_after_exactly_so_many_chunks(
-    fake: AzureOpenAI, kind: Kind, error: type[Exception], heard: str
+@pytest.mark.parametrize(("kind", "error", "text_before"), DISCONNECTS)
+async def test_stream_breaks_after_the_scripted_number_of_chunks(
+    fake: AzureOpenAI, kind: Kind, error: type[Exception], text_before: str
 ) -> None:
     fake.fault(kind, after=3)
     body = {"model": "chat", "messages": HELLO, "stream": True}
     received: list[bytes] = []
     async with (
-        httpx.AsyncClient(headers={"api-key": "test-key"}, timeout=httpx.Timeout(PATIENCE, read=1)) as plain,
+        httpx.AsyncClient(headers={"api-key": "test-key"}, timeout=httpx.Timeout(MAX_WAIT_S, read=1)) as plain,
         plain.stream("POST", f"{fake.endpoint}/openai/v1/chat/completions", json=body) as answer,
     ):
         with pytest.raises(error):
-            await gather(received, answer)
+            await collect(received, answer)
 
     events = [json.loads(event.removeprefix(b"data: ")) for event in b"".join(received).split(b"\n\n") if event]
-    assert "".join(event["choices"][0]["delta"]["content"] for event in events[1:]) == heard
+    assert "".join(event["choices"][0]["delta"]["content"] for event in events[1:]) == text_before
     assert [(billed.outcome, billed.completion_tokens) for billed in fake.meter] == [
         (kind, len(pieces("echo: hello, wörld 🙂🙃")))
     ]
@@ -436,7 +436,7 @@ async def test_a_stream_breaks_after_exactly_so_many_chunks(
 
 @pytest.mark.parametrize("kind", ["reset", "close"])
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_the_sdk_sees_a_lost_connection(
+async def test_lost_connection_raises_the_sdks_connection_error(
     fake: AzureOpenAI, client: AsyncOpenAI, kind: Kind, streamed: bool
 ) -> None:
     fake.fault(kind)
@@ -449,27 +449,27 @@ async def test_the_sdk_sees_a_lost_connection(
     assert [billed.outcome for billed in fake.meter] == [kind]
 
 
-async def test_a_stall_before_the_first_byte_is_a_timeout(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_stall_before_the_first_byte_is_a_timeout(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     fake.fault("stall")
 
     with pytest.raises(openai.APITimeoutError):
-        await ask(client.with_options(timeout=openai.Timeout(PATIENCE, read=0.3)))
+        await ask(client.with_options(timeout=openai.Timeout(MAX_WAIT_S, read=0.3)))
 
     assert [billed.outcome for billed in fake.meter] == ["stall"]
     await fake.until(lambda: fake.busy == 0)
 
 
-async def test_a_free_fault_stays_free_when_the_client_does_not_wait(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_unbilled_fault_stays_unbilled_if_the_client_times_out(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     fake.fault(503, seconds=60)
 
     with pytest.raises(openai.APITimeoutError):
-        await ask(client.with_options(timeout=openai.Timeout(PATIENCE, read=0.3)))
+        await ask(client.with_options(timeout=openai.Timeout(MAX_WAIT_S, read=0.3)))
     await fake.until(lambda: fake.requests and fake.busy == 0)
 
     assert fake.meter == []
 
 
-async def test_a_slow_first_byte_is_only_late(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_slow_first_byte_only_delays_the_answer(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     fake.fault("slow", seconds=0.2)
     started = asyncio.get_running_loop().time()
 
@@ -479,7 +479,9 @@ async def test_a_slow_first_byte_is_only_late(fake: AzureOpenAI, client: AsyncOp
 
 
 @pytest.mark.parametrize("kind", ["truncated", "malformed", "error_event"])
-async def test_a_stream_can_end_wrongly(fake: AzureOpenAI, client: AsyncOpenAI, kind: Kind) -> None:
+async def test_stream_can_end_truncated_malformed_or_with_an_error_event(
+    fake: AzureOpenAI, client: AsyncOpenAI, kind: Kind
+) -> None:
     fake.fault(kind, after=2)
     chunks: list[ChatCompletionChunk] = []
 
@@ -505,7 +507,7 @@ async def test_usage_can_be_missing(fake: AzureOpenAI, client: AsyncOpenAI) -> N
     assert len(fake.meter) == 2
 
 
-async def test_a_client_that_hangs_up_is_billed_the_whole_answer(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_client_that_disconnects_is_billed_for_the_whole_answer(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     fake.reply("one two three")
     with fake.hold(after=1) as hold:
         answer = await ask(client, stream=True)
@@ -516,7 +518,7 @@ async def test_a_client_that_hangs_up_is_billed_the_whole_answer(fake: AzureOpen
     assert [(billed.outcome, billed.completion_tokens) for billed in fake.meter] == [("hang_up", 4)]
 
 
-async def test_a_held_stream_waits_after_so_many_chunks(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_held_stream_waits_after_the_given_number_of_chunks(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     chunks: list[ChatCompletionChunk] = []
     with fake.hold(after=2) as hold:
         turn = asyncio.create_task(read(chunks, client))
@@ -530,7 +532,7 @@ async def test_a_held_stream_waits_after_so_many_chunks(fake: AzureOpenAI, clien
     assert len(fake.meter) == 1
 
 
-async def test_a_held_json_answer_waits_before_any_byte(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_held_json_answer_waits_before_the_first_byte(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     with fake.hold() as hold:
         turn = asyncio.create_task(ask(client))
         await hold.until_reached()
@@ -539,7 +541,9 @@ async def test_a_held_json_answer_waits_before_any_byte(fake: AzureOpenAI, clien
     assert (await turn).choices[0].finish_reason == "stop"
 
 
-async def test_stopped_it_refuses_and_started_again_it_serves(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_fake_refuses_connections_while_stopped_and_serves_after_restart(
+    fake: AzureOpenAI, client: AsyncOpenAI
+) -> None:
     hold = fake.hold()
     turn = asyncio.create_task(ask(client))
     await hold.until_reached()
@@ -556,7 +560,7 @@ async def test_stopped_it_refuses_and_started_again_it_serves(fake: AzureOpenAI,
     assert [billed.outcome for billed in fake.meter] == ["stopped", "ok"]
 
 
-async def test_a_responder_may_decide_by_the_request(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
+async def test_responder_chooses_the_answer_by_request(fake: AzureOpenAI, client: AsyncOpenAI) -> None:
     def responder(request: Request) -> Reply | Fault:
         return Fault("status", 503) if request.headers["x-ms-client-request-id"] == "1" else Reply("fine")
 

@@ -1,4 +1,4 @@
-"""A clock that does not move what waits for it makes a test hang, or prove nothing."""
+"""ManualClock must end sleeps and timeouts when advanced; otherwise tests hang or prove nothing."""
 
 import asyncio
 import time
@@ -9,38 +9,38 @@ import pytest
 from tests.support.clock import ManualClock
 
 
-async def test_a_sleep_ends_once_the_clock_is_past_it() -> None:
+async def test_sleep_ends_when_clock_passes_its_end() -> None:
     clock, began = ManualClock(), time.monotonic()
     sleeping = asyncio.create_task(clock.sleep(60))
-    await clock.until_sleeping(60)
+    await clock.until_sleep_started(60)
     await clock.advance(59)
-    assert clock.sleeping(60)
+    assert clock.has_sleep(60)
     assert not sleeping.done()
     await clock.advance(1)
-    assert not clock.sleeping(60)
+    assert not clock.has_sleep(60)
     await sleeping
     assert time.monotonic() - began < 30
     assert clock.slept == [60]
 
 
-async def test_a_time_out_ends_once_the_clock_is_past_it() -> None:
-    async def limited() -> None:
+async def test_timeout_ends_when_clock_passes_its_end() -> None:
+    async def wait_with_timeout() -> None:
         async with clock.timeout_at(clock.monotonic() + 60):
             await asyncio.Event().wait()
 
     clock = ManualClock()
-    waiting = asyncio.create_task(limited())
-    await clock.until_limiting(60)
+    waiting = asyncio.create_task(wait_with_timeout())
+    await clock.until_timeout_started(60)
     await clock.advance(59)
-    assert clock.limiting(60)
+    assert clock.has_timeout(60)
     await clock.advance(1)
-    assert not clock.limiting(60)
+    assert not clock.has_timeout(60)
     with pytest.raises(TimeoutError):
         await waiting
-    await clock.advance(60)  # after its end
+    await clock.advance(60)  # advancing after the timeout has ended
 
 
-async def test_both_clocks_move_together_and_the_wall_clock_can_be_set() -> None:
+async def test_advance_moves_both_clocks_and_set_only_wall_clock() -> None:
     clock = ManualClock()
     wall, monotonic = clock.now(), clock.monotonic()
     await clock.advance(3600)
@@ -51,15 +51,15 @@ async def test_both_clocks_move_together_and_the_wall_clock_can_be_set() -> None
     assert clock.monotonic() - monotonic < 3630
 
 
-async def test_short_sleeps_can_be_skipped() -> None:
+async def test_short_sleeps_are_skipped() -> None:
     clock = ManualClock()
-    clock.skips = 5
+    clock.skip_sleeps_up_to = 5
     monotonic = clock.monotonic()
     await clock.sleep(5)
     assert clock.monotonic() - monotonic >= 5
     longer = asyncio.create_task(clock.sleep(5.1))
-    await clock.until_sleeping(5.1)
+    await clock.until_sleep_started(5.1)
     longer.cancel()
     with pytest.raises(asyncio.CancelledError):
         await longer
-    assert not clock.sleeping(5.1)
+    assert not clock.has_sleep(5.1)

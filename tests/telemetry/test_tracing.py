@@ -20,8 +20,8 @@ from local.places import ROOT
 from shared.telemetry.tracing import tracing
 from tests.conftest import FEBRUARY_29, Tables
 from tests.support.azure_openai import AzureOpenAI
-from tests.support.loopback import PATIENCE, Loopback, Wire
-from tests.support.talking import answer, closed_ledger, say
+from tests.support.chat_client import answer, closed_ledger, send_message
+from tests.support.loopback import MAX_WAIT_S, Loopback, Wire
 
 KEY = "00000000-1111-2222-3333-444444444444"
 MEASURED = {
@@ -89,7 +89,7 @@ def host(environ: dict[str, str], ingestion: Ingestion, tmp_path: Path) -> Itera
         process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=log, stderr=log)
     base = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + MAX_WAIT_S
         while not _healthy(base):
             assert process.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline
@@ -111,10 +111,10 @@ async def test_a_call_is_a_span_and_metrics_without_content(
     host: str, fake: AzureOpenAI, ingestion: Ingestion, tables: Tables
 ) -> None:
     fake.reply("marmalade", reasoning_tokens=7)
-    async with httpx.AsyncClient(base_url=host, trust_env=False, timeout=PATIENCE) as api:
+    async with httpx.AsyncClient(base_url=host, trust_env=False, timeout=MAX_WAIT_S) as api:
         told = await answer(api, "xylophone", "a-session-of-mine", max_tokens=50)
         fake.fault("no_usage")
-        await say(api, "xylophone", "a-session-of-mine")
+        await send_message(api, "xylophone", "a-session-of-mine")
     await ingestion.until(lambda: len(ingestion.of("RemoteDependencyData")) == 2 and ingestion.measured >= MEASURED)
 
     settled, doubtful = ingestion.of("RemoteDependencyData")

@@ -1,7 +1,7 @@
-"""SIGKILL at every step boundary of a turn, a retry and a removal: after recovery the money adds up, every time.
+"""SIGKILL at every step of a turn, a retry and a deletion: all costs add up after recovery.
 
-Storage or the model keeps a request (or its answer), which holds a host at one exact point; then it is killed. What was
-kept is lost with it or, as a slow network would have it, arrives after its death.
+The storage proxy or the fake model stalls a request (or its response), which stops a host at an exact step; then the
+host is killed. The stalled request is lost or, as in a slow network, arrives after the crash.
 """
 
 import asyncio
@@ -22,94 +22,103 @@ from shared.errors import VersionConflict
 from shared.services import services
 from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI, Fault, Request, Script
-from tests.support.conservation import assert_conserved, everything
-from tests.support.faults import FORGETTING, announcing, entering, marking, raising, transaction
-from tests.support.killing import Azurite, Host, Nursery
-from tests.support.loopback import PATIENCE
+from tests.support.chat_client import answer, expire_lease, row_keys, stored
+from tests.support.conservation import all_rows, assert_conserved
+from tests.support.faults import (
+    DELETION_END,
+    deletion_insert,
+    deletion_mark,
+    ledger_insert,
+    ledger_update,
+    session_transaction,
+)
+from tests.support.loopback import MAX_WAIT_S
+from tests.support.processes import Azurite, Host, HostFactory
 from tests.support.proxy import Match, Rule, Stall, TcpProxy
-from tests.support.talking import age_lease, answer, row_keys, stored
 
 Start: TypeAlias = Callable[[], Host]
 Step: TypeAlias = Callable[[str], Match]
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
+def host_factory() -> Iterator[HostFactory]:
+    with HostFactory() as host_factory:
+        yield host_factory
 
 
 @pytest.fixture
-def start(nursery: Nursery, storage: TcpProxy, environ: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Starts a host. Any is as good as the same one started again: it keeps nothing."""
+def start(host_factory: HostFactory, storage: TcpProxy, environ: dict[str, str], tmp_path: Path) -> Iterator[Start]:
+    """Starts a host. Hosts are stateless, so a new one is equivalent to a restarted one."""
     started: list[Host] = []
 
     def host() -> Host:
-        started.append(nursery.host(environ, tmp_path / f"host-{len(started)}.log"))
+        started.append(host_factory.host(environ, tmp_path / f"host-{len(started)}.log"))
         return started[-1]
 
     yield host
-    for host_left in started:
-        host_left.kill()
+    for running in started:
+        running.kill()
 
 
 @dataclass(frozen=True)
-class Point:
-    """Where a host is killed: with this request on its way to storage, or done there and not acknowledged."""
+class CrashPoint:
+    """Where a host is killed: before this request reaches storage, or after storage has committed it (`done`)."""
 
-    step: Step | None = None  # none: where the message stops the model
+    step: Step | None = None  # None: while the model handles the message
     nth: int = 1
     done: bool = False
     message: str = "plain"
 
     @property
-    def on_its_way(self) -> bool:
+    def before_commit(self) -> bool:
         return self.step is not None and not self.done
 
 
 POINTS = {
-    "before it is reserved": Point(transaction),
-    "reserved": Point(transaction, done=True),
-    "before it is in the ledger": Point(entering),
-    "in the ledger": Point(entering, done=True),
-    "before the first byte": Point(message="silent"),
-    "in mid-answer": Point(message="halting"),
-    "before the session is settled": Point(transaction, nth=2),
-    "the session settled": Point(transaction, nth=2, done=True),
-    "before the ledger is settled": Point(raising),
-    "the ledger settled": Point(raising, done=True),
-    "before another call is opened": Point(transaction, nth=2, message="lost once"),
-    "another call opened": Point(transaction, nth=2, done=True, message="lost once"),
-    "before the first row is raised": Point(raising, message="lost once"),
-    "the first row raised": Point(raising, done=True, message="lost once"),
-    "before the second call is in the ledger": Point(entering, nth=2, message="lost once"),
-    "the second call in the ledger": Point(entering, nth=2, done=True, message="lost once"),
-    "in mid-answer of the second call": Point(message="lost once, then halting"),
-    "before the second call is settled": Point(transaction, nth=3, message="lost once"),
-    "the second call settled in the session": Point(transaction, nth=3, done=True, message="lost once"),
+    "before the reservation": CrashPoint(session_transaction),
+    "after the reservation": CrashPoint(session_transaction, done=True),
+    "before the ledger insert": CrashPoint(ledger_insert),
+    "after the ledger insert": CrashPoint(ledger_insert, done=True),
+    "before the first chunk": CrashPoint(message="silent"),
+    "during the answer": CrashPoint(message="halting"),
+    "before the session is settled": CrashPoint(session_transaction, nth=2),
+    "after the session is settled": CrashPoint(session_transaction, nth=2, done=True),
+    "before the ledger is settled": CrashPoint(ledger_update),
+    "after the ledger is settled": CrashPoint(ledger_update, done=True),
+    "before the retry transaction": CrashPoint(session_transaction, nth=2, message="lost once"),
+    "after the retry transaction": CrashPoint(session_transaction, nth=2, done=True, message="lost once"),
+    "before the first row is raised": CrashPoint(ledger_update, message="lost once"),
+    "after the first row is raised": CrashPoint(ledger_update, done=True, message="lost once"),
+    "before the second ledger insert": CrashPoint(ledger_insert, nth=2, message="lost once"),
+    "after the second ledger insert": CrashPoint(ledger_insert, nth=2, done=True, message="lost once"),
+    "during the answer of the second call": CrashPoint(message="lost once, then halting"),
+    "before the second call is settled in the session": CrashPoint(session_transaction, nth=3, message="lost once"),
+    "after the second call is settled in the session": CrashPoint(
+        session_transaction, nth=3, done=True, message="lost once"
+    ),
 }
 
 
-def obedient(fake: AzureOpenAI) -> None:
-    """The model goes wrong as the message says."""
-    plain, met = fake.responder, set[str]()
+def fail_as_the_message_says(fake: AzureOpenAI) -> None:
+    """Make the model fail in the way that the message names."""
+    responder, seen = fake.responder, set[str]()
 
     def respond(request: Request) -> Script:
         message = request.body["messages"][-1]["content"]
-        kind, first = message.partition(" in ")[0], message not in met
-        met.add(message)
+        kind, first = message.partition(" in ")[0], message not in seen
+        seen.add(message)
         if kind.startswith("lost once") and first:
             return Fault("reset")
         if kind == "silent":
             return Fault("stall")
-        return Fault("stall", after=2) if kind.endswith("halting") else plain(request)
+        return Fault("stall", after=2) if kind.endswith("halting") else responder(request)
 
     fake.responder = respond
 
 
 @dataclass
-class Held:
-    """Requests to a host, and what holds them in it."""
+class StalledRequests:
+    """Requests to a host, and the proxy rules that stall them."""
 
     requests: "list[asyncio.Task[httpx.Response]]" = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
@@ -118,125 +127,125 @@ class Held:
         self.requests.append(asyncio.ensure_future(request))
 
 
-async def bring_to(
-    point: Point, client: httpx.AsyncClient, storage: TcpProxy, fake: AzureOpenAI, sessions: Sequence[str]
-) -> Held:
-    """A turn in each session, held at the point."""
-    held = Held()
+async def stall_at(
+    point: CrashPoint, client: httpx.AsyncClient, storage: TcpProxy, fake: AzureOpenAI, sessions: Sequence[str]
+) -> StalledRequests:
+    """Start a turn in each session and stall all of them at the point."""
+    stalled = StalledRequests()
     if point.step:
         stall = Stall(after_answer=point.done)
-        held.rules = [storage.on(point.step(session), stall, nth=point.nth) for session in sessions]
+        stalled.rules = [storage.on(point.step(session), stall, nth=point.nth) for session in sessions]
     for session in sessions:
-        held.add(post(client, session, f"{point.message} in {session}"))
-    for rule in held.rules:
+        stalled.add(chat(client, session, f"{point.message} in {session}"))
+    for rule in stalled.rules:
         await rule.until_reached()
     billed = len(sessions) * (2 if point.message.startswith("lost once") else 1)
     if not point.step:
         await fake.until(lambda: len(fake.meter) == billed)
-    return held
+    return stalled
 
 
-async def post(client: httpx.AsyncClient, session: str, message: str) -> httpx.Response:
+async def chat(client: httpx.AsyncClient, session: str, message: str) -> httpx.Response:
     body = {"session_id": session, "message": message}
     return await client.post("/api/chat", json=body, headers={"idempotency-key": session})
 
 
-async def kill(host: Host, storage: TcpProxy, held: Held, *, late: int = 0) -> None:
-    """What is kept of the first `late` requests arrives after the host's death, the rest never."""
+async def kill(host: Host, storage: TcpProxy, stalled: StalledRequests, *, late: int = 0) -> None:
+    """Kill the host. The first `late` stalled requests arrive after that; the others are lost."""
     await asyncio.to_thread(host.kill)
-    for rule in held.rules[:late]:
+    for rule in stalled.rules[:late]:
         rule.release()
-    await storage.until(lambda: storage.busy == len(held.rules[late:]))
+    await storage.until(lambda: storage.busy == len(stalled.rules[late:]))
     storage.down()
     storage.clear()
     storage.up()
-    await asyncio.gather(*held.requests, return_exceptions=True)
+    await asyncio.gather(*stalled.requests, return_exceptions=True)
 
 
-async def age(tables: Tables, sessions: Iterable[str]) -> None:
-    """Let time pass: leases are over, and so are the deadlines of open rows."""
+async def expire(tables: Tables, sessions: Iterable[str]) -> None:
+    """Make the leases of the sessions and the deadlines of all open rows expire."""
     for session in sessions:
-        with suppress(AssertionError):  # there is none
-            await age_lease(tables, session)
-    over = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
-    async for row in everything(tables.usage):
+        with suppress(AssertionError):  # it has no lease
+            await expire_lease(tables, session)
+    past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    async for row in all_rows(tables.usage):
         if row["state"] == "open":
             key = {name: row[name] for name in ("PartitionKey", "RowKey")}
-            with suppress(VersionConflict):  # it has just been written
-                await tables.usage.merge({**key, "deadline": over}, row["etag"])
+            with suppress(VersionConflict):  # it was written concurrently
+                await tables.usage.merge({**key, "deadline": past}, row["etag"])
 
 
-async def try_again(client: httpx.AsyncClient, tables: Tables, fake: AzureOpenAI, session: str, message: str) -> None:
-    """With the same key: an answer that was stored is given again, and nothing else is paid for."""
-    known = await row_keys(tables, session)
-    answered = bool(known) and (await stored(tables, session))[1][-1].call.state == "settled"
-    asked = len(fake.requests)
-    response = await post(client, session, message)
+async def retry_chat(client: httpx.AsyncClient, tables: Tables, fake: AzureOpenAI, session: str, message: str) -> None:
+    """Retry with the same Idempotency-Key: a stored answer is replayed without a model call."""
+    keys = await row_keys(tables, session)
+    answered = bool(keys) and (await stored(tables, session))[1][-1].call.state == "settled"
+    calls = len(fake.requests)
+    response = await chat(client, session, message)
     assert response.status_code == 200
-    assert ("idempotent-replayed" in response.headers, len(fake.requests) - asked) == (answered, not answered)
+    assert ("idempotent-replayed" in response.headers, len(fake.requests) - calls) == (answered, not answered)
 
 
 @pytest.mark.parametrize("name", POINTS)
-async def test_a_turn_may_die_anywhere(
+async def test_recovery_after_a_crash_at_any_step_of_a_turn(
     start: Start, storage: TcpProxy, fake: AzureOpenAI, tables: Tables, name: str
 ) -> None:
-    point, victim, plain = POINTS[name], start(), fake.responder
-    obedient(fake)
-    fates = ["late", "lost"] if point.on_its_way else ["lost"]
-    sessions = [f"{role}-{fate}" for fate in fates for role in ("retried", "swept", "cleared", "erased")]
+    point, victim, responder = POINTS[name], start(), fake.responder
+    fail_as_the_message_says(fake)
+    fates = ["late", "lost"] if point.before_commit else ["lost"]
+    sessions = [f"{role}-{fate}" for fate in fates for role in ("retried", "recovered", "cleared", "erased")]
     erased = {session for session in sessions if session.startswith("erased")}
     async with victim.client() as client:
-        held = await bring_to(point, client, storage, fake, sessions)
-        await kill(victim, storage, held, late=len(sessions) // 2 if point.on_its_way else 0)
+        stalled = await stall_at(point, client, storage, fake, sessions)
+        await kill(victim, storage, stalled, late=len(sessions) // 2 if point.before_commit else 0)
 
-    host, fake.responder = start(), plain
+    host, fake.responder = start(), responder
     async with host.client() as client:
         for session in erased:
             assert (await client.delete(f"/api/sessions/{session}")).status_code in (204, 404)
-        await age(tables, sessions)
+        await expire(tables, sessions)
         for session in sessions:
             if session.startswith("retried"):
-                await try_again(client, tables, fake, session, f"{point.message} in {session}")
+                await retry_chat(client, tables, fake, session, f"{point.message} in {session}")
             elif session.startswith("cleared"):
                 assert (await client.delete(f"/api/sessions/{session}/messages")).status_code in (204, 404)
         await asyncio.to_thread(host.fire)
-        await assert_conserved(tables, fake, erased=erased, freed=False)
+        await assert_conserved(tables, fake, erased=erased, released=False)
         await asyncio.gather(*(answer(client, "at last", session) for session in sessions))
         await assert_conserved(tables, fake, erased=erased)
 
 
-def forgetting(_: str) -> Match:
-    return FORGETTING
+def deletion_end(_: str) -> Match:
+    return DELETION_END
 
 
-REMOVALS: dict[str, tuple[Step, bool]] = {
-    "before it is announced": (announcing, False),
-    "announced": (announcing, True),
-    "before its head is marked": (marking, False),
-    "its head marked": (marking, True),
-    "before its rows are gone": (transaction, False),
-    "its rows gone": (transaction, True),
-    "before it is forgotten": (forgetting, False),
+DELETION_STEPS: dict[str, tuple[Step, bool]] = {
+    "before the deletion is inserted": (deletion_insert, False),
+    "after the deletion is inserted": (deletion_insert, True),
+    "before the head is marked": (deletion_mark, False),
+    "after the head is marked": (deletion_mark, True),
+    "before the rows are deleted": (session_transaction, False),
+    "after the rows are deleted": (session_transaction, True),
+    "before the deletion ends": (deletion_end, False),
 }
 
 
-@pytest.mark.parametrize("name", REMOVALS)
-async def test_a_clear_or_an_erasure_may_die_anywhere(
+@pytest.mark.parametrize("name", DELETION_STEPS)
+async def test_recovery_after_a_crash_at_any_step_of_a_deletion(
     start: Start, storage: TcpProxy, fake: AzureOpenAI, tables: Tables, name: str
 ) -> None:
-    victim, (step, done), held = start(), REMOVALS[name], Held()
+    victim, (step, done), stalled = start(), DELETION_STEPS[name], StalledRequests()
     paths = {"cleared": "/messages", "cleared-then-used": "/messages", "erased": "", "erased-then-used": ""}
     async with victim.client() as client:
         for session in paths:
             await answer(client, "walrus", session)
         await assert_conserved(tables, fake)
         for session, path in paths.items():
-            held.rules.append(storage.on(step(session), Stall(after_answer=done)))
-            held.add(client.delete(f"/api/sessions/{session}{path}"))
-            await held.rules[-1].until_reached()
-        await kill(victim, storage, held)
-    begun = {row["session"] async for row in everything(tables.sessions) if row["PartitionKey"] == "~erasing"}
-    marked = {row["PartitionKey"] async for row in everything(tables.sessions) if "removal" in row}
+            stalled.rules.append(storage.on(step(session), Stall(after_answer=done)))
+            stalled.add(client.delete(f"/api/sessions/{session}{path}"))
+            await stalled.rules[-1].until_reached()
+        await kill(victim, storage, stalled)
+    announced = {row["session"] async for row in all_rows(tables.sessions) if row["PartitionKey"] == "~erasing"}
+    marked = {row["PartitionKey"] async for row in all_rows(tables.sessions) if "removal" in row}
 
     host = start()
     async with host.client() as client:
@@ -244,17 +253,17 @@ async def test_a_clear_or_an_erasure_may_die_anywhere(
             if session.endswith("used"):
                 await answer(client, "at last", session)
         await asyncio.to_thread(host.fire)
-        left = {row["session"] async for row in everything(tables.sessions) if row["PartitionKey"] == "~erasing"}
-        kept = {row["PartitionKey"] async for row in everything(tables.sessions) if "walrus" in str(row)}
-        assert kept == (set(paths) if step is announcing or (step is marking and not done) else set())
-        assert left <= begun - marked
+        remaining = {row["session"] async for row in all_rows(tables.sessions) if row["PartitionKey"] == "~erasing"}
+        undeleted = {row["PartitionKey"] async for row in all_rows(tables.sessions) if "walrus" in str(row)}
+        assert undeleted == (set(paths) if step is deletion_insert or (step is deletion_mark and not done) else set())
+        assert remaining <= announced - marked
         erased = {session for session in paths if session.startswith("erased")}
         await assert_conserved(tables, fake, erased=erased)
         statuses = {session: (await client.get(f"/api/sessions/{session}")).status_code for session in paths}
-        assert statuses == {session: 404 if session == "erased" and not kept else 200 for session in paths}
+        assert statuses == {session: 404 if session == "erased" and not undeleted else 200 for session in paths}
 
 
-async def test_storage_may_die_under_load(
+async def test_costs_add_up_after_storage_crashes_under_load(
     serve: Serve, environ: dict[str, str], prefix: str, fake: AzureOpenAI, tmp_path: Path
 ) -> None:
     storage, fake.chunk_delay = Azurite(tmp_path), 0.002
@@ -265,9 +274,9 @@ async def test_storage_may_die_under_load(
             serve(environ | {"TABLES_CONNECTION_STRING": connection}) as api,
             TableServiceClient.from_connection_string(connection) as service,
         ):
-            load = [asyncio.create_task(insisting(api, f"s{index}")) for index in range(12)]
+            load = [asyncio.create_task(retry_until_answered(api, f"s{index}")) for index in range(12)]
             for billed in (8, 16, 24):
-                while len(fake.meter) < billed:  # noqa: ASYNC110 - the fake's thread has no event of ours
+                while len(fake.meter) < billed:  # noqa: ASYNC110 - the fake's thread sets no asyncio.Event
                     await asyncio.sleep(0.005)
                 storage.kill()
                 await asyncio.to_thread(storage.start)
@@ -275,7 +284,7 @@ async def test_storage_may_die_under_load(
 
             await services().turns.finish()
             tables = Tables(service.get_table_client(f"{prefix}sessions"), service.get_table_client(f"{prefix}usage"))
-            await age(tables, [f"s{index}" for index in range(12)])
+            await expire(tables, [f"s{index}" for index in range(12)])
             await services().maintenance.run()
             await asyncio.gather(*(answer(api, "at last", f"s{index}") for index in range(12)))
             await assert_conserved(tables, fake)
@@ -283,9 +292,9 @@ async def test_storage_may_die_under_load(
         storage.kill()
 
 
-async def insisting(api: httpx.AsyncClient, session: str) -> None:
-    """Three turns, each posted with its key until it is answered."""
-    deadline = time.monotonic() + 2 * PATIENCE
+async def retry_until_answered(api: httpx.AsyncClient, session: str) -> None:
+    """Three turns, each retried with its Idempotency-Key until it is answered."""
+    deadline = time.monotonic() + 2 * MAX_WAIT_S
     for number in range(3):
         body, key = {"session_id": session, "message": f"{number}"}, {"idempotency-key": f"{number}"}
         while (response := await api.post("/api/chat", json=body, headers=key)).status_code != 200:

@@ -1,4 +1,4 @@
-"""What a turn makes of a model service that fails: the right error, a conversation as before, and every cent told."""
+"""Turns with a failing model service: the error response, the unchanged conversation and the recorded costs."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -14,23 +14,23 @@ from shared.model.sse import DRAIN_TIMEOUT_S
 from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI, Kind
 from tests.support.azure_openai_answers import PROMPT_FILTERED
-from tests.support.clock import ManualClock
-from tests.support.conservation import assert_conserved
-from tests.support.talking import (
+from tests.support.chat_client import (
     Event,
     answer,
     closed_ledger,
     events,
-    look,
-    say,
+    get_json,
+    send_message,
     stored,
     streaming,
 )
+from tests.support.clock import ManualClock
+from tests.support.conservation import assert_conserved
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A fault, and what a caller is to see of it. `billable`: its call may have cost money."""
+    """A fault and the response that the caller gets. `billable`: the call may have been billed."""
 
     fault: Kind | int
     status: int
@@ -46,7 +46,7 @@ class Failure:
         return " ".join([str(self.fault), *(f"{name} {value}" for name, value in self.details.items())])
 
 
-BEFORE_ANY_BYTE = [
+BEFORE_ANSWER = [
     Failure(400, 400, "invalid_request", details={"message": "Unknown parameter: 'x'."}),
     Failure(401, 503, "upstream_unavailable", "30"),
     Failure(403, 503, "upstream_unavailable", "30"),
@@ -64,7 +64,7 @@ BEFORE_ANY_BYTE = [
     Failure("reset", 502, "upstream_error", billable=True),
     Failure("close", 502, "upstream_error", billable=True),
 ]
-IN_MID_ANSWER = [
+DURING_ANSWER = [
     Failure("stall", 504, "upstream_timeout", "5", billable=True, details={"after": 2}),
     Failure("reset", 502, "upstream_error", billable=True, details={"after": 2}),
     Failure("close", 502, "upstream_error", billable=True, details={"after": 2}),
@@ -76,8 +76,8 @@ IN_MID_ANSWER = [
 
 @pytest.fixture
 def environ(environ: dict[str, str], clock: ManualClock) -> dict[str, str]:
-    """No long wait for a model that is silent, and none before a retry."""
-    clock.skips = RETRY_PAUSE_S
+    """A short model timeout, and no wait before a retry."""
+    clock.skip_sleeps_up_to = RETRY_PAUSE_S
     return environ | {"AZURE_OPENAI_TIMEOUT_SECONDS": "2"}
 
 
@@ -90,7 +90,7 @@ def assistant(content: str) -> dict[str, Any]:
 
 
 def sent(fake: AzureOpenAI, request: int = -1) -> list[dict[str, Any]]:
-    """What the model was sent, but for the system prompt."""
+    """The messages that the model received, without the system prompt."""
     messages: list[dict[str, Any]] = fake.requests[request].body["messages"]
     return messages[1:]
 
@@ -101,22 +101,22 @@ def assert_nothing_leaks(text: str, environ: dict[str, str], fake: AzureOpenAI) 
         assert secret not in text
 
 
-@pytest.mark.parametrize("failure", [*BEFORE_ANY_BYTE, *IN_MID_ANSWER], ids=str)
-async def test_a_failed_turn_says_why_and_leaves_the_conversation_as_it_was(
+@pytest.mark.parametrize("failure", [*BEFORE_ANSWER, *DURING_ANSWER], ids=str)
+async def test_failed_turn_returns_its_error_and_leaves_the_conversation_unchanged(
     api: httpx.AsyncClient, environ: dict[str, str], fake: AzureOpenAI, tables: Tables, failure: Failure
 ) -> None:
     before = await answer(api, "before")
     for _ in range(2 if failure.billable else 1):
         failure.script(fake)
 
-    failed = await say(api, "lost words")
+    failed = await send_message(api, "lost words")
 
     error = failed.json()["error"]
     assert (failed.status_code, error["code"]) == (failure.status, failure.code)
     assert failed.headers.get("retry-after") == failure.retry_after
     assert_nothing_leaks(failed.text, environ, fake)
 
-    session, [_, *calls] = await look(api, "/api/sessions/s"), await closed_ledger(tables)
+    session, [_, *calls] = await get_json(api, "/api/sessions/s"), await closed_ledger(tables)
     outcome = State.UNACCOUNTED if failure.billable else State.FAILED
     assert [entry.call.state for entry in calls] == [outcome] * (2 if failure.billable else 1)
     assert session["cost_usd"] == before["cost_usd"]
@@ -125,84 +125,82 @@ async def test_a_failed_turn_says_why_and_leaves_the_conversation_as_it_was(
     assert session["unaccounted_usd"] == (worst if failure.billable else 0)
     assert not session["busy"]
 
-    history = await look(api, "/api/sessions/s/messages")
+    history = await get_json(api, "/api/sessions/s/messages")
     turn = history["turns"][0]
     assert (turn["turn"], turn["state"], turn["finish_reason"]) == (2, outcome, "error")
-    assert turn["messages"] == [user("lost words")] + ([] if failure in BEFORE_ANY_BYTE else [assistant("echo:")])
+    assert turn["messages"] == [user("lost words")] + ([] if failure in BEFORE_ANSWER else [assistant("echo:")])
     await answer(api, "after")
     assert sent(fake) == [user("before"), assistant("echo: before"), user("after")]
     await assert_conserved(tables, fake)
 
 
-@pytest.mark.parametrize("failure", [f for f in [*BEFORE_ANY_BYTE, *IN_MID_ANSWER] if f.billable], ids=str)
-async def test_a_call_that_may_be_billed_is_tried_again_once_as_another(
+@pytest.mark.parametrize("failure", [f for f in [*BEFORE_ANSWER, *DURING_ANSWER] if f.billable], ids=str)
+async def test_retry_once_as_a_new_call_if_the_first_may_be_billed(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, failure: Failure
 ) -> None:
     failure.script(fake)
 
-    told = await answer(api)
+    retried = await answer(api)
 
     first, second = await closed_ledger(tables)
     assert [request.call_id for request in fake.requests] == [first.call.id, second.call.id]
     assert (first.call.state, first.call.reason) == (State.UNACCOUNTED, failure.code)
     assert second.call.state is State.SETTLED
-    assert told["cost_usd"] == told["session"]["cost_usd"] == second.call.cost
-    assert told["session"]["unaccounted_calls"] == 1
-    assert told["session"]["unaccounted_usd"] == first.call.worst_case
+    assert retried["cost_usd"] == retried["session"]["cost_usd"] == second.call.cost
+    assert retried["session"]["unaccounted_calls"] == 1
+    assert retried["session"]["unaccounted_usd"] == first.call.worst_case
     _, [turn] = await stored(tables)
     assert [call.id for call in turn.calls] == [first.call.id, second.call.id]
     await assert_conserved(tables, fake)
 
 
-async def test_a_retry_that_fails_unbilled_leaves_only_the_first_call_in_doubt(
+async def test_unbilled_retry_failure_leaves_only_the_first_call_unaccounted(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.fault(504)
     fake.fault(429, retry_after=3)
 
-    failed = await say(api)
+    failed = await send_message(api)
 
     assert (failed.status_code, failed.headers["retry-after"]) == (429, "3")
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.UNACCOUNTED, State.FAILED]
-    assert (await look(api, "/api/sessions/s"))["unaccounted_calls"] == 1
+    assert (await get_json(api, "/api/sessions/s"))["unaccounted_calls"] == 1
     await assert_conserved(tables, fake)
 
 
-async def test_nothing_is_tried_again_once_the_caller_has_read_a_word(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
-) -> None:
+async def test_no_retry_after_a_delta_has_been_sent(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
     fake.fault("reset", after=1)
 
-    spoken = events((await say(api, stream=True)).content)
+    received = events((await send_message(api, stream=True)).content)
 
-    assert [event.name for event in spoken] == ["start", "delta", "error"]
+    assert [event.name for event in received] == ["start", "delta", "error"]
     assert len(fake.requests) == len(await closed_ledger(tables)) == 1
 
 
-async def test_a_stream_may_be_tried_again_before_its_first_word(
+async def test_stream_is_retried_before_its_first_delta(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.fault("reset")
 
-    spoken = events((await say(api, stream=True)).content)
+    received = events((await send_message(api, stream=True)).content)
 
-    assert [event.name for event in spoken] == ["start", *["delta"] * 3, "done"]
-    assert spoken[-1].data["session"]["unaccounted_calls"] == 1
+    assert [event.name for event in received] == ["start", *["delta"] * 3, "done"]
+    assert received[-1].data["session"]["unaccounted_calls"] == 1
     await assert_conserved(tables, fake)
 
 
-@pytest.mark.parametrize("failure", IN_MID_ANSWER, ids=str)
-async def test_an_answer_that_breaks_off_ends_in_an_error_event(
+@pytest.mark.parametrize("failure", DURING_ANSWER, ids=str)
+async def test_stream_that_breaks_off_ends_with_an_error_event(
     api: httpx.AsyncClient, environ: dict[str, str], fake: AzureOpenAI, tables: Tables, failure: Failure
 ) -> None:
     failure.script(fake)
 
-    response = await say(api, "lost words", stream=True)
+    response = await send_message(api, "lost words", stream=True)
 
     assert response.status_code == 200
     assert_nothing_leaks(response.text, environ, fake)
-    *told, last = events(response.content)
-    assert told == [
+    *before, last = events(response.content)
+    assert before == [
         Event("start", {"session_id": "s", "turn": 1, "deployment": "chat"}),
         Event("delta", {"content": "echo"}),
         Event("delta", {"content": ":"}),
@@ -212,15 +210,15 @@ async def test_an_answer_that_breaks_off_ends_in_an_error_event(
     assert (last.data["code"], last.data["status"]) == (failure.code, failure.status)
 
 
-async def test_what_was_said_before_an_answer_broke_off_is_kept_and_not_replayed(
+async def test_partial_answer_is_stored_but_not_sent_in_later_prompts(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.reply("one two three")
     fake.fault("reset", after=2)
-    await say(api, "hi")
-    await say(api, "lost words", stream=True)
+    await send_message(api, "hi")
+    await send_message(api, "lost words", stream=True)
 
-    history = await look(api, "/api/sessions/s/messages")
+    history = await get_json(api, "/api/sessions/s/messages")
     broken = history["turns"][0]
     assert broken["messages"] == [user("lost words"), assistant("echo:")]
     assert (broken["state"], broken["finish_reason"], broken["usage"]) == ("unaccounted", "error", None)
@@ -229,53 +227,55 @@ async def test_what_was_said_before_an_answer_broke_off_is_kept_and_not_replayed
     await assert_conserved(tables, fake)
 
 
-async def test_an_answer_without_usage_is_in_doubt(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
+async def test_answer_without_usage_is_unaccounted_and_not_retried(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
     fake.fault("no_usage")
 
-    failed = await say(api)
+    failed = await send_message(api)
 
     assert (failed.status_code, failed.json()["error"]["code"]) == (502, "upstream_error")
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.UNACCOUNTED]
-    assert len(fake.requests) == 1  # whoever leaves usage out does so each time
+    assert len(fake.requests) == 1  # a retry would probably not return usage either
     await assert_conserved(tables, fake)
 
 
-async def test_an_answer_that_is_whole_settles_though_the_connection_breaks_behind_it(
+async def test_complete_answer_settles_if_the_connection_breaks_after_it(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.fault("unended")
 
-    said = await answer(api)
+    completed = await answer(api)
 
-    assert (said["message"]["content"], said["finish_reason"]) == ("echo: hi", "stop")
-    assert said["session"]["unaccounted_calls"] == 0
+    assert (completed["message"]["content"], completed["finish_reason"]) == ("echo: hi", "stop")
+    assert completed["session"]["unaccounted_calls"] == 0
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.SETTLED]
     assert len(fake.requests) == 1
     await assert_conserved(tables, fake)
 
 
-async def test_an_answer_that_is_whole_is_not_kept_back_by_a_connection_that_does_not_end(
+async def test_complete_answer_is_not_delayed_by_a_stream_that_never_ends(
     clock: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.fault("endless")
-    began = clock.monotonic()
+    started = clock.monotonic()
     running = asyncio.create_task(answer(api))
-    await clock.until_limiting(DRAIN_TIMEOUT_S)
+    await clock.until_timeout_started(DRAIN_TIMEOUT_S)
     await clock.advance(DRAIN_TIMEOUT_S)
 
     assert (await running)["message"]["content"] == "echo: hi"
-    assert clock.monotonic() - began < 10  # the turn's own time-out is 220 s
+    assert clock.monotonic() - started < 10  # the turn's timeout is 220 s
     await assert_conserved(tables, fake)
 
 
-async def test_a_call_for_which_no_token_was_to_be_had_costs_nothing(
+async def test_call_without_an_access_token_fails_unbilled(
     serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
 ) -> None:
     del environ["AZURE_OPENAI_API_KEY"]
     environ["AZURE_TOKEN_CREDENTIALS"] = "ManagedIdentityCredential"
-    nowhere = {"IDENTITY_ENDPOINT": f"{fake.endpoint}/no-identity", "IDENTITY_HEADER": "secret-of-the-platform"}
-    async with serve(environ | nowhere) as api:
-        failed = await say(api)
+    no_identity = {"IDENTITY_ENDPOINT": f"{fake.endpoint}/no-identity", "IDENTITY_HEADER": "secret-of-the-platform"}
+    async with serve(environ | no_identity) as api:
+        failed = await send_message(api)
 
     error = failed.json()["error"]
     assert (failed.status_code, error["code"], failed.headers["retry-after"]) == (503, "upstream_unavailable", "30")
@@ -284,11 +284,11 @@ async def test_a_call_for_which_no_token_was_to_be_had_costs_nothing(
     assert not fake.meter
 
 
-async def test_a_model_that_nobody_can_reach_costs_nothing(
+async def test_call_to_an_unreachable_model_fails_unbilled(
     api: httpx.AsyncClient, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.stop()
-    failed = await say(api, "lost words")
+    failed = await send_message(api, "lost words")
     fake.start()
 
     error = failed.json()["error"]
@@ -300,10 +300,10 @@ async def test_a_model_that_nobody_can_reach_costs_nothing(
     await assert_conserved(tables, fake)
 
 
-async def test_a_turn_has_an_end(
+async def test_turn_timeout_ends_a_stream_that_keeps_sending(
     clock: ManualClock, serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
 ) -> None:
-    """However lively the model is: each chunk comes in time, and all of them do not."""
+    """Each chunk arrives in time, but the whole answer does not."""
     fake.chunk_delay = 0.1
     fake.reply("word " * 1_000)
     async with serve(environ | {"TURN_TIMEOUT_SECONDS": "300"}) as api, streaming(api) as answering:
@@ -322,12 +322,12 @@ async def test_a_turn_has_an_end(
     await assert_conserved(tables, fake)
 
 
-async def test_a_turn_that_is_not_streamed_has_an_end_too(
+async def test_turn_timeout_ends_a_turn_without_streaming(
     clock: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.chunk_delay = 0.1
     fake.reply("word " * 1_000)
-    running = asyncio.create_task(say(api))
+    running = asyncio.create_task(send_message(api))
     await fake.until(lambda: fake.requests)
     await clock.advance(220)
 
@@ -338,12 +338,12 @@ async def test_a_turn_that_is_not_streamed_has_an_end_too(
     await assert_conserved(tables, fake)
 
 
-async def test_a_turn_whose_time_is_up_calls_nobody_again(
+async def test_no_retry_after_the_turn_timeout(
     clock: ManualClock, serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.fault("stall")
     async with serve(environ | {"AZURE_OPENAI_TIMEOUT_SECONDS": "60"}) as api:
-        running = asyncio.create_task(say(api))
+        running = asyncio.create_task(send_message(api))
         await fake.until(lambda: fake.meter)
         await clock.advance(220)
         failed = await running
@@ -354,35 +354,37 @@ async def test_a_turn_whose_time_is_up_calls_nobody_again(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_rate_limit_is_told_after_start_too(api: httpx.AsyncClient, fake: AzureOpenAI, streamed: bool) -> None:
+async def test_rate_limit_is_returned_as_429_or_as_an_error_event(
+    api: httpx.AsyncClient, fake: AzureOpenAI, streamed: bool
+) -> None:
     fake.fault(429, retry_after=4)
 
-    response = await say(api, stream=streamed)
+    response = await send_message(api, stream=streamed)
 
     if streamed:
         assert [event.name for event in events(response.content)] == ["start", "error"]
-        told = events(response.content)[1].data
-        assert (told["code"], told["status"], told["retry_after"]) == ("rate_limited", 429, 4)
+        error = events(response.content)[1].data
+        assert (error["code"], error["status"], error["retry_after"]) == ("rate_limited", 429, 4)
     else:
         assert (response.status_code, response.headers["retry-after"]) == (429, "4")
 
 
-async def test_a_request_that_the_model_refuses_is_told_in_its_words(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
-    fake.refused = {"chat": frozenset({"top_p"})}
+async def test_rejected_request_returns_the_message_of_the_model_service(
+    api: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
+    fake.rejected = {"chat": frozenset({"top_p"})}
 
-    refused = await say(api, top_p=0.5)
+    refused = await send_message(api, top_p=0.5)
 
     error = refused.json()["error"]
     assert (refused.status_code, error["param"]) == (400, "top_p")
     assert "'top_p' does not support 0.5" in error["message"]
 
 
-async def test_a_prompt_that_the_filter_stopped_is_told_with_the_categories(
-    api: httpx.AsyncClient, fake: AzureOpenAI
-) -> None:
+async def test_content_filter_error_names_the_categories(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
     fake.fault("content_filter")
 
-    refused = await say(api)
+    refused = await send_message(api)
 
     error = refused.json()["error"]
     assert (refused.status_code, error["code"], error["param"]) == (400, "content_filter", "message")
@@ -390,19 +392,19 @@ async def test_a_prompt_that_the_filter_stopped_is_told_with_the_categories(
 
 
 @pytest.mark.parametrize("inner", [None, "x", {}, {"content_filter_result": []}, {"content_filter_result": {"a": 1}}])
-async def test_a_filter_that_names_no_category_is_believed(
+async def test_content_filter_error_without_categories(
     api: httpx.AsyncClient, fake: AzureOpenAI, inner: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PROMPT_FILTERED["error"], "innererror", inner)
     fake.fault("content_filter")
 
-    refused = await say(api)
+    refused = await send_message(api)
 
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == "The content filter stopped this prompt. Rephrase it."
 
 
-# Too long for the model
+# Prompts that exceed the context window
 
 
 async def converse(api: httpx.AsyncClient, turns: int) -> None:
@@ -411,37 +413,37 @@ async def converse(api: httpx.AsyncClient, turns: int) -> None:
 
 
 def numbers(fake: AzureOpenAI, request: int = -1) -> list[int]:
-    """Which messages the model was sent, by the numbers in them."""
+    """The numbers of the messages that the model received."""
     return [int(m["content"].split()[-1]) for m in sent(fake, request) if m["role"] == "user"]
 
 
-async def test_a_context_that_is_too_long_is_halved_once(
+async def test_retry_after_context_length_error_sends_half_of_the_history(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     await converse(api, 4)
     fake.fault("context_length")
 
-    told = await answer(api, "message 5")
+    shortened = await answer(api, "message 5")
 
     assert numbers(fake, -2) == [1, 2, 3, 4, 5]
     assert numbers(fake, -1) == [3, 4, 5]
     *_, first, second = await closed_ledger(tables)
     assert (first.call.state, first.call.reason) == (State.UNACCOUNTED, "context_too_long")
     assert second.call.state is State.SETTLED
-    assert told["session"]["unaccounted_calls"] == 1
+    assert shortened["session"]["unaccounted_calls"] == 1
     await answer(api, "message 6")
     assert numbers(fake) == [3, 4, 5, 6]
     await assert_conserved(tables, fake)
 
 
-async def test_a_context_that_is_too_long_even_halved_is_refused(
+async def test_second_context_length_error_returns_400(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     await converse(api, 4)
     fake.fault("context_length")
     fake.fault("context_length")
 
-    refused = await say(api, "message 5")
+    refused = await send_message(api, "message 5")
 
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_too_long")
     assert [entry.call.state for entry in await closed_ledger(tables)][4:] == [State.UNACCOUNTED] * 2
@@ -450,22 +452,24 @@ async def test_a_context_that_is_too_long_even_halved_is_refused(
     await assert_conserved(tables, fake)
 
 
-async def test_a_first_message_that_is_too_long_is_asked_once(
+async def test_no_retry_after_context_length_error_without_history(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.fault("context_length")
 
-    refused = await say(api)
+    refused = await send_message(api)
 
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_too_long")
     assert len(fake.requests) == len(await closed_ledger(tables)) == 1
     await assert_conserved(tables, fake)
 
 
-async def test_a_session_is_free_again_while_its_failed_turn_is_told(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+async def test_session_is_free_when_the_error_event_of_its_failed_turn_arrives(
+    api: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
     fake.fault("reset", after=1)
 
     async with streaming(api) as answering:
-        told = [await answering.next() for _ in range(3)]
-        assert told[-1].name == "error"
+        received = [await answering.next() for _ in range(3)]
+        assert received[-1].name == "error"
         assert (await answer(api, "again"))["turn"] == 2

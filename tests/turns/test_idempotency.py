@@ -1,4 +1,4 @@
-"""Idempotency-Key: the same request is answered again and never paid for again, whatever happened in between."""
+"""Idempotency-Key: a repeated request gets the stored answer and is never billed again."""
 
 import asyncio
 import re
@@ -12,79 +12,79 @@ from shared.services import services
 from shared.storage import session_rows as rows
 from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI, Fault
-from tests.support.conservation import assert_conserved, everything
-from tests.support.faults import REFUSED, entering, kept, transaction
-from tests.support.proxy import TcpProxy
-from tests.support.talking import (
+from tests.support.chat_client import (
     JSON,
-    age_lease,
     answer,
-    answered,
     closed_ledger,
     events,
-    look,
+    expire_lease,
+    get_json,
+    ok_json,
     row_keys,
     stored,
 )
+from tests.support.conservation import all_rows, assert_conserved
+from tests.support.faults import REFUSED, ledger_insert, session_transaction, stall_request
+from tests.support.proxy import TcpProxy
 
 KEY = "5f0c6f0e-4d0b-4c58-8f0a-1d2b3c4d5e6f"
 
 
-async def post(api: httpx.AsyncClient, message: object = "hi", key: str = KEY, **fields: object) -> httpx.Response:
+async def chat(api: httpx.AsyncClient, message: object = "hi", key: str = KEY, **fields: object) -> httpx.Response:
     return await api.post("/api/chat", json={"message": message, **fields}, headers={"idempotency-key": key})
 
 
 def replayed(response: httpx.Response) -> JSON:
     assert response.headers["idempotent-replayed"] == "true", response.text
-    return answered(response)
+    return ok_json(response)
 
 
 def fresh(response: httpx.Response) -> JSON:
     assert "idempotent-replayed" not in response.headers
-    return answered(response)
+    return ok_json(response)
 
 
-async def pointers(tables: Tables) -> list[str]:
-    """The sessions that first posts' keys lead to."""
-    return [row["session"] async for row in everything(tables.sessions) if row["PartitionKey"].startswith("~key-")]
+async def first_sessions(tables: Tables) -> list[str]:
+    """The sessions that first requests with a key created."""
+    return [row["session"] async for row in all_rows(tables.sessions) if row["PartitionKey"].startswith("~key-")]
 
 
-NAMED: list[dict[str, str]] = [{"session_id": "s"}, {}]
-EITHER = pytest.mark.parametrize("where", NAMED, ids=["a known session", "a first post"])
+SESSION_FIELDS: list[dict[str, str]] = [{"session_id": "s"}, {}]
+EITHER = pytest.mark.parametrize("target", SESSION_FIELDS, ids=["with session_id", "without session_id"])
 
 
-# The first answer again
+# Replay of the stored answer
 
 
 @EITHER
-async def test_the_same_request_has_the_same_answer_byte_for_byte(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, where: dict[str, str]
+async def test_idempotent_replay_returns_the_same_bytes(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, target: dict[str, str]
 ) -> None:
-    first = await post(api, **where)
-    again = [await post(api, **where) for _ in range(3)]
+    first = await chat(api, **target)
+    again = [await chat(api, **target) for _ in range(3)]
 
     fresh(first)
-    assert [replayed(response) for response in again] == [answered(first)] * 3
+    assert [replayed(response) for response in again] == [ok_json(first)] * 3
     assert {response.content for response in again} == {first.content}
     assert len(fake.requests) == len(fake.meter) == 1
     await assert_conserved(tables, fake)
 
 
 @EITHER
-async def test_an_answer_from_long_ago_comes_with_the_totals_of_today(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, where: dict[str, str]
+async def test_idempotent_replay_contains_the_current_session_totals(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, target: dict[str, str]
 ) -> None:
-    first = fresh(await post(api, **where))
+    first = fresh(await chat(api, **target))
     session = first["session_id"]
     for _ in range(3):
         last = await answer(api, "more", session)
 
-    again = replayed(await post(api, **where))
+    again = replayed(await chat(api, **target))
 
     assert again == first | {"session": last["session"]}
     assert (again["turn"], again["session"]["turns"]) == (1, 4)
     assert len(fake.requests) == 4
-    assert (await look(api, f"/api/sessions/{session}"))["cost_usd"] == last["session"]["cost_usd"]
+    assert (await get_json(api, f"/api/sessions/{session}"))["cost_usd"] == last["session"]["cost_usd"]
     await assert_conserved(tables, fake)
 
 
@@ -98,29 +98,29 @@ REPLIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("reply", REPLIES)
 @pytest.mark.parametrize("streamed", [False, True], ids=["first as JSON", "first streamed"])
-async def test_an_answer_may_be_had_again_as_a_stream_or_as_json(
+async def test_idempotent_replay_works_as_stream_and_as_json(
     api: httpx.AsyncClient, fake: AzureOpenAI, reply: str, streamed: bool
 ) -> None:
     fake.reply(**REPLIES[reply])
-    await post(api, session_id="s", logprobs=True, stream=streamed)
+    await chat(api, session_id="s", logprobs=True, stream=streamed)
 
-    whole = replayed(await post(api, session_id="s", logprobs=True))
-    response = await post(api, session_id="s", logprobs=True, stream=True)
+    whole = replayed(await chat(api, session_id="s", logprobs=True))
+    response = await chat(api, session_id="s", logprobs=True, stream=True)
 
     assert response.headers["idempotent-replayed"] == "true"
     start, *deltas, done = events(response.content)
     assert (start.name, start.data) == ("start", {"session_id": "s", "turn": 1, "deployment": "chat"})
     assert (done.name, done.data) == ("done", whole)
     pieces = {name: value for delta in deltas for name, value in delta.data.items()}
-    said = {name: value for name, value in whole["message"].items() if name != "role" and value}
-    if calls := said.get("tool_calls"):  # as of any stream, by which its reader puts pieces together
-        said["tool_calls"] = [{"index": at, **call} for at, call in enumerate(calls)]
-    assert pieces == said
+    message = {name: value for name, value in whole["message"].items() if name != "role" and value}
+    if calls := message.get("tool_calls"):  # streamed tool calls have an index
+        message["tool_calls"] = [{"index": at, **call} for at, call in enumerate(calls)]
+    assert pieces == message
     assert {delta.name for delta in deltas} <= {"delta"}
     assert len(fake.requests) == 1
 
 
-async def test_a_stream_that_broke_off_at_the_caller_may_be_had_again_whole(
+async def test_idempotent_replay_is_complete_after_the_client_left_the_stream(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     body = {"message": "one two three four", "session_id": "s", "stream": True}
@@ -131,19 +131,19 @@ async def test_a_stream_that_broke_off_at_the_caller_may_be_had_again_whole(
             await hold.until_reached()
     await services().turns.finish()
 
-    assert replayed(await post(api, "one two three four", session_id="s"))["message"]["content"]
+    assert replayed(await chat(api, "one two three four", session_id="s"))["message"]["content"]
     assert len(fake.requests) == 1
     await assert_conserved(tables, fake)
 
 
 @EITHER
-async def test_an_answer_outlives_a_restart(
-    serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables, where: dict[str, str]
+async def test_idempotent_replay_works_after_a_restart(
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables, target: dict[str, str]
 ) -> None:
     async with serve(environ) as api:
-        first = await post(api, **where)
+        first = await chat(api, **target)
     async with serve(environ) as api:
-        again = await post(api, **where)
+        again = await chat(api, **target)
 
         replayed(again)
         assert again.content == first.content
@@ -151,64 +151,64 @@ async def test_an_answer_outlives_a_restart(
         await assert_conserved(tables, fake)
 
 
-async def test_a_replay_does_not_wait_for_another_turn(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
-    first = fresh(await post(api, session_id="s"))
+async def test_idempotent_replay_does_not_wait_for_another_turn(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+    first = fresh(await chat(api, session_id="s"))
     with fake.hold() as hold:
         running = asyncio.create_task(answer(api, "another"))
         await hold.until_reached()
 
-        assert replayed(await post(api, session_id="s"))["message"] == first["message"]
+        assert replayed(await chat(api, session_id="s"))["message"] == first["message"]
     await running
 
 
-# While the first one runs
+# While the first request runs
 
 
 @EITHER
-async def test_while_the_first_runs_the_second_is_told_to_wait(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, where: dict[str, str]
+async def test_idempotency_key_returns_409_while_the_first_request_runs(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, target: dict[str, str]
 ) -> None:
     with fake.hold() as hold:
-        first = asyncio.create_task(post(api, **where))
+        first = asyncio.create_task(chat(api, **target))
         await hold.until_reached()
         for stream in (False, True):
-            waiting = await post(api, **where, stream=stream)
+            waiting = await chat(api, **target, stream=stream)
             assert (waiting.status_code, waiting.json()["error"]["code"]) == (409, "session_busy")
             assert 1 <= int(waiting.headers["retry-after"]) <= 30
-    assert replayed(await post(api, **where)) == fresh(await first)
+    assert replayed(await chat(api, **target)) == fresh(await first)
     assert len(fake.requests) == 1
     await assert_conserved(tables, fake)
 
 
 @EITHER
-async def test_of_twenty_at_once_one_is_paid(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, where: dict[str, str]
+async def test_idempotency_key_bills_one_of_twenty_concurrent_requests(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, target: dict[str, str]
 ) -> None:
-    posts = await asyncio.gather(*(post(api, **where) for _ in range(20)))
+    responses = await asyncio.gather(*(chat(api, **target) for _ in range(20)))
 
-    assert {response.status_code for response in posts} <= {200, 409}
-    told = [response for response in posts if response.status_code == 200]
-    assert len({response.content for response in told}) == 1
-    assert sum("idempotent-replayed" not in response.headers for response in told) == 1
+    assert {response.status_code for response in responses} <= {200, 409}
+    answered = [response for response in responses if response.status_code == 200]
+    assert len({response.content for response in answered}) == 1
+    assert sum("idempotent-replayed" not in response.headers for response in answered) == 1
     assert len(fake.meter) == len(fake.requests) == 1
     assert len(await assert_conserved(tables, fake)) == 1
 
 
-async def test_a_retry_that_overtakes_its_first_attempt_is_the_one_that_is_paid(
+async def test_idempotency_key_bills_only_the_retry_that_overtakes_the_first_attempt(
     storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    with kept(storage, transaction("s")) as reservation:
-        slow = asyncio.create_task(post(api, session_id="s"))
+    with stall_request(storage, session_transaction("s")) as reservation:
+        slow = asyncio.create_task(chat(api, session_id="s"))
         await reservation.until_reached()
-        quick = fresh(await post(api, session_id="s"))
+        quick = fresh(await chat(api, session_id="s"))
     late = await slow
     assert (late.status_code, late.json()["error"]["code"]) == (409, "session_busy")
-    assert replayed(await post(api, session_id="s")) == quick
+    assert replayed(await chat(api, session_id="s")) == quick
     assert len(fake.requests) == 1
     await assert_conserved(tables, fake)
 
 
-# Another request under the same key
+# Another request with the same key
 
 
 OTHERS: list[dict[str, Any]] = [
@@ -222,34 +222,34 @@ OTHERS: list[dict[str, Any]] = [
 
 
 @EITHER
-async def test_another_request_is_refused_and_learns_nothing(
-    api: httpx.AsyncClient, fake: AzureOpenAI, where: dict[str, str]
+async def test_idempotency_mismatch_returns_422_without_the_session_id(
+    api: httpx.AsyncClient, fake: AzureOpenAI, target: dict[str, str]
 ) -> None:
-    first = fresh(await post(api, **where))
+    first = fresh(await chat(api, **target))
 
     for other in OTHERS:
-        refused = await post(api, **where | {"message": "hi"} | other)
+        refused = await chat(api, **target | {"message": "hi"} | other)
 
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_mismatch"), other
         assert refused.json()["error"]["param"] == "Idempotency-Key"
-        assert where or first["session_id"] not in refused.text + str(refused.headers)
+        assert target or first["session_id"] not in refused.text + str(refused.headers)
     assert len(fake.requests) == 1
-    assert replayed(await post(api, **where)) == first
+    assert replayed(await chat(api, **target)) == first
 
 
 @EITHER
-async def test_another_request_is_refused_while_the_first_runs(
-    api: httpx.AsyncClient, fake: AzureOpenAI, where: dict[str, str]
+async def test_idempotency_mismatch_returns_422_while_the_first_request_runs(
+    api: httpx.AsyncClient, fake: AzureOpenAI, target: dict[str, str]
 ) -> None:
     with fake.hold() as hold:
-        first = asyncio.create_task(post(api, **where))
+        first = asyncio.create_task(chat(api, **target))
         await hold.until_reached()
-        assert (await post(api, "other", **where)).status_code == 422
+        assert (await chat(api, "other", **target)).status_code == 422
     fresh(await first)
 
 
-async def test_how_a_request_is_written_makes_no_difference(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
-    first = fresh(await post(api, session_id="s", temperature=1, stop=["a"]))
+async def test_idempotency_key_ignores_json_formatting(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+    first = fresh(await chat(api, session_id="s", temperature=1, stop=["a"]))
 
     spellings = [
         '{ "stop": ["a"], "temperature": 1.0, "session_id": "s", "message": "h\\u0069" }',
@@ -261,113 +261,113 @@ async def test_how_a_request_is_written_makes_no_difference(api: httpx.AsyncClie
     assert len(fake.requests) == 1
 
 
-# After a turn that gave no answer
+# After a turn without an answer
 
 
-UNLUCKY = {
+FAULTS = {
     "failed": Fault("status", 500),
     "unaccounted": Fault("no_usage"),
-    "unaccounted for its prompt": Fault("content_filter"),
+    "unaccounted, content filter": Fault("content_filter"),
 }
 
 
 @EITHER
-@pytest.mark.parametrize("fault", UNLUCKY)
-async def test_a_turn_that_gave_no_answer_may_be_tried_again(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, where: dict[str, str], fault: str
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_idempotency_key_allows_a_retry_after_a_failed_turn(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, target: dict[str, str], fault: str
 ) -> None:
-    usual, fake.responder = fake.responder, lambda _: UNLUCKY[fault]
+    responder, fake.responder = fake.responder, lambda _: FAULTS[fault]
     for _ in range(2):
-        refused = await post(api, **where)
+        refused = await chat(api, **target)
         assert refused.status_code in (400, 502, 503)
         assert "idempotent-replayed" not in refused.headers
-    fake.responder = usual
+    fake.responder = responder
 
-    told = fresh(await post(api, **where))
+    retried = fresh(await chat(api, **target))
 
-    assert told["turn"] == 3
-    assert replayed(await post(api, **where)) == told
-    keys = [key for key in await row_keys(tables, told["session_id"]) if key.startswith("used-")]
+    assert retried["turn"] == 3
+    assert replayed(await chat(api, **target)) == retried
+    keys = [key for key in await row_keys(tables, retried["session_id"]) if key.startswith("used-")]
     assert len(keys) == 1
     assert len(await assert_conserved(tables, fake)) == 3
 
 
 @EITHER
-async def test_a_turn_that_was_interrupted_may_be_tried_again(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, where: dict[str, str]
+async def test_idempotency_key_allows_a_retry_after_an_interrupted_turn(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, target: dict[str, str]
 ) -> None:
     with fake.hold() as hold:
-        first = asyncio.create_task(post(api, **where))
+        first = asyncio.create_task(chat(api, **target))
         await hold.until_reached()
-        session = where.get("session_id") or (await pointers(tables))[0]
-        await age_lease(tables, session)
+        session = target.get("session_id") or (await first_sessions(tables))[0]
+        await expire_lease(tables, session)
 
-        again = fresh(await post(api, **where))
+        again = fresh(await chat(api, **target))
 
         assert (again["turn"], again["session_id"]) == (2, session)
         assert again["session"]["unaccounted_calls"] == 1
     assert fresh(await first)["turn"] == 1
-    assert replayed(await post(api, **where))["turn"] == 2
+    assert replayed(await chat(api, **target))["turn"] == 2
     await assert_conserved(tables, fake)
 
 
 @EITHER
-async def test_a_turn_that_was_abandoned_may_be_tried_again(
-    storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, where: dict[str, str]
+async def test_idempotency_key_allows_a_retry_after_an_abandoned_turn(
+    storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, target: dict[str, str]
 ) -> None:
-    with kept(storage, entering("[^~]*")) as insertion:
-        first = asyncio.create_task(post(api, **where))
+    with stall_request(storage, ledger_insert("[^~]*")) as insertion:
+        first = asyncio.create_task(chat(api, **target))
         await insertion.until_reached()
-        session = where.get("session_id") or (await pointers(tables))[0]
-        await age_lease(tables, session)
+        session = target.get("session_id") or (await first_sessions(tables))[0]
+        await expire_lease(tables, session)
 
-        again = fresh(await post(api, **where))
+        again = fresh(await chat(api, **target))
 
         assert (again["turn"], again["session_id"]) == (2, session)
     assert (await first).status_code == 503
-    assert replayed(await post(api, **where))["turn"] == 2
+    assert replayed(await chat(api, **target))["turn"] == 2
     assert len(fake.requests) == 1
     await assert_conserved(tables, fake)
 
 
-async def test_of_twenty_second_attempts_at_once_one_is_paid(
+async def test_idempotency_key_bills_one_of_twenty_concurrent_retries(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.fault("no_usage")
-    assert (await post(api, session_id="s")).status_code == 502
+    assert (await chat(api, session_id="s")).status_code == 502
     await closed_ledger(tables)
 
-    posts = await asyncio.gather(*(post(api, session_id="s") for _ in range(20)))
+    responses = await asyncio.gather(*(chat(api, session_id="s") for _ in range(20)))
 
-    assert {response.status_code for response in posts} <= {200, 409}
+    assert {response.status_code for response in responses} <= {200, 409}
     assert len(fake.meter) == 2
     await assert_conserved(tables, fake)
 
 
-# A first post without a session id
+# A first request without a session_id
 
 
-async def test_a_first_posts_retry_finds_the_session_that_it_made(
+async def test_idempotency_key_without_session_id_finds_the_session_it_created(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    first = fresh(await post(api))
+    first = fresh(await chat(api))
     session = first["session_id"]
 
-    assert replayed(await post(api)) == first
-    assert replayed(await post(api, session_id=session)) == first
-    assert await pointers(tables) == [session]
-    assert fresh(await post(api, "next", key="short", session_id=session))["turn"] == 2
+    assert replayed(await chat(api)) == first
+    assert replayed(await chat(api, session_id=session)) == first
+    assert await first_sessions(tables) == [session]
+    assert fresh(await chat(api, "next", key="short", session_id=session))["turn"] == 2
 
 
-async def test_a_first_post_that_could_not_be_reserved_keeps_its_session_id(
+async def test_idempotency_key_reserves_a_session_id_even_if_the_turn_fails(
     storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    storage.on(transaction("[0-9a-f]{32}"), REFUSED)
-    assert (await post(api)).status_code == 503
-    [session] = await pointers(tables)
+    storage.on(session_transaction("[0-9a-f]{32}"), REFUSED)
+    assert (await chat(api)).status_code == 503
+    [session] = await first_sessions(tables)
 
-    assert fresh(await post(api))["session_id"] == session
-    assert replayed(await post(api))["session_id"] == session
+    assert fresh(await chat(api))["session_id"] == session
+    assert replayed(await chat(api))["session_id"] == session
     await assert_conserved(tables, fake)
 
 
@@ -378,78 +378,84 @@ async def test_a_first_post_that_could_not_be_reserved_keeps_its_session_id(
         ({"message": "m" * 200_000, "max_tokens": 100_000}, 413),
     ],
 )
-async def test_a_first_post_that_is_refused_does_not_use_up_its_key(
+async def test_invalid_first_request_does_not_use_up_its_idempotency_key(
     serve: Serve, environ: dict[str, str], tables: Tables, body: JSON, status: int
 ) -> None:
     async with serve(environ | {"CONTEXT_TOKENS": "300000"}) as api:
         refused = await api.post("/api/chat", json=body, headers={"idempotency-key": KEY})
         assert refused.status_code == status
-        assert [row async for row in everything(tables.sessions)] == []
-        fresh(await post(api))
+        assert [row async for row in all_rows(tables.sessions)] == []
+        fresh(await chat(api))
 
 
-async def test_a_session_id_says_nothing_of_its_key(serve: Serve, environ: dict[str, str], prefix: str) -> None:
-    made = []
+async def test_session_id_cannot_be_derived_from_the_idempotency_key(
+    serve: Serve, environ: dict[str, str], prefix: str
+) -> None:
+    sessions = []
     for app in range(2):
         async with serve(environ | {"TABLE_PREFIX": f"{prefix}{app}"}) as api:
-            made.append(fresh(await post(api))["session_id"])
+            sessions.append(fresh(await chat(api))["session_id"])
 
-    assert made[0] != made[1]
-    assert all(re.fullmatch("[0-9a-f]{32}", session) for session in made)
+    assert sessions[0] != sessions[1]
+    assert all(re.fullmatch("[0-9a-f]{32}", session) for session in sessions)
 
 
-async def test_a_first_posts_key_is_hard_to_guess(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
-    refused = await post(api, key="k" * 21)
+async def test_idempotency_key_without_session_id_needs_22_characters(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    refused = await chat(api, key="k" * 21)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "Idempotency-Key")
     assert "22" in refused.json()["error"]["message"]
     assert not fake.requests
 
-    fresh(await post(api, key="k" * 22))
-    fresh(await post(api, key="k", session_id="s"))
-    assert len(await pointers(tables)) == 1
+    fresh(await chat(api, key="k" * 22))
+    fresh(await chat(api, key="k", session_id="s"))
+    assert len(await first_sessions(tables)) == 1
 
 
-# Whose key it is, and how long
+# Scope and lifetime of a key
 
 
-async def test_a_key_belongs_to_the_session_that_its_post_names(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
-    told = [fresh(await post(api, **where)) for where in ({"session_id": "a"}, {"session_id": "b"}, {})]
+async def test_idempotency_key_is_scoped_to_the_session(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+    answers = [fresh(await chat(api, **target)) for target in ({"session_id": "a"}, {"session_id": "b"}, {})]
 
-    assert len({answer["session_id"] for answer in told}) == 3
-    assert replayed(await post(api, session_id="a")) == told[0]
-    assert replayed(await post(api)) == told[2]
+    assert len({answer["session_id"] for answer in answers}) == 3
+    assert replayed(await chat(api, session_id="a")) == answers[0]
+    assert replayed(await chat(api)) == answers[2]
     assert len(fake.requests) == 3
 
 
 @EITHER
-async def test_other_keys_are_other_requests(api: httpx.AsyncClient, fake: AzureOpenAI, where: dict[str, str]) -> None:
+async def test_different_idempotency_keys_are_different_requests(
+    api: httpx.AsyncClient, fake: AzureOpenAI, target: dict[str, str]
+) -> None:
     for _ in range(3):
-        fresh(await post(api, key=str(uuid.uuid4()), **where))
+        fresh(await chat(api, key=str(uuid.uuid4()), **target))
     assert len(fake.requests) == 3
 
 
 @EITHER
 @pytest.mark.parametrize("ending", ["cleared", "erased"])
-async def test_keys_go_with_the_session(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, where: dict[str, str], ending: str
+async def test_idempotency_keys_are_deleted_with_the_session_content(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, target: dict[str, str], ending: str
 ) -> None:
-    first = fresh(await post(api, **where))
+    first = fresh(await chat(api, **target))
     session = first["session_id"]
-    await post(api, "more", key="another", session_id=session)
+    await chat(api, "more", key="another", session_id=session)
     path = f"/api/sessions/{session}" + ("/messages" if ending == "cleared" else "")
     assert (await api.delete(path)).status_code == 204
-    left = [row["RowKey"] async for row in everything(tables.sessions)]
-    assert not [key for key in left if key.startswith("used-") or key == rows.POINTER]
+    remaining = [row["RowKey"] async for row in all_rows(tables.sessions)]
+    assert not [key for key in remaining if key.startswith("used-") or key == rows.POINTER]
 
-    again = fresh(await post(api, **where))
+    again = fresh(await chat(api, **target))
 
-    assert again["turn"] == (3 if where and ending == "cleared" else 1)
-    assert (again["session_id"] == session) == bool(where)
-    assert fresh(await post(api, "another body", key="another", session_id=session))
+    assert again["turn"] == (3 if target and ending == "cleared" else 1)
+    assert (again["session_id"] == session) == bool(target)
+    assert fresh(await chat(api, "another body", key="another", session_id=session))
     await assert_conserved(tables, fake, erased={session} if ending == "erased" else ())
 
 
-async def test_a_malformed_key_is_refused(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+async def test_malformed_idempotency_key_returns_400(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
     for key in ["", "two words", "k" * 256, "tab\there", "ä" * 22]:
         headers, body = {b"idempotency-key": key.encode()}, {"message": "hi", "session_id": "s"}
         refused = await api.post("/api/chat", json=body, headers=headers)
@@ -457,36 +463,36 @@ async def test_a_malformed_key_is_refused(api: httpx.AsyncClient, fake: AzureOpe
     assert not fake.requests
 
 
-async def test_a_key_of_255_characters_will_do(api: httpx.AsyncClient) -> None:
+async def test_idempotency_key_may_have_255_characters(api: httpx.AsyncClient) -> None:
     key = "".join(map(chr, range(0x21, 0x7F))) * 3
-    fresh(await post(api, key=key[:255]))
-    replayed(await post(api, key=key[:255]))
+    fresh(await chat(api, key=key[:255]))
+    replayed(await chat(api, key=key[:255]))
 
 
-async def test_a_key_is_not_stored_as_it_is(api: httpx.AsyncClient, tables: Tables) -> None:
-    await post(api)
-    await post(api, session_id="s")
+async def test_idempotency_key_is_stored_only_as_a_hash(api: httpx.AsyncClient, tables: Tables) -> None:
+    await chat(api)
+    await chat(api, session_id="s")
 
     for table in (tables.sessions, tables.usage):
-        assert KEY not in repr([row async for row in everything(table)])
+        assert KEY not in repr([row async for row in all_rows(table)])
 
 
-# What it costs
+# Storage requests
 
 
-async def test_a_key_takes_one_request_to_storage_and_two_on_a_first_post(
+async def test_idempotency_key_adds_one_storage_request_or_two_without_session_id(
     storage: TcpProxy, api: httpx.AsyncClient, tables: Tables
 ) -> None:
-    async def requests(**post: Any) -> int:
+    async def count_requests(**request: Any) -> int:
         before = len(storage.seen)
-        answered(await api.post("/api/chat", **post))
+        ok_json(await api.post("/api/chat", **request))
         await services().turns.finish()
         return len(storage.seen) - before
 
     key, named = {"idempotency-key": KEY}, {"message": "hi", "session_id": "s"}
-    assert await requests(json=named) == 5
-    assert await requests(json=named, headers=key) == 5 + 1
-    assert await requests(json={"message": "hi"}) == 5
-    assert await requests(json={"message": "hi"}, headers=key) == 5 + 2
+    assert await count_requests(json=named) == 5
+    assert await count_requests(json=named, headers=key) == 5 + 1
+    assert await count_requests(json={"message": "hi"}) == 5
+    assert await count_requests(json={"message": "hi"}, headers=key) == 5 + 2
     _, turns = await stored(tables)
     assert len(turns) == 2

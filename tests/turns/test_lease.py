@@ -1,4 +1,4 @@
-"""Turns that meet in one session: one at a time, and what becomes of a turn whose process stalls or is gone."""
+"""The lease of a session: one turn at a time, renewal, and turns that lose their lease."""
 
 import asyncio
 from datetime import datetime, timedelta
@@ -10,24 +10,24 @@ from shared.domain.calls import State
 from shared.turns.lease import LEASE, RENEWAL_S
 from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI
-from tests.support.clock import ManualClock
-from tests.support.conservation import assert_conserved
-from tests.support.proxy import Answer, Match, Stall, TcpProxy
-from tests.support.talking import (
-    age_lease,
+from tests.support.chat_client import (
     answer,
-    answered,
     closed_ledger,
+    expire_lease,
+    get_json,
     ledger,
-    look,
-    say,
+    ok_json,
+    send_message,
     stored,
     streaming,
     until,
 )
+from tests.support.clock import ManualClock
+from tests.support.conservation import assert_conserved
+from tests.support.proxy import Answer, Match, Stall, TcpProxy
 
 
-def refused_as_busy(response: httpx.Response) -> bool:
+def is_session_busy(response: httpx.Response) -> bool:
     if response.status_code != 409:
         return False
     assert response.json()["error"]["code"] == "session_busy"
@@ -35,136 +35,138 @@ def refused_as_busy(response: httpx.Response) -> bool:
     return True
 
 
-# One conversation, one turn at a time
+# One turn at a time
 
 
-async def test_of_posts_that_meet_those_accepted_are_in_order_and_the_rest_are_told_to_wait(
+async def test_concurrent_requests_run_in_order_or_return_409_session_busy(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    responses = await asyncio.gather(*(say(api, f"post {number}") for number in range(50)))
+    responses = await asyncio.gather(*(send_message(api, f"message {number}") for number in range(50)))
 
-    accepted = {number: answered(r) for number, r in enumerate(responses) if not refused_as_busy(r)}
+    accepted = {number: ok_json(r) for number, r in enumerate(responses) if not is_session_busy(r)}
     in_order = sorted(accepted, key=lambda number: int(accepted[number]["turn"]))
     _, turns = await stored(tables)
     assert accepted
     assert [turn["turn"] for turn in (accepted[number] for number in in_order)] == list(range(1, len(accepted) + 1))
-    assert [turn.messages[0]["content"] for turn in turns] == [f"post {number}" for number in in_order]
-    assert [turn.messages[1]["content"] for turn in turns] == [f"echo: post {number}" for number in in_order]
+    assert [turn.messages[0]["content"] for turn in turns] == [f"message {number}" for number in in_order]
+    assert [turn.messages[1]["content"] for turn in turns] == [f"echo: message {number}" for number in in_order]
     assert len(fake.meter) == len(accepted) == len(await closed_ledger(tables))
     last = [m["content"] for m in fake.requests[-1].body["messages"] if m["role"] == "user"]
-    assert last == [f"post {number}" for number in in_order]
+    assert last == [f"message {number}" for number in in_order]
     assert accepted[in_order[-1]]["session"]["cost_usd"] == sum(turn["cost_usd"] for turn in accepted.values())
     await assert_conserved(tables, fake)
 
 
-async def test_while_one_turn_runs_all_others_are_told_to_wait(
+async def test_all_requests_return_409_while_a_turn_runs(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     with fake.hold() as hold:
-        first = asyncio.create_task(say(api, "first"))
+        first = asyncio.create_task(send_message(api, "first"))
         await hold.until_reached()
-        others = await asyncio.gather(*(say(api, "other") for _ in range(49)))
+        others = await asyncio.gather(*(send_message(api, "other") for _ in range(49)))
         hold.release()
 
-    assert all(refused_as_busy(response) for response in others)
-    assert answered(await first)["turn"] == 1
+    assert all(is_session_busy(response) for response in others)
+    assert ok_json(await first)["turn"] == 1
     assert len(fake.requests) == len(await closed_ledger(tables)) == 1
     await assert_conserved(tables, fake)
 
 
-async def test_posts_that_wait_as_told_are_all_taken(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
-    async def persist(number: int) -> int:
-        response = await say(api, f"post {number}")
-        if not refused_as_busy(response):
-            return int(answered(response)["turn"])
+async def test_requests_retried_after_409_all_succeed(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    async def retry_until_accepted(number: int) -> int:
+        response = await send_message(api, f"message {number}")
+        if not is_session_busy(response):
+            return int(ok_json(response)["turn"])
         await asyncio.sleep(0.02)
-        return await persist(number)
+        return await retry_until_accepted(number)
 
-    assert sorted(await asyncio.gather(*map(persist, range(8)))) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert sorted(await asyncio.gather(*map(retry_until_accepted, range(8)))) == [1, 2, 3, 4, 5, 6, 7, 8]
     await assert_conserved(tables, fake)
 
 
-async def test_a_busy_session_shows_its_totals_as_they_stand(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+async def test_busy_session_shows_totals_without_the_running_turn(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
     before = await answer(api)
     with fake.hold() as hold:
         async with streaming(api, "more") as answering:
             await hold.until_reached()
-            during = await look(api, "/api/sessions/s")
+            during = await get_json(api, "/api/sessions/s")
             hold.release()
             done = (await answering.rest())[-1].data
 
     assert (during["busy"], during["turns"]) == (True, 2)
     assert during["cost_usd"] == before["cost_usd"]
-    after = await look(api, "/api/sessions/s")
+    after = await get_json(api, "/api/sessions/s")
     assert (after["busy"], after["cost_usd"]) == (False, done["session"]["cost_usd"])
 
 
-async def test_other_sessions_do_not_wait(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+async def test_running_turn_does_not_block_other_sessions(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
     with fake.hold() as hold:
-        first = asyncio.create_task(say(api))
+        first = asyncio.create_task(send_message(api))
         await hold.until_reached()
         assert (await answer(api, session="other"))["turn"] == 1
         hold.release()
-    answered(await first)
+    ok_json(await first)
 
 
-# The lease of a turn that runs
+# The lease of a running turn
 
 
-async def test_a_lease_is_renewed_for_as_long_as_the_model_speaks(
+async def test_lease_is_renewed_while_the_model_answers(
     clock: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    async def ends() -> datetime:
+    async def lease_end() -> datetime:
         head, _ = await stored(tables)
         assert head.lease is not None
         return head.lease.until
 
     with fake.hold() as hold:
-        running = asyncio.create_task(say(api))
+        running = asyncio.create_task(send_message(api))
         await hold.until_reached()
-        began = clock.now()
-        while clock.now() < began + 3 * LEASE:
-            before = await ends()
-            await clock.until_sleeping(RENEWAL_S)
+        started = clock.now()
+        while clock.now() < started + 3 * LEASE:
+            before = await lease_end()
+            await clock.until_sleep_started(RENEWAL_S)
             await clock.advance(RENEWAL_S)
-            await clock.until_sleeping(RENEWAL_S)  # again: the lease is renewed
-            assert await ends() >= before + timedelta(seconds=RENEWAL_S)
-            assert timedelta(seconds=20) < await ends() - clock.now() <= LEASE
-            assert refused_as_busy(await say(api, "other"))
+            await clock.until_sleep_started(RENEWAL_S)  # the next sleep starts after the renewal
+            assert await lease_end() >= before + timedelta(seconds=RENEWAL_S)
+            assert timedelta(seconds=20) < await lease_end() - clock.now() <= LEASE
+            assert is_session_busy(await send_message(api, "other"))
         hold.release()
 
-    assert answered(await running)["turn"] == 1
+    assert ok_json(await running)["turn"] == 1
     assert (await stored(tables))[0].lease is None
     assert len(fake.requests) == 1
     await assert_conserved(tables, fake)
 
 
-async def test_a_lease_that_is_not_renewed_ends(
+async def test_lease_expires_without_renewal(
     clock: ManualClock, storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    """By the app's clock, and not before."""
+    """The app's clock decides."""
     storage.on(Match("PATCH", "sessions"), Answer(403), times=None)
     with fake.hold() as hold:
-        stalled = asyncio.create_task(say(api, "stalled"))
+        stalled = asyncio.create_task(send_message(api, "stalled"))
         await hold.until_reached()
         await clock.advance(LEASE.total_seconds() - 5)
-        assert refused_as_busy(await say(api, "too early"))
+        assert is_session_busy(await send_message(api, "too early"))
         await clock.advance(5)
 
         assert (await answer(api, "next"))["session"]["unaccounted_calls"] == 1
         hold.release()
 
-    assert answered(await stalled)["turn"] == 1
+    assert ok_json(await stalled)["turn"] == 1
     await until(partial(all_settled, tables))
     await assert_conserved(tables, fake)
 
 
-async def test_renewing_and_settling_do_not_meet(
+async def test_lease_renewal_and_settlement_do_not_conflict(
     clock: ManualClock, storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    """However often the lease is renewed."""
+    """Renewal is due all the time."""
     fake.chunk_delay = 0.005
-    renewing = asyncio.create_task(_always_due(clock))
+    renewing = asyncio.create_task(_keep_renewal_due(clock))
     try:
         assert [(await answer(api, "one two three four"))["turn"] for _ in range(5)] == [1, 2, 3, 4, 5]
     finally:
@@ -173,70 +175,74 @@ async def test_renewing_and_settling_do_not_meet(
     await assert_conserved(tables, fake)
 
 
-async def _always_due(clock: ManualClock) -> None:
+async def _keep_renewal_due(clock: ManualClock) -> None:
     while True:
-        await clock.until_sleeping(RENEWAL_S)
+        await clock.until_sleep_started(RENEWAL_S)
         await clock.advance(RENEWAL_S)
 
 
-async def test_whoever_lost_the_lease_renews_it_no_more(
+async def test_lost_lease_is_not_renewed(
     clock: ManualClock, storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     renewal = Match("PATCH", "sessions")
     with fake.hold() as hold:
-        stalled = asyncio.create_task(say(api, "stalled"))
+        stalled = asyncio.create_task(send_message(api, "stalled"))
         await hold.until_reached()
-        await age_lease(tables)
+        await expire_lease(tables)
         await answer(api, "next")
         assert storage.count(renewal) == 0
         for _ in range(10):
             await clock.advance(RENEWAL_S)
             for _ in range(5):
-                await look(api, "/api/sessions/s")
+                await get_json(api, "/api/sessions/s")
 
-        assert storage.count(renewal) == 1  # which found that the lease is lost
+        assert storage.count(renewal) == 1  # it detected the lost lease
         assert (await stored(tables))[0].lease is None
-        assert not clock.sleeping(RENEWAL_S)
+        assert not clock.has_sleep(RENEWAL_S)
         hold.release()
-    assert answered(await stalled)["turn"] == 1
+    assert ok_json(await stalled)["turn"] == 1
     await until(partial(all_settled, tables))
     await assert_conserved(tables, fake)
 
 
-# The lease of a turn that stalls
+# The lease of a stalled turn
 
 
-async def test_a_stalled_turn_is_unaccounted_until_it_settles_after_all(
+async def test_turn_with_expired_lease_is_unaccounted_until_it_settles(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     before = await answer(api, "before")
     with fake.hold() as hold:
-        stalled = asyncio.create_task(say(api, "stalled"))
+        stalled = asyncio.create_task(send_message(api, "stalled"))
         await hold.until_reached()
-        await age_lease(tables)
+        await expire_lease(tables)
 
-        told = await answer(api, "next")
+        following = await answer(api, "next")
 
-        _, mark, _ = await ledger(tables)
-        assert (mark.turn, mark.call.state, mark.call.reason) == (2, State.UNACCOUNTED, "interrupted")
-        assert (told["turn"], told["session"]["unaccounted_calls"]) == (3, 1)
-        assert told["session"]["unaccounted_usd"] == mark.call.worst_case
-        assert told["session"]["cost_usd"] == before["cost_usd"] + told["cost_usd"]
-        assert said(fake, 2) == ["before", "echo: before", "next"]
+        _, interrupted, _ = await ledger(tables)
+        assert (interrupted.turn, interrupted.call.state, interrupted.call.reason) == (
+            2,
+            State.UNACCOUNTED,
+            "interrupted",
+        )
+        assert (following["turn"], following["session"]["unaccounted_calls"]) == (3, 1)
+        assert following["session"]["unaccounted_usd"] == interrupted.call.worst_case
+        assert following["session"]["cost_usd"] == before["cost_usd"] + following["cost_usd"]
+        assert sent(fake, 2) == ["before", "echo: before", "next"]
         hold.release()
 
-    late = answered(await stalled)
+    late = ok_json(await stalled)
     assert (late["turn"], late["message"]["content"]) == (2, "echo: stalled")
     assert late["session"]["unaccounted_calls"] == late["session"]["unaccounted_usd"] == 0
-    assert late["session"]["cost_usd"] == before["cost_usd"] + late["cost_usd"] + told["cost_usd"]
+    assert late["session"]["cost_usd"] == before["cost_usd"] + late["cost_usd"] + following["cost_usd"]
     await answer(api, "last")
-    assert said(fake, 3) == ["before", "echo: before", "stalled", "echo: stalled", "next", "echo: next", "last"]
+    assert sent(fake, 3) == ["before", "echo: before", "stalled", "echo: stalled", "next", "echo: next", "last"]
     await until(partial(all_settled, tables))
     await assert_conserved(tables, fake)
 
 
-def said(fake: AzureOpenAI, request: int) -> list[str]:
-    """What the model was sent, but for the system prompt."""
+def sent(fake: AzureOpenAI, request: int) -> list[str]:
+    """The messages that the model received, without the system prompt."""
     return [message["content"] for message in fake.requests[request].body["messages"][1:]]
 
 
@@ -244,69 +250,69 @@ async def all_settled(tables: Tables) -> bool | None:
     return {entry.call.state for entry in await ledger(tables)} == {State.SETTLED} or None
 
 
-async def test_a_stalled_turn_settles_beside_the_one_that_took_its_place(
+async def test_turn_with_lost_lease_settles_while_the_next_turn_runs(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     with fake.hold() as first, fake.hold() as second:
-        stalled = asyncio.create_task(say(api, "stalled"))
+        stalled = asyncio.create_task(send_message(api, "stalled"))
         await first.until_reached()
-        await age_lease(tables)
-        following = asyncio.create_task(say(api, "next"))
+        await expire_lease(tables)
+        following = asyncio.create_task(send_message(api, "next"))
         await second.until_reached()
         first.release()
 
-        assert answered(await stalled)["session"]["unaccounted_calls"] == 0
-        assert (await look(api, "/api/sessions/s"))["busy"]
-        assert refused_as_busy(await say(api, "other"))
+        assert ok_json(await stalled)["session"]["unaccounted_calls"] == 0
+        assert (await get_json(api, "/api/sessions/s"))["busy"]
+        assert is_session_busy(await send_message(api, "other"))
         second.release()
 
-    done = answered(await following)
+    done = ok_json(await following)
     assert (done["turn"], done["session"]["unaccounted_calls"]) == (2, 0)
     await assert_conserved(tables, fake)
 
 
-async def test_a_stalled_turn_that_breaks_off_stays_unaccounted(
+async def test_turn_with_lost_lease_stays_unaccounted_if_its_answer_breaks_off(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.fault("truncated", after=1)
     with fake.hold() as hold:
-        stalled = asyncio.create_task(say(api, "stalled"))
+        stalled = asyncio.create_task(send_message(api, "stalled"))
         await hold.until_reached()
-        await age_lease(tables)
+        await expire_lease(tables)
         assert (await answer(api, "next"))["session"]["unaccounted_calls"] == 1
         hold.release()
 
     assert (await stalled).status_code == 502
-    assert (await look(api, "/api/sessions/s"))["unaccounted_calls"] == 1
+    assert (await get_json(api, "/api/sessions/s"))["unaccounted_calls"] == 1
     await assert_conserved(tables, fake)
 
 
-async def test_a_stalled_turn_that_was_refused_unbilled_takes_its_mark_back(
+async def test_turn_with_lost_lease_is_failed_not_unaccounted_after_429(
     serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
 ) -> None:
     with TcpProxy(fake.port) as model:
         async with serve(environ | {"AZURE_OPENAI_ENDPOINT": model.endpoint}) as api:
             fake.fault(429)
             refusal = model.on(Match(), Stall(after_answer=True))
-            stalled = asyncio.create_task(say(api, "stalled"))
+            stalled = asyncio.create_task(send_message(api, "stalled"))
             await refusal.until_reached()
-            await age_lease(tables)
+            await expire_lease(tables)
             assert (await answer(api, "next"))["session"]["unaccounted_calls"] == 1
             refusal.release()
 
             assert (await stalled).status_code == 429
-            session = await look(api, "/api/sessions/s")
+            session = await get_json(api, "/api/sessions/s")
 
     assert (session["unaccounted_calls"], session["unaccounted_usd"]) == (0, 0)
 
-    async def failed() -> bool | None:
+    async def first_call_has_failed() -> bool | None:
         return [entry.call.state for entry in await ledger(tables)] == [State.FAILED, State.SETTLED] or None
 
-    await until(failed)
+    await until(first_call_has_failed)
     await assert_conserved(tables, fake)
 
 
-async def test_a_turn_that_stalled_before_it_was_in_the_ledger_can_spend_nothing(
+async def test_turn_with_lost_lease_spends_nothing_if_it_has_no_ledger_row(
     serve: Serve,
     environ: dict[str, str],
     prefix: str,
@@ -317,15 +323,15 @@ async def test_a_turn_that_stalled_before_it_was_in_the_ledger_can_spend_nothing
     async with serve(environ) as api:
         await answer(api, "before")
         insert = storage.on(Match("POST", f"{prefix}usage$"), Stall())
-        stalled = asyncio.create_task(say(api, "stalled"))
+        stalled = asyncio.create_task(send_message(api, "stalled"))
         await insert.until_reached()
-        await age_lease(tables)
+        await expire_lease(tables)
 
-        told = await answer(api, "next")
+        following = await answer(api, "next")
 
         _, fenced, _ = await ledger(tables)
         assert (fenced.turn, fenced.call.state) == (2, State.ABANDONED)
-        assert (told["turn"], told["session"]["unaccounted_calls"]) == (3, 0)
+        assert (following["turn"], following["session"]["unaccounted_calls"]) == (3, 0)
         insert.release()
         failed = await stalled
 
@@ -334,13 +340,11 @@ async def test_a_turn_that_stalled_before_it_was_in_the_ledger_can_spend_nothing
     await assert_conserved(tables, fake)
 
 
-async def test_a_retry_after_the_lease_was_lost_is_not_made(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
-) -> None:
+async def test_no_retry_after_the_lease_is_lost(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
     fake.fault("stall")
-    stalled = asyncio.create_task(say(api, "stalled"))
+    stalled = asyncio.create_task(send_message(api, "stalled"))
     await fake.until(lambda: fake.meter)
-    await age_lease(tables)
+    await expire_lease(tables)
     assert (await answer(api, "next"))["session"]["unaccounted_calls"] == 1
     fake.stop()  # resets the stalled connection
     fake.start()
@@ -350,14 +354,16 @@ async def test_a_retry_after_the_lease_was_lost_is_not_made(
     await assert_conserved(tables, fake)
 
 
-async def test_a_look_at_a_session_recovers_nothing(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
+async def test_reading_a_session_with_an_expired_lease_recovers_nothing(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
     with fake.hold() as hold:
-        stalled = asyncio.create_task(say(api))
+        stalled = asyncio.create_task(send_message(api))
         await hold.until_reached()
-        await age_lease(tables)
-        shown = await look(api, "/api/sessions/s")
-        assert (shown["busy"], shown["unaccounted_calls"]) == (False, 0)
+        await expire_lease(tables)
+        session = await get_json(api, "/api/sessions/s")
+        assert (session["busy"], session["unaccounted_calls"]) == (False, 0)
         assert [entry.call.state for entry in await ledger(tables)] == [State.OPEN]
         hold.release()
-    answered(await stalled)
+    ok_json(await stalled)
     await assert_conserved(tables, fake)

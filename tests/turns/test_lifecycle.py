@@ -1,4 +1,4 @@
-"""A turn finishes: whoever hangs up, and however the process ends."""
+"""A turn completes after the client disconnects and after SIGTERM; a killed process loses no stored data."""
 
 import asyncio
 import os
@@ -17,34 +17,34 @@ from local.places import ROOT
 from shared.domain.calls import State
 from tests.conftest import FUNCTION_KEY, Tables
 from tests.support.azure_openai import AzureOpenAI
-from tests.support.conservation import assert_conserved
-from tests.support.talking import (
-    age_lease,
+from tests.support.chat_client import (
     answer,
-    answered,
     closed_ledger,
-    look,
-    say,
+    expire_lease,
+    get_json,
+    ok_json,
+    send_message,
     stored,
     streaming,
     until,
 )
+from tests.support.conservation import assert_conserved
 
 
 async def settled(tables: Tables, turn: int = 1) -> None:
-    """Until the turn is settled in its session."""
+    """Wait until the turn is settled in its session."""
 
-    async def done() -> bool | None:
+    async def is_settled() -> bool | None:
         _, turns = await stored(tables)
         return turns[turn - 1].call.state is State.SETTLED or None
 
-    await until(done)
+    await until(is_settled)
 
 
-# The caller hangs up
+# The client disconnects
 
 
-async def test_a_caller_that_hangs_up_in_mid_stream_loses_nothing(
+async def test_turn_completes_after_a_disconnect_during_the_stream(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.reply("one two three")
@@ -55,7 +55,7 @@ async def test_a_caller_that_hangs_up_in_mid_stream_loses_nothing(
         hold.release()
         await settled(tables)
 
-    [turn] = (await look(api, "/api/sessions/s/messages"))["turns"]
+    [turn] = (await get_json(api, "/api/sessions/s/messages"))["turns"]
     assert turn["messages"][1] == {"role": "assistant", "content": "one two three"}
     assert (turn["finish_reason"], turn["cost_usd"] > 0) == ("stop", True)
     assert fake.meter[0].outcome == "ok"
@@ -64,25 +64,25 @@ async def test_a_caller_that_hangs_up_in_mid_stream_loses_nothing(
     await assert_conserved(tables, fake)
 
 
-async def test_a_caller_that_hangs_up_before_its_json_loses_nothing(
+async def test_turn_completes_after_a_disconnect_before_the_json_response(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     with fake.hold() as hold:
-        asking = asyncio.create_task(say(api, "hi"))
+        running = asyncio.create_task(send_message(api, "hi"))
         await hold.until_reached()
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
         hold.release()
         await settled(tables)
 
-    session = await look(api, "/api/sessions/s")
+    session = await get_json(api, "/api/sessions/s")
     assert (session["turns"], session["busy"], session["unaccounted_calls"]) == (1, False, 0)
     assert session["cost_usd"] > 0
     assert fake.meter[0].outcome == "ok"
     await assert_conserved(tables, fake)
 
 
-async def test_a_caller_that_hangs_up_in_mid_request_is_no_incident(
+async def test_disconnect_during_the_request_body_is_not_logged_as_an_incident(
     api: httpx.AsyncClient, fake: AzureOpenAI, caplog: pytest.LogCaptureFixture
 ) -> None:
     await answer(api)
@@ -94,15 +94,15 @@ async def test_a_caller_that_hangs_up_in_mid_request_is_no_incident(
     writer.close()
     await writer.wait_closed()
 
-    async def ended() -> bool | None:
+    async def is_logged() -> bool | None:
         return "POST /api/chat 400" in caplog.text or None
 
-    await until(ended)
+    await until(is_logged)
     assert "incident" not in caplog.text
     assert len(fake.requests) == 1
 
 
-async def test_a_turn_that_fails_behind_its_callers_back_is_accounted_for(
+async def test_call_that_fails_after_a_disconnect_is_unaccounted(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.fault("reset", after=2)
@@ -111,10 +111,10 @@ async def test_a_turn_that_fails_behind_its_callers_back_is_accounted_for(
             await answering.next()
         hold.release()
 
-        async def known() -> bool | None:
+        async def lease_is_released() -> bool | None:
             return (await stored(tables))[0].lease is None or None
 
-        await until(known)
+        await until(lease_is_released)
 
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.UNACCOUNTED]
     await assert_conserved(tables, fake)
@@ -124,17 +124,17 @@ async def test_a_turn_that_fails_behind_its_callers_back_is_accounted_for(
 
 
 class Host:
-    """The app in a process of its own, as `python -m local.host` serves it."""
+    """The app in a separate process, served by `python -m local.host`."""
 
     def __init__(self, environ: dict[str, str], log: Path) -> None:
         self.port, self.log = free_port(), log
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         command = [sys.executable, "-m", "local.host", "--port", str(self.port), "--function-key", FUNCTION_KEY]
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**kept, "SUMMARY_SCHEDULE": "0 0 0 29 2 *", **environ},
+                env={**inherited, "SUMMARY_SCHEDULE": "0 0 0 29 2 *", **environ},
                 stdout=output,
                 stderr=output,
             )
@@ -146,21 +146,21 @@ class Host:
             base_url=base, headers=headers, verify=False, trust_env=False, timeout=60
         ) as client:
 
-            async def answers() -> bool | None:
+            async def is_healthy() -> bool | None:
                 assert self.process.poll() is None, self.log.read_text()
                 try:
                     return (await client.get("/api/health")).status_code == 200 or None
                 except httpx.ConnectError:
                     return None
 
-            await until(answers)
+            await until(is_healthy)
             yield client
 
-    async def says(self, words: str) -> None:
-        async def said() -> bool | None:
-            return words in self.log.read_text() or None
+    async def until_logged(self, text: str) -> None:
+        async def is_logged() -> bool | None:
+            return text in self.log.read_text() or None
 
-        await until(said)
+        await until(is_logged)
 
     async def ended(self) -> int:
         return await asyncio.wait_for(asyncio.to_thread(self.process.wait), 20)
@@ -172,7 +172,7 @@ class Host:
 
 
 class Hosts:
-    """Starts hosts, one after the other, and ends what is left of them."""
+    """Starts hosts, and stops those that still run at the end."""
 
     def __init__(self, environ: dict[str, str], folder: Path) -> None:
         self._environ, self._folder = environ, folder
@@ -195,18 +195,18 @@ def hosts(environ: dict[str, str], tmp_path: Path) -> Iterator[Hosts]:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_sigterm_waits_for_a_turn_whose_caller_has_gone(
+async def test_sigterm_waits_for_a_running_turn_after_a_disconnect(
     hosts: Hosts, fake: AzureOpenAI, tables: Tables, streamed: bool
 ) -> None:
     host = hosts.start()
     with fake.hold() as hold:
         async with host.client() as api:
-            asking = asyncio.create_task(say(api, "one two three", stream=streamed))
+            running = asyncio.create_task(send_message(api, "one two three", stream=streamed))
             await hold.until_reached()
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
         host.process.send_signal(signal.SIGTERM)
-        await host.says("finishing the running turns")
+        await host.until_logged("finishing the running turns")
         assert host.process.poll() is None
         hold.release()
         await host.ended()
@@ -214,17 +214,19 @@ async def test_sigterm_waits_for_a_turn_whose_caller_has_gone(
     _, [turn] = await stored(tables)
     assert turn.messages[1]["content"] == "echo: one two three"
     assert fake.meter[0].outcome == "ok"
-    await assert_conserved(tables, fake)  # and so it would not, had the ledger's row been left open
+    await assert_conserved(tables, fake)  # this fails if the ledger row is still open
 
 
-async def test_sigterm_lets_a_caller_read_to_the_end(hosts: Hosts, fake: AzureOpenAI, tables: Tables) -> None:
+async def test_sigterm_lets_the_client_read_the_stream_to_its_end(
+    hosts: Hosts, fake: AzureOpenAI, tables: Tables
+) -> None:
     host = hosts.start()
     with fake.hold() as hold:
         async with host.client() as api, streaming(api, "one two three") as answering:
             await answering.next()
             await hold.until_reached()
             host.process.send_signal(signal.SIGTERM)
-            await host.says("finishing the running turns")
+            await host.until_logged("finishing the running turns")
             hold.release()
             *_, last = await answering.rest()
             assert (last.name, last.data["message"]["content"]) == ("done", "echo: one two three")
@@ -233,15 +235,15 @@ async def test_sigterm_lets_a_caller_read_to_the_end(hosts: Hosts, fake: AzureOp
     await assert_conserved(tables, fake)
 
 
-async def test_sigterm_ends_a_process_that_has_nothing_to_do(hosts: Hosts, fake: AzureOpenAI) -> None:
+async def test_sigterm_stops_an_idle_process(hosts: Hosts, fake: AzureOpenAI) -> None:
     host = hosts.start()
     async with host.client() as api:
-        answered(await say(api))
+        ok_json(await send_message(api))
         host.process.send_signal(signal.SIGTERM)
     await host.ended()
 
 
-async def test_history_and_totals_outlive_a_killed_process(hosts: Hosts, fake: AzureOpenAI, tables: Tables) -> None:
+async def test_history_and_totals_survive_sigkill(hosts: Hosts, fake: AzureOpenAI, tables: Tables) -> None:
     host = hosts.start()
     async with host.client() as api:
         await answer(api, "My name is Ada.")
@@ -251,34 +253,32 @@ async def test_history_and_totals_outlive_a_killed_process(hosts: Hosts, fake: A
     await host.ended()
 
     async with hosts.start().client() as api:
-        session = await look(api, "/api/sessions/s")
-        history = await look(api, "/api/sessions/s/messages")
-        told = await answer(api, "What is my name?")
+        session = await get_json(api, "/api/sessions/s")
+        history = await get_json(api, "/api/sessions/s/messages")
+        third = await answer(api, "What is my name?")
 
     assert {name: session[name] for name in before["session"]} == before["session"]
     assert [turn["messages"][0]["content"] for turn in history["turns"]] == ["Remember it.", "My name is Ada."]
-    assert (told["turn"], len(fake.requests[2].body["messages"])) == (3, 6)
+    assert (third["turn"], len(fake.requests[2].body["messages"])) == (3, 6)
     await assert_conserved(tables, fake)
 
 
-async def test_a_turn_that_died_with_its_process_is_unaccounted(
-    hosts: Hosts, fake: AzureOpenAI, tables: Tables
-) -> None:
+async def test_turn_is_unaccounted_after_sigkill(hosts: Hosts, fake: AzureOpenAI, tables: Tables) -> None:
     host = hosts.start()
     with fake.hold() as hold:
         async with host.client() as api:
-            asking = asyncio.create_task(say(api, "lost words"))
+            running = asyncio.create_task(send_message(api, "lost words"))
             await hold.until_reached()
             host.process.kill()
-            await asyncio.gather(asking, return_exceptions=True)
+            await asyncio.gather(running, return_exceptions=True)
         await host.ended()
 
     async with hosts.start().client() as api:
-        waiting = await say(api, "again")
+        waiting = await send_message(api, "again")
         assert (waiting.status_code, "retry-after" in waiting.headers) == (409, True)
-        await age_lease(tables)
-        told = await answer(api, "again")
+        await expire_lease(tables)
+        following = await answer(api, "again")
 
-    assert (told["turn"], told["session"]["unaccounted_calls"]) == (2, 1)
+    assert (following["turn"], following["session"]["unaccounted_calls"]) == (2, 1)
     assert [m["content"] for m in fake.requests[-1].body["messages"][1:]] == ["again"]
     await assert_conserved(tables, fake)

@@ -1,4 +1,4 @@
-"""The specification of how money survives crashes holds, each of its rules is needed, and the code has its ranks."""
+"""The accounting protocol (docs/protocol.py): its invariants hold, every rule is necessary, the code uses its ranks."""
 
 import runpy
 
@@ -10,21 +10,21 @@ from shared.domain.calls import State
 SPECIFICATION = runpy.run_path(str(ROOT / "docs/protocol.py"))
 
 
-def test_every_invariant_holds() -> None:
-    """With crashes and stalls at every step; `python3 docs/protocol.py` adds one more misfortune, and takes longer."""
-    seen, problem, _ = SPECIFICATION["explore"](posts=2, budget=0, broken="")
+def test_protocol_invariants_hold_with_crashes_and_stalls() -> None:
+    """`python3 docs/protocol.py` adds one further fault (budget=1) and takes longer."""
+    seen, problem, _ = SPECIFICATION["explore"](requests=2, budget=0, broken="")
 
     assert problem is None
     assert seen > 90_000
 
 
 @pytest.mark.parametrize("rule", SPECIFICATION["BREAKS"])
-def test_without_a_rule_one_breaks(rule: str) -> None:
-    _, problem, trace = SPECIFICATION["explore"](posts=2, budget=1, broken=rule)
+def test_removing_a_rule_violates_a_protocol_invariant(rule: str) -> None:
+    _, problem, trace = SPECIFICATION["explore"](requests=2, budget=1, broken=rule)
 
     assert problem
     assert trace
 
 
-def test_the_code_ranks_a_calls_states_alike() -> None:
+def test_call_states_have_the_ranks_of_the_protocol() -> None:
     assert {state.value: state.rank for state in State} == SPECIFICATION["RANK"]

@@ -1,6 +1,6 @@
-"""A turn of several steps, each a settled call of its own: one turn in the session, in its history and in the day.
+"""A turn with several steps, each with its own call, counts as one turn in the session, the history and the day.
 
-No turn has more than one step yet, so the rows are written into the tables as such a turn would leave them.
+The app does not make such turns yet, so the tests write the rows that such a turn would leave.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -21,9 +21,9 @@ from shared.storage.tables import Write
 from tests.conftest import Serve, Tables
 from tests.support import ledger_rows
 from tests.support.azure_openai import AzureOpenAI
+from tests.support.chat_client import JSON, answer, closed_ledger, get_json
 from tests.support.clock import ManualClock
 from tests.support.conservation import assert_conserved
-from tests.support.talking import JSON, answer, closed_ledger, look
 
 KEY = new_key()
 MONDAY = date(2024, 3, 11)
@@ -38,8 +38,8 @@ async def api(
     """The app on a Monday at noon, after a month without calls."""
     clock.set(NOON)
     async with serve(environ | {"USAGE_KEYS": line("ann", KEY)}) as client:
-        await client.get("/api/sessions/none")  # which creates the tables
-        await ledger_rows.keep_quiet(Days(services()._table("daily")), MONDAY)
+        await client.get("/api/sessions/none")  # this creates the tables
+        await ledger_rows.write_quiet_days(Days(services()._table("daily")), MONDAY)
         yield client
 
 
@@ -50,7 +50,7 @@ def call(step: int, *, prompt: int = 1000, priced: bool = True, state: State = S
 
 
 async def write_turn(tables: Tables, calls: Sequence[Call], session_id: str = "s") -> None:
-    """A session of one turn, as these calls leave it: opened, and raised one after the other."""
+    """Write a session with one turn, in which these calls were opened and then raised one after the other."""
     opened = tuple(replace(each, state=State.OPEN, usage=None, cost=None, rates=None, model=None) for each in calls)
     session = Session(id=session_id, created=NOON, updated=NOON, system="Be brief.", deployment="chat", turns=1)
     turn = Turn(number=1, started=NOON, finished=NOON, finish_reason="stop", calls=opened, messages=MESSAGES)
@@ -65,10 +65,10 @@ async def write_turn(tables: Tables, calls: Sequence[Call], session_id: str = "s
     )
 
 
-async def the_day(api: httpx.AsyncClient) -> JSON:
+async def daily_usage(api: httpx.AsyncClient) -> JSON:
     api.headers["authorization"] = f"Bearer {KEY}"
     try:
-        return await look(api, f"/api/usage/daily/{MONDAY}")
+        return await get_json(api, f"/api/usage/daily/{MONDAY}")
     finally:
         del api.headers["authorization"]
 
@@ -77,14 +77,16 @@ def cost_of(calls: Sequence[Call]) -> Decimal:
     return sum((each.cost or Decimal(0) for each in calls), Decimal(0))
 
 
-async def test_its_calls_are_one_turn_of_the_session(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
+async def test_calls_of_several_steps_are_one_turn_of_the_session(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
     calls = [call(0, prompt=1000), call(1, prompt=2000), call(2, prompt=3000)]
     await write_turn(tables, calls)
 
-    shown = await look(api, "/api/sessions/s")
-    assert (shown["turns"], shown["unpriced_turns"], shown["unaccounted_calls"]) == (1, 0, 0)
-    assert (shown["usage"]["prompt_tokens"], shown["total_tokens"]) == (6000, 6300)
-    assert shown["cost_usd"] == cost_of(calls) > 0
+    session = await get_json(api, "/api/sessions/s")
+    assert (session["turns"], session["unpriced_turns"], session["unaccounted_calls"]) == (1, 0, 0)
+    assert (session["usage"]["prompt_tokens"], session["total_tokens"]) == (6000, 6300)
+    assert session["cost_usd"] == cost_of(calls) > 0
 
     following = await answer(api, "And back?")
     assert (following["turn"], following["session"]["turns"]) == (2, 2)
@@ -92,22 +94,22 @@ async def test_its_calls_are_one_turn_of_the_session(api: httpx.AsyncClient, fak
     assert [m["content"] for m in fake.requests[-1].body["messages"]][1:] == ["How far is it?", "12 km.", "And back?"]
 
 
-async def test_its_history_shows_the_sum_of_its_calls(api: httpx.AsyncClient, tables: Tables) -> None:
+async def test_history_shows_the_sum_of_all_calls_of_a_turn(api: httpx.AsyncClient, tables: Tables) -> None:
     calls = [call(0, prompt=1000), call(1, prompt=2000), call(2, prompt=3000)]
     await write_turn(tables, calls)
 
-    [turn] = (await look(api, "/api/sessions/s/messages"))["turns"]
+    [turn] = (await get_json(api, "/api/sessions/s/messages"))["turns"]
 
     assert (turn["turn"], turn["state"]) == (1, "settled")
     assert (turn["usage"]["prompt_tokens"], turn["usage"]["completion_tokens"]) == (6000, 300)
     assert turn["cost_usd"] == cost_of(calls)
 
 
-async def test_its_calls_are_one_turn_of_the_day(api: httpx.AsyncClient, tables: Tables) -> None:
+async def test_calls_of_several_steps_are_one_turn_of_the_day(api: httpx.AsyncClient, tables: Tables) -> None:
     calls = [call(0, prompt=1000), call(1, prompt=2000), call(2, prompt=3000)]
     await write_turn(tables, calls)
 
-    day = await the_day(api)
+    day = await daily_usage(api)
 
     assert (day["turns"], day["calls"], day["sessions"], day["unpriced_turns"]) == (1, 3, 1, 0)
     assert (day["usage"]["prompt_tokens"], day["cost_usd"]) == (6000, cost_of(calls))
@@ -117,33 +119,33 @@ async def test_its_calls_are_one_turn_of_the_day(api: httpx.AsyncClient, tables:
 
 
 @pytest.mark.parametrize("unpriced", [{0}, {1}, {2}, {0, 2}, {0, 1, 2}], ids=str)
-async def test_a_turn_with_unpriced_calls_is_one_unpriced_turn(
+async def test_turn_with_unpriced_calls_is_one_unpriced_turn(
     api: httpx.AsyncClient, tables: Tables, unpriced: set[int]
 ) -> None:
     calls = [call(step, priced=step not in unpriced) for step in range(3)]
     await write_turn(tables, calls)
 
-    shown = await look(api, "/api/sessions/s")
-    [turn] = (await look(api, "/api/sessions/s/messages"))["turns"]
-    day = await the_day(api)
+    session = await get_json(api, "/api/sessions/s")
+    [turn] = (await get_json(api, "/api/sessions/s/messages"))["turns"]
+    day = await daily_usage(api)
 
-    assert (shown["unpriced_turns"], shown["cost_usd"]) == (1, cost_of(calls))
+    assert (session["unpriced_turns"], session["cost_usd"]) == (1, cost_of(calls))
     assert turn["cost_usd"] is None
     assert turn["usage"]["prompt_tokens"] == 3000
     assert (day["turns"], day["unpriced_turns"], day["cost_usd"]) == (1, 1, cost_of(calls))
     assert [group["unpriced_turns"] for group in (*day["by_model"], *day["by_caller"])] == [1, 1]
 
 
-async def test_a_retried_step_adds_no_turn(api: httpx.AsyncClient, tables: Tables) -> None:
+async def test_retried_step_adds_no_turn(api: httpx.AsyncClient, tables: Tables) -> None:
     retried = call(1, state=State.UNACCOUNTED)
     calls = [call(0), retried, call(1), call(2)]
     await write_turn(tables, calls)
 
-    shown = await look(api, "/api/sessions/s")
-    [turn] = (await look(api, "/api/sessions/s/messages"))["turns"]
-    day = await the_day(api)
+    session = await get_json(api, "/api/sessions/s")
+    [turn] = (await get_json(api, "/api/sessions/s/messages"))["turns"]
+    day = await daily_usage(api)
 
-    for totals in (shown, day):
+    for totals in (session, day):
         assert (totals["turns"], totals["unaccounted_calls"]) == (1, 1)
         assert totals["unaccounted_usd"] == retried.worst_case
         assert totals["cost_usd"] == cost_of(calls)
@@ -152,52 +154,49 @@ async def test_a_retried_step_adds_no_turn(api: httpx.AsyncClient, tables: Table
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-async def test_a_turn_of_the_same_number_after_an_erasure_is_another_one(
+async def test_day_counts_turns_with_equal_numbers_before_and_after_an_erasure(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, steps: int
 ) -> None:
     calls = [call(step) for step in range(steps)]
     await write_turn(tables, calls)
     assert (await api.delete("/api/sessions/s")).status_code == 204
 
-    begun = await answer(api, "Hello again.")
-    assert (begun["turn"], begun["session"]["turns"], begun["session"]["cost_usd"]) == (1, 1, begun["cost_usd"])
+    recreated = await answer(api, "Hello again.")
+    assert (recreated["turn"], recreated["session"]["turns"]) == (1, 1)
+    assert recreated["session"]["cost_usd"] == recreated["cost_usd"]
     assert {entry.call.day for entry in await closed_ledger(tables)} == {MONDAY}
 
-    day = await the_day(api)
+    day = await daily_usage(api)
     assert (day["turns"], day["calls"], day["sessions"]) == (2, steps + 1, 1)
-    assert day["cost_usd"] == cost_of(calls) + begun["cost_usd"]
+    assert day["cost_usd"] == cost_of(calls) + recreated["cost_usd"]
 
 
-async def test_turns_of_several_steps_and_lives_of_a_session_are_told_apart(
-    api: httpx.AsyncClient, tables: Tables
-) -> None:
-    """The second life's turn has several steps too."""
+async def test_day_distinguishes_turns_of_erased_and_recreated_sessions(api: httpx.AsyncClient, tables: Tables) -> None:
+    """The turn of the recreated session has several steps too."""
     for calls in ([call(0), call(1), call(2)], [call(0, priced=False), call(1, priced=False)]):
         assert (await api.delete("/api/sessions/s")).status_code in (204, 404)
         await write_turn(tables, calls)
     await write_turn(tables, [call(0), call(1)], session_id="other")
 
-    day = await the_day(api)
+    day = await daily_usage(api)
 
     assert (day["turns"], day["calls"], day["sessions"]) == (3, 7, 2)
-    assert (await look(api, "/api/sessions/s"))["unpriced_turns"] == 1
+    assert (await get_json(api, "/api/sessions/s"))["unpriced_turns"] == 1
 
 
-async def test_every_call_that_the_app_makes_is_step_0(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
-) -> None:
+async def test_all_calls_of_the_app_have_step_0(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
     fake.fault("reset")
 
     await answer(api)
 
     entries = await closed_ledger(tables)
     assert [(entry.call.state, entry.call.step) for entry in entries] == [(State.UNACCOUNTED, 0), (State.SETTLED, 0)]
-    assert (await the_day(api))["turns"] == 1
+    assert (await daily_usage(api))["turns"] == 1
     await assert_conserved(tables, fake)
 
 
-def test_a_usage_is_a_sum_over_kinds() -> None:
-    """What the history adds up: every kind of token."""
+def test_turn_usage_is_the_sum_of_its_calls() -> None:
+    """The history adds up every kind of token."""
     usage = Usage(prompt_tokens=5, cached_tokens=4, cache_write_tokens=3, completion_tokens=2, reasoning_tokens=1)
     calls = [replace(call(step), usage=usage) for step in range(3)]
     turn = Turn(number=1, started=NOON, calls=tuple(calls))

@@ -1,4 +1,4 @@
-"""A turn while the table service fails: what was committed counts once, what was not is not there at all."""
+"""Turns while the table service fails: committed writes count once, others leave no trace."""
 
 import asyncio
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ import pytest
 from shared.domain.calls import State
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI
-from tests.support.conservation import assert_conserved
-from tests.support.proxy import Answer, Close, Match, TcpProxy
-from tests.support.talking import (
-    age_lease,
+from tests.support.chat_client import (
     answer,
-    answered,
     closed_ledger,
     events,
+    expire_lease,
     fill,
+    get_json,
     ledger,
-    look,
-    say,
+    ok_json,
+    send_message,
     stored,
     until,
 )
+from tests.support.conservation import assert_conserved
+from tests.support.proxy import Answer, Close, Match, TcpProxy
 
-pytestmark = pytest.mark.usefixtures("storage")  # before `api`, so that the app goes through it
+pytestmark = pytest.mark.usefixtures("storage")  # started before `api`, so that the app uses the proxy
 
-LOST = Close(after_answer=True)  # done, and not acknowledged
+LOST = Close(after_answer=True)  # committed, response lost
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Requests:
     """The storage requests of a turn, as the proxy sees them."""
 
     read: Match
-    commit: Match  # the first of a turn reserves, the last settles
+    commit: Match  # the first one of a turn reserves, the last one settles
     head: Match
     insert_row: Match
     raise_row: Match
@@ -52,21 +52,21 @@ def requests(prefix: str) -> Requests:
     )
 
 
-async def begin(api: httpx.AsyncClient, tables: Tables) -> None:
-    """A first turn, all of it."""
+async def complete_first_turn(api: httpx.AsyncClient, tables: Tables) -> None:
+    """A first turn, including its settlement."""
     await answer(api, "before")
     await closed_ledger(tables)
 
 
-# An acknowledgement is lost
+# The response to a write is lost
 
 
-@pytest.mark.parametrize("kept", ["reserve", "insert_row", "settle", "raise_row"])
-async def test_a_write_whose_answer_was_lost_counts_once(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy, requests: Requests, kept: str
+@pytest.mark.parametrize("write", ["reserve", "insert_row", "settle", "raise_row"])
+async def test_write_with_a_lost_response_counts_once(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy, requests: Requests, write: str
 ) -> None:
-    await begin(api, tables)
-    match kept:
+    await complete_first_turn(api, tables)
+    match write:
         case "reserve":
             rule = storage.on(requests.commit, LOST)
         case "insert_row":
@@ -76,60 +76,60 @@ async def test_a_write_whose_answer_was_lost_counts_once(
         case _:
             rule = storage.on(requests.raise_row, LOST)
 
-    told = await answer(api, "hi")
+    second = await answer(api, "hi")
 
     states = [entry.call.state for entry in await closed_ledger(tables)]
     assert rule.hits == 1
-    assert (told["turn"], told["message"]["content"]) == (2, "echo: hi")
-    assert told["session"]["unaccounted_calls"] == 0
+    assert (second["turn"], second["message"]["content"]) == (2, "echo: hi")
+    assert second["session"]["unaccounted_calls"] == 0
     assert states == [State.SETTLED] * 2
     assert len(fake.meter) == 2
     assert (await answer(api, "after"))["turn"] == 3
     await assert_conserved(tables, fake)
 
 
-async def test_a_retry_whose_transaction_was_not_acknowledged_counts_once(
+async def test_retry_transaction_with_a_lost_response_counts_once(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy, requests: Requests
 ) -> None:
-    await begin(api, tables)
+    await complete_first_turn(api, tables)
     fake.fault(504)
     rule = storage.on(requests.commit, LOST, nth=2)
 
-    told = await answer(api, "hi")
+    retried = await answer(api, "hi")
 
     assert rule.hits == 1
-    assert told["session"]["unaccounted_calls"] == 1
+    assert retried["session"]["unaccounted_calls"] == 1
     assert [entry.call.state for entry in await closed_ledger(tables)][1:] == [State.UNACCOUNTED, State.SETTLED]
     await assert_conserved(tables, fake)
 
 
-async def test_a_first_turns_writes_count_once_too(
+async def test_first_turn_of_a_session_counts_once_after_lost_responses(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy, requests: Requests
 ) -> None:
     rules = [storage.on(requests.commit, LOST), storage.on(requests.insert_row, LOST)]
 
-    told = await answer(api)
+    first = await answer(api)
 
     assert [rule.hits for rule in rules] == [1, 1]
-    assert told["turn"] == told["session"]["turns"] == 1
-    assert told["session"]["cost_usd"] == told["cost_usd"]
+    assert first["turn"] == first["session"]["turns"] == 1
+    assert first["session"]["cost_usd"] == first["cost_usd"]
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.SETTLED]
 
 
-async def test_a_reservation_that_nobody_could_confirm_is_recovered(
+async def test_recovery_of_a_reservation_that_could_not_be_confirmed(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy, requests: Requests
 ) -> None:
-    await begin(api, tables)
+    await complete_first_turn(api, tables)
     storage.on(requests.commit, LOST)
     storage.on(requests.head, Close(), times=None)
 
-    refused = await say(api, "lost words")
+    refused = await send_message(api, "lost words")
 
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
     assert len(fake.requests) == 1
     storage.clear()
-    assert (await say(api)).status_code == 409
-    await age_lease(tables)
+    assert (await send_message(api)).status_code == 409
+    await expire_lease(tables)
     assert (await answer(api, "after"))["turn"] == 3
     assert [entry.call.state for entry in await closed_ledger(tables)] == [
         State.SETTLED,
@@ -139,28 +139,28 @@ async def test_a_reservation_that_nobody_could_confirm_is_recovered(
     await assert_conserved(tables, fake)
 
 
-# A write does not arrive
+# A write is lost
 
 
-async def test_a_turn_that_could_not_be_reserved_is_not_there(
+async def test_failed_reservation_returns_503_and_stores_nothing(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy, requests: Requests
 ) -> None:
-    await begin(api, tables)
+    await complete_first_turn(api, tables)
     storage.on(requests.commit, Close())
 
-    refused = await say(api, "lost words")
+    refused = await send_message(api, "lost words")
 
     error = refused.json()["error"]
     assert (refused.status_code, error["code"]) == (503, "storage_unavailable")
     assert refused.headers["retry-after"] == "5"
     assert len(fake.requests) == 1
-    assert (await look(api, "/api/sessions/s"))["turns"] == 1
+    assert (await get_json(api, "/api/sessions/s"))["turns"] == 1
     assert (await answer(api, "after"))["turn"] == 2
     await assert_conserved(tables, fake)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_nothing_is_spent_that_the_ledger_does_not_hold(
+async def test_failed_ledger_insert_returns_503_and_calls_no_model(
     api: httpx.AsyncClient,
     fake: AzureOpenAI,
     tables: Tables,
@@ -168,10 +168,10 @@ async def test_nothing_is_spent_that_the_ledger_does_not_hold(
     requests: Requests,
     streamed: bool,
 ) -> None:
-    await begin(api, tables)
+    await complete_first_turn(api, tables)
     storage.on(requests.insert_row, Close())
 
-    refused = await say(api, "lost words", stream=streamed)
+    refused = await send_message(api, "lost words", stream=streamed)
 
     if streamed:
         assert [event.name for event in events(refused.content)] == ["start", "error"]
@@ -179,24 +179,24 @@ async def test_nothing_is_spent_that_the_ledger_does_not_hold(
     else:
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
     assert len(fake.requests) == len(await ledger(tables)) == 1
-    assert (await look(api, "/api/sessions/s"))["unaccounted_calls"] == 0
+    assert (await get_json(api, "/api/sessions/s"))["unaccounted_calls"] == 0
     _, [_, lost] = await stored(tables)
     assert (lost.call.state, lost.finish_reason) == (State.FAILED, "error")
     await answer(api, "after")
     assert [m["content"] for m in fake.requests[1].body["messages"][1:]] == ["before", "echo: before", "after"]
 
 
-# The table service is away
+# The table service is down
 
 
-async def test_a_storage_that_is_away_is_told_and_leaves_nothing_half_done(
+async def test_all_session_routes_return_503_while_storage_is_down(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy
 ) -> None:
-    await begin(api, tables)
+    await complete_first_turn(api, tables)
     storage.down()
 
     refused = await asyncio.gather(
-        say(api, "lost words"),
+        send_message(api, "lost words"),
         api.get("/api/sessions/s"),
         api.get("/api/sessions/s/messages"),
         api.delete("/api/sessions/s/messages"),
@@ -213,43 +213,43 @@ async def test_a_storage_that_is_away_is_told_and_leaves_nothing_half_done(
     await assert_conserved(tables, fake)
 
 
-async def test_health_asks_nobody(api: httpx.AsyncClient, storage: TcpProxy) -> None:
+async def test_health_does_not_use_storage(api: httpx.AsyncClient, storage: TcpProxy) -> None:
     storage.down()
 
-    assert answered(await api.get("/api/health")) == {"status": "ok"}
+    assert ok_json(await api.get("/api/health")) == {"status": "ok"}
 
 
-async def test_a_turn_settles_once_storage_is_back(
+async def test_turn_retries_settlement_until_storage_is_back(
     api: httpx.AsyncClient,
     fake: AzureOpenAI,
     tables: Tables,
     storage: TcpProxy,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    await begin(api, tables)
+    await complete_first_turn(api, tables)
 
-    async def tried() -> bool | None:
+    async def is_logged() -> bool | None:
         return "storage can't be reached" in caplog.text or None
 
-    async def back() -> None:
+    async def interrupt_storage() -> None:
         await hold.until_reached()
         storage.down()
         hold.release()
-        await until(tried)
+        await until(is_logged)
         storage.up()
 
     with fake.hold() as hold:
-        told, _ = await asyncio.gather(answer(api, "hi"), back())
+        second, _ = await asyncio.gather(answer(api, "hi"), interrupt_storage())
 
-    assert (told["turn"], told["message"]["content"]) == (2, "echo: hi")
+    assert (second["turn"], second["message"]["content"]) == (2, "echo: hi")
     await assert_conserved(tables, fake)
 
 
 @pytest.mark.parametrize("status", [500, 503])
-async def test_a_storage_that_stumbles_goes_unnoticed(
+async def test_single_storage_error_is_retried_by_the_sdk(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy, status: int
 ) -> None:
-    await begin(api, tables)
+    await complete_first_turn(api, tables)
     rule = storage.on(Match(), Answer(status), nth=2, times=1)
 
     assert (await answer(api, "hi"))["turn"] == 2
@@ -257,11 +257,11 @@ async def test_a_storage_that_stumbles_goes_unnoticed(
     await assert_conserved(tables, fake)
 
 
-# What a turn asks of storage
+# Storage requests of a turn
 
 
 @pytest.mark.parametrize("before", [1, 63, 64, 999])
-async def test_a_turn_takes_five_storage_requests_however_long_the_past(
+async def test_turn_takes_five_storage_requests_for_any_history_length(
     api: httpx.AsyncClient, tables: Tables, storage: TcpProxy, requests: Requests, before: int
 ) -> None:
     await fill(tables, before)
@@ -271,6 +271,6 @@ async def test_a_turn_takes_five_storage_requests_however_long_the_past(
 
     await closed_ledger(tables)
     order = [requests.read, requests.commit, requests.insert_row, requests.commit, requests.raise_row]
-    asked = storage.seen[seen:]
-    assert len(asked) == 5
-    assert all(match.fits(request) for match, request in zip(order, asked, strict=True))
+    turn_requests = storage.seen[seen:]
+    assert len(turn_requests) == 5
+    assert all(match.matches(request) for match, request in zip(order, turn_requests, strict=True))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import FUNCTION_KEY, Serve, Tables
 from tests.support.azure_openai import AzureOpenAI
-from tests.support.conservation import everything
-from tests.support.talking import answer, say
+from tests.support.chat_client import answer, send_message
+from tests.support.conservation import all_rows
 
 JSON = {"content-type": "application/json"}
 ONE_APP = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -56,8 +56,8 @@ BAD_IDS = [
 async def untouched(tables: Tables, fake: AzureOpenAI) -> AsyncIterator[None]:
     """Afterwards nothing is stored and the model was asked nothing."""
     yield
-    assert [row async for row in everything(tables.sessions)] == []
-    assert [row async for row in everything(tables.usage)] == []
+    assert [row async for row in all_rows(tables.sessions)] == []
+    assert [row async for row in all_rows(tables.usage)] == []
     assert fake.requests == []
 
 
@@ -256,13 +256,13 @@ class TestFields:
 
     async def test_an_image_is_an_http_or_data_url(self, api: httpx.AsyncClient) -> None:
         for url in ("ftp://host/a.png", "javascript:alert(1)", "file:///etc/passwd", "data:text/html,x", "a.png", ""):
-            message, param = refusal(await say(api, [{"type": "image_url", "image_url": {"url": url}}]))
+            message, param = refusal(await send_message(api, [{"type": "image_url", "image_url": {"url": url}}]))
             assert param == "message[0].image_url.url"
             assert "should begin with https://, http:// or data:image/" in message
 
     async def test_an_unknown_deployment_is_told_which_there_are(self, serve: Serve, environ: dict[str, str]) -> None:
         async with serve(environ | {"AZURE_OPENAI_DEPLOYMENTS": "small=gpt-4.1-mini, large"}) as api:
-            message, param = refusal(await say(api, deployment="huge"))
+            message, param = refusal(await send_message(api, deployment="huge"))
         assert param == "deployment"
         assert "'huge'" in message
         assert "Choose one of: chat, large, small." in message
@@ -279,7 +279,7 @@ class TestSessionIds:
     async def test_a_bad_one_in_the_body_is_refused(self, api: httpx.AsyncClient, subtests: pytest.Subtests) -> None:
         for session in BAD_IDS:
             with subtests.test(session=session[:70]):
-                assert_no_id(await say(api, session=session))
+                assert_no_id(await send_message(api, session=session))
 
     @pytest.mark.parametrize("method", ["GET", "DELETE"])
     @pytest.mark.parametrize("rest", ["", "/messages"])
@@ -358,7 +358,7 @@ class TestSizes:
 
     async def test_an_image_that_is_too_large_could_be_a_link(self, api: httpx.AsyncClient) -> None:
         large = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * LIMIT}"}}
-        message, _ = refusal(await say(api, [large]), 413, "message_too_large")
+        message, _ = refusal(await send_message(api, [large]), 413, "message_too_large")
         assert "an image can be sent as a link" in message
 
     @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "in chunks"])
@@ -369,7 +369,7 @@ class TestSizes:
 
     async def test_the_limit_is_a_setting(self, serve: Serve, environ: dict[str, str]) -> None:
         async with serve(environ | {"MAX_MESSAGE_BYTES": "1024"}) as api:
-            message, _ = refusal(await say(api, "x" * 1_024), 413, "message_too_large")
+            message, _ = refusal(await send_message(api, "x" * 1_024), 413, "message_too_large")
         assert "1024 bytes" in message
 
 
@@ -392,7 +392,7 @@ class TestOnASession:
         self, api: httpx.AsyncClient, tables: Tables, fake: AzureOpenAI, subtests: pytest.Subtests
     ) -> None:
         await answer(api)
-        before = [row async for row in everything(tables.sessions)]
+        before = [row async for row in all_rows(tables.sessions)]
         for fields in (
             {"message": 5},
             {"message": "hi", "system": "another"},
@@ -402,7 +402,7 @@ class TestOnASession:
         ):
             with subtests.test(fields=fields):
                 refusal(await post(api, fields | {"session_id": "s"}))
-                assert [row async for row in everything(tables.sessions)] == before
+                assert [row async for row in all_rows(tables.sessions)] == before
                 assert len(fake.requests) == 1
 
     async def test_what_nests_deeply_is_asked_or_refused(self, api: httpx.AsyncClient) -> None:

@@ -1,5 +1,4 @@
-"""LangChain's own clients against the app: its standard suite on the real small model, and what that can't do on the
-fake."""
+"""LangChain's clients: its standard suite on the embedded model, and other features on the fake model service."""
 
 import asyncio
 import subprocess
@@ -28,21 +27,21 @@ from local.keys import line, new_key
 from local.parts import free_port
 from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI, Reply
+from tests.support.chat_client import closed_ledger
 from tests.support.conservation import assert_conserved
-from tests.support.killing import Nursery
-from tests.support.loopback import PATIENCE
-from tests.support.talking import closed_ledger
+from tests.support.loopback import MAX_WAIT_S
+from tests.support.processes import HostFactory
 
 KEY = new_key()
 API_VERSION = "2025-04-01-preview"
 
-# The standard suite, on a real model
+# The standard suite, on the embedded model
 
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[str]:
     if not model.installed():
-        pytest.skip("THERE IS NO EMBEDDED MODEL ON THIS MACHINE, SO LANGCHAIN'S STANDARD SUITE DID NOT RUN")
+        pytest.skip("THE EMBEDDED MODEL IS NOT INSTALLED, SO LANGCHAIN'S STANDARD SUITE DID NOT RUN")
     port = free_port()
     server = subprocess.Popen([sys.executable, "-m", "local.model", "--port", str(port)], stdout=subprocess.DEVNULL)
     try:
@@ -54,7 +53,7 @@ def upstream() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def service(upstream: str, azurite_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app as a process of its own: the suite is synchronous."""
+    """The app in a separate process, because the suite is synchronous."""
     environ = {
         "AZURE_OPENAI_ENDPOINT": upstream,
         "AZURE_OPENAI_API_KEY": "local",
@@ -64,14 +63,14 @@ def service(upstream: str, azurite_port: int, tmp_path_factory: pytest.TempPathF
         "TABLE_PREFIX": f"t{uuid.uuid4().hex[:20]}",
         "CLIENT_KEYS": line("ann", KEY),
     }
-    with Nursery() as nursery:
-        host = nursery.host(environ, tmp_path_factory.mktemp("langchain") / "log")
+    with HostFactory() as host_factory:
+        host = host_factory.host(environ, tmp_path_factory.mktemp("langchain") / "log")
         yield host.base
 
 
 @pytest_asyncio.fixture(scope="class", loop_scope="class")
 async def served(request: pytest.FixtureRequest, service: str) -> AsyncIterator[None]:
-    """Both clients are closed here: LangChain leaves its own to the garbage collector, in some other test."""
+    """Clients that are closed here; LangChain leaves its own to the garbage collector, which warns in a later test."""
     with DefaultHttpxClient() as request.cls.http:
         async with DefaultAsyncHttpxClient() as request.cls.http_async:
             request.cls.base = service
@@ -79,8 +78,8 @@ async def served(request: pytest.FixtureRequest, service: str) -> AsyncIterator[
 
 
 class _Standard(ChatModelIntegrationTests):
-    """What the embedded model can't do is declared: it calls no tools and sees no images, and with 135 million
-    parameters it follows no schema that is not forced upon it."""
+    """Declares the limits of the embedded model: no tools, no images, and no structured output (135 million
+    parameters)."""
 
     base = ""
     http: DefaultHttpxClient
@@ -103,25 +102,25 @@ class _Standard(ChatModelIntegrationTests):
         return False
 
 
-@pytest.mark.parametrize(("asked", "tokens"), [({}, model.ANSWER_TOKENS), ({"max_tokens": 300}, 300)])
-def test_the_embedded_model_ends_an_answer_that_names_no_maximum(
-    service: str, asked: dict[str, int], tokens: int
+@pytest.mark.parametrize(("options", "tokens"), [({}, model.ANSWER_TOKENS), ({"max_tokens": 300}, 300)])
+def test_embedded_model_limits_answers_with_and_without_max_tokens(
+    service: str, options: dict[str, int], tokens: int
 ) -> None:
-    body = {"model": model.NAME, "messages": [{"role": "user", "content": "Count."}], "ignore_eos": True, **asked}
+    body = {"model": model.NAME, "messages": [{"role": "user", "content": "Count."}], "ignore_eos": True, **options}
     answer = httpx.post(
         f"{service}/openai/v1/chat/completions",
         json=body,
         headers={"Authorization": f"Bearer {KEY}"},
-        timeout=PATIENCE,
+        timeout=MAX_WAIT_S,
         trust_env=False,
     ).json()
 
     assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (tokens, "length")
 
 
-def test_what_is_too_long_for_the_embedded_model_is_told_so(service: str) -> None:
+def test_prompt_too_long_for_the_embedded_model_returns_context_too_long(service: str) -> None:
     long = {"message": "word " * (model.SLOT_TOKENS + 1_000)}
-    answer = httpx.post(f"{service}/api/chat", json=long, timeout=PATIENCE, trust_env=False)
+    answer = httpx.post(f"{service}/api/chat", json=long, timeout=MAX_WAIT_S, trust_env=False)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_too_long")
 
@@ -169,7 +168,7 @@ class TestAzureChatOpenAI(_Standard):
         }
 
 
-# What takes a larger model, on the fake
+# Features that need a larger model, on the fake
 
 
 @pytest.fixture
@@ -186,7 +185,7 @@ async def base(serve: Serve, environ: dict[str, str]) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def http() -> AsyncIterator[DefaultAsyncHttpxClient]:
-    """LangChain's own is kept for the process, and each test has an event loop of its own."""
+    """LangChain caches its own client per process, but each test has its own event loop."""
     async with DefaultAsyncHttpxClient() as client:
         yield client
 
@@ -211,36 +210,36 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-async def test_a_chain_is_invoked_streamed_and_batched(chat: BaseChatModel, fake: AzureOpenAI, tables: Tables) -> None:
-    chain = ChatPromptTemplate.from_messages([("system", "Be brief."), ("user", "{said}")]) | chat | StrOutputParser()
+async def test_chain_can_invoke_stream_and_batch(chat: BaseChatModel, fake: AzureOpenAI, tables: Tables) -> None:
+    chain = ChatPromptTemplate.from_messages([("system", "Be brief."), ("user", "{text}")]) | chat | StrOutputParser()
 
-    assert await chain.ainvoke({"said": "one"}) == "echo: one"
-    assert "".join([piece async for piece in chain.astream({"said": "two"})]) == "echo: two"
-    assert sorted(await chain.abatch([{"said": "3"}, {"said": "4"}])) == ["echo: 3", "echo: 4"]
+    assert await chain.ainvoke({"text": "one"}) == "echo: one"
+    assert "".join([piece async for piece in chain.astream({"text": "two"})]) == "echo: two"
+    assert sorted(await chain.abatch([{"text": "3"}, {"text": "4"}])) == ["echo: 3", "echo: 4"]
     assert len(await assert_conserved(tables, fake)) == 4
 
 
-async def test_tools_are_called_and_their_results_answered(chat: BaseChatModel, fake: AzureOpenAI) -> None:
+async def test_tool_calls_and_results(chat: BaseChatModel, fake: AzureOpenAI) -> None:
     fake.reply(tool_calls=(("call_1", "add", '{"a": 1, "b": 2}'), ("call_2", "add", '{"a": 3, "b": 4}')))
     bound = chat.bind_tools([add])
-    asked = HumanMessage("Add 1 and 2, and 3 and 4.")
+    question = HumanMessage("Add 1 and 2, and 3 and 4.")
 
-    called = await bound.ainvoke([asked])
+    called = await bound.ainvoke([question])
 
     assert isinstance(called, AIMessage)
     assert [call["args"] for call in called.tool_calls] == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
     results = [ToolMessage(str(add.invoke(call["args"])), tool_call_id=call["id"]) for call in called.tool_calls]
     fake.reply("3 and 7")
-    assert (await bound.ainvoke([asked, called, *results])).content == "3 and 7"
+    assert (await bound.ainvoke([question, called, *results])).content == "3 and 7"
     roles = [message["role"] for message in fake.requests[-1].body["messages"]]
     assert roles == ["user", "assistant", "tool", "tool"]
 
 
 @pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
 async def test_structured_output_is_parsed(chat: BaseChatModel, fake: AzureOpenAI, method: str) -> None:
-    said = '{"name": "Ada", "age": 36}'
+    person = '{"name": "Ada", "age": 36}'
     fake.responder = lambda _: (
-        Reply(tool_calls=(("call_1", "Person", said),)) if method == "function_calling" else Reply(said)
+        Reply(tool_calls=(("call_1", "Person", person),)) if method == "function_calling" else Reply(person)
     )
     assert await chat.with_structured_output(Person, method=method).ainvoke("Who? As JSON.") == Person(
         name="Ada", age=36
@@ -250,31 +249,33 @@ async def test_structured_output_is_parsed(chat: BaseChatModel, fake: AzureOpenA
     assert sent.get("response_format", {}).get("type") == kinds[method]
 
 
-async def test_images_and_logprobs_go_through(chat: BaseChatModel, fake: AzureOpenAI) -> None:
+async def test_images_and_logprobs(chat: BaseChatModel, fake: AzureOpenAI) -> None:
     pixel = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
-    seen = HumanMessage([{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": pixel}}])
+    message = HumanMessage([{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": pixel}}])
 
-    told = await chat.bind(logprobs=True, top_logprobs=2).ainvoke([seen])
+    answer = await chat.bind(logprobs=True, top_logprobs=2).ainvoke([message])
 
     assert fake.requests[-1].body["messages"][0]["content"][1]["image_url"]["url"] == pixel
-    assert told.response_metadata["logprobs"]["content"]
+    assert answer.response_metadata["logprobs"]["content"]
 
 
-async def test_usage_is_told_streamed_or_not(chat: BaseChatModel, fake: AzureOpenAI, tables: Tables) -> None:
+async def test_usage_is_reported_with_and_without_streaming(
+    chat: BaseChatModel, fake: AzureOpenAI, tables: Tables
+) -> None:
     whole: Any = await chat.ainvoke("hi")
     gathered: Any = None
     async for piece in chat.astream("hi"):
         gathered = piece if gathered is None else gathered + piece
 
-    told = [message.usage_metadata["total_tokens"] for message in (whole, gathered)]
+    totals = [message.usage_metadata["total_tokens"] for message in (whole, gathered)]
     entries = await assert_conserved(tables, fake)
-    assert sorted(told) == sorted(entry.call.usage.total_tokens for entry in entries if entry.call.usage)
+    assert sorted(totals) == sorted(entry.call.usage.total_tokens for entry in entries if entry.call.usage)
 
 
-async def test_the_callbacks_cost_is_the_ledgers(
+async def test_cost_of_langchains_callback_equals_the_ledger(
     base: str, http: DefaultAsyncHttpxClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    """`model_version` tells LangChain what the answer's bare name does not, as the deployment's setting tells us."""
+    """The answer's model name has no version: LangChain gets it from `model_version`, the app from its settings."""
     fake.model_name = "gpt-35-turbo"
     chat = AzureChatOpenAI(
         azure_endpoint=base,
@@ -284,24 +285,24 @@ async def test_the_callbacks_cost_is_the_ledgers(
         model_version="0125",
         http_async_client=http,
     )
-    with get_openai_callback() as counted:
-        for said in ("one", "two and more"):
-            await chat.ainvoke(said)
+    with get_openai_callback() as callback:
+        for text in ("one", "two and more"):
+            await chat.ainvoke(text)
 
     entries = await closed_ledger(tables)
     cost = sum((entry.call.cost or Decimal(0) for entry in entries), Decimal(0))
     assert cost > 0
-    assert Decimal(str(counted.total_cost)).quantize(Decimal("1e-9")) == cost.quantize(Decimal("1e-9"))
-    assert counted.successful_requests == len(entries) == 2
+    assert Decimal(str(callback.total_cost)).quantize(Decimal("1e-9")) == cost.quantize(Decimal("1e-9"))
+    assert callback.successful_requests == len(entries) == 2
 
 
-async def test_curl_gets_the_same(base: str) -> None:
+async def test_curl_gets_an_answer(base: str) -> None:
     body = '{"model": "chat", "messages": [{"role": "user", "content": "hi"}]}'
     command = ["curl", "-sS", f"{base}/openai/v1/chat/completions", "-H", f"Authorization: Bearer {KEY}"]
     command += ["-H", "Content-Type: application/json", "-d", body]
-    done = await _run(command)
+    output = await _run(command)
 
-    assert "echo: hi" in done
+    assert "echo: hi" in output
 
 
 async def _run(command: list[str]) -> str:

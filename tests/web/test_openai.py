@@ -1,4 +1,4 @@
-"""OpenAI's and Azure OpenAI's own wire format, spoken by OpenAI's SDK: as it was sent, metered, and once paid for."""
+"""The OpenAI and Azure OpenAI compatible routes, called by OpenAI's SDK: forwarded unchanged, metered, charged once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -17,10 +17,10 @@ from shared.domain.calls import State
 from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI as Fake
 from tests.support.azure_openai import Fault, Reply, Script
-from tests.support.azure_openai import Request as Asked
+from tests.support.azure_openai import Request as UpstreamRequest
+from tests.support.chat_client import answer, call_log_lines, closed_ledger, exact, ok_json, send_message, stored
 from tests.support.conservation import assert_conserved
 from tests.support.proxy import Answer, Match, TcpProxy
-from tests.support.talking import answer, answered, closed_ledger, exact, lines, say, stored
 
 ANN, BOB = new_key(), new_key()
 HELLO: list[Any] = [{"role": "user", "content": "hi"}]
@@ -65,53 +65,53 @@ async def post(api: httpx.AsyncClient, headers: dict[str, str] | None = None, **
 
 def error(response: httpx.Response, status: int) -> dict[str, Any]:
     assert response.status_code == status, response.text
-    told: dict[str, Any] = response.json()["error"]
-    assert told.keys() >= {"message", "type", "param", "code"}
-    return told
+    body: dict[str, Any] = response.json()["error"]
+    assert body.keys() >= {"message", "type", "param", "code"}
+    return body
 
 
 def data(response: httpx.Response) -> list[str]:
-    """What a stream's events hold."""
+    """The data of each event of a stream."""
     assert response.headers["content-type"].startswith("text/event-stream")
     return [part.removeprefix("data: ") for part in response.text.split("\n\n") if part]
 
 
-# As it was sent, as it came
+# Requests and answers are forwarded unchanged
 
 
-async def test_a_request_goes_on_and_its_answer_comes_back_as_they_are(
-    api: httpx.AsyncClient, fake: Fake, tables: Tables
-) -> None:
+async def test_request_and_answer_are_forwarded_unchanged(api: httpx.AsyncClient, fake: Fake, tables: Tables) -> None:
     sent = {
         "model": "chat",
         "messages": [{"role": "developer", "content": "Be odd."}, {"role": "user", "content": "hi", "name": "ann"}],
         "temperature": 0.123456789,
-        "user": "someone",
+        "user": "u-1",
         "metadata": {"a": "b"},
-        "unheard_of": [None, 1e-7, "ü"],
+        "unknown_field": [None, 1e-7, "ü"],
     }
 
-    got = await api.post(ROUTE, json=sent)
+    response = await api.post(ROUTE, json=sent)
 
-    (asked,) = fake.requests
-    assert asked.body == sent
-    assert not asked.streamed
-    told = answered(got)
-    assert told["choices"][0]["message"]["content"] == "echo: hi"
-    assert told["choices"][0]["content_filter_results"]
-    assert told["prompt_filter_results"]
+    (request,) = fake.requests
+    assert request.body == sent
+    assert not request.streamed
+    completion = ok_json(response)
+    assert completion["choices"][0]["message"]["content"] == "echo: hi"
+    assert completion["choices"][0]["content_filter_results"]
+    assert completion["prompt_filter_results"]
     [entry] = await assert_conserved(tables, fake)
     assert (entry.session_id, entry.turn, entry.caller) == (None, 0, "key:ann")
     assert entry.call.usage
-    assert entry.call.usage.total_tokens == told["usage"]["total_tokens"]
+    assert entry.call.usage.total_tokens == completion["usage"]["total_tokens"]
 
 
-@pytest.mark.parametrize("wanted", [True, False, None])
-async def test_a_streams_chunks_come_as_they_are_and_usage_only_to_who_wants_it(
-    api: httpx.AsyncClient, fake: Fake, tables: Tables, wanted: bool | None
+@pytest.mark.parametrize("include_usage", [True, False, None])
+async def test_stream_chunks_are_forwarded_unchanged_and_usage_only_if_requested(
+    api: httpx.AsyncClient, fake: Fake, tables: Tables, include_usage: bool | None
 ) -> None:
     options: dict[str, Any] = (
-        {} if wanted is None else {"stream_options": {"include_usage": wanted, "include_obfuscation": False}}
+        {}
+        if include_usage is None
+        else {"stream_options": {"include_usage": include_usage, "include_obfuscation": False}}
     )
 
     *chunks, last = data(await post(api, stream=True, **options))
@@ -119,16 +119,16 @@ async def test_a_streams_chunks_come_as_they_are_and_usage_only_to_who_wants_it(
     assert last == "[DONE]"
     parsed = [exact(chunk) for chunk in chunks]
     assert parsed[0]["choices"] == []  # Azure's filter results of the prompt
-    said = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in parsed if chunk["choices"])
-    assert said == "echo: hi"
-    assert bool(parsed[-1].get("usage")) is bool(wanted)
-    (asked,) = fake.requests
-    assert asked.body["stream_options"] == options.get("stream_options", {}) | {"include_usage": True}
+    text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in parsed if chunk["choices"])
+    assert text == "echo: hi"
+    assert bool(parsed[-1].get("usage")) is bool(include_usage)
+    (request,) = fake.requests
+    assert request.body["stream_options"] == options.get("stream_options", {}) | {"include_usage": True}
     assert (await closed_ledger(tables))[0].call.state is State.SETTLED
     await assert_conserved(tables, fake)
 
 
-async def test_words_come_as_they_are_made(sdk: AsyncOpenAI, fake: Fake) -> None:
+async def test_stream_delivers_deltas_before_the_model_finishes(sdk: AsyncOpenAI, fake: Fake) -> None:
     with fake.hold(after=2) as hold:
         stream = await sdk.chat.completions.create(model="chat", messages=HELLO, stream=True)
         words = []
@@ -141,7 +141,7 @@ async def test_words_come_as_they_are_made(sdk: AsyncOpenAI, fake: Fake) -> None
     assert "".join(words) == "echo: hi"
 
 
-async def test_the_services_own_headers_come_along(api: httpx.AsyncClient) -> None:
+async def test_response_includes_the_services_request_id_header_but_not_its_region(api: httpx.AsyncClient) -> None:
     for streamed in (False, True):
         headers = (await post(api, stream=streamed)).headers
 
@@ -149,26 +149,28 @@ async def test_the_services_own_headers_come_along(api: httpx.AsyncClient) -> No
         assert "x-ms-region" not in headers
 
 
-async def test_the_paths_deployment_wins(api: httpx.AsyncClient, fake: Fake, tables: Tables) -> None:
+async def test_deployment_in_the_path_wins_over_the_model_in_the_body(
+    api: httpx.AsyncClient, fake: Fake, tables: Tables
+) -> None:
     client = AsyncAzureOpenAI(azure_endpoint=root(api), api_key=ANN, api_version="2025-04-01-preview")
     async with client:
-        told = await client.chat.completions.create(model="another", messages=HELLO)
+        completion = await client.chat.completions.create(model="another", messages=HELLO)
         for model in ("chat", ""):
             body = {"model": model, "messages": HELLO}
             await api.post("/openai/deployments/another/chat/completions?api-version=2024-10-21", json=body)
 
-    assert told.choices[0].message.content == "echo: hi"
+    assert completion.choices[0].message.content == "echo: hi"
     assert [request.body["model"] for request in fake.requests] == ["another"] * 3
     assert [entry.call.deployment for entry in await closed_ledger(tables)] == ["another"] * 3
 
 
-async def test_the_models_are_the_deployments(sdk: AsyncOpenAI) -> None:
+async def test_models_lists_the_deployments(sdk: AsyncOpenAI) -> None:
     assert [model.id async for model in sdk.models.list()] == ["another", "chat"]
 
 
 @pytest.mark.parametrize("kind", ["OpenAI", "AzureOpenAI"])
-async def test_the_synchronous_sdk_gets_the_same(api: httpx.AsyncClient, kind: str) -> None:
-    def ask() -> list[str | None]:
+async def test_synchronous_sdk_works(api: httpx.AsyncClient, kind: str) -> None:
+    def complete() -> list[str | None]:
         options: dict[str, Any] = {"api_key": ANN, "max_retries": 0}
         with (
             OpenAI(base_url=base(api), **options)
@@ -180,14 +182,14 @@ async def test_the_synchronous_sdk_gets_the_same(api: httpx.AsyncClient, kind: s
             text = "".join(c.choices[0].delta.content or "" for c in pieces if c.choices)
             return [whole.choices[0].message.content, text]
 
-    assert await asyncio.to_thread(ask) == ["echo: hi", "echo: hi"]
+    assert await asyncio.to_thread(complete) == ["echo: hi", "echo: hi"]
 
 
-async def test_tools_and_several_choices_come_through(sdk: AsyncOpenAI, fake: Fake, tables: Tables) -> None:
+async def test_tool_calls_and_several_choices_are_forwarded(sdk: AsyncOpenAI, fake: Fake, tables: Tables) -> None:
     fake.reply(tool_calls=(("call_1", "look", "{}"), ("call_2", "look", '{"a": 1}')))
-    told = await sdk.chat.completions.create(model="chat", messages=HELLO, tools=[TOOL])
+    completion = await sdk.chat.completions.create(model="chat", messages=HELLO, tools=[TOOL])
 
-    assert [call.id for call in told.choices[0].message.tool_calls or []] == ["call_1", "call_2"]
+    assert [call.id for call in completion.choices[0].message.tool_calls or []] == ["call_1", "call_2"]
     several = await sdk.chat.completions.create(model="chat", messages=HELLO, n=3)
     assert [choice.index for choice in several.choices] == [0, 1, 2]
     stream = await sdk.chat.completions.create(model="chat", messages=HELLO, n=3, stream=True)
@@ -195,23 +197,21 @@ async def test_tools_and_several_choices_come_through(sdk: AsyncOpenAI, fake: Fa
     await assert_conserved(tables, fake)
 
 
-# What it may cost at worst
+# Worst case
 
 
-async def worst(tables: Tables, call: Callable[[], Any]) -> Decimal:
+async def worst_case(tables: Tables, call: Callable[[], Any]) -> Decimal:
     await call()
     *_, entry = sorted(await closed_ledger(tables), key=lambda entry: entry.call.deadline)
     assert entry.call.worst_case is not None
     return entry.call.worst_case
 
 
-async def test_the_worst_case_counts_every_choice_and_the_longest_answer(
-    api: httpx.AsyncClient, tables: Tables
-) -> None:
-    one = await worst(tables, partial(post, api, max_tokens=1_000))
-    three = await worst(tables, partial(post, api, max_completion_tokens=1_000, n=3))
-    unlimited = await worst(tables, partial(post, api))
-    absurd = await worst(tables, partial(post, api, max_tokens=10**18))
+async def test_worst_case_counts_every_choice_and_the_max_output_tokens(api: httpx.AsyncClient, tables: Tables) -> None:
+    one = await worst_case(tables, partial(post, api, max_tokens=1_000))
+    three = await worst_case(tables, partial(post, api, max_completion_tokens=1_000, n=3))
+    unlimited = await worst_case(tables, partial(post, api))
+    absurd = await worst_case(tables, partial(post, api, max_tokens=10**18))
 
     thousand = Decimal("4.5") / 1_000
     assert thousand < one < thousand * 2
@@ -230,19 +230,19 @@ async def test_the_worst_case_counts_every_choice_and_the_longest_answer(
     ],
     ids=["text", "image", "audio", "file"],
 )
-async def test_the_worst_case_counts_whatever_is_sent(
+async def test_worst_case_counts_every_kind_of_content(
     api: httpx.AsyncClient, tables: Tables, content: list[Any]
 ) -> None:
-    plain = await worst(tables, partial(post, api, max_tokens=1))
-    more = await worst(tables, partial(post, api, max_tokens=1, messages=[{"role": "user", "content": content}]))
+    plain = await worst_case(tables, partial(post, api, max_tokens=1))
+    more = await worst_case(tables, partial(post, api, max_tokens=1, messages=[{"role": "user", "content": content}]))
 
     assert more > plain
 
 
-# Errors are the SDK's own
+# Errors
 
 
-async def test_an_error_of_the_service_keeps_its_words_and_status(
+async def test_service_error_keeps_its_status_message_and_retry_after(
     api: httpx.AsyncClient, sdk: AsyncOpenAI, fake: Fake, tables: Tables
 ) -> None:
     fake.fault("content_filter")
@@ -260,17 +260,17 @@ async def test_an_error_of_the_service_keeps_its_words_and_status(
     await assert_conserved(tables, fake)
 
 
-@pytest.mark.parametrize("said", [b"<html>", b'{"statusCode": 429, "message": "Too fast."}', b'{"error": "Too fast."}'])
+@pytest.mark.parametrize("body", [b"<html>", b'{"statusCode": 429, "message": "Too fast."}', b'{"error": "Too fast."}'])
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(429, "rate_limit_error"), (404, "invalid_request_error"), (413, "invalid_request_error"), (503, "server_error")],
 )
-async def test_a_gateways_error_gets_the_shape_that_it_lacks(
-    serve: Serve, environ: dict[str, str], fake: Fake, said: bytes, status: int, kind: str
+async def test_gateway_error_is_returned_in_openai_format(
+    serve: Serve, environ: dict[str, str], fake: Fake, body: bytes, status: int, kind: str
 ) -> None:
     headers = (("retry-after", "7"), ("x-ratelimit-remaining-tokens", "0"))
     with TcpProxy(urlsplit(fake.endpoint).port or 0) as gateway:
-        gateway.on(Match("POST", "/"), Answer(status, said, headers), times=None)
+        gateway.on(Match("POST", "/"), Answer(status, body, headers), times=None)
         async with serve(environ | {"AZURE_OPENAI_ENDPOINT": gateway.endpoint}) as api:
             refused = await post(api, {"api-key": ANN})
 
@@ -296,7 +296,7 @@ async def test_a_gateways_error_gets_the_shape_that_it_lacks(
     ],
     ids=lambda value: getattr(value, "outcome", getattr(value, "__name__", "")),
 )
-async def test_each_failure_is_the_exception_that_it_should_be(
+async def test_each_failure_raises_the_matching_sdk_exception(
     sdk: AsyncOpenAI, fake: Fake, tables: Tables, fault: Fault, raised: type[openai.APIStatusError]
 ) -> None:
     fake.responder = lambda _: fault
@@ -307,7 +307,7 @@ async def test_each_failure_is_the_exception_that_it_should_be(
     await assert_conserved(tables, fake)
 
 
-async def test_a_stream_that_breaks_off_ends_in_an_error(sdk: AsyncOpenAI, fake: Fake, tables: Tables) -> None:
+async def test_interrupted_stream_ends_with_an_error(sdk: AsyncOpenAI, fake: Fake, tables: Tables) -> None:
     fake.fault("reset", after=2)
     words: list[str] = []
 
@@ -323,7 +323,7 @@ async def test_a_stream_that_breaks_off_ends_in_an_error(sdk: AsyncOpenAI, fake:
     await assert_conserved(tables, fake)
 
 
-async def test_the_sdks_own_retries_each_are_a_call(api: httpx.AsyncClient, fake: Fake, tables: Tables) -> None:
+async def test_each_retry_of_the_sdk_is_a_separate_call(api: httpx.AsyncClient, fake: Fake, tables: Tables) -> None:
     for _ in range(2):
         fake.fault(429, retry_after_ms=1)
     async with AsyncOpenAI(base_url=base(api), api_key=ANN, max_retries=2) as client:
@@ -350,76 +350,74 @@ async def test_the_sdks_own_retries_each_are_a_call(api: httpx.AsyncClient, fake
         ({}, "messages"),
     ],
 )
-async def test_what_cant_be_metered_is_refused_and_costs_nothing(
+async def test_request_that_cannot_be_metered_returns_400_and_costs_nothing(
     api: httpx.AsyncClient, fake: Fake, body: dict[str, Any], param: str
 ) -> None:
-    told = error(await api.post(ROUTE, json={"model": "chat", **body}), 400)
+    problem = error(await api.post(ROUTE, json={"model": "chat", **body}), 400)
 
-    assert told["type"] == "invalid_request_error"
-    assert told["param"] == param
+    assert problem["type"] == "invalid_request_error"
+    assert problem["param"] == param
     assert not fake.requests
 
 
-async def test_a_model_that_is_not_there_is_a_404_that_lists_those_that_are(api: httpx.AsyncClient) -> None:
-    told = error(await post(api, model="gpt-9"), 404)
+async def test_unknown_model_returns_404_and_lists_the_deployments(api: httpx.AsyncClient) -> None:
+    problem = error(await post(api, model="gpt-9"), 404)
 
-    assert (told["code"], told["param"]) == ("model_not_found", "model")
-    assert "another, chat" in told["message"]
+    assert (problem["code"], problem["param"]) == ("model_not_found", "model")
+    assert "another, chat" in problem["message"]
 
 
-async def test_no_json_is_a_400_and_no_json_type_a_415(api: httpx.AsyncClient) -> None:
+async def test_invalid_json_returns_400_and_other_content_type_415(api: httpx.AsyncClient) -> None:
     error(await api.post(ROUTE, content=b"{", headers={"content-type": "application/json"}), 400)
     error(await api.post(ROUTE, content=b"{}", headers={"content-type": "text/plain"}), 415)
 
 
-async def test_a_body_may_be_large_but_not_larger_and_is_read_after_the_key(
+async def test_body_above_max_request_bytes_returns_413_after_the_key_is_checked(
     serve: Serve, environ: dict[str, str]
 ) -> None:
     large = {"model": "chat", "messages": [{"role": "user", "content": "x" * 300_000}]}
     async with serve(environ | {"MAX_REQUEST_BYTES": "400000"}) as api:
-        named = {"api-key": ANN}
-        assert (await api.post(ROUTE, json=large, headers=named)).status_code == 200
+        with_key = {"api-key": ANN}
+        assert (await api.post(ROUTE, json=large, headers=with_key)).status_code == 200
         larger = large | {"user": "y" * 200_000}
-        error(await api.post(ROUTE, json=larger, headers=named), 413)
+        error(await api.post(ROUTE, json=larger, headers=with_key), 413)
         error(await api.post(ROUTE, json=larger, headers={"api-key": "wrong"}), 401)
 
 
-# Time
+# Timeouts, disconnects and conservation of costs
 
 
-async def test_what_is_not_streamed_has_no_first_byte_timeout_but_the_turns(
+async def test_request_without_streaming_has_only_the_turn_timeout(
     serve: Serve, environ: dict[str, str], fake: Fake, tables: Tables
 ) -> None:
     fake.chunk_delay = 0.2
     fake.responder = lambda _: Reply("one two three four")
-    hasty = {"AZURE_OPENAI_TIMEOUT_SECONDS": "0.4", "TURN_TIMEOUT_SECONDS": "5"}
-    async with serve(environ | hasty) as api:
+    short_timeouts = {"AZURE_OPENAI_TIMEOUT_SECONDS": "0.4", "TURN_TIMEOUT_SECONDS": "5"}
+    async with serve(environ | short_timeouts) as api:
         api.headers["api-key"] = ANN
-        patient = await post(api)
+        slow = await post(api)
         fake.responder = lambda _: Reply("word " * 300)
-        late = await post(api)
+        too_slow = await post(api)
 
-    assert patient.status_code == 200
-    assert error(late, 504)["code"] == "upstream_timeout"
+    assert slow.status_code == 200
+    assert error(too_slow, 504)["code"] == "upstream_timeout"
     assert [entry.call.state for entry in await closed_ledger(tables)].count(State.UNACCOUNTED) == 1
 
 
-async def test_only_a_stream_says_when_the_model_began(
+async def test_seconds_to_first_token_is_logged_for_streams_only(
     api: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "shared.telemetry.call_log")
     for streamed in (False, True):
         await post(api, stream=streamed)
 
-    whole, pieces = lines(caplog)
+    whole, pieces = call_log_lines(caplog)
     assert whole["seconds"] > 0
     assert whole["seconds_to_first_token"] is None
     assert 0 < pieces["seconds_to_first_token"] <= pieces["seconds"]
 
 
-async def test_a_caller_that_hangs_up_is_billed_what_was_said(
-    api: httpx.AsyncClient, fake: Fake, tables: Tables
-) -> None:
+async def test_call_is_settled_after_the_client_disconnects(api: httpx.AsyncClient, fake: Fake, tables: Tables) -> None:
     with fake.hold(after=1):
         async with api.stream("POST", ROUTE, json={"model": "chat", "messages": HELLO, "stream": True}) as response:
             await anext(response.aiter_bytes())
@@ -428,8 +426,10 @@ async def test_a_caller_that_hangs_up_is_billed_what_was_said(
     await assert_conserved(tables, fake)
 
 
-async def test_whatever_goes_wrong_the_money_adds_up(api: httpx.AsyncClient, fake: Fake, tables: Tables) -> None:
-    """Every kind of failure, streamed and not, with a session and without, many at once."""
+async def test_costs_are_conserved_for_every_kind_of_failure(
+    api: httpx.AsyncClient, fake: Fake, tables: Tables
+) -> None:
+    """Every kind of failure, with and without streaming, with and without a session, all concurrently."""
     kinds: list[Script] = [
         Reply("fine"),
         *(Fault("status", status) for status in (400, 429, 500, 502, 504)),
@@ -437,35 +437,35 @@ async def test_whatever_goes_wrong_the_money_adds_up(api: httpx.AsyncClient, fak
         *(Fault(kind) for kind in ("truncated", "no_usage", "malformed", "error_event", "content_filter")),
     ]
 
-    def respond(request: Asked) -> Script:
+    def respond(request: UpstreamRequest) -> Script:
         return kinds[int(request.body["messages"][-1]["content"])]
 
     fake.responder = respond
-    posts = []
-    for at in range(len(kinds)):
+    requests = []
+    for index in range(len(kinds)):
         for streamed in (False, True):
-            for session in (None, f"s{at}-{streamed}"):
+            for session in (None, f"s{index}-{streamed}"):
                 headers = {"x-session-id": session} if session else {}
-                posts.append(post(api, headers, messages=[{"role": "user", "content": str(at)}], stream=streamed))
+                requests.append(post(api, headers, messages=[{"role": "user", "content": str(index)}], stream=streamed))
 
-    responses = await asyncio.gather(*posts)
+    responses = await asyncio.gather(*requests)
 
     assert sum(response.status_code == 200 for response in responses) >= 4
     assert not [response.text for response in responses if "internal_error" in response.text]
     await assert_conserved(tables, fake)
 
 
-# A turn of a session
+# Turns of a session (X-Session-Id)
 
 
-async def test_with_a_session_it_is_a_turn_that_adds_what_is_new(
+async def test_request_with_session_id_stores_a_turn_with_the_new_messages(
     api: httpx.AsyncClient, fake: Fake, tables: Tables
 ) -> None:
     system: list[Any] = [{"role": "system", "content": "Be brief."}]
-    heard = [*system, *HELLO]
-    first = answered(await post(api, {"x-session-id": "s"}, messages=heard))
-    heard += [first["choices"][0]["message"], {"role": "user", "content": "and more"}]
-    await post(api, {"x-session-id": "s"}, messages=heard, stream=True)
+    history = [*system, *HELLO]
+    first = ok_json(await post(api, {"x-session-id": "s"}, messages=history))
+    history += [first["choices"][0]["message"], {"role": "user", "content": "and more"}]
+    await post(api, {"x-session-id": "s"}, messages=history, stream=True)
 
     session, turns = await stored(tables)
     assert (session.system, session.owner, session.turns) == ("Be brief.", "key:ann", 2)
@@ -476,15 +476,15 @@ async def test_with_a_session_it_is_a_turn_that_adds_what_is_new(
     await assert_conserved(tables, fake)
 
 
-async def test_a_conversation_goes_on_by_either_way(serve: Serve, environ: dict[str, str], fake: Fake) -> None:
+async def test_session_can_continue_on_either_route(serve: Serve, environ: dict[str, str], fake: Fake) -> None:
     async with serve(environ) as api:
         api.headers["api-key"] = ANN
         await post(api, {"x-session-id": "s"}, messages=[{"role": "system", "content": "Be brief."}, *HELLO])
-        told = await answer(api, "again")
+        second = await answer(api, "again")
         await post(api, {"x-session-id": "s"}, messages=[{"role": "user", "content": "and again"}])
-        last = await answer(api, "at last")
+        fourth = await answer(api, "at last")
 
-    assert (told["turn"], last["turn"]) == (2, 4)
+    assert (second["turn"], fourth["turn"]) == (2, 4)
     contents = [message["content"] for message in fake.requests[-1].body["messages"]]
     assert contents == [
         "Be brief.",
@@ -493,7 +493,9 @@ async def test_a_conversation_goes_on_by_either_way(serve: Serve, environ: dict[
     ]
 
 
-async def test_a_session_is_its_owners_alone(serve: Serve, environ: dict[str, str], tables: Tables) -> None:
+async def test_session_with_an_owner_is_404_for_other_callers(
+    serve: Serve, environ: dict[str, str], tables: Tables
+) -> None:
     async with serve(environ) as api:
         ann, bob = {"api-key": ANN}, {"authorization": f"Bearer {BOB}"}
         assert (await api.post("/api/chat", json={"message": "hi", "session_id": "s"}, headers=ann)).status_code == 200
@@ -503,19 +505,19 @@ async def test_a_session_is_its_owners_alone(serve: Serve, environ: dict[str, st
             ("DELETE", "/api/sessions/s/messages"),
             ("DELETE", "/api/sessions/s"),
         ]:
-            for stranger in (bob, {}):
-                assert (await api.request(method, path, headers=stranger)).status_code == 404
+            for other_caller in (bob, {}):
+                assert (await api.request(method, path, headers=other_caller)).status_code == 404
         chat = {"message": "hi", "session_id": "s"}
         assert (await api.post("/api/chat", json=chat, headers=bob)).status_code == 404
         assert (await post(api, bob | {"x-session-id": "s"})).status_code == 404
-        wrong = {"api-key": "nobody's"}
+        wrong = {"api-key": "unknown-key"}
         assert (await api.get("/api/sessions/s", headers=wrong)).status_code == 401
         assert (await api.post("/api/chat", json=chat, headers=wrong)).status_code == 401
         for method, path in [("GET", "s/messages?limit=x"), ("DELETE", "-/messages"), ("DELETE", "-"), ("GET", "-")]:
             assert (await api.request(method, f"/api/sessions/{path}", headers=wrong)).status_code == 401
         assert (await api.get("/api/sessions/s", headers=ann)).json()["turns"] == 1
-        # One without an owner is open to who knows its id, and its rows name who called.
-        await say(api, "hi", "open")
+        # A session without an owner is open to every caller that knows its ID; its ledger rows name the caller.
+        await send_message(api, "hi", "open")
         assert (await api.post("/api/chat", json=chat | {"session_id": "open"}, headers=bob)).status_code == 200
 
     callers = {(entry.session_id, entry.turn): entry.caller for entry in await closed_ledger(tables)}
@@ -523,18 +525,18 @@ async def test_a_session_is_its_owners_alone(serve: Serve, environ: dict[str, st
     assert (await stored(tables, "open"))[0].owner is None
 
 
-async def test_what_a_session_can_t_hold_is_refused_before_anything_is_spent(
+async def test_system_prompt_too_large_to_store_returns_413_before_the_model_is_called(
     api: httpx.AsyncClient, fake: Fake
 ) -> None:
     system = {"role": "system", "content": "x" * 600_000}
 
-    told = error(await post(api, {"x-session-id": "s"}, messages=[system, *HELLO]), 413)
+    problem = error(await post(api, {"x-session-id": "s"}, messages=[system, *HELLO]), 413)
 
-    assert "system prompt" in told["message"]
+    assert "system prompt" in problem["message"]
     assert not fake.requests
 
 
-async def test_what_nests_too_deeply_to_be_shown_again_is_refused(api: httpx.AsyncClient, fake: Fake) -> None:
+async def test_deeply_nested_message_returns_400(api: httpx.AsyncClient, fake: Fake) -> None:
     nested: Any = "x"
     for _ in range(248):
         nested = {"a": nested}
@@ -543,7 +545,7 @@ async def test_what_nests_too_deeply_to_be_shown_again_is_refused(api: httpx.Asy
     assert not fake.requests
 
 
-async def test_a_busy_session_is_a_409(api: httpx.AsyncClient, fake: Fake, sdk: AsyncOpenAI) -> None:
+async def test_busy_session_returns_409_with_retry_after(api: httpx.AsyncClient, fake: Fake, sdk: AsyncOpenAI) -> None:
     with fake.hold(after=0) as hold:
         first = asyncio.create_task(post(api, {"x-session-id": "s"}))
         await hold.until_reached()
@@ -556,37 +558,37 @@ async def test_a_busy_session_is_a_409(api: httpx.AsyncClient, fake: Fake, sdk: 
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_an_idempotency_key_gives_the_first_answer_again(
+async def test_idempotency_key_replays_the_first_answer(
     sdk: AsyncOpenAI, api: httpx.AsyncClient, fake: Fake, tables: Tables, streamed: bool
 ) -> None:
     fake.reply("one two", tool_calls=(("call_1", "look", "{}"),))
     headers = {"X-Session-Id": "s", "Idempotency-Key": "k1"}
     first = await post(api, headers, tools=[TOOL])
 
-    again = await post(api, headers, tools=[TOOL], stream=streamed, stream_options={"include_usage": True})
+    replayed = await post(api, headers, tools=[TOOL], stream=streamed, stream_options={"include_usage": True})
 
-    assert again.headers["idempotent-replayed"] == "true"
-    told = answered(first)["choices"][0]
+    assert replayed.headers["idempotent-replayed"] == "true"
+    original = ok_json(first)["choices"][0]
     if streamed:
-        chunk, usage = [exact(part) for part in data(again)[:-1]]
+        chunk, usage = [exact(part) for part in data(replayed)[:-1]]
         assert chunk["object"] == "chat.completion.chunk"
         assert chunk["choices"][0]["delta"]["content"] == "one two"
         assert chunk["choices"][0]["delta"]["tool_calls"][0]["index"] == 0
-        assert usage["usage"]["total_tokens"] == answered(first)["usage"]["total_tokens"]
+        assert usage["usage"]["total_tokens"] == ok_json(first)["usage"]["total_tokens"]
         parsed = await sdk.chat.completions.create(
             model="chat", messages=HELLO, tools=[TOOL], stream=True, extra_headers=headers
         )
-        assert [part.choices[0].finish_reason async for part in parsed] == [told["finish_reason"]]
+        assert [part.choices[0].finish_reason async for part in parsed] == [original["finish_reason"]]
     else:
-        choice = answered(again)["choices"][0]
-        assert choice["message"]["tool_calls"] == told["message"]["tool_calls"]
-        assert choice["finish_reason"] == told["finish_reason"]
+        choice = ok_json(replayed)["choices"][0]
+        assert choice["message"]["tool_calls"] == original["message"]["tool_calls"]
+        assert choice["finish_reason"] == original["finish_reason"]
     assert len(fake.requests) == 1
     assert error(await post(api, headers), 422)["code"] == "idempotency_mismatch"
     await assert_conserved(tables, fake)
 
 
-async def test_without_a_session_an_idempotency_key_is_ignored(api: httpx.AsyncClient, fake: Fake) -> None:
+async def test_idempotency_key_without_session_is_ignored(api: httpx.AsyncClient, fake: Fake) -> None:
     for _ in range(2):
         assert (await post(api, {"Idempotency-Key": "k"})).status_code == 200
 
@@ -596,37 +598,37 @@ async def test_without_a_session_an_idempotency_key_is_ignored(api: httpx.AsyncC
 @pytest.mark.parametrize(
     ("session", "body", "param"), [("s", {"n": 2}, "n"), ("../s", {}, "X-Session-Id"), ("", {}, "X-Session-Id")]
 )
-async def test_a_turn_has_one_answer_and_a_proper_session(
+async def test_turn_with_several_choices_or_invalid_session_id_returns_400(
     api: httpx.AsyncClient, fake: Fake, session: str, body: dict[str, Any], param: str
 ) -> None:
     assert error(await post(api, {"X-Session-Id": session}, **body), 400)["param"] == param
     assert not fake.requests
 
 
-# Who may
+# Authentication
 
 
-async def test_without_a_key_or_with_a_wrong_one_it_is_a_401(api: httpx.AsyncClient, sdk: AsyncOpenAI) -> None:
+async def test_missing_or_invalid_key_returns_401(api: httpx.AsyncClient, sdk: AsyncOpenAI) -> None:
     del api.headers["api-key"]
     for headers in ({}, {"api-key": "wrong"}, {"authorization": "Bearer wrong"}):
-        told = error(await post(api, headers), 401)
-        assert told["type"] == "authentication_error"
+        problem = error(await post(api, headers), 401)
+        assert problem["type"] == "authentication_error"
         assert (await api.get("/openai/v1/models", headers=headers)).status_code == 401
     with pytest.raises(openai.AuthenticationError):
         await sdk.with_options(api_key="wrong").models.list()
 
 
-async def test_where_no_key_is_configured_the_setting_is_named(serve: Serve, environ: dict[str, str]) -> None:
+async def test_401_names_client_keys_if_none_is_configured(serve: Serve, environ: dict[str, str]) -> None:
     async with serve(environ | {"CLIENT_KEYS": ""}) as api:
         assert "CLIENT_KEYS" in error(await post(api, {"api-key": ANN}), 401)["message"]
 
 
-async def test_a_key_is_never_logged(api: httpx.AsyncClient, fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+async def test_keys_are_never_logged(api: httpx.AsyncClient, fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "shared")
     fake.fault(500)
     await post(api)
-    await post(api, {"api-key": "wrong-key-of-somebody"})
+    await post(api, {"api-key": "wrong-key-of-the-tests"})
 
     assert "answered 500" in caplog.text
     assert ANN not in caplog.text
-    assert "wrong-key-of-somebody" not in caplog.text
+    assert "wrong-key-of-the-tests" not in caplog.text

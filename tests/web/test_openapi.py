@@ -22,8 +22,8 @@ from local.keys import line, new_key
 from local.places import ROOT
 from shared.web.openapi import document
 from tests.support.azure_openai import AzureOpenAI
-from tests.support.killing import Nursery
-from tests.support.loopback import PATIENCE
+from tests.support.loopback import MAX_WAIT_S
+from tests.support.processes import HostFactory
 
 KEY = new_key()
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -33,7 +33,7 @@ SCHEMA = schemathesis.openapi.from_dict(document())
 @pytest.fixture(scope="module")
 def base(azurite_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("openapi")
-    with AzureOpenAI() as fake, Nursery() as nursery:
+    with AzureOpenAI() as fake, HostFactory() as host_factory:
         environ = {
             "AZURE_OPENAI_ENDPOINT": fake.endpoint,
             "AZURE_OPENAI_API_KEY": "test-key",
@@ -46,7 +46,7 @@ def base(azurite_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "SUMMARY_RECIPIENTS": "ann@example.com",
             "OUTBOX_DIR": str(folder / "outbox"),
         }
-        yield nursery.host(environ, folder / "log").base
+        yield host_factory.host(environ, folder / "log").base
 
 
 @SCHEMA.parametrize()
@@ -65,7 +65,7 @@ def test_whatever_is_asked_is_answered_as_published(case: Any, base: str) -> Non
 
 def test_a_day_and_a_turn_are_as_published(base: str) -> None:
     """With something in them, which no made-up request has."""
-    with httpx.Client(base_url=base, headers={"api-key": KEY}, trust_env=False, timeout=PATIENCE) as client:
+    with httpx.Client(base_url=base, headers={"api-key": KEY}, trust_env=False, timeout=MAX_WAIT_S) as client:
         today = f"{datetime.now(UTC):%Y-%m-%d}"
         asked: list[tuple[str, str, str, Any]] = [
             ("POST", "/api/chat", "/api/chat", {"message": "hi", "session_id": "s"}),

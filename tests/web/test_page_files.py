@@ -1,4 +1,4 @@
-"""The web pages' files over HTTP: which there are, to whom, and under which policy. What they do is in test_pages."""
+"""The files of the web pages over HTTP: names, headers, caching. test_pages.py tests what the pages do."""
 
 import re
 
@@ -9,26 +9,26 @@ from local.places import ROOT
 from shared.web.pages import FILES
 
 FOLDER = ROOT / "shared" / "web" / "pages"
-HIDDEN = ["..%2fpages.py", "..%2f..%2fservices.py"]  # files that exist, outside of the folder
+OUTSIDE = ["..%2fpages.py", "..%2f..%2fservices.py"]  # existing files outside the folder
 SERVED = ["/chat", "/docs", "/usage", *(f"/pages/{name}" for name in sorted(FILES))]
 
 
-def test_every_file_is_served_and_no_other() -> None:
+def test_every_file_of_the_folder_is_served() -> None:
     assert {path.name for path in FOLDER.iterdir()} == FILES | {"chat.html", "docs.html", "usage.html"}
 
 
-async def test_they_need_no_key_and_come_as_what_they_are(api: httpx.AsyncClient) -> None:
+async def test_files_need_no_key_and_have_their_media_type(api: httpx.AsyncClient) -> None:
     del api.headers["x-functions-key"]
-    kinds = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
+    media_types = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
     for path in SERVED:
-        answer = await api.get(path)
-        assert answer.status_code == 200
+        response = await api.get(path)
+        assert response.status_code == 200
         name = path.removeprefix("/pages/") if "." in path else f"{path[1:]}.html"
-        assert answer.content == (FOLDER / name).read_bytes()
-        assert answer.headers["content-type"].partition(";")[0] == kinds[name.rpartition(".")[2]]
+        assert response.content == (FOLDER / name).read_bytes()
+        assert response.headers["content-type"].partition(";")[0] == media_types[name.rpartition(".")[2]]
 
 
-async def test_a_policy_comes_with_each(api: httpx.AsyncClient) -> None:
+async def test_every_file_has_a_content_security_policy(api: httpx.AsyncClient) -> None:
     for path in SERVED:
         headers = (await api.get(path)).headers
         policy = dict(rule.split(" ", 1) for rule in headers["content-security-policy"].split("; "))
@@ -38,22 +38,24 @@ async def test_a_policy_comes_with_each(api: httpx.AsyncClient) -> None:
         assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
 
 
-@pytest.mark.parametrize("name", [*HIDDEN, "chat.html", "%2e%2e", "chat.js%00", "CHAT.JS", "x"])
-async def test_anything_else_is_404(api: httpx.AsyncClient, name: str) -> None:
-    answer = await api.get(f"/pages/{name}")
-    assert (answer.status_code, answer.content) == (404, b"")
+@pytest.mark.parametrize("name", [*OUTSIDE, "chat.html", "%2e%2e", "chat.js%00", "CHAT.JS", "x"])
+async def test_any_other_name_returns_404(api: httpx.AsyncClient, name: str) -> None:
+    response = await api.get(f"/pages/{name}")
+    assert (response.status_code, response.content) == (404, b"")
 
 
-async def test_a_browser_that_has_a_file_is_not_sent_it_again(api: httpx.AsyncClient) -> None:
+async def test_matching_etag_returns_304(api: httpx.AsyncClient) -> None:
     first = await api.get("/pages/chat.js")
-    assert first.headers["cache-control"] == "no-cache"  # asks each time, so that a deployment shows at once
-    for known in (first.headers["etag"], f"W/{first.headers['etag']}", f'"other", {first.headers["etag"]}'):
-        again = await api.get("/pages/chat.js", headers={"if-none-match": known})
-        assert (again.status_code, again.content) == (304, b"")
+    assert (
+        first.headers["cache-control"] == "no-cache"
+    )  # revalidate each time, so that a deployment takes effect at once
+    for etag in (first.headers["etag"], f"W/{first.headers['etag']}", f'"other", {first.headers["etag"]}'):
+        second = await api.get("/pages/chat.js", headers={"if-none-match": etag})
+        assert (second.status_code, second.content) == (304, b"")
     assert (await api.get("/pages/chat.js", headers={"if-none-match": '"other"'})).status_code == 200
 
 
-def test_the_pages_hold_no_inline_script_or_style() -> None:
+def test_pages_contain_no_inline_script_or_style() -> None:
     pages = list(FOLDER.glob("*.html"))
     assert pages
     for page in pages:
@@ -62,7 +64,7 @@ def test_the_pages_hold_no_inline_script_or_style() -> None:
         assert all(re.search(r'src="/pages/[\w.]+"></script>', script) for script in re.findall(r"<script.*", text))
 
 
-def test_the_pages_never_parse_html() -> None:
+def test_scripts_never_parse_html() -> None:
     files = list(FOLDER.glob("*.js"))
     assert files
     for file in files:

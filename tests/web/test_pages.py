@@ -17,19 +17,19 @@ from local.keys import line, new_key
 from shared.domain.calls import State
 from tests.conftest import FUNCTION_KEY, Serve, Tables, opened
 from tests.support.azure_openai import AzureOpenAI
-from tests.support.browser import chromium, names_of_controls, visiting
-from tests.support.killing import Nursery
-from tests.support.ledger_rows import entry, money, write
+from tests.support.browser import chromium, controls_of, open_page
+from tests.support.chat_client import answer, expire_lease, fill, get_json, ledger
+from tests.support.ledger_rows import entry, rates_costing, write
+from tests.support.processes import HostFactory
 from tests.support.proxy import TcpProxy
-from tests.support.talking import age_lease, answer, fill, ledger, look
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser's loop, and so everybody's
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser is shared by the module's tests
 
 USAGE_KEY = new_key()
 WITH_KEY = {"function-key": FUNCTION_KEY}
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
 
-WAITING = "Another turn of this conversation is still running. Waiting for its end…"
+WAITING = "Another turn of this conversation is still running. Waiting until it ends…"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -46,32 +46,32 @@ async def api(serve: Serve, environ: dict[str, str]) -> AsyncIterator[httpx.Asyn
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def tables(azurite_port: int, prefix: str) -> AsyncIterator[Tables]:
-    async with opened(azurite_port, prefix) as found:
-        yield found
+    async with opened(azurite_port, prefix) as client:
+        yield client
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser, api: httpx.AsyncClient) -> AsyncIterator[Page]:
-    """The chat page, its key known."""
-    async with visiting(browser, base(api), WITH_KEY) as page:
+    """The chat page, with the function key stored."""
+    async with open_page(browser, base_url(api), WITH_KEY) as page:
         await page.goto("/chat")
         yield page
 
 
-def base(api: httpx.AsyncClient) -> str:
+def base_url(api: httpx.AsyncClient) -> str:
     return str(api.base_url).rstrip("/")
 
 
-def named(page: Page, button: str) -> Locator:
-    return page.get_by_role("button", name=button, exact=True)
+def button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name, exact=True)
 
 
-def words(page: Page) -> Locator:
-    """Of the last answer."""
+def answer_text(page: Page) -> Locator:
+    """The text of the last answer."""
     return page.get_by_role("article", name="Answer").last.locator(".text")
 
 
-def figures(page: Page) -> Locator:
+def answer_footer(page: Page) -> Locator:
     return page.get_by_role("article", name="Answer").last.locator("footer")
 
 
@@ -81,81 +81,81 @@ async def write_message(page: Page, text: str) -> None:
 
 
 async def ask(page: Page, text: str = "hi") -> None:
-    """And wait until it is answered."""
+    """Send a message and wait for the answer."""
     before = await page.locator(".answer footer:not(:empty)").count()
     await write_message(page, text)
     await expect(page.locator(".answer footer:not(:empty)")).to_have_count(before + 1)
 
 
 async def session_of(page: Page) -> str:
-    found: str = await page.evaluate("sessionStorage.getItem('open-conversation')")
-    return found
+    session: str = await page.evaluate("sessionStorage.getItem('open-conversation')")
+    return session
 
 
-async def open_kept(page: Page, session: str, title: str = "Kept") -> None:
-    """Open a conversation that this browser knows of."""
-    kept = json.dumps([{"id": session, "title": title}])
-    await page.evaluate("kept => localStorage.setItem('conversations', kept)", kept)
+async def open_listed(page: Page, session: str, title: str = "Listed") -> None:
+    """Open a stored session as a conversation from this browser's list."""
+    conversations = json.dumps([{"id": session, "title": title}])
+    await page.evaluate("list => localStorage.setItem('conversations', list)", conversations)
     await page.evaluate("id => sessionStorage.setItem('open-conversation', id)", session)
     await page.reload()
 
 
-def keys_sent(page: Page) -> list[str]:
-    """The Idempotency-Key of every post from now on."""
+def idempotency_keys(page: Page) -> list[str]:
+    """The Idempotency-Key of every POST request from now on."""
     keys: list[str] = []
 
-    def note(request: Request) -> None:
+    def add_key(request: Request) -> None:
         if request.method == "POST":
             keys.append(request.headers["idempotency-key"])
 
-    page.on("request", note)
+    page.on("request", add_key)
     return keys
 
 
 # A message and its answer
 
 
-async def test_words_arrive_while_the_model_still_speaks(page: Page, fake: AzureOpenAI) -> None:
+async def test_answer_streams_in_deltas(page: Page, fake: AzureOpenAI) -> None:
     fake.reply("One **two** three.")
     with fake.hold(after=8) as hold:
         await write_message(page, "count")
-        await expect(words(page)).to_contain_text("One two")
-        await expect(named(page, "Stop")).to_be_visible()
-        await expect(named(page, "Send")).to_be_hidden()
+        await expect(answer_text(page)).to_contain_text("One two")
+        await expect(button(page, "Stop")).to_be_visible()
+        await expect(button(page, "Send")).to_be_hidden()
         assert not hold.open
         hold.release()
-    await expect(words(page)).to_have_text("One two three.")
-    await expect(words(page).locator("strong")).to_have_text("two")
-    await expect(named(page, "Stop")).to_be_hidden()
+    await expect(answer_text(page)).to_have_text("One two three.")
+    await expect(answer_text(page).locator("strong")).to_have_text("two")
+    await expect(button(page, "Stop")).to_be_hidden()
     await expect(page.get_by_role("article", name="You")).to_have_text("count")
 
 
-async def test_tokens_and_cost_are_told_by_message_and_conversation_exactly(page: Page, api: httpx.AsyncClient) -> None:
+async def test_tokens_and_cost_are_exact_per_message_and_conversation(page: Page, api: httpx.AsyncClient) -> None:
     await ask(page, "one")
     await ask(page, "two")
     session = await session_of(page)
-    told = (await api.get(f"/api/sessions/{session}/messages")).text
+    history = (await api.get(f"/api/sessions/{session}/messages")).text
     totals = (await api.get(f"/api/sessions/{session}")).text
-    tokens = re.findall(r'"total_tokens":(\d+)', told)
-    costs = re.findall(r'"cost_usd":([\d.]+)', told)
-    await expect(figures(page)).to_contain_text(f"gpt-5.4-mini-2026-03-17 · {tokens[0]} tokens · $0.0000")
-    assert await page.locator(".answer footer data").evaluate_all("all => all.map(one => one.title)") == [
+    tokens = re.findall(r'"total_tokens":(\d+)', history)
+    costs = re.findall(r'"cost_usd":([\d.]+)', history)
+    await expect(answer_footer(page)).to_contain_text(f"gpt-5.4-mini-2026-03-17 · {tokens[0]} tokens · $0.0000")
+    assert await page.locator(".answer footer data").evaluate_all("all => all.map(each => each.title)") == [
         f"${costs[1]}",
         f"${costs[0]}",
     ]
-    [whole] = re.findall(r'"cost_usd":([\d.]+)', totals)
-    await expect(page.locator("#totals data")).to_have_attribute("title", f"${whole}")
+    [total] = re.findall(r'"cost_usd":([\d.]+)', totals)
+    await expect(page.locator("#totals data")).to_have_attribute("title", f"${total}")
     await expect(page.locator("#totals")).to_contain_text(f"2 turns · {int(tokens[0]) + int(tokens[1])} tokens")
 
 
-async def test_a_cost_that_is_not_known_is_not_a_zero(
+async def test_unknown_price_is_not_shown_as_zero_cost(
     browser: Browser, serve: Serve, environ: dict[str, str], fake: AzureOpenAI
 ) -> None:
     fake.model_name = "unheard-of"
-    async with serve(environ | {"PRICES": ""}) as api, visiting(browser, base(api), WITH_KEY) as page:
+    async with serve(environ | {"PRICES": ""}) as api, open_page(browser, base_url(api), WITH_KEY) as page:
         await page.goto("/chat")
         await ask(page)
-        await expect(figures(page)).to_contain_text("price not known")
+        await expect(answer_footer(page)).to_contain_text("price not known")
         await expect(page.locator("#totals")).to_contain_text("price not known · 1 turn of unknown price")
         fake.fault("content_filter")
         await write_message(page, "something violent")
@@ -163,11 +163,11 @@ async def test_a_cost_that_is_not_known_is_not_a_zero(
         await expect(page.locator("main")).not_to_contain_text("$0")
 
 
-async def test_a_deployment_is_chosen_where_there_are_several(
+async def test_deployment_can_be_chosen_if_there_are_several(
     browser: Browser, serve: Serve, environ: dict[str, str], fake: AzureOpenAI
 ) -> None:
-    several = {"AZURE_OPENAI_DEPLOYMENTS": "chat=gpt-5.4-mini, large=gpt-5.4", "REGION_NAME": "Sweden Central"}
-    async with serve(environ | several) as api, visiting(browser, base(api), WITH_KEY) as page:
+    deployments = {"AZURE_OPENAI_DEPLOYMENTS": "chat=gpt-5.4-mini, large=gpt-5.4", "REGION_NAME": "Sweden Central"}
+    async with serve(environ | deployments) as api, open_page(browser, base_url(api), WITH_KEY) as page:
         await page.goto("/chat")
         await expect(page.locator("#about")).to_have_text("chat · Sweden Central")
         await page.get_by_role("combobox", name="Deployment").select_option("large")
@@ -175,79 +175,81 @@ async def test_a_deployment_is_chosen_where_there_are_several(
         assert [request.body["model"] for request in fake.requests] == ["large"]
 
 
-async def test_stopping_ends_the_reading_and_not_the_turn(page: Page, fake: AzureOpenAI, tables: Tables) -> None:
+async def test_stop_ends_streaming_display_but_not_the_turn(page: Page, fake: AzureOpenAI, tables: Tables) -> None:
     fake.reply("One two three.")
     with fake.hold(after=1) as hold:
         await write_message(page, "count")
-        await expect(words(page)).to_have_text("One")
+        await expect(answer_text(page)).to_have_text("One")
         await page.keyboard.press("Escape")
-        await expect(page.get_by_text("You stopped reading. If the message has reached the service")).to_be_visible()
-        await expect(named(page, "Send")).to_be_visible()
+        await expect(page.get_by_text("Stopped. If the server has accepted the message")).to_be_visible()
+        await expect(button(page, "Send")).to_be_visible()
         hold.release()
-    await expect(page.get_by_text("The answer was completed, and is counted.")).to_be_visible()
-    await expect(words(page)).to_have_text("One")
-    await expect(figures(page)).to_contain_text("tokens · $0.0000")
-    assert [billed.outcome for billed in fake.meter] == ["ok"]
-    await named(page, "Show the whole answer").click()
-    await expect(words(page)).to_have_text("One two three.")
+    await expect(page.get_by_text("The server completed and counted the answer.")).to_be_visible()
+    await expect(answer_text(page)).to_have_text("One")
+    await expect(answer_footer(page)).to_contain_text("tokens · $0.0000")
+    assert [call.outcome for call in fake.meter] == ["ok"]
+    await button(page, "Show the full answer").click()
+    await expect(answer_text(page)).to_have_text("One two three.")
 
 
-async def test_a_message_waits_for_the_turn_before_it_and_is_sent_by_itself(page: Page, fake: AzureOpenAI) -> None:
+async def test_message_is_retried_with_same_idempotency_key_while_session_is_busy(
+    page: Page, fake: AzureOpenAI
+) -> None:
     with fake.hold(after=1) as hold:
         await write_message(page, "count")
-        await expect(words(page)).to_have_text("echo")
+        await expect(answer_text(page)).to_have_text("echo")
         await page.keyboard.press("Escape")
-        await expect(named(page, "Send")).to_be_visible()
-        keys = keys_sent(page)
+        await expect(button(page, "Send")).to_be_visible()
+        keys = idempotency_keys(page)
         await write_message(page, "more")
         await expect(page.get_by_role("status")).to_have_text(WAITING)
         hold.release()
-    await expect(words(page)).to_have_text("echo: more")
+    await expect(answer_text(page)).to_have_text("echo: more")
     await expect(page.get_by_role("article", name="Answer").last.locator(".notes")).to_be_empty()
     assert len(keys) >= 2
     assert len(set(keys)) == 1
 
 
-async def test_a_message_that_waits_is_stopped_at_once(page: Page, fake: AzureOpenAI) -> None:
+async def test_stop_cancels_retry_while_session_is_busy(page: Page, fake: AzureOpenAI) -> None:
     with fake.hold(after=1):
         await write_message(page, "count")
-        await expect(words(page)).to_have_text("echo")
+        await expect(answer_text(page)).to_have_text("echo")
         await page.keyboard.press("Escape")
-        await expect(named(page, "Send")).to_be_visible()
+        await expect(button(page, "Send")).to_be_visible()
         await write_message(page, "more")
         await expect(page.get_by_role("status")).to_have_text(WAITING)
-        await page.route("**/api/chat", lambda _: None)  # never answered
+        await page.route("**/api/chat", lambda _: None)  # never responds
         async with page.expect_request("**/api/chat"):
             pass
         await page.keyboard.press("Escape")
-        await expect(page.get_by_role("article", name="Answer").last).to_contain_text("You stopped reading.")
+        await expect(page.get_by_role("article", name="Answer").last).to_contain_text("Stopped.")
 
 
-async def test_going_elsewhere_ends_the_reading_and_not_the_turn(page: Page, fake: AzureOpenAI) -> None:
+async def test_opening_another_conversation_ends_streaming_but_not_the_turn(page: Page, fake: AzureOpenAI) -> None:
     with fake.hold(after=0) as hold:
         await write_message(page, "count")
-        await hold.until_reached()  # or the other message may be the one that is held
-        await named(page, "New").click()
+        await hold.until_reached()  # otherwise the other message could be held instead
+        await button(page, "New").click()
         await expect(page.get_by_role("article")).to_have_count(0)
         await ask(page, "something else")
         hold.release()
     await page.get_by_role("navigation", name="Conversations").get_by_role("button", name="count").click()
-    await expect(words(page)).to_have_text("echo: count")
+    await expect(answer_text(page)).to_have_text("echo: count")
 
 
-async def test_code_is_copied_as_it_stands(browser: Browser, api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+async def test_copy_button_copies_code_unchanged(browser: Browser, api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
     fake.reply("```python\nif x:\n\treturn '<b>'\n```")
     allowed = ["clipboard-read", "clipboard-write"]
-    async with visiting(browser, base(api), WITH_KEY, permissions=allowed) as page:
+    async with open_page(browser, base_url(api), WITH_KEY, permissions=allowed) as page:
         await page.goto("/chat")
         await ask(page)
-        await named(page, "Copy the code").click()
+        await button(page, "Copy the code").click()
         await expect(page.locator(".code button")).to_have_text("Copied")
         assert await page.evaluate("navigator.clipboard.readText()") == "if x:\n\treturn '<b>'"
 
 
-async def test_the_enter_that_ends_a_composition_sends_nothing(page: Page, fake: AzureOpenAI) -> None:
-    """Safari's comes after the composition has ended, so its code alone tells it."""
+async def test_enter_that_ends_input_composition_does_not_send(page: Page, fake: AzureOpenAI) -> None:
+    """In Safari it comes after the composition has ended and only its keyCode, 229, marks it."""
     box = page.get_by_role("textbox", name="Message")
     await box.fill("にほん")
     for details in ({"isComposing": True}, {"keyCode": 229}):
@@ -256,42 +258,44 @@ async def test_the_enter_that_ends_a_composition_sends_nothing(page: Page, fake:
     assert fake.requests == []
 
 
-async def test_it_is_all_done_by_keyboard(page: Page, fake: AzureOpenAI) -> None:
+async def test_chat_page_works_by_keyboard_alone(page: Page, fake: AzureOpenAI) -> None:
     await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
     await page.keyboard.type("one")
     await page.keyboard.press("Shift+Enter")
     await page.keyboard.type("two")
     await page.keyboard.press("Enter")
-    await expect(words(page)).to_contain_text("echo")
+    await expect(answer_text(page)).to_contain_text("echo")
     assert fake.requests[0].body["messages"][-1]["content"] == "one\ntwo"
     focused = []
     await page.get_by_role("link", name="Skip to the message").focus()
     for _ in range(11):
         await page.keyboard.press("Tab")
         focused.append(await page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    side, top = ["new", "one two", "Usage", "API", "theme"], ["rename", "clear", "delete"]
-    assert focused == [*side, *top, "messages", "message", "send"]
+    sidebar, header = ["new", "one two", "Usage", "API", "theme"], ["rename", "clear", "delete"]
+    assert focused == [*sidebar, *header, "messages", "message", "send"]
     await page.get_by_role("textbox", name="Message").fill("three")
     with fake.hold(after=1) as hold:
-        await named(page, "Send").press("Enter")
-        await expect(named(page, "Stop")).to_be_focused()
-        await expect(words(page)).to_have_text("echo")
+        await button(page, "Send").press("Enter")
+        await expect(button(page, "Stop")).to_be_focused()
+        await expect(answer_text(page)).to_have_text("echo")
         await page.keyboard.press("Enter")
-        await expect(named(page, "Send")).to_be_focused()
+        await expect(button(page, "Send")).to_be_focused()
         hold.release()
 
 
-# Where something goes wrong
+# Errors
 
 
-async def test_it_asks_for_the_key_and_keeps_it_for_the_session_only(browser: Browser, api: httpx.AsyncClient) -> None:
-    async with visiting(browser, base(api)) as page:
+async def test_function_key_is_requested_and_stored_only_in_session_storage(
+    browser: Browser, api: httpx.AsyncClient
+) -> None:
+    async with open_page(browser, base_url(api)) as page:
         await page.goto("/chat")
-        dialog = page.get_by_role("dialog", name="This service wants a key")
+        dialog = page.get_by_role("dialog", name="A function key is required")
         field = dialog.get_by_role("textbox", name="Function key")
         await field.fill("wrong")
         await field.press("Enter")
-        await expect(dialog).to_contain_text("was not accepted")
+        await expect(dialog).to_contain_text("The key was rejected")
         await field.fill(FUNCTION_KEY)
         await field.press("Enter")
         await expect(page.locator("#about")).to_have_text("chat")
@@ -303,33 +307,33 @@ async def test_it_asks_for_the_key_and_keeps_it_for_the_session_only(browser: Br
         await expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-async def test_without_a_key_it_says_so_and_keeps_what_was_written(browser: Browser, api: httpx.AsyncClient) -> None:
-    async with visiting(browser, base(api)) as page:
+async def test_missing_key_is_reported_and_message_is_kept(browser: Browser, api: httpx.AsyncClient) -> None:
+    async with open_page(browser, base_url(api)) as page:
         await page.goto("/chat")
         await expect(page.get_by_role("dialog")).to_be_visible()
         await page.keyboard.press("Escape")
-        await expect(page.get_by_role("status")).to_have_text("The service wants a key.")
+        await expect(page.get_by_role("status")).to_have_text("A valid key is required.")
         await write_message(page, "hi")
-        await named(page, "Cancel").click()
-        await expect(page.locator(".notes")).to_contain_text("The service wants a key.")
+        await button(page, "Cancel").click()
+        await expect(page.locator(".notes")).to_contain_text("A valid key is required.")
         await expect(page.get_by_role("textbox", name="Message")).to_have_value("hi")
 
 
-async def test_what_may_be_sent_again_is_with_the_same_key_once_it_may(page: Page, fake: AzureOpenAI) -> None:
-    keys = keys_sent(page)
+async def test_send_again_waits_for_retry_after_and_reuses_idempotency_key(page: Page, fake: AzureOpenAI) -> None:
+    keys = idempotency_keys(page)
     fake.fault(429, retry_after=1)
     await write_message(page, "hi")
-    again = page.get_by_role("button", name="Send again")
-    await expect(again).to_be_disabled()
-    await expect(again).to_be_enabled()
+    send_again = page.get_by_role("button", name="Send again")
+    await expect(send_again).to_be_disabled()
+    await expect(send_again).to_be_enabled()
     await expect(page.locator(".notes")).to_contain_text("over its rate limit. Send this again in 1 second.")
-    await again.click()
-    await expect(words(page)).to_have_text("echo: hi")
+    await send_again.click()
+    await expect(answer_text(page)).to_have_text("echo: hi")
     assert len(keys) == 2
     assert len(set(keys)) == 1
 
 
-async def test_what_can_not_be_sent_is_given_back_to_be_mended(page: Page, fake: AzureOpenAI) -> None:
+async def test_rejected_message_returns_to_input_for_editing(page: Page, fake: AzureOpenAI) -> None:
     fake.fault("content_filter")
     await write_message(page, "something bad")
     await expect(page.locator(".notes")).to_contain_text("filter")
@@ -337,37 +341,37 @@ async def test_what_can_not_be_sent_is_given_back_to_be_mended(page: Page, fake:
     await expect(page.get_by_role("textbox", name="Message")).to_have_value("something bad")
 
 
-@pytest.mark.parametrize("said", ["", '{"statusCode": 429, "message": "Too fast."}', '{"error": "Too fast."}', "null"])
-async def test_a_refusal_that_is_not_the_services_is_told_in_words(page: Page, said: str) -> None:
+@pytest.mark.parametrize("body", ["", '{"statusCode": 429, "message": "Too fast."}', '{"error": "Too fast."}', "null"])
+async def test_429_from_gateway_shows_readable_error(page: Page, body: str) -> None:
     await page.route(
         "**/api/chat",
-        lambda route: route.fulfill(status=429, headers={"retry-after": "1"}, body=said),
+        lambda route: route.fulfill(status=429, headers={"retry-after": "1"}, body=body),
         times=1,
     )
     await write_message(page, "hi")
-    await expect(page.locator(".notes")).to_contain_text("The service has too much to do. Wait a moment")
-    await named(page, "Send again").click()
-    await expect(words(page)).to_have_text("echo: hi")
+    await expect(page.locator(".notes")).to_contain_text("The server is overloaded. Wait a moment")
+    await button(page, "Send again").click()
+    await expect(answer_text(page)).to_have_text("echo: hi")
 
 
-async def test_a_lost_connection_is_not_paid_for_twice(
+async def test_retry_after_lost_connection_is_not_billed_twice(
     browser: Browser, api: httpx.AsyncClient, fake: AzureOpenAI
 ) -> None:
     assert api.base_url.port
     fake.reply("One two three.")
     with TcpProxy(api.base_url.port) as proxy:
-        async with visiting(browser, proxy.endpoint, WITH_KEY) as page:
+        async with open_page(browser, proxy.endpoint, WITH_KEY) as page:
             await page.goto("/chat")
-            keys = keys_sent(page)
+            keys = idempotency_keys(page)
             with fake.hold(after=1) as hold:
                 await write_message(page, "count")
-                await expect(words(page)).to_have_text("One")
+                await expect(answer_text(page)).to_have_text("One")
                 proxy.down()
-                await expect(page.get_by_role("status")).to_contain_text("The connection was lost. Trying again")
+                await expect(page.get_by_role("status")).to_contain_text("The connection was lost. Retrying")
                 proxy.up()
-                await expect(page.get_by_role("status")).to_contain_text("still busy with this message")
+                await expect(page.get_by_role("status")).to_contain_text("still answering this message")
                 hold.release()
-            await expect(words(page)).to_have_text("One two three.")
+            await expect(answer_text(page)).to_have_text("One two three.")
             await expect(page.locator("#totals")).to_contain_text("1 turn ")
             await expect(page.locator(".notes")).to_be_empty()
     assert len(keys) >= 3
@@ -375,83 +379,83 @@ async def test_a_lost_connection_is_not_paid_for_twice(
     assert len(fake.meter) == 1
 
 
-async def test_a_server_that_is_killed_in_mid_answer_is_asked_again_and_the_first_call_told(
+async def test_server_crash_while_streaming_is_retried_and_first_call_unaccounted(
     browser: Browser, environ: dict[str, str], fake: AzureOpenAI, tables: Tables, tmp_path: Path
 ) -> None:
-    with Nursery() as nursery:
-        first = nursery.host(environ, tmp_path / "first.log")
+    with HostFactory() as host_factory:
+        first = host_factory.host(environ, tmp_path / "first.log")
         with TcpProxy(first.port) as proxy:
-            async with visiting(browser, proxy.endpoint) as page:
+            async with open_page(browser, proxy.endpoint) as page:
                 await page.goto("/chat")
                 with fake.hold(after=1):
                     await write_message(page, "count")
-                    await expect(words(page)).to_have_text("echo")
+                    await expect(answer_text(page)).to_have_text("echo")
                     session = await session_of(page)
                     first.kill()
-                    await expect(page.get_by_role("status")).to_contain_text("The connection was lost. Trying again")
-                await age_lease(tables, session)
-                second = nursery.host(environ, tmp_path / "second.log")
+                    await expect(page.get_by_role("status")).to_contain_text("The connection was lost. Retrying")
+                await expire_lease(tables, session)
+                second = host_factory.host(environ, tmp_path / "second.log")
                 proxy.target_port = second.port
-                await expect(words(page)).to_have_text("echo: count")
+                await expect(answer_text(page)).to_have_text("echo: count")
                 await expect(page.locator(".notes")).to_contain_text("An earlier attempt was interrupted")
                 await expect(page.locator("#totals")).to_contain_text("1 call unaccounted, at most $0.0")
                 second.kill()
-    assert {found.call.state for found in await ledger(tables)} >= {State.UNACCOUNTED}
+    assert {row.call.state for row in await ledger(tables)} >= {State.UNACCOUNTED}
 
 
 # The list of conversations
 
 
-async def test_a_conversation_is_resumed_after_a_reload(page: Page, fake: AzureOpenAI) -> None:
+async def test_reload_resumes_conversation(page: Page, fake: AzureOpenAI) -> None:
     await ask(page, "What is *this*?")
     await page.reload()
     await expect(page.get_by_role("article", name="You")).to_have_text("What is *this*?")
     await expect(page.get_by_role("heading", name="What is *this*?")).to_be_visible()
-    await expect(words(page)).to_have_text("echo: What is this?")
+    await expect(answer_text(page)).to_have_text("echo: What is this?")
     await ask(page, "more")
     assert [m["content"] for m in fake.requests[1].body["messages"][1:]][::2] == ["What is *this*?", "more"]
 
 
-async def test_an_answer_that_a_reload_cut_off_is_shown_once_it_is_there(page: Page, fake: AzureOpenAI) -> None:
+async def test_reload_while_streaming_shows_answer_once_completed(page: Page, fake: AzureOpenAI) -> None:
     with fake.hold(after=1) as hold:
         await write_message(page, "count")
-        await expect(words(page)).to_have_text("echo")
+        await expect(answer_text(page)).to_have_text("echo")
         await page.reload()
-        await expect(page.get_by_text("This answer is not finished.")).to_be_visible()
+        await expect(page.get_by_text("This answer is not complete yet.")).to_be_visible()
         hold.release()
-    await expect(words(page)).to_have_text("echo: count")
-    await expect(page.get_by_text("This answer is not finished.")).to_have_count(0)
+    await expect(answer_text(page)).to_have_text("echo: count")
+    await expect(page.get_by_text("This answer is not complete yet.")).to_have_count(0)
 
 
-async def test_a_long_conversation_is_read_by_pages(page: Page, tables: Tables) -> None:
+async def test_long_conversation_is_loaded_in_pages(page: Page, tables: Tables) -> None:
     await fill(tables, 45, "long")
-    await open_kept(page, "long")
+    await open_listed(page, "long")
     for shown in (20, 40, 45):
         await expect(page.get_by_role("article", name="You")).to_have_count(shown)
         if shown < 45:
-            await named(page, "Earlier messages").click()
-    said = await page.get_by_role("article", name="You").all_text_contents()
-    assert said == [f"message {number}" for number in range(1, 46)]
-    await expect(named(page, "Earlier messages")).to_be_hidden()
+            await button(page, "Earlier messages").click()
+    messages = await page.get_by_role("article", name="You").all_text_contents()
+    assert messages == [f"message {number}" for number in range(1, 46)]
+    await expect(button(page, "Earlier messages")).to_be_hidden()
 
 
-async def test_calls_of_tools_of_every_kind_are_shown(page: Page, tables: Tables) -> None:
+async def test_tool_calls_of_every_kind_are_shown(page: Page, tables: Tables) -> None:
     custom = {"id": "c1", "type": "custom", "custom": {"name": "code", "input": "print(1)"}}
-    usual = {"id": "c2", "type": "function", "function": {"name": "look", "arguments": "{}"}}
-    await ask(page)  # makes the tables
-    older = {"name": "ask", "arguments": "[]"}  # which never comes beside tools
-    await fill(tables, 1, "tools", content=None, tool_calls=[custom, usual], function_call=older)
-    await open_kept(page, "tools")
-    for called in ("[calls code(print(1))]", "[calls look({})]", "[calls ask([])]"):
-        await expect(words(page)).to_contain_text(called)
+    function = {"id": "c2", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    await ask(page)  # creates the tables
+    legacy = {"name": "ask", "arguments": "[]"}  # together with the others only in this test
+    await fill(tables, 1, "tools", content=None, tool_calls=[custom, function], function_call=legacy)
+    await open_listed(page, "tools")
+    for placeholder in ("[calls code(print(1))]", "[calls look({})]", "[calls ask([])]"):
+        await expect(answer_text(page)).to_contain_text(placeholder)
 
 
-async def test_conversations_are_begun_renamed_and_changed_between(page: Page, fake: AzureOpenAI) -> None:
+async def test_conversations_can_be_started_renamed_and_switched(page: Page, fake: AzureOpenAI) -> None:
     await ask(page, "apples")
-    await named(page, "New").click()
+    await button(page, "New").click()
     await expect(page.get_by_role("article")).to_have_count(0)
     await ask(page, "pears")
-    await named(page, "Rename").click()
+    await button(page, "Rename").click()
     title = page.get_by_role("dialog").get_by_role("textbox", name="Title")
     await expect(title).to_have_value("pears")
     await title.fill("<b>Fruit</b>")
@@ -459,62 +463,62 @@ async def test_conversations_are_begun_renamed_and_changed_between(page: Page, f
     listed = page.get_by_role("navigation", name="Conversations").get_by_role("button")
     await expect(listed).to_have_text(["<b>Fruit</b>", "apples"])
     await listed.nth(1).click()
-    await expect(words(page)).to_have_text("echo: apples")
+    await expect(answer_text(page)).to_have_text("echo: apples")
     await expect(listed.nth(1)).to_have_attribute("aria-current", "page")
     assert await page.evaluate("localStorage.getItem('conversations')") is not None
     assert "echo" not in await page.evaluate("JSON.stringify({...localStorage})")
 
 
-async def test_clearing_forgets_what_was_said_and_keeps_what_it_cost(page: Page, api: httpx.AsyncClient) -> None:
+async def test_clear_deletes_messages_and_keeps_cost(page: Page, api: httpx.AsyncClient) -> None:
     await ask(page, "secret")
-    await named(page, "Clear").click()
+    await button(page, "Clear").click()
     await page.get_by_role("dialog", name="Clear this conversation?").get_by_role("button", name="Clear").click()
     await expect(page.get_by_role("status")).to_have_text("Cleared.")
     await expect(page.get_by_role("article")).to_have_count(0)
     await expect(page.locator("#totals")).to_contain_text("1 turn")
-    assert (await look(api, f"/api/sessions/{await session_of(page)}/messages"))["turns"] == []
+    assert (await get_json(api, f"/api/sessions/{await session_of(page)}/messages"))["turns"] == []
 
 
-async def test_deleting_erases_it_once_that_is_confirmed(page: Page, api: httpx.AsyncClient) -> None:
+async def test_delete_asks_for_confirmation_and_deletes_session(page: Page, api: httpx.AsyncClient) -> None:
     await ask(page)
     session = await session_of(page)
     dialog = page.get_by_role("dialog", name="Delete this conversation?")
-    await named(page, "Delete").click()
+    await button(page, "Delete").click()
     await page.keyboard.press("Escape")
     await expect(dialog).to_have_count(0)
-    assert (await look(api, f"/api/sessions/{session}"))["turns"] == 1
-    await named(page, "Delete").click()
+    assert (await get_json(api, f"/api/sessions/{session}"))["turns"] == 1
+    await button(page, "Delete").click()
     await dialog.get_by_role("button", name="Delete").click()
     await expect(page.get_by_role("status")).to_have_text("Deleted.")
     await expect(page.get_by_role("navigation").get_by_role("button")).to_have_count(0)
     assert (await api.get(f"/api/sessions/{session}")).status_code == 404
 
 
-async def test_one_that_was_erased_elsewhere_leaves_the_list_with_a_word(page: Page, api: httpx.AsyncClient) -> None:
-    await answer(api, "hi", "gone")
-    await api.delete("/api/sessions/gone")
-    await open_kept(page, "gone", "Holidays")
-    await expect(page.get_by_role("status")).to_have_text("“Holidays” was erased, so it has left the list.")
+async def test_session_deleted_elsewhere_is_removed_from_list_with_notice(page: Page, api: httpx.AsyncClient) -> None:
+    await answer(api, "hi", "deleted")
+    await api.delete("/api/sessions/deleted")
+    await open_listed(page, "deleted", "Holidays")
+    await expect(page.get_by_role("status")).to_have_text("“Holidays” was deleted and is no longer listed.")
     await expect(page.get_by_role("navigation").get_by_role("button")).to_have_count(0)
 
 
-async def test_one_that_is_erased_in_another_tab_is_shown_no_longer(page: Page, api: httpx.AsyncClient) -> None:
+async def test_deletion_in_another_tab_closes_conversation(page: Page, api: httpx.AsyncClient) -> None:
     await ask(page, "secret")
     session = await session_of(page)
     other = await page.context.new_page()
     await other.goto("/chat")
-    await open_kept(other, session, "secret")
-    await expect(words(other)).to_have_text("echo: secret")
-    await named(page, "Delete").click()
+    await open_listed(other, session, "secret")
+    await expect(answer_text(other)).to_have_text("echo: secret")
+    await button(page, "Delete").click()
     await page.get_by_role("dialog").get_by_role("button", name="Delete").click()
-    await expect(other.get_by_role("status")).to_have_text("“secret” was erased, so it has left the list.")
+    await expect(other.get_by_role("status")).to_have_text("“secret” was deleted and is no longer listed.")
     await expect(other.get_by_role("article")).to_have_count(0)
     await ask(other, "again")
     assert await session_of(other) != session
     assert (await api.get(f"/api/sessions/{session}")).status_code == 404
 
 
-# What the model writes
+# Model output
 
 HEADINGS, TABLE = {"h3", "h4", "h5", "h6"}, {"table", "thead", "tbody", "tr", "th", "td"}
 ELEMENTS = (
@@ -526,15 +530,15 @@ INSPECT = """async texts => {
     const box = document.createElement("div");
     document.body.append(box);
     box.append(markdown(text));
-    const found = [...box.querySelectorAll("*")].map(one => ({
-      name: one.localName, svg: one.namespaceURI.endsWith("svg"),
-      attributes: [...one.attributes].map(({ name, value }) => [name, value]),
+    const elements = [...box.querySelectorAll("*")].map(each => ({
+      name: each.localName, svg: each.namespaceURI.endsWith("svg"),
+      attributes: [...each.attributes].map(({ name, value }) => [name, value]),
     }));
     box.remove();
-    return found;
+    return elements;
   });
 }"""
-NASTY = [
+MALICIOUS = [
     "<script>window.ran = 1; alert(1)</script>",
     "<img src=x onerror=alert(1)>",
     "<svg onload=alert(1)><script>alert(1)</script></svg>",
@@ -553,29 +557,29 @@ NASTY = [
 
 
 async def inspected(page: Page, texts: list[str]) -> list[list[dict[str, Any]]]:
-    found: list[list[dict[str, Any]]] = await page.evaluate(INSPECT, texts)
-    return found
+    elements: list[list[dict[str, Any]]] = await page.evaluate(INSPECT, texts)
+    return elements
 
 
-def wrong_in(element: dict[str, Any]) -> list[Any]:
-    """What of an element a model's text may not have made."""
-    wrong = [] if element["name"] in ELEMENTS and not element["svg"] else [element["name"]]
+def forbidden_in(element: dict[str, Any]) -> list[Any]:
+    """The parts of an element that Markdown may not create."""
+    forbidden = [] if element["name"] in ELEMENTS and not element["svg"] else [element["name"]]
     for name, value in element["attributes"]:
         allowed = {"href": r"https?://.*", "rel": "noopener noreferrer", "target": "_blank"}
         of_list = name == "start" and element["name"] == "ol" and value.isdigit()
         of_cell = name == "class" and element["name"] in {"th", "td"} and value in {"center", "right"}
         of_link = element["name"] == "a" and re.fullmatch(allowed.get(name, "$^"), value)
         if not (of_list or of_cell or of_link):
-            wrong.append((element["name"], name, value))
-    return wrong
+            forbidden.append((element["name"], name, value))
+    return forbidden
 
 
-async def test_what_the_model_writes_makes_no_element_or_attribute_of_its_own(page: Page) -> None:
-    """Nasty pieces in every order, among all that Markdown knows."""
-    chance = random.Random(7)
-    pieces = [piece for text in NASTY for piece in re.findall(r"\w+|\W", text)]
+async def test_model_output_creates_no_element_or_attribute_beyond_markdown(page: Page) -> None:
+    """Random mixtures of malicious fragments and Markdown syntax."""
+    rng = random.Random(7)
+    pieces = [piece for text in MALICIOUS for piece in re.findall(r"\w+|\W", text)]
     pieces += [
-        *NASTY,
+        *MALICIOUS,
         *"*_`~[]()<>!#|-+>\\\n\n\n \t\"'&;:/",
         "**",
         "```",
@@ -586,26 +590,26 @@ async def test_what_the_model_writes_makes_no_element_or_attribute_of_its_own(pa
         "\n1. ",
         "https://a.b/",
     ]
-    texts = ["".join(chance.choices(pieces, k=chance.randrange(1, 40))) for _ in range(2_000)]
-    for text, elements in zip([*NASTY, *texts], await inspected(page, [*NASTY, *texts]), strict=True):
-        assert [wrong_in(element) for element in elements if wrong_in(element)] == [], text
+    texts = ["".join(rng.choices(pieces, k=rng.randrange(1, 40))) for _ in range(2_000)]
+    for text, elements in zip([*MALICIOUS, *texts], await inspected(page, [*MALICIOUS, *texts]), strict=True):
+        assert [forbidden_in(element) for element in elements if forbidden_in(element)] == [], text
 
 
-async def test_what_the_model_writes_never_runs_or_loads_anything(page: Page, fake: AzureOpenAI) -> None:
-    """Through the whole of it: the model, the stream, the page and its policy."""
+async def test_model_output_never_runs_script_or_loads_resource(page: Page, fake: AzureOpenAI) -> None:
+    """End to end: model, stream, page and content security policy."""
     fake.chunk_tokens = 40
-    for text in NASTY:
+    for text in MALICIOUS:
         fake.reply(text)
         await ask(page, text[:30])
     await page.reload()
-    await expect(page.get_by_role("article", name="Answer")).to_have_count(len(NASTY))
+    await expect(page.get_by_role("article", name="Answer")).to_have_count(len(MALICIOUS))
     assert await page.evaluate("window.ran") is None
     assert await page.locator("#turns :is(script, img, svg, iframe, style, form)").count() == 0
 
 
-async def attacked(browser: Browser, api: httpx.AsyncClient) -> None:
-    """As if a script of ours had been careless."""
-    async with visiting(browser, base(api), WITH_KEY) as page:
+async def run_attack(browser: Browser, api: httpx.AsyncClient) -> None:
+    """Do what a mistake in one of the page's scripts could allow."""
+    async with open_page(browser, base_url(api), WITH_KEY) as page:
         await page.goto("/chat")
         await page.evaluate(
             """() => {
@@ -614,16 +618,16 @@ async def attacked(browser: Browser, api: httpx.AsyncClient) -> None:
               const script = document.createElement("script");
               script.append("window.ran = 1");
               document.body.append(image, script);
-              try { document.body.innerHTML = "<b>x</b>"; } catch { window.refused = true; }
+              try { document.body.innerHTML = "<b>x</b>"; } catch { window.blocked = true; }
             }"""
         )
-        assert await page.evaluate("[window.ran, window.refused]") == [None, True]
+        assert await page.evaluate("[window.ran, window.blocked]") == [None, True]
 
 
-async def test_the_policy_stops_a_script_that_got_in_all_the_same(browser: Browser, api: httpx.AsyncClient) -> None:
-    """And the other tests' watch would see it: neither is there for nothing."""
+async def test_content_security_policy_blocks_injected_script(browser: Browser, api: httpx.AsyncClient) -> None:
+    """This also proves that the other tests' PageWatch detects violations."""
     with pytest.raises(AssertionError, match="Content Security Policy"):
-        await attacked(browser, api)
+        await run_attack(browser, api)
 
 
 MARKDOWN = """# Title
@@ -657,7 +661,7 @@ def f(x):
 a | b
 ---
 end"""
-SHAPE = (
+EXPECTED_HTML = (
     "<h3>Title</h3><p>One <em>two</em> <strong>three</strong> <strong><em>four</em></strong> <code>five</code>"
     ' <del>six</del> <a href="https://example.com/a_(b)">seven</a> <a href="https://example.com/x">'
     "https://example.com/x</a>. a_b_c<br>2<em>3</em>4 *x*<br>second line</p>"
@@ -670,7 +674,7 @@ SHAPE = (
 )
 
 
-async def test_markdown_is_drawn(page: Page) -> None:
+async def test_markdown_is_rendered(page: Page) -> None:
     drawn = await page.evaluate(
         """async text => {
           const box = document.createElement("div");
@@ -679,18 +683,18 @@ async def test_markdown_is_drawn(page: Page) -> None:
         }""",
         MARKDOWN,
     )
-    assert drawn.replace(' rel="noopener noreferrer" target="_blank"', "") == SHAPE
+    assert drawn.replace(' rel="noopener noreferrer" target="_blank"', "") == EXPECTED_HTML
 
 
-async def test_nothing_turns_the_direction_of_the_text(page: Page, fake: AzureOpenAI) -> None:
-    turns = "".join(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
-    fake.reply(f"left{turns}right `c{turns}de` [ex{turns}ample](https://exam{turns}ple.com/) שלום")
+async def test_text_direction_controls_are_removed(page: Page, fake: AzureOpenAI) -> None:
+    controls = "".join(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+    fake.reply(f"left{controls}right `c{controls}de` [ex{controls}ample](https://exam{controls}ple.com/) שלום")
     await ask(page)
-    await expect(words(page)).to_have_text("leftright cde example שלום")
-    await expect(words(page).get_by_role("link")).to_have_attribute("href", "https://example.com/")
+    await expect(answer_text(page)).to_have_text("leftright cde example שלום")
+    await expect(answer_text(page).get_by_role("link")).to_have_attribute("href", "https://example.com/")
 
 
-async def test_no_answer_makes_the_page_stand_still(page: Page) -> None:
+async def test_markdown_is_parsed_in_linear_time(page: Page) -> None:
     pieces = [
         "*a ",
         "**a",
@@ -708,7 +712,7 @@ async def test_no_answer_makes_the_page_stand_still(page: Page) -> None:
         "|-\n",
         "\n1. ",
     ]
-    took = await page.evaluate(
+    durations = await page.evaluate(
         """async texts => {
           const { markdown } = await import("/pages/markdown.js");
           return texts.map(text => {
@@ -719,10 +723,10 @@ async def test_no_answer_makes_the_page_stand_still(page: Page) -> None:
         }""",
         [piece * (100_000 // len(piece)) for piece in pieces],
     )
-    assert max(took) < 2_000, dict(zip(pieces, took, strict=True))  # ms, on a busy machine; quadratic is minutes
+    assert max(durations) < 2_000, dict(zip(pieces, durations, strict=True))  # ms; quadratic time would be minutes
 
 
-async def test_a_long_answer_leaves_the_page_time_for_its_reader(page: Page) -> None:
+async def test_page_stays_responsive_while_streaming_a_long_answer(page: Page) -> None:
     drawn, text = await page.evaluate(
         """async () => {
           const { AnswerView } = await import("/pages/transcript.js");
@@ -735,24 +739,24 @@ async def test_a_long_answer_leaves_the_page_time_for_its_reader(page: Page) -> 
             view.write("|a|b|\\n|-|-|\\n" + "|1|2|\\n".repeat(10_000) + frame);
             await new Promise(requestAnimationFrame);
           }
-          const drawnMeanwhile = drawn;
+          const drawnWhileStreaming = drawn;
           view.finish();
-          return [drawnMeanwhile, text.textContent];
+          return [drawnWhileStreaming, text.textContent];
         }"""
     )
     assert 1 <= drawn <= 10
     assert text.endswith("19")
 
 
-# How it looks and reads
+# Layout and accessibility
 
 
 @pytest.mark.parametrize("path", ["/chat", "/usage"])
-async def test_a_phone_need_not_scroll_sideways(
+async def test_page_fits_a_phone_without_horizontal_scrolling(
     browser: Browser, api: httpx.AsyncClient, fake: AzureOpenAI, path: str
 ) -> None:
     fake.reply("Aw" * 90 + "\n\n```\n" + "x " * 200 + "\n```\n\n|" + " cell |" * 20 + "\n|" + "---|" * 20)
-    async with visiting(browser, base(api), WITH_KEY | {"usage-key": USAGE_KEY}, **PHONE) as page:
+    async with open_page(browser, base_url(api), WITH_KEY | {"usage-key": USAGE_KEY}, **PHONE) as page:
         await page.goto("/chat")
         await ask(page, "Bw" * 90)
         await page.goto(path)
@@ -760,59 +764,59 @@ async def test_a_phone_need_not_scroll_sideways(
         assert await page.evaluate("document.documentElement.scrollWidth") == 360
         if path == "/chat":
             assert await page.evaluate("document.querySelector('#turns').scrollWidth") <= 360
-            await expect(named(page, "New")).to_be_hidden()
-            await named(page, "Conversations").click()
-            await named(page, "New").click()
+            await expect(button(page, "New")).to_be_hidden()
+            await button(page, "Conversations").click()
+            await button(page, "New").click()
             await expect(page.get_by_role("article")).to_have_count(0)
-            await expect(named(page, "New")).to_be_hidden()
+            await expect(button(page, "New")).to_be_hidden()
 
 
-# The lines that each text stands on.
-LINES = """cells => cells.map(cell => {
+# The number of lines that the text of each cell takes.
+LINE_COUNTS = """cells => cells.map(cell => {
   const range = document.createRange();
   range.selectNodeContents(cell);
   return new Set([...range.getClientRects()].map(({ top }) => top)).size;
 })"""
 
 
-async def test_a_table_on_a_phone_scrolls_and_keeps_its_words_whole(
+async def test_wide_table_on_a_phone_scrolls_without_breaking_words(
     browser: Browser, api: httpx.AsyncClient, fake: AzureOpenAI
 ) -> None:
     fake.reply("|Name|Amount|Description|Reference|Settlement|\n" + "|-" * 5 + "|\n" + "|1" * 5 + "|")
-    async with visiting(browser, base(api), WITH_KEY, **PHONE) as page:
+    async with open_page(browser, base_url(api), WITH_KEY, **PHONE) as page:
         await page.goto("/chat")
         await ask(page)
-        assert await page.locator(".answer th").evaluate_all(LINES) == [1] * 5
+        assert await page.locator(".answer th").evaluate_all(LINE_COUNTS) == [1] * 5
         assert await page.locator(".answer table").evaluate("table => table.scrollWidth > table.clientWidth")
         await page.goto("/docs")
-        plain = page.locator("#schemas td").get_by_text(re.compile("^(string|integer|boolean)$"))
-        await expect(plain).not_to_have_count(0)
+        types = page.locator("#schemas td").get_by_text(re.compile("^(string|integer|boolean)$"))
+        await expect(types).not_to_have_count(0)
         names = page.locator("#schemas td:first-child code")
-        assert {*await plain.evaluate_all(LINES), *await names.evaluate_all(LINES)} == {1}
+        assert {*await types.evaluate_all(LINE_COUNTS), *await names.evaluate_all(LINE_COUNTS)} == {1}
 
 
-async def test_a_phone_shows_the_deployment_and_send_on_one_line(
+async def test_phone_shows_deployment_and_send_on_one_line(
     browser: Browser, serve: Serve, environ: dict[str, str]
 ) -> None:
-    several = {"AZURE_OPENAI_DEPLOYMENTS": "chat=gpt-5.4-mini, large=gpt-5.4"}
-    async with serve(environ | several) as api, visiting(browser, base(api), WITH_KEY, **PHONE) as page:
+    deployments = {"AZURE_OPENAI_DEPLOYMENTS": "chat=gpt-5.4-mini, large=gpt-5.4"}
+    async with serve(environ | deployments) as api, open_page(browser, base_url(api), WITH_KEY, **PHONE) as page:
         await page.goto("/chat")
         await expect(page.get_by_role("combobox", name="Deployment")).to_be_visible()
-        below, send = await box(page.locator(".below")), await box(named(page, "Send"))
+        below, send = await box(page.locator(".below")), await box(button(page, "Send"))
         assert below["height"] == send["height"]
         assert below["x"] + below["width"] == send["x"] + send["width"]
 
 
 async def box(shown: Locator) -> FloatRect:
-    found = await shown.bounding_box()
-    assert found
-    return found
+    rect = await shown.bounding_box()
+    assert rect
+    return rect
 
 
-async def test_everything_that_can_be_used_has_a_name(page: Page, fake: AzureOpenAI) -> None:
+async def test_every_control_has_an_accessible_name(page: Page, fake: AzureOpenAI) -> None:
     fake.reply("[a link](https://example.com)\n```\ncode\n```")
     await ask(page, "first")
-    controls = await names_of_controls(page)
+    controls = await controls_of(page)
     assert {*controls} >= {
         ("link", "Skip to the message"),
         ("button", "New"),
@@ -829,59 +833,59 @@ async def test_everything_that_can_be_used_has_a_name(page: Page, fake: AzureOpe
         ("textbox", "Message"),
         ("button", "Send"),
     }
-    await named(page, "Rename").click()
-    dialog = await names_of_controls(page)
+    await button(page, "Rename").click()
+    dialog = await controls_of(page)
     assert {*dialog} >= {("dialog", "Rename this conversation"), ("textbox", "Title"), ("button", "Cancel")}
     await page.goto("/usage")
     await expect(page.get_by_role("dialog")).to_be_visible()
     await page.keyboard.press("Escape")
-    usage = await names_of_controls(page)
+    usage = await controls_of(page)
     assert {*usage} >= {("Date", "From"), ("Date", "To"), ("button", "Show"), ("link", "Chat"), ("link", "API")}
     assert [control for control in controls + dialog + usage if not control[1].strip()] == []
 
 
-async def test_dark_is_the_systems_choice_until_it_is_the_readers(page: Page) -> None:
-    ground = "getComputedStyle(document.documentElement).backgroundColor"
+async def test_dark_mode_follows_system_until_user_chooses(page: Page) -> None:
+    background = "getComputedStyle(document.documentElement).backgroundColor"
     dark, light = "rgb(22, 24, 29)", "rgb(255, 255, 255)"
-    assert await page.evaluate(ground) == light
+    assert await page.evaluate(background) == light
     await page.emulate_media(color_scheme="dark")
-    assert await page.evaluate(ground) == dark
-    await named(page, "Dark mode").click()
-    assert await page.evaluate(ground) == light
+    assert await page.evaluate(background) == dark
+    await button(page, "Dark mode").click()
+    assert await page.evaluate(background) == light
     await page.reload()
-    assert await page.evaluate(ground) == light
-    await expect(named(page, "Dark mode")).to_have_attribute("aria-pressed", "false")
+    assert await page.evaluate(background) == light
+    await expect(button(page, "Dark mode")).to_have_attribute("aria-pressed", "false")
 
 
 # The usage page
 
 
-async def test_usage_is_told_to_the_last_digit(browser: Browser, api: httpx.AsyncClient, tables: Tables) -> None:
-    await answer(api)  # makes the tables
+async def test_usage_page_shows_exact_costs(browser: Browser, api: httpx.AsyncClient, tables: Tables) -> None:
+    await answer(api)  # creates the tables
     today = datetime.now(UTC).date()
     day = today - timedelta(days=3)
-    tiny = money("0.000000000000000001")  # more digits than a float has
+    tiny = rates_costing("0.000000000000000001")  # more digits than a float has
     await write(
         tables.usage,
         [
-            entry(day, "s", 1, rates=money("0.1"), caller="web"),
+            entry(day, "s", 1, rates=rates_costing("0.1"), caller="web"),
             entry(day, "s", 2, rates=tiny, model="tiny"),
             entry(day, "s", 3, state=State.UNACCOUNTED),
-            entry(day + timedelta(days=1), "s", 4, rates=money("0.25"), caller="web"),
+            entry(day + timedelta(days=1), "s", 4, rates=rates_costing("0.25"), caller="web"),
         ],
     )
     api.headers["api-key"] = USAGE_KEY
     days = (await api.get(f"/api/usage/daily?from={today - timedelta(days=13)}&to={today}")).text
     detail = (await api.get(f"/api/usage/daily/{day}")).text
-    told = [f"{date}: ${cost}" for date, cost in re.findall(r'"date":"([\d-]+)".*?"cost_usd":([\d.]+)', days)]
-    assert told[10].startswith(f"{day}: $0.100000000000000001")
-    async with visiting(browser, base(api), {"usage-key": USAGE_KEY}) as page:
+    labels = [f"{date}: ${cost}" for date, cost in re.findall(r'"date":"([\d-]+)".*?"cost_usd":([\d.]+)', days)]
+    assert labels[10].startswith(f"{day}: $0.100000000000000001")
+    async with open_page(browser, base_url(api), {"usage-key": USAGE_KEY}) as page:
         await page.goto("/usage")
         models, callers = (page.get_by_role("table", name=name) for name in ("By Model", "By Caller"))
         await expect(models.locator("tbody tr")).to_have_count(2)
         columns = page.locator(".column")
-        assert await columns.evaluate_all("all => all.map(one => one.ariaLabel)") == told
-        assert (await columns.nth(10).locator("title").text_content() or "").split("\n")[0] == told[10]
+        assert await columns.evaluate_all("all => all.map(each => each.ariaLabel)") == labels
+        assert (await columns.nth(10).locator("title").text_content() or "").split("\n")[0] == labels[10]
         await expect(page.locator("#total data")).to_have_attribute("title", f"${days.rpartition(':')[2][:-1]}")
         assert (await titles(models))[0].startswith("$0.35")
 
@@ -891,38 +895,38 @@ async def test_usage_is_told_to_the_last_digit(browser: Browser, api: httpx.Asyn
         assert await titles(callers) == costs(detail, "by_caller")
         row = page.get_by_role("table", name="Day by day").get_by_role("row").filter(has_text=str(day))
         [unaccounted] = re.findall(r'"unaccounted_usd":([\d.]+)', detail)
-        assert await titles(row) == [told[10].partition(": ")[2], f"${unaccounted}"]
+        assert await titles(row) == [labels[10].partition(": ")[2], f"${unaccounted}"]
 
 
 async def titles(within: Locator) -> list[str]:
-    found: list[str] = await within.locator("data").evaluate_all("all => all.map(one => one.title)")
-    return found
+    amounts: list[str] = await within.locator("data").evaluate_all("all => all.map(each => each.title)")
+    return amounts
 
 
 def costs(detail: str, kind: str) -> list[str]:
-    """As they were sent."""
+    """The amounts, with exactly the digits sent."""
     listed = detail.partition(f'"{kind}":')[2].partition("]")[0]
     return [f"${cost}" for cost in re.findall(r'"cost_usd":([\d.]+)', listed)]
 
 
-async def test_usage_shows_no_zero_where_the_price_is_not_known(
+async def test_usage_page_does_not_show_unknown_price_as_zero(
     browser: Browser, serve: Serve, environ: dict[str, str], fake: AzureOpenAI
 ) -> None:
     fake.model_name = "unheard-of"
     async with serve(environ | {"PRICES": "", "USAGE_KEYS": line("ann", USAGE_KEY)}) as api:
         await answer(api)
-        async with visiting(browser, base(api), {"usage-key": USAGE_KEY}) as page:
+        async with open_page(browser, base_url(api), {"usage-key": USAGE_KEY}) as page:
             await page.goto("/usage")
             rows = page.locator("table:not([aria-label='Day by day']) tbody tr, tr:has-text('not final')")
             await expect(rows).to_have_count(3)  # of the model, the caller and today
-            for told in (page.locator("#total"), *await rows.all()):
-                await expect(told).to_contain_text("price not known")
-                await expect(told).not_to_contain_text("$0")
+            for part in (page.locator("#total"), *await rows.all()):
+                await expect(part).to_contain_text("price not known")
+                await expect(part).not_to_contain_text("$0")
             await expect(page.locator(".column").last).to_have_attribute("aria-label", re.compile("price not known"))
 
 
-async def test_usage_wants_its_own_key(browser: Browser, api: httpx.AsyncClient) -> None:
-    async with visiting(browser, base(api), WITH_KEY) as page:
+async def test_usage_page_requires_usage_key(browser: Browser, api: httpx.AsyncClient) -> None:
+    async with open_page(browser, base_url(api), WITH_KEY) as page:
         await page.goto("/usage")
         field = page.get_by_role("textbox", name="Usage key")
         await field.fill(FUNCTION_KEY)
@@ -934,27 +938,27 @@ async def test_usage_wants_its_own_key(browser: Browser, api: httpx.AsyncClient)
         assert USAGE_KEY not in await page.evaluate("JSON.stringify({...localStorage}) + location")
 
 
-async def test_a_span_that_is_too_long_is_refused_in_words(browser: Browser, api: httpx.AsyncClient) -> None:
-    async with visiting(browser, base(api), {"usage-key": USAGE_KEY}) as page:
+async def test_usage_page_reports_too_long_date_range(browser: Browser, api: httpx.AsyncClient) -> None:
+    async with open_page(browser, base_url(api), {"usage-key": USAGE_KEY}) as page:
         await page.goto("/usage")
         await page.get_by_label("From").fill("2020-01-01")
-        await named(page, "Show").click()
+        await button(page, "Show").click()
         await expect(page.get_by_role("status")).to_have_text("from and to are not 1 to 92 days in their order.")
 
 
-async def test_the_contract_opens_at_the_place_that_its_address_names(browser: Browser, api: httpx.AsyncClient) -> None:
-    async with visiting(browser, base(api)) as page:
+async def test_docs_page_opens_at_url_fragment(browser: Browser, api: httpx.AsyncClient) -> None:
+    async with open_page(browser, base_url(api)) as page:
         await page.goto("/docs#ChatAnswer")
         await expect(page.get_by_role("heading", name="ChatAnswer", exact=True)).to_be_in_viewport()
-    async with visiting(browser, base(api)) as page:
+    async with open_page(browser, base_url(api)) as page:
         await page.goto("/docs#%")  # no percent-encoding
         await expect(page.get_by_role("heading", name="Objects")).to_be_visible()
-        await expect(page.locator("#status")).not_to_contain_text("can't be read")
+        await expect(page.locator("#status")).not_to_contain_text("can't be loaded")
 
 
-async def test_the_contract_is_shown_whole(browser: Browser, api: httpx.AsyncClient) -> None:
+async def test_docs_page_shows_all_routes_and_schemas(browser: Browser, api: httpx.AsyncClient) -> None:
     contract = (await api.get("/api/openapi.json")).json()
-    async with visiting(browser, base(api), {}, **PHONE) as page:
+    async with open_page(browser, base_url(api), {}, **PHONE) as page:
         await page.goto("/docs")
         for path, methods in contract["paths"].items():
             for method in methods:

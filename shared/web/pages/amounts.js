@@ -1,9 +1,9 @@
-// USD as the service wrote them: decimal digits in a string, which never become a float on their way to the reader.
+// USD amounts as the server sends them: decimal digits in strings, never converted to floats for display.
 
 import { element } from "./elements.js";
 
-// The service's JSON, its amounts (fields whose names end in _usd) kept as the digits that were sent.
-export function parsed(json) {
+// Parses the server's JSON. Amounts (fields whose names end in _usd) become strings with exactly the digits sent.
+export function parseJson(json) {
   return JSON.parse(json.replace(/"(\w+_usd)":\s*(-?\d+(?:\.\d+)?)/g, '"$1":"$2"'));
 }
 
@@ -15,30 +15,29 @@ const ROUNDED = new Intl.NumberFormat("en-US", {
   maximumSignificantDigits: 2,
   roundingPriority: "morePrecision",
 });
-const WHOLE = new Intl.NumberFormat("en-US");
-
-export const rounded = (usd) => `$${isZero(usd) ? "0" : ROUNDED.format(usd)}`;
-export const exact = (usd) => (usd === null ? UNKNOWN : `$${usd}`);
-export const whole = (number) => WHOLE.format(number);
-export const counted = (number, one) => `${whole(number)} ${number === 1 ? one : `${one}s`}`;
-export const isZero = (usd) => !/[1-9]/.test(usd);
-
+const INTEGER = new Intl.NumberFormat("en-US");
 const UNKNOWN = "price not known";
 
-// The cost of what has one that is known, else null: what has no price was not free.
-export const known = (usd, unpriced) => (unpriced && isZero(usd) ? null : usd);
+export const roundedUsd = (usd) => `$${isZero(usd) ? "0" : ROUNDED.format(usd)}`;
+export const exactUsd = (usd) => (usd === null ? UNKNOWN : `$${usd}`);
+export const formatInteger = (number) => INTEGER.format(number);
+export const pluralize = (number, noun) => `${formatInteger(number)} ${number === 1 ? noun : `${noun}s`}`;
+export const isZero = (usd) => !/[1-9]/.test(usd);
 
-// Rounded to read, exact on hover and for machines.
+// Null if all of the cost is unpriced: it is then unknown, not zero.
+export const knownCost = (usd, unpriced) => (unpriced && isZero(usd) ? null : usd);
+
+// Shows the rounded amount; the title and the value are exact.
 export function amount(usd) {
-  if (usd === null) return element("span", { title: "Set PRICES, or use a model whose list price is known." }, UNKNOWN);
-  return element("data", { value: usd, title: exact(usd) }, rounded(usd));
+  if (usd === null) return element("span", { title: "Set PRICES, or use a model with a known list price." }, UNKNOWN);
+  return element("data", { value: usd, title: exactUsd(usd) }, roundedUsd(usd));
 }
 
-// The sum of amounts, digit for digit.
-export function sum(amounts) {
+// The exact sum of amounts.
+export function sumUsd(amounts) {
   const places = Math.max(0, ...amounts.map((usd) => decimals(usd).length));
   const total = amounts.reduce(
-    (so_far, usd) => so_far + BigInt(usd.replace(".", "") + "0".repeat(places - decimals(usd).length)),
+    (subtotal, usd) => subtotal + BigInt(usd.replace(".", "") + "0".repeat(places - decimals(usd).length)),
     0n,
   );
   const digits = String(total).padStart(places + 1, "0");

@@ -1,65 +1,67 @@
-// The service over HTTP: its key, its errors, its JSON and its server-sent events.
+// HTTP requests to the server: API keys, errors, JSON and server-sent events.
 
-import { counted, parsed } from "./amounts.js";
+import { parseJson, pluralize } from "./amounts.js";
 
-// What the service refused, in words for a reader, who sees no header. `retryAfter`: seconds, or null.
+// An error response. The page shows no headers, so the message states the delay. `retryAfter`: seconds, or null.
 export class ApiError extends Error {
   constructor({ code, message, status, retry_after }) {
-    super(retry_after ? message.replace("after Retry-After", `in ${counted(retry_after, "second")}`) : message);
+    super(retry_after ? message.replace("after Retry-After", `in ${pluralize(retry_after, "second")}`) : message);
     Object.assign(this, { code, status, retryAfter: retry_after ?? null });
   }
 }
 
-// The connection was lost, or there was none: what became of the request is not known.
-export class Lost extends Error {
+// There is no connection, or it was lost; the server may still have received the request.
+export class ConnectionLost extends Error {
   constructor() {
-    super("The service can't be reached.");
+    super("The server can't be reached. Check your connection, then try again.");
   }
 }
 
 export class Api {
-  #asking = null;
+  #keyRequest = null;
 
-  // `keptAs`: the key's name in the browser's session storage. `headers`: a key to the headers that carry it.
-  // `askKey`: (what the service said, whether a key was refused) to a key, or null.
-  constructor({ keptAs, headers, askKey }) {
-    Object.assign(this, { keptAs, headers, askKey });
+  // `storageKey`: where sessionStorage holds the API key. `headers`: function from an API key to request headers.
+  // `askKey`: async function from (the server's message, whether a key was rejected) to an API key, or null.
+  constructor({ storageKey, headers, askKey }) {
+    Object.assign(this, { storageKey, headers, askKey });
   }
 
   async json(path, options) {
-    return parsed(await text(await this.request(path, options)));
+    return parseJson(await text(await this.request(path, options)));
   }
 
-  // A response that is good. Throws ApiError and Lost, and what an aborted signal throws.
+  // Returns a successful response. Throws ApiError, ConnectionLost, or the reason of an aborted signal.
   async request(path, { method = "GET", headers = {}, body, signal } = {}) {
     for (;;) {
-      const key = sessionStorage.getItem(this.keptAs);
-      const sent = key ? { ...headers, ...this.headers(key) } : headers;
-      const response = await reached(fetch(`/api/${path}`, { method, headers: sent, body, signal, cache: "no-store" }));
+      const key = sessionStorage.getItem(this.storageKey);
+      const allHeaders = key ? { ...headers, ...this.headers(key) } : headers;
+      const response = await connected(
+        fetch(`/api/${path}`, { method, headers: allHeaders, body, signal, cache: "no-store" }),
+      );
       if (response.ok) return response;
-      const refused = await refusal(response);
-      if (response.status !== 401 || !(await this.#newKey(key, refused.message))) throw refused;
+      const error = await apiError(response);
+      if (response.status !== 401 || !(await this.#newKey(key, error.message))) throw error;
     }
   }
 
-  // Asked once, however many requests wait for it.
-  async #newKey(refused, said) {
-    if (sessionStorage.getItem(this.keptAs) !== refused) return true;
-    this.#asking ??= this.askKey(said, refused !== null).finally(() => (this.#asking = null));
-    const key = await this.#asking;
+  // Asks once, however many requests wait for the key. Returns false if the user cancels.
+  async #newKey(rejectedKey, message) {
+    if (sessionStorage.getItem(this.storageKey) !== rejectedKey) return true;
+    this.#keyRequest ??= this.askKey(message, rejectedKey !== null).finally(() => (this.#keyRequest = null));
+    const key = await this.#keyRequest;
     if (key === null) return false;
-    sessionStorage.setItem(this.keptAs, key.replace(/[^\x21-\x7e]/g, ""));
+    sessionStorage.setItem(this.storageKey, key.replace(/[^\x21-\x7e]/g, ""));
     return true;
   }
 }
 
-// The events of a stream as {name, data}. Throws Lost where it breaks off.
+// The events of a stream as {name, data}. Throws ConnectionLost if the stream breaks off.
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
   try {
     for (;;) {
-      const { done, value } = await reached(reader.read());
+      const { done, value } = await connected(reader.read());
       if (done) return;
       const blocks = (pending + value).split("\n\n");
       pending = blocks.pop();
@@ -72,20 +74,20 @@ export async function* events(response) {
 
 function event(block) {
   const [, name, data] = /^event: ([^\n]*)\ndata: ([^\n]*)$/.exec(block); // a dot would stop at U+2028
-  return { name, data: parsed(data) };
+  return { name, data: parseJson(data) };
 }
 
-async function refusal(response) {
-  const said = await text(response);
+async function apiError(response) {
+  const body = await text(response);
   let error = {
     code: null,
-    message: ANSWERED[response.status] ?? `The service answered ${response.status}. Try again later.`,
+    message: DEFAULT_MESSAGES[response.status] ?? `The server returned HTTP ${response.status}. Try again later.`,
   };
   try {
-    const { error: told } = JSON.parse(said);
-    if (told.message) error = told;
+    const parsed = JSON.parse(body).error;
+    if (parsed.message) error = parsed;
   } catch {
-    // The platform's own refusals have no body, a gateway's another shape.
+    // The platform's error responses have no body; a gateway's have another format.
   }
   return new ApiError({
     ...error,
@@ -94,18 +96,18 @@ async function refusal(response) {
   });
 }
 
-const ANSWERED = {
-  401: "The service wants a key.",
-  404: "The service has no such page.",
-  429: "The service has too much to do. Wait a moment, then try again.",
+const DEFAULT_MESSAGES = {
+  401: "A valid key is required.",
+  404: "The server does not have this route.",
+  429: "The server is overloaded. Wait a moment, then try again.",
 };
 
-const text = (response) => reached(response.text());
+const text = (response) => connected(response.text());
 
-async function reached(promise) {
+async function connected(promise) {
   try {
     return await promise;
   } catch (error) {
-    throw error instanceof TypeError ? new Lost() : error; // fetch's way to say that there was no connection
+    throw error instanceof TypeError ? new ConnectionLost() : error; // fetch's error when there is no connection
   }
 }

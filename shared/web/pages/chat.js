@@ -1,28 +1,28 @@
-// The chat page: one conversation at a time, its turns, and the list of the others.
+// The chat page: the list of conversations and one open conversation.
 
-import { Api, ApiError, Lost } from "./api.js";
-import { conversations, forget, keep, titleOf } from "./conversations.js";
-import { ask, asksKey, byId, element } from "./elements.js";
-import { drawChoice, drawReading, drawTotals, follow, putAbove, showMenu, tell } from "./page.js";
-import { Question } from "./question.js";
-import { Reading } from "./reading.js";
+import { AnswerStream } from "./answer_stream.js";
+import { Api, ApiError, ConnectionLost } from "./api.js";
+import { ChatRequest } from "./chat_request.js";
+import { conversations, removeConversation, saveConversation, titleOf } from "./conversations.js";
+import { byId, element, keyDialog, showDialog } from "./elements.js";
+import { drawButtons, drawChoice, drawTotals, prependTurns, scrollToEnd, showMenu, showStatus } from "./page.js";
 import { questionView, turnViews } from "./transcript.js";
 
-const PAGE = 20; // turns
-const LOOK_AGAIN = 1_000; // ms
-const COMPOSING = 229; // the code of a key that an input method took; in Safari only this tells of the last one
-const OPEN = "open-conversation"; // of this tab, in the session's storage
+const PAGE_TURNS = 20;
+const POLL_MS = 1_000;
+const COMPOSING = 229; // keyCode during input composition; Safari marks the Enter that ends it only with this code
+const OPEN = "open-conversation"; // key in sessionStorage, so per tab
 
 const api = new Api({
-  keptAs: "function-key",
+  storageKey: "function-key",
   headers: (key) => ({ "x-functions-key": key }),
-  askKey: asksKey("This service wants a key", "Function key"),
+  askKey: keyDialog("A function key is required", "Function key"),
 });
 
-let shown = null; // the id of the conversation that is shown; null: a new one
-let visit = 0; // goes up with every conversation that is opened, so that late answers know they are late
-let reading = null; // the answer that is being read, of the conversation that is shown
-let before = null; // the turn before which there is more history
+let shownId = null; // session ID of the open conversation; null for a new one
+let visit = 0; // incremented whenever a conversation is opened: an outdated response has an older number
+let stream = null; // the answer that is streaming in the open conversation
+let earlierBefore = null; // cursor of the next page of earlier turns
 let about = { deployment: null, deployments: [] };
 
 // The list
@@ -30,215 +30,223 @@ let about = { deployment: null, deployments: [] };
 function drawList() {
   const rows = conversations().map(({ id, title }) => {
     const button = element("button", { type: "button", onclick: () => open(id) }, title);
-    if (id === shown) button.setAttribute("aria-current", "page");
+    if (id === shownId) button.setAttribute("aria-current", "page");
     return element("li", {}, button);
   });
   byId("conversations").replaceChildren(...rows);
-  byId("title").textContent = (shown && titleOf(shown)) ?? "New conversation";
-  byId("actions").hidden = shown === null;
+  byId("title").textContent = (shownId && titleOf(shownId)) ?? "New conversation";
+  byId("actions").hidden = shownId === null;
 }
 
-// A conversation
+// The open conversation
 
 async function open(id) {
-  const mine = ++visit;
-  reading?.leave();
-  reading = null;
-  drawReading(false);
+  const ownVisit = ++visit;
+  stream?.detach();
+  stream = null;
+  drawButtons(false);
   show(id);
   byId("turns").replaceChildren();
   byId("totals").replaceChildren();
   byId("earlier").hidden = true;
-  tell("");
+  showStatus("");
   showMenu(false);
   byId("message").focus();
   if (id === null) return drawChoice(about.deployments, about.deployment ?? "");
-  await attempt(id, mine, async () => {
-    const [session, history] = await Promise.all([api.json(`sessions/${id}`), page(id)]);
-    if (mine !== visit) return;
+  await withErrorsShown(id, ownVisit, async () => {
+    const [session, history] = await Promise.all([api.json(`sessions/${id}`), historyPage(id)]);
+    if (ownVisit !== visit) return;
     drawTotals(session);
     drawChoice(about.deployments, session.deployment);
     const newest = drawTurns(history);
-    follow(true);
+    scrollToEnd(true);
     if (!session.busy || newest?.turn.state !== "open") return;
-    const turn = await completed(id, newest.turn.turn, mine);
+    const turn = await completedTurn(id, newest.turn.turn, ownVisit);
     if (turn) newest.view.article.replaceWith(turnViews(turn).articles.at(-1));
   });
 }
 
 function show(id) {
-  shown = id;
+  shownId = id;
   if (id === null) sessionStorage.removeItem(OPEN);
   else sessionStorage.setItem(OPEN, id);
   drawList();
 }
 
-const page = (id, from = "") => api.json(`sessions/${id}/messages?limit=${PAGE}${from}`);
+const historyPage = (id, cursor = "") => api.json(`sessions/${id}/messages?limit=${PAGE_TURNS}${cursor}`);
 
-// Puts a page of history above what is shown; returns the newest turn.
+// Inserts a page of history at the top; returns its newest turn.
 function drawTurns({ turns, next_before }) {
   const views = turns.map((turn) => ({ turn, ...turnViews(turn) }));
-  putAbove(views.toReversed().flatMap(({ articles }) => articles));
-  before = next_before;
-  byId("earlier").hidden = before === null;
+  prependTurns(views.toReversed().flatMap(({ articles }) => articles));
+  earlierBefore = next_before;
+  byId("earlier").hidden = earlierBefore === null;
   return views[0];
 }
 
-async function earlier() {
-  const [id, mine] = [shown, visit];
-  await attempt(id, mine, async () => {
-    const history = await page(id, `&before=${before}`);
-    if (mine === visit) drawTurns(history);
+async function showEarlier() {
+  const [id, ownVisit] = [shownId, visit];
+  await withErrorsShown(id, ownVisit, async () => {
+    const history = await historyPage(id, `&before=${earlierBefore}`);
+    if (ownVisit === visit) drawTurns(history);
   });
 }
 
-// Waits for a turn that the service is working on without us; null where the reader has gone elsewhere meanwhile.
-async function completed(id, number, mine) {
-  while (mine === visit) {
+// Polls until the server has completed the turn, and returns it; null if another conversation was opened meanwhile.
+async function completedTurn(id, number, ownVisit) {
+  while (ownVisit === visit) {
     const session = await api.json(`sessions/${id}`);
     if (session.busy && session.turns === number) {
-      await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN));
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
       continue;
     }
-    const [turn] = (await page(id, `&before=${number + 1}`)).turns;
-    if (mine !== visit || turn?.turn !== number) return null;
+    const [turn] = (await historyPage(id, `&before=${number + 1}`)).turns;
+    if (ownVisit !== visit || turn?.turn !== number) return null;
     drawTotals(session);
     return turn;
   }
   return null;
 }
 
-// Errors of anything but a message are told below the conversation. One that is gone leaves the list.
-async function attempt(id, mine, action) {
+// Shows an error of `action` in the status line. A conversation that no longer exists is removed from the list.
+async function withErrorsShown(id, ownVisit, action) {
   try {
     await action();
   } catch (error) {
-    if (mine !== visit) return;
-    if (!(error instanceof ApiError || error instanceof Lost)) throw error;
-    if (error.code !== "session_not_found") return tell(error.message);
+    if (ownVisit !== visit) return;
+    if (!(error instanceof ApiError || error instanceof ConnectionLost)) throw error;
+    if (error.code !== "session_not_found") return showStatus(error.message);
     const title = titleOf(id);
-    forget(id);
-    await close(title);
+    removeConversation(id);
+    await closeDeleted(title);
   }
 }
 
-// What is shown has been erased elsewhere: a message to its id would begin another conversation.
-async function close(title) {
+// The open conversation was deleted elsewhere: a message with its ID would start a new conversation.
+async function closeDeleted(title) {
   await open(null);
-  tell(`“${title}” was erased, so it has left the list.`);
+  showStatus(`“${title}” was deleted and is no longer listed.`);
 }
 
-// Another tab has changed the list.
+// Called when another tab has changed the list.
 function listChanged() {
   const listed = byId("conversations").querySelector("[aria-current]");
-  if (listed && titleOf(shown) === null) close(listed.textContent);
+  if (listed && titleOf(shownId) === null) closeDeleted(listed.textContent);
   else drawList();
 }
 
-// A message
+// Sending
 
 async function send() {
   const text = byId("message").value;
-  if (!text.trim() || reading) return;
+  if (!text.trim() || stream) return;
   byId("message").value = "";
   const chosen = about.deployments.length > 1 ? { deployment: byId("deployment").value } : {};
-  const question = new Question(api, { message: text, ...chosen, ...(shown && { session_id: shown }) });
+  const request = new ChatRequest(api, { message: text, ...chosen, ...(shownId && { session_id: shownId }) });
   byId("turns").append(questionView({ role: "user", content: text }));
-  await read(question);
+  await streamAnswer(request);
 }
 
-async function read(question) {
-  const mine = visit;
-  const own = new Reading(question, {
-    isOpen: () => mine === visit,
-    began: (id) => began(id, question, mine),
-    again,
+async function streamAnswer(request) {
+  const ownVisit = visit;
+  const own = new AnswerStream(request, {
+    isShown: () => ownVisit === visit,
+    sessionStarted: (id) => sessionStarted(id, request, ownVisit),
+    retry,
   });
-  reading = own;
+  stream = own;
   byId("turns").append(own.view.article);
-  follow(true);
-  drawReading(true);
+  scrollToEnd(true);
+  drawButtons(true);
   try {
     await own.run();
   } finally {
-    if (reading === own) reading = null;
-    drawReading(reading !== null);
+    if (stream === own) stream = null;
+    drawButtons(stream !== null);
   }
-  const id = question.sessionId;
-  if (mine !== visit || own.isAnswered || id === null) return;
-  await attempt(id, mine, async () => {
-    if (!own.isStopped || !question.turns.size) return drawTotals(await api.json(`sessions/${id}`));
-    const turn = await completed(id, Math.max(...question.turns), mine);
-    if (turn) own.completed(turn);
+  const id = request.sessionId;
+  if (ownVisit !== visit || own.isAnswered || id === null) return;
+  await withErrorsShown(id, ownVisit, async () => {
+    if (!own.isStopped || !request.turnNumbers.size) return drawTotals(await api.json(`sessions/${id}`));
+    const turn = await completedTurn(id, Math.max(...request.turnNumbers), ownVisit);
+    if (turn) own.showCompleted(turn);
   });
 }
 
-// The session is known, whether or not it is still the one that is shown.
-function began(id, question, mine) {
-  if (titleOf(id) === null) keep(id, question.body.message);
-  if (mine === visit && shown === null) show(id);
+// Lists the new session, even if another conversation is open by now.
+function sessionStarted(id, request, ownVisit) {
+  if (titleOf(id) === null) saveConversation(id, request.body.message);
+  if (ownVisit === visit && shownId === null) show(id);
   drawList();
 }
 
-function again(own) {
-  if (reading) return;
-  own.view.article.remove();
-  read(own.question);
+function retry(failed) {
+  if (stream) return;
+  failed.view.article.remove();
+  streamAnswer(failed.request);
 }
 
 function stop() {
-  if (reading && !reading.isStopped) reading.stop();
+  if (stream && !stream.isStopped) stream.stop();
 }
 
-// What the buttons do
+// Buttons
 
 async function rename() {
-  const id = shown;
+  const id = shownId;
   const options = {
     title: "Rename this conversation",
-    text: "The title is kept in this browser alone.",
+    text: "The title is stored only in this browser.",
     action: "Rename",
   };
-  const title = await ask({ ...options, label: "Title", value: titleOf(id) ?? "" });
+  const title = await showDialog({ ...options, label: "Title", value: titleOf(id) ?? "" });
   if (title === null) return;
-  keep(id, title);
+  saveConversation(id, title);
   drawList();
 }
 
 async function clear() {
-  const [id, mine] = [shown, visit];
-  const text = "What was said is forgotten, by the service too. What it cost stays.";
-  if (!(await ask({ title: "Clear this conversation?", text, action: "Clear" }))) return;
-  await attempt(id, mine, async () => {
+  const [id, ownVisit] = [shownId, visit];
+  const text = "All messages are deleted, on the server too. Their cost stays in the totals.";
+  if (!(await showDialog({ title: "Clear this conversation?", text, action: "Clear" }))) return;
+  await withErrorsShown(id, ownVisit, async () => {
     await api.request(`sessions/${id}/messages`, { method: "DELETE" });
-    if (mine !== visit) return;
+    if (ownVisit !== visit) return;
     await open(id);
-    tell("Cleared.");
+    showStatus("Cleared.");
   });
 }
 
-async function erase() {
-  const [id, mine] = [shown, visit];
-  const text = "The conversation is erased, by the service too. What it cost stays in the day's sum.";
-  if (!(await ask({ title: "Delete this conversation?", text, action: "Delete" }))) return;
-  await attempt(id, mine, async () => {
+async function deleteConversation() {
+  const [id, ownVisit] = [shownId, visit];
+  const text = "The conversation is deleted, on the server too. Its cost stays in the daily totals.";
+  if (!(await showDialog({ title: "Delete this conversation?", text, action: "Delete" }))) return;
+  await withErrorsShown(id, ownVisit, async () => {
     await api.request(`sessions/${id}`, { method: "DELETE" });
-    forget(id);
-    if (mine !== visit) return drawList();
+    removeConversation(id);
+    if (ownVisit !== visit) return drawList();
     await open(null);
-    tell("Deleted.");
+    showStatus("Deleted.");
   });
 }
 
-// The page
+// Startup
 
-async function tellAbout() {
+async function showAbout() {
   about = await api.json("about");
   byId("about").textContent = [about.deployment, about.region].filter(Boolean).join(" · ");
   drawChoice(about.deployments, byId("deployment").value || about.deployment);
 }
 
-for (const [id, action] of Object.entries({ new: () => open(null), rename, clear, delete: erase, earlier, stop })) {
+const buttons = {
+  new: () => open(null),
+  rename,
+  clear,
+  delete: deleteConversation,
+  earlier: showEarlier,
+  stop,
+};
+for (const [id, action] of Object.entries(buttons)) {
   byId(id).addEventListener("click", action);
 }
 byId("menu").addEventListener("click", () => showMenu(true));
@@ -260,4 +268,4 @@ addEventListener("keydown", (event) => {
 addEventListener("storage", listChanged);
 
 open(sessionStorage.getItem(OPEN));
-attempt(null, visit, tellAbout);
+withErrorsShown(null, visit, showAbout);

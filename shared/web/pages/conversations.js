@@ -1,13 +1,13 @@
-// The list of conversations, kept in this browser: ids and titles, never what was said.
+// The list of conversations in this browser's local storage: session IDs and titles, never messages.
 
-const KEPT_AS = "conversations";
+const STORAGE_KEY = "conversations";
 const ID = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
-const LONGEST_TITLE = 60;
+const MAX_TITLE_LENGTH = 60;
 
 // Newest first.
 export function conversations() {
   try {
-    return JSON.parse(localStorage.getItem(KEPT_AS)).filter(
+    return JSON.parse(localStorage.getItem(STORAGE_KEY)).filter(
       ({ id, title }) => ID.test(id) && typeof title === "string",
     );
   } catch {
@@ -15,23 +15,23 @@ export function conversations() {
   }
 }
 
-export const titleOf = (id) => conversations().find((one) => one.id === id)?.title ?? null;
+export const titleOf = (id) => conversations().find((each) => each.id === id)?.title ?? null;
 
-// A conversation that is named anew keeps its place; one that is new comes first.
-export function keep(id, title) {
-  const known = conversations();
-  const found = known.find((one) => one.id === id);
-  if (found) found.title = shortened(title);
-  else known.unshift({ id, title: shortened(title) });
-  localStorage.setItem(KEPT_AS, JSON.stringify(known));
+// A renamed conversation keeps its place; a new one goes to the top.
+export function saveConversation(id, title) {
+  const list = conversations();
+  const existing = list.find((each) => each.id === id);
+  if (existing) existing.title = shorten(title);
+  else list.unshift({ id, title: shorten(title) });
+  localStorage.setItem(STORAGE_KEY, JSON.stringify(list));
 }
 
-export function forget(id) {
-  localStorage.setItem(KEPT_AS, JSON.stringify(conversations().filter((one) => one.id !== id)));
+export function removeConversation(id) {
+  localStorage.setItem(STORAGE_KEY, JSON.stringify(conversations().filter((each) => each.id !== id)));
 }
 
-function shortened(text) {
+function shorten(text) {
   const line = text.trim().replaceAll(/\s+/g, " ");
-  const letters = [...line];
-  return letters.length > LONGEST_TITLE ? `${letters.slice(0, LONGEST_TITLE - 1).join("")}…` : line;
+  const characters = [...line];
+  return characters.length > MAX_TITLE_LENGTH ? `${characters.slice(0, MAX_TITLE_LENGTH - 1).join("")}…` : line;
 }

@@ -1,4 +1,4 @@
-// The published contract, readably: every route with what it takes and gives, and the objects that they are made of.
+// The OpenAPI description as a page: every route with its parameters, body and responses, and all schemas.
 
 import { byId, element } from "./elements.js";
 
@@ -6,15 +6,15 @@ const HEADINGS = ["Name", "Type", "Notes"];
 
 const nameOf = (reference) => reference.split("/").pop();
 
-// A schema in a few words and links; what it says beside that goes into the notes.
-function kind(schema) {
+// The type of a schema in a few words and links; `notes` has the rest.
+function typeOf(schema) {
   if (schema.$ref) return [element("a", { href: `#${nameOf(schema.$ref)}` }, nameOf(schema.$ref))];
   if (schema.const !== undefined) return [element("code", {}, JSON.stringify(schema.const))];
   if (schema.enum) return [element("code", {}, schema.enum.map((value) => JSON.stringify(value)).join(" | "))];
-  if (schema.contentSchema) return ["JSON of ", ...kind(schema.contentSchema)];
-  const either = schema.anyOf ?? (schema.properties ? null : schema.oneOf);
-  if (either) return either.flatMap((one, at) => (at ? [" or ", ...kind(one)] : kind(one)));
-  if (schema.type === "array") return ["list of ", ...kind(schema.items ?? {})];
+  if (schema.contentSchema) return ["JSON of ", ...typeOf(schema.contentSchema)];
+  const alternatives = schema.anyOf ?? (schema.properties ? null : schema.oneOf);
+  if (alternatives) return alternatives.flatMap((each, at) => (at ? [" or ", ...typeOf(each)] : typeOf(each)));
+  if (schema.type === "array") return ["list of ", ...typeOf(schema.items ?? {})];
   return [schema.format ? `${schema.type} (${schema.format})` : (schema.type ?? "anything")];
 }
 
@@ -29,8 +29,8 @@ function notes(schema) {
     pattern: "matches",
     default: "default",
   };
-  const told = Object.entries(limits).filter(([name]) => schema[name] !== undefined && schema[name] !== null);
-  const words = told.map(([name, said]) => `${said} ${schema[name]}`);
+  const present = Object.entries(limits).filter(([name]) => schema[name] !== undefined && schema[name] !== null);
+  const words = present.map(([name, label]) => `${label} ${schema[name]}`);
   return [schema.description, ...words, ...(schema.anyOf ?? []).map(notes)].filter(Boolean).join("; ");
 }
 
@@ -40,7 +40,7 @@ function row(name, required, schema) {
     "tr",
     {},
     element("td", {}, title, required ? " (required)" : ""),
-    element("td", {}, ...kind(schema)),
+    element("td", {}, ...typeOf(schema)),
     element("td", {}, notes(schema)),
   );
 }
@@ -48,9 +48,9 @@ function row(name, required, schema) {
 function table(caption, rows) {
   if (!rows.length) return "";
   const head = element("tr", {}, ...HEADINGS.map((name) => element("th", { scope: "col" }, name)));
-  const drawn = element("table", {}, element("caption", {}, caption));
-  drawn.append(element("thead", {}, head), element("tbody", {}, ...rows));
-  return element("div", { className: "scroll" }, drawn);
+  const created = element("table", {}, element("caption", {}, caption));
+  created.append(element("thead", {}, head), element("tbody", {}, ...rows));
+  return element("div", { className: "scroll" }, created);
 }
 
 function fields(caption, schema) {
@@ -59,36 +59,37 @@ function fields(caption, schema) {
   return table(caption, rows);
 }
 
-// What one kind of content is: a list of events, or an object.
+// A response's content: server-sent events, or an object.
 function content(type, schema) {
   const line = element("p", {}, element("code", {}, type), ": ");
-  if (type !== "text/event-stream") line.append(...kind(schema), schema.description ? ` – ${schema.description}` : "");
+  const text = schema.description ? ` – ${schema.description}` : "";
+  if (type !== "text/event-stream") line.append(...typeOf(schema), text);
   else
     for (const { properties } of schema.oneOf ?? [schema])
-      line.append(" ", ...(properties.event ? kind(properties.event) : []), " ", ...kind(properties.data));
+      line.append(" ", ...(properties.event ? typeOf(properties.event) : []), " ", ...typeOf(properties.data));
   return line;
 }
 
-function response(status, { description, content: kinds = {} }) {
-  const shown = status < "400" ? Object.entries(kinds).map(([type, { schema }]) => content(type, schema)) : [];
+function response(status, { description, content: types = {} }) {
+  const shown = status < "400" ? Object.entries(types).map(([type, { schema }]) => content(type, schema)) : [];
   return element("li", {}, element("strong", {}, status), ` ${description}`, ...shown);
 }
 
-function operation(path, method, said) {
-  const parameters = (said.parameters ?? []).map(({ name, in: place, required, schema }) =>
+function operation(path, method, details) {
+  const parameters = (details.parameters ?? []).map(({ name, in: place, required, schema }) =>
     row(`${name} (${place})`, required, schema),
   );
-  const body = said.requestBody?.content["application/json"].schema;
-  const keys = (said.security ?? []).map((each) => Object.keys(each).join(" and ")).join(", or ");
+  const body = details.requestBody?.content["application/json"].schema;
+  const keys = (details.security ?? []).map((each) => Object.keys(each).join(" and ")).join(", or ");
   const id = `${method}-${path}`;
   return element(
     "section",
     { className: "card", "aria-labelledby": id },
     element("h2", { id }, element("code", {}, `${method.toUpperCase()} ${path}`)),
-    element("p", {}, said.summary, ". ", keys ? `Key: ${keys}.` : "Open to anyone."),
+    element("p", {}, details.summary, ". ", keys ? `Key: ${keys}.` : "No key required."),
     table("Parameters", parameters),
-    body ? element("p", {}, "Body: ", ...kind(body)) : "",
-    element("ul", {}, ...Object.entries(said.responses).map(([status, each]) => response(status, each))),
+    body ? element("p", {}, "Body: ", ...typeOf(body)) : "",
+    element("ul", {}, ...Object.entries(details.responses).map(([status, each]) => response(status, each))),
   );
 }
 
@@ -98,16 +99,17 @@ function model(name, schema) {
 }
 
 try {
-  const answer = await fetch("/api/openapi.json");
-  if (!answer.ok) throw new Error(`it answered ${answer.status}`);
-  const { info, paths, components } = await answer.json();
+  const description = await fetch("/api/openapi.json");
+  if (!description.ok) throw new Error(`HTTP ${description.status}`);
+  const { info, paths, components } = await description.json();
   byId("about").textContent = info.description;
   for (const [path, methods] of Object.entries(paths))
-    for (const [method, said] of Object.entries(methods)) byId("operations").append(operation(path, method, said));
+    for (const [method, details] of Object.entries(methods))
+      byId("operations").append(operation(path, method, details));
   byId("schemas").append(...Object.entries(components.schemas).map(([name, schema]) => model(name, schema)));
   byId("models").parentElement.hidden = false;
   byId("status").hidden = true;
-  if (location.hash) location.replace(location.hash); // the browser looked for the place before it was there
+  if (location.hash) location.replace(location.hash); // the browser looked for the target before it existed
 } catch (error) {
-  byId("status").textContent = `The contract can't be read: ${error.message}. Reload the page to try again.`;
+  byId("status").textContent = `The API description can't be loaded (${error.message}). Reload the page to try again.`;
 }

@@ -1,37 +1,37 @@
-// Elements and dialogs. Text is only ever set as text: the page's policy refuses innerHTML altogether.
+// Elements and dialogs. Text is only set as text: the content security policy forbids innerHTML.
 
 export const byId = (id) => document.getElementById(id);
 
 export function element(name, properties = {}, ...children) {
-  const made = document.createElement(name);
+  const created = document.createElement(name);
   for (const [key, value] of Object.entries(properties)) {
-    if (key in made) made[key] = value;
-    else made.setAttribute(key, value);
+    if (key in created) created[key] = value;
+    else created.setAttribute(key, value);
   }
-  made.append(...children);
-  return made;
+  created.append(...children);
+  return created;
 }
 
-export function drawn(name, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
+export function svgElement(name, attributes = {}, ...children) {
+  const created = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) created.setAttribute(key, value);
+  created.append(...children);
+  return created;
 }
 
-// A question in a dialog. With a label: what was typed, else true. Null where it was dismissed.
-export function ask({ title, text, action, label, type = "text", value = "" }) {
+// Shows a dialog. Resolves to the text entered if there is a `label`, else to true; to null if it was cancelled.
+export function showDialog({ title, text, action, label, type = "text", value = "" }) {
   return new Promise((resolve) => {
-    const heading = element("h2", { id: "asked" }, title);
+    const heading = element("h2", { id: "dialog-title" }, title);
     const input = element("input", {
-      id: "answered",
+      id: "dialog-input",
       type,
       value,
       required: true,
       autocomplete: "off",
       maxLength: 500,
     });
-    const field = label ? [element("label", { htmlFor: "answered" }, label), input] : [];
+    const field = label ? [element("label", { htmlFor: "dialog-input" }, label), input] : [];
     const cancel = element("button", { type: "button", onclick: () => dialog.close() }, "Cancel");
     const buttons = element(
       "div",
@@ -40,29 +40,29 @@ export function ask({ title, text, action, label, type = "text", value = "" }) {
       element("button", { className: "primary" }, action),
     );
     const form = element("form", {}, heading, element("p", {}, text), ...field, buttons);
-    const dialog = element("dialog", { "aria-labelledby": "asked" }, form);
-    let answer = null;
+    const dialog = element("dialog", { "aria-labelledby": "dialog-title" }, form);
+    let result = null;
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      answer = label ? input.value.trim() || null : true;
+      result = label ? input.value.trim() || null : true;
       dialog.close();
     });
     dialog.addEventListener("close", () => {
       dialog.remove();
-      resolve(answer);
+      resolve(result);
     });
     document.body.append(dialog);
     dialog.showModal();
   });
 }
 
-// How Api asks for a key.
-export const asksKey = (title, label) => (said, wrong) =>
-  ask({
+// `askKey` of Api.
+export const keyDialog = (title, label) => (message, wasRejected) =>
+  showDialog({
     title,
-    text: wrong
-      ? `That key was not accepted. ${said}`
-      : "It is kept until this tab is closed, and sent to this service alone.",
+    text: wasRejected
+      ? `The key was rejected. ${message}`
+      : "The key is stored until this tab is closed and is sent only to this server.",
     label,
     type: "password",
     action: "Continue",

@@ -1,6 +1,6 @@
-// The inside of a paragraph: emphasis, code, links and line breaks.
+// Inline Markdown: emphasis, code, links and line breaks.
 
-const DEEPEST = 6; // of emphasis in each other
+const MAX_DEPTH = 6; // of nested emphasis
 const PLAIN = /[^\\\n`*_~![<h]+/y;
 const URL_TEXT = /https?:\/\/(?:[^\s()<>"'`\\]|\([^\s()<>"'`\\]{0,200}\)){1,2000}/iy;
 const LINK =
@@ -15,20 +15,20 @@ const MARKS = {
   "~~": ["del"],
 };
 
-// Appends the text to `parent`. Within a link there are no others.
+// Appends the text to `parent`. `links`: false inside a link, because links cannot be nested.
 export function inline(parent, text, depth = 0, links = true) {
-  const unclosed = new Set(); // marks that nothing closes from here on, so that each is looked for once
+  const unclosed = new Set(); // marks that are not closed in the rest of the text: each is searched for once
   for (let at = 0; at < text.length;) {
-    const plain = matched(PLAIN, text, at);
-    const found = plain ? [plain[0], at + plain[0].length] : span(text, at, { depth, links, unclosed });
-    const [node, next] = found ?? [text[at], at + 1];
+    const plain = matchAt(PLAIN, text, at);
+    const parsed = plain ? [plain[0], at + plain[0].length] : span(text, at, { depth, links, unclosed });
+    const [node, next] = parsed ?? [text[at], at + 1];
     parent.append(node);
     at = next;
   }
   parent.normalize();
 }
 
-// What begins at `at`: its node and where it ends; null where the character stands for itself.
+// The node that begins at `at`, and the index after it; null if the character is plain text.
 function span(text, at, context) {
   switch (text[at]) {
     case "\\":
@@ -56,7 +56,7 @@ function code(text, at, { unclosed }) {
     let after = end;
     while (text[after] === "`") after++;
     if (after - end === ticks.length)
-      return [made("code", unpadded(text.slice(start, end).replaceAll("\n", " "))), after];
+      return [textElement("code", unpadded(text.slice(start, end).replaceAll("\n", " "))), after];
     end = after;
   }
   unclosed.add(ticks);
@@ -70,7 +70,7 @@ function emphasis(text, at, { depth, links, unclosed }) {
   while (text[start] === text[at]) start++;
   const mark = text.slice(at, start);
   const opens =
-    mark in MARKS && depth < DEEPEST && /\S/.test(text[start] ?? "") && !(mark[0] === "_" && isWord(text[at - 1]));
+    mark in MARKS && depth < MAX_DEPTH && /\S/.test(text[start] ?? "") && !(mark[0] === "_" && isWord(text[at - 1]));
   const end = opens && !unclosed.has(mark) ? closing(text, start, mark) : -1;
   if (end < 0) {
     if (opens) unclosed.add(mark);
@@ -82,7 +82,7 @@ function emphasis(text, at, { depth, links, unclosed }) {
   return [outer, end + mark.length];
 }
 
-// Where a run of marks that is long enough closes: at its end, so that what is inside may close with the same run.
+// The index of the closing mark: at the end of its run, so that nested emphasis can close in the same run. -1 if none.
 function closing(text, from, mark) {
   for (let run = text.indexOf(mark, from + 1); run >= 0; run = text.indexOf(mark, run)) {
     let after = run;
@@ -96,35 +96,35 @@ function closing(text, from, mark) {
 }
 
 function link(text, at, { depth }) {
-  const named = /[![]/.test(text[at]) ? matched(LINK, text, at) : null;
-  if (named) return anchored(named[2], named[1], at + named[0].length, depth);
-  const bracketed = text[at] === "<" ? matched(URL_TEXT, text, at + 1) : null;
+  const labelled = /[![]/.test(text[at]) ? matchAt(LINK, text, at) : null;
+  if (labelled) return anchor(labelled[2], labelled[1], at + labelled[0].length, depth);
+  const bracketed = text[at] === "<" ? matchAt(URL_TEXT, text, at + 1) : null;
   if (bracketed && text[at + 1 + bracketed[0].length] === ">")
-    return anchored(bracketed[0], null, at + bracketed[0].length + 2, depth);
-  const bare = text[at] === "h" && !isWord(text[at - 1]) ? matched(URL_TEXT, text, at) : null;
+    return anchor(bracketed[0], null, at + bracketed[0].length + 2, depth);
+  const bare = text[at] === "h" && !isWord(text[at - 1]) ? matchAt(URL_TEXT, text, at) : null;
   if (!bare) return null;
   const url = bare[0].replace(/[.,;:!?*_~\]]{1,20}$/, "");
-  return anchored(url, null, at + url.length, depth);
+  return anchor(url, null, at + url.length, depth);
 }
 
-function anchored(address, label, next, depth) {
+function anchor(address, label, next, depth) {
   const url = URL.canParse(address) ? new URL(address) : null;
   if (url?.protocol !== "https:" && url?.protocol !== "http:") return null;
-  const anchor = document.createElement("a");
-  Object.assign(anchor, { href: url.href, rel: "noopener noreferrer", target: "_blank" });
-  if (label === null) anchor.append(address);
-  else inline(anchor, label, depth, false);
-  return [anchor, next];
+  const created = document.createElement("a");
+  Object.assign(created, { href: url.href, rel: "noopener noreferrer", target: "_blank" });
+  if (label === null) created.append(address);
+  else inline(created, label, depth, false);
+  return [created, next];
 }
 
-function matched(pattern, text, at) {
+function matchAt(pattern, text, at) {
   pattern.lastIndex = at;
   return pattern.exec(text);
 }
 
 const isWord = (character) => /[\p{L}\p{N}_]/u.test(character ?? "");
 
-function made(name, text) {
+function textElement(name, text) {
   const element = document.createElement(name);
   element.append(text);
   return element;

@@ -1,23 +1,23 @@
-// Markdown to DOM nodes. What a model wrote becomes text inside the elements made here, and nothing else: no HTML is
-// parsed, and the only attributes are a link's href (http and https alone), the number a list begins with and the side
-// that a table's column is aligned to.
-// Every step is linear in the text, or nearly: an answer must not be able to stop the page either.
+// Converts Markdown to DOM nodes. Model output only becomes text inside the elements created here: no HTML is parsed,
+// and the only attributes are a link's href (http and https only), the start of a list and the alignment of a column.
+// Every step takes (nearly) linear time, so that no answer can freeze the page.
 
 import { inline } from "./inline.js";
 
-const DEEPEST = 6; // of quotes and lists in each other; what is deeper is text
+const MAX_DEPTH = 6; // of nested quotes and lists; deeper ones become text
 const ITEM = /^(\s*)([-*+]|(\d{1,9})[.)])(?: {1,4}(?=\S)|\s|$)/;
 
-const TURNS = /[\u202a-\u202e\u2066-\u2069]/g; // the direction of what follows, and so could show a link as another
+// Removed, because changing the text direction can disguise a link's target.
+const DIRECTION_CONTROLS = /[\u202a-\u202e\u2066-\u2069]/g;
 
 export function markdown(text) {
   const fragment = document.createDocumentFragment();
-  blocks(fragment, text.replaceAll(TURNS, "").split(/\r\n?|\n/), 0);
+  blocks(fragment, text.replaceAll(DIRECTION_CONTROLS, "").split(/\r\n?|\n/), 0);
   return fragment;
 }
 
-// Each looks at the line `at`, adds its block if one begins there, and returns the line after it, else `at`.
-const KINDS = [fence, heading, rule, quote, list, table];
+// If such a block begins at the line `at`, each adds it and returns the line after it; else it returns `at`.
+const BLOCKS = [fence, heading, rule, quote, list, table];
 
 function blocks(parent, lines, depth) {
   for (let at = 0; at < lines.length;) {
@@ -27,8 +27,8 @@ function blocks(parent, lines, depth) {
 }
 
 function anyBlock(parent, lines, at, depth) {
-  for (const kind of KINDS) {
-    const next = kind(parent, lines, at, depth);
+  for (const block of BLOCKS) {
+    const next = block(parent, lines, at, depth);
     if (next > at) return next;
   }
   return null;
@@ -50,7 +50,7 @@ const closes = (line, mark) => line.length >= mark.length && line === mark[0].re
 function heading(parent, lines, at) {
   const [, marks, text] = /^ {0,3}(#{1,6})(?:\s(.*))?$/.exec(lines[at]) ?? [];
   if (!marks) return at;
-  inline(add(parent, `h${Math.min(marks.length + 2, 6)}`), (text ?? "").trim()); // the page has the first two levels
+  inline(add(parent, `h${Math.min(marks.length + 2, 6)}`), (text ?? "").trim()); // the page itself uses h1 and h2
   return at + 1;
 }
 
@@ -64,7 +64,7 @@ const isRule = (line) => /^(?:-{3,}|\*{3,}|_{3,})$/.test(line.replaceAll(/\s/g, 
 
 function quote(parent, lines, at, depth) {
   const quoted = [];
-  for (; depth < DEEPEST && at < lines.length && isQuote(lines[at]); at++)
+  for (; depth < MAX_DEPTH && at < lines.length && isQuote(lines[at]); at++)
     quoted.push(lines[at].replace(/^ {0,3}> ?/, ""));
   if (quoted.length) blocks(add(parent, "blockquote"), quoted, depth + 1);
   return at;
@@ -73,55 +73,55 @@ function quote(parent, lines, at, depth) {
 const isQuote = (line) => /^ {0,3}>/.test(line);
 
 function list(parent, lines, at, depth) {
-  const first = depth < DEEPEST ? itemOf(lines[at]) : null;
+  const first = depth < MAX_DEPTH ? itemOf(lines[at]) : null;
   if (!first) return at;
-  const made = add(parent, first.ordered ? "ol" : "ul");
-  if (first.ordered && first.number !== 1) made.start = first.number;
+  const created = add(parent, first.ordered ? "ol" : "ul");
+  if (first.ordered && first.number !== 1) created.start = first.number;
   for (let item = first; item?.ordered === first.ordered; item = itemOf(lines[at] ?? "")) {
-    const [own, next] = ofItem(lines, at, item);
-    blocks(add(made, "li"), own, depth + 1);
+    const [content, next] = itemContent(lines, at, item);
+    blocks(add(created, "li"), content, depth + 1);
     at = afterBlanks(lines, next);
   }
   return at;
 }
 
 function itemOf(line) {
-  const found = isRule(line) ? null : ITEM.exec(line);
-  return found && { width: found[0].length, ordered: found[3] !== undefined, number: Number(found[3]) };
+  const match = isRule(line) ? null : ITEM.exec(line);
+  return match && { width: match[0].length, ordered: match[3] !== undefined, number: Number(match[3]) };
 }
 
 // The item's lines without its marker and indentation, and the line after it.
-function ofItem(lines, at, { width }) {
-  const own = [lines[at].slice(width).replace(/^\[[ x]\](?=\s)/i, (box) => (box === "[ ]" ? "☐" : "☑"))];
+function itemContent(lines, at, { width }) {
+  const content = [lines[at].slice(width).replace(/^\[[ x]\](?=\s)/i, (box) => (box === "[ ]" ? "☐" : "☑"))];
   for (at++; at < lines.length; at++) {
-    const line = untabbed(lines[at]);
+    const line = expandTabs(lines[at]);
     if (isBlank(line)) {
       const next = afterBlanks(lines, at);
-      if (next === lines.length || indentOf(untabbed(lines[next])) < Math.min(width, 2)) return [own, at];
-      own.push(...lines.slice(at, next));
+      if (next === lines.length || indentOf(expandTabs(lines[next])) < Math.min(width, 2)) return [content, at];
+      content.push(...lines.slice(at, next));
       at = next - 1;
-    } else if (indentOf(line) >= Math.min(width, 2)) own.push(line.slice(Math.min(indentOf(line), width)));
-    else if (begins(lines, at)) return [own, at];
-    else own.push(line);
+    } else if (indentOf(line) >= Math.min(width, 2)) content.push(line.slice(Math.min(indentOf(line), width)));
+    else if (beginsBlock(lines, at)) return [content, at];
+    else content.push(line);
   }
-  return [own, at];
+  return [content, at];
 }
 
 function table(parent, lines, at) {
   if (!isTable(lines, at)) return at;
-  const made = add(parent, "table");
-  const heads = cells(lines[at]);
-  const sides = cells(lines[at + 1]).map(sideOf);
-  row(add(made, "thead"), "th", heads, sides);
-  const body = add(made, "tbody");
+  const created = add(parent, "table");
+  const headings = cells(lines[at]);
+  const alignments = cells(lines[at + 1]).map(alignmentOf);
+  row(add(created, "thead"), "th", headings, alignments);
+  const body = add(created, "tbody");
   for (at += 2; at < lines.length && lines[at].includes("|"); at++)
-    row(body, "td", cells(lines[at]).slice(0, heads.length), sides);
+    row(body, "td", cells(lines[at]).slice(0, headings.length), alignments);
   return at;
 }
 
 const isTable = (lines, at) =>
   lines[at].includes("|") &&
-  (lines[at + 1] ?? "").includes("|") && // dashes alone are a rule
+  (lines[at + 1] ?? "").includes("|") && // without a bar, dashes are a rule
   cells(lines[at + 1]).every((cell) => /^:?-+:?$/.test(cell));
 
 const cells = (line) =>
@@ -132,20 +132,20 @@ const cells = (line) =>
     .split(/(?<!\\)\|/)
     .map((cell) => cell.replaceAll("\\|", "|").trim());
 
-const sideOf = (dashes) => (!dashes.endsWith(":") ? "" : dashes.startsWith(":") ? "center" : "right");
+const alignmentOf = (dashes) => (!dashes.endsWith(":") ? "" : dashes.startsWith(":") ? "center" : "right");
 
-function row(parent, kind, texts, sides) {
-  const made = add(parent, "tr");
+function row(parent, cellName, texts, alignments) {
+  const created = add(parent, "tr");
   texts.forEach((text, at) => {
-    const cell = add(made, kind);
-    if (sides[at]) cell.className = sides[at];
+    const cell = add(created, cellName);
+    if (alignments[at]) cell.className = alignments[at];
     inline(cell, text);
   });
 }
 
 function paragraph(parent, lines, at) {
   const first = at;
-  for (at++; at < lines.length && !isBlank(lines[at]) && !begins(lines, at);) at++;
+  for (at++; at < lines.length && !isBlank(lines[at]) && !beginsBlock(lines, at);) at++;
   inline(
     add(parent, "p"),
     lines
@@ -156,12 +156,12 @@ function paragraph(parent, lines, at) {
   return at;
 }
 
-// Whether a line ends the paragraph before it.
-const begins = (lines, at) =>
+// Whether a line begins a block, and so ends the paragraph before it.
+const beginsBlock = (lines, at) =>
   /^ {0,3}(?:`{3}|~{3}|#{1,6}\s|>)/.test(lines[at]) || isRule(lines[at]) || ITEM.test(lines[at]) || isTable(lines, at);
 
 const isBlank = (line) => !line.trim();
-const untabbed = (line) => line.replace(/^\t+/, (tabs) => "    ".repeat(tabs.length));
+const expandTabs = (line) => line.replace(/^\t+/, (tabs) => "    ".repeat(tabs.length));
 const indentOf = (line) => line.length - line.trimStart().length;
 
 function afterBlanks(lines, at) {

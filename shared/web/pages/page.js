@@ -1,39 +1,39 @@
-// The chat page's own parts: what is told, what is in view, what may be used.
+// Parts of the chat page: status line, totals, buttons, scrolling, menu.
 
 import { byId, element } from "./elements.js";
 import { totals } from "./transcript.js";
 
-const NEAR = 80; // px from the end, where the page keeps following what is written
+const NEAR_END_PX = 80; // within this distance the page keeps scrolling along with the answer
 
-export const tell = (words) => (byId("status").textContent = words);
+export const showStatus = (text) => (byId("status").textContent = text);
 
 export const drawTotals = (session) => byId("totals").replaceChildren(...totals(session));
 
-// One button takes the other's place, and the focus with it, which would go back to the page's beginning.
-export function drawReading(isReading) {
-  const [coming, going] = isReading ? [byId("stop"), byId("send")] : [byId("send"), byId("stop")];
-  const isFocused = document.activeElement === going;
-  coming.hidden = false;
-  going.hidden = true;
-  if (isFocused) coming.focus();
+// Swaps Send and Stop. The focus moves along; otherwise it would return to the top of the page.
+export function drawButtons(isAnswering) {
+  const [shown, hidden] = isAnswering ? [byId("stop"), byId("send")] : [byId("send"), byId("stop")];
+  const isFocused = document.activeElement === hidden;
+  shown.hidden = false;
+  hidden.hidden = true;
+  if (isFocused) shown.focus();
 }
 
-// The deployments that may be chosen. The session's own may be known before they are, or be none of them any more.
+// `chosen` is the session's deployment. It may be absent from `deployments`, or these may not be loaded yet.
 export function drawChoice(deployments, chosen) {
   const names = deployments.length ? deployments : [chosen];
   byId("deployment").replaceChildren(...names.map((name) => element("option", { selected: name === chosen }, name)));
   byId("choice").hidden = names.length < 2;
 }
 
-// Keeps the end in view, unless the reader has scrolled away from it.
-export function follow(always = false) {
+// Does nothing if the user has scrolled away from the end, unless `always`.
+export function scrollToEnd(always = false) {
   const box = byId("messages");
-  const near = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR;
-  if (always || near) requestAnimationFrame(() => (box.scrollTop = box.scrollHeight));
+  const isNear = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_END_PX;
+  if (always || isNear) requestAnimationFrame(() => (box.scrollTop = box.scrollHeight));
 }
 
-// Puts elements above what is shown, and keeps in view what was.
-export function putAbove(elements) {
+// Inserts earlier turns without moving what is in view.
+export function prependTurns(elements) {
   const box = byId("messages");
   const fromEnd = box.scrollHeight - box.scrollTop;
   byId("turns").prepend(...elements);

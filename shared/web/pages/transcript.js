@@ -1,118 +1,118 @@
-// What was said and what it cost, as elements.
+// Messages, answers, usage and cost as DOM elements.
 
-import { amount, counted, known } from "./amounts.js";
+import { amount, knownCost, pluralize } from "./amounts.js";
 import { element } from "./elements.js";
 import { markdown } from "./markdown.js";
 
-const COPIED_FOR = 2_000; // ms
-const REST = 4; // times what drawing took, until it is drawn again
+const COPIED_MS = 2_000; // how long the button says Copied
+const DRAW_PAUSE_FACTOR = 4; // times the duration of the last drawing, until the next one
 
-// The user's message, or the results of tools that a program sent.
+// The user's message, or a tool result sent by a program.
 export function questionView(message) {
-  const who = message.role === "tool" ? "A tool's result" : "You";
+  const label = message.role === "tool" ? "Tool result" : "You";
   return element(
     "article",
-    { className: "question", "aria-label": who },
-    element("div", { className: "text" }, written(message)),
+    { className: "question", "aria-label": label },
+    element("div", { className: "text" }, messageText(message)),
   );
 }
 
-// An answer, as it comes and once it is there.
+// An answer, while it streams in and afterwards.
 export class AnswerView {
   #text = element("div", { className: "text" });
   #notes = element("div", { className: "notes" });
   #figures = element("footer");
   #pending = null;
-  #restsUntil = 0; // ms
+  #pausedUntil = 0; // ms
   article = element("article", { className: "answer", "aria-label": "Answer" }, this.#text, this.#notes, this.#figures);
 
-  // Drawn once a frame, however many pieces come; less often where that takes long, or nothing else could be done.
-  write(said) {
+  // Draws at most once per frame, and less often if drawing is slow, so that the page stays responsive.
+  write(text) {
     this.article.setAttribute("aria-busy", "true");
     this.#pending ??= requestAnimationFrame(() => this.#frame());
-    this.said = said;
+    this.markdown = text;
   }
 
-  finish(said = this.said ?? "") {
-    this.said = said;
+  finish(text = this.markdown ?? "") {
+    this.markdown = text;
     this.#draw();
     for (const block of this.#text.querySelectorAll("pre")) block.replaceWith(copyable(block));
     this.article.removeAttribute("aria-busy");
   }
 
-  // Takes a turn of the history, or an answer: both tell the same of what it used and cost.
+  // Accepts a stored turn or an answer: both have the same fields for usage and cost.
   figures(turn) {
-    const told = [turn.model ?? turn.deployment];
-    if (turn.usage) told.push(tokens(turn.usage), amount(turn.cost_usd));
-    if (turn.finish_reason === "length") told.push("cut off at the maximum of tokens");
-    if (turn.finish_reason === "content_filter") told.push("stopped by the content filter");
-    this.#figures.replaceChildren(...told.flatMap((each, index) => (index ? [" · ", each] : [each])));
+    const parts = [turn.model ?? turn.deployment];
+    if (turn.usage) parts.push(tokens(turn.usage), amount(turn.cost_usd));
+    if (turn.finish_reason === "length") parts.push("cut off at the token limit");
+    if (turn.finish_reason === "content_filter") parts.push("stopped by the content filter");
+    this.#figures.replaceChildren(...parts.flatMap((each, index) => (index ? [" · ", each] : [each])));
   }
 
-  note(...said) {
-    this.#notes.append(element("p", {}, ...said));
+  note(...content) {
+    this.#notes.append(element("p", {}, ...content));
   }
 
-  unnoted() {
+  clearNotes() {
     this.#notes.replaceChildren();
   }
 
   #frame() {
     const began = performance.now();
-    if (began < this.#restsUntil) return (this.#pending = requestAnimationFrame(() => this.#frame()));
+    if (began < this.#pausedUntil) return (this.#pending = requestAnimationFrame(() => this.#frame()));
     this.#draw();
-    this.#text.getBoundingClientRect(); // or the layout, the better part of the work, would come after the clock
+    this.#text.getBoundingClientRect(); // forces the layout, most of the work, into the measured time
     const now = performance.now();
-    this.#restsUntil = now + REST * (now - began);
+    this.#pausedUntil = now + DRAW_PAUSE_FACTOR * (now - began);
   }
 
   #draw() {
     if (this.#pending !== null) cancelAnimationFrame(this.#pending);
     this.#pending = null;
-    this.#text.replaceChildren(markdown(this.said));
+    this.#text.replaceChildren(markdown(this.markdown));
   }
 }
 
-// A message's words; what is no text is named.
-export function written({ content, refusal, tool_calls: calls, function_call: older }) {
+// The text of a message, with a placeholder for each image and tool call.
+export function messageText({ content, refusal, tool_calls: calls, function_call: legacy }) {
   const parts = typeof content === "string" ? [content] : (content ?? []).map((part) => part.text ?? "[image]");
-  const tools = [...(calls ?? []).map((call) => call.function ?? call.custom), ...(older ? [older] : [])];
-  const called = tools.map(({ name, arguments: given, input }) => `[calls ${name}(${given ?? input})]`);
-  return [...parts, refusal, ...called].filter(Boolean).join("\n\n");
+  const tools = [...(calls ?? []).map((call) => call.function ?? call.custom), ...(legacy ? [legacy] : [])];
+  const placeholders = tools.map(({ name, arguments: args, input }) => `[calls ${name}(${args ?? input})]`);
+  return [...parts, refusal, ...placeholders].filter(Boolean).join("\n\n");
 }
 
 const STATES = {
-  failed: "This turn failed, and cost nothing.",
-  abandoned: "This turn was abandoned before the model was called, and cost nothing.",
-  unaccounted: "This turn was interrupted. It may have been billed: it is counted as unaccounted, not in the cost.",
-  open: "This answer is not finished.",
+  failed: "This turn failed and cost nothing.",
+  abandoned: "This turn was abandoned before the model was called. It cost nothing.",
+  unaccounted: "This turn was interrupted and may have been billed. It is counted as unaccounted, not in the cost.",
+  open: "This answer is not complete yet.",
 };
 
-// A turn of the history.
+// A stored turn.
 export function turnViews(turn) {
-  const asked = turn.messages.filter((message) => message.role !== "assistant").map(questionView);
+  const questions = turn.messages.filter((message) => message.role !== "assistant").map(questionView);
   const view = new AnswerView();
   const answer = turn.messages.find((message) => message.role === "assistant");
-  view.finish(answer ? written(answer) : "");
+  view.finish(answer ? messageText(answer) : "");
   view.figures(turn);
   if (turn.state in STATES) view.note(STATES[turn.state]);
-  return { articles: [...asked, view.article], view };
+  return { articles: [...questions, view.article], view };
 }
 
 export function totals({ turns, total_tokens, cost_usd, unpriced_turns, unaccounted_calls, unaccounted_usd }) {
-  const cost = amount(known(cost_usd, unpriced_turns));
-  const told = [counted(turns, "turn"), " · ", counted(total_tokens, "token"), " · ", cost];
-  if (unpriced_turns) told.push(` · ${counted(unpriced_turns, "turn")} of unknown price`);
+  const cost = amount(knownCost(cost_usd, unpriced_turns));
+  const parts = [pluralize(turns, "turn"), " · ", pluralize(total_tokens, "token"), " · ", cost];
+  if (unpriced_turns) parts.push(` · ${pluralize(unpriced_turns, "turn")} of unknown price`);
   if (unaccounted_calls) {
-    told.push(` · ${counted(unaccounted_calls, "call")} unaccounted, `);
-    told.push(unaccounted_usd === null ? "" : "at most ", amount(unaccounted_usd));
+    parts.push(` · ${pluralize(unaccounted_calls, "call")} unaccounted, `);
+    parts.push(unaccounted_usd === null ? "" : "at most ", amount(unaccounted_usd));
   }
-  return told;
+  return parts;
 }
 
-function tokens({ prompt_tokens: sent, completion_tokens: got, total_tokens: all, cached_tokens: cached }) {
-  const title = `${counted(sent, "token")} sent (${cached} of them cached), ${counted(got, "token")} received`;
-  return element("span", { title }, counted(all, "token"));
+function tokens({ prompt_tokens: sent, completion_tokens: received, total_tokens: total, cached_tokens: cached }) {
+  const title = `${pluralize(sent, "token")} sent (${cached} of them cached), ${pluralize(received, "token")} received`;
+  return element("span", { title }, pluralize(total, "token"));
 }
 
 function copyable(block) {
@@ -122,9 +122,9 @@ function copyable(block) {
       await navigator.clipboard.writeText(block.textContent);
       button.textContent = "Copied";
     } catch {
-      button.textContent = "Not allowed";
+      button.textContent = "Copy failed";
     }
-    setTimeout(() => (button.textContent = "Copy"), COPIED_FOR);
+    setTimeout(() => (button.textContent = "Copy"), COPIED_MS);
   });
   return element("div", { className: "code" }, button, block.cloneNode(true));
 }

@@ -1,4 +1,4 @@
-// An account that is there already has to be somewhere.
+// Invalid: an existing account without its resource group.
 using '../../../infra/main.bicep'
 
 param environmentName = 'test'

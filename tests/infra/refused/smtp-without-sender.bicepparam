@@ -1,4 +1,4 @@
-// Mail by SMTP needs an address to come from.
+// Invalid: SMTP without a sender's address.
 using '../../../infra/main.bicep'
 
 param environmentName = 'test'

@@ -1,4 +1,4 @@
-// Two accounts have two keys.
+// Invalid: an API key with two accounts, which have different keys.
 using '../../../infra/main.bicep'
 
 param environmentName = 'test'

@@ -1,4 +1,4 @@
-"""How tests speak with the app over HTTP, and how they read what it stored."""
+"""Test helpers that call the app over HTTP and read what it stored."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from shared.storage import session_rows as rows
 from shared.storage.tables import Write
 from tests.conftest import Tables
 from tests.support.azure_openai import Billed
-from tests.support.loopback import PATIENCE
+from tests.support.loopback import MAX_WAIT_S
 
 JSON = dict[str, Any]
 T = TypeVar("T")
@@ -30,32 +30,32 @@ RATES = Rates(input=Decimal("0.75"), cached_input=Decimal("0.075"), cache_write=
 
 
 def exact(text: str) -> Any:
-    """JSON as it stands: a number with a point becomes a Decimal and is never a float."""
+    """Parse JSON exactly: decimal fractions become Decimal, not float."""
     return json.loads(text, parse_float=Decimal)
 
 
-async def say(
+async def send_message(
     api: httpx.AsyncClient, message: object = "hi", session: str | None = "s", **fields: object
 ) -> httpx.Response:
-    """Post one message, or one request without (`message=None`, `tool_results=…`)."""
-    given = {"message": message, "session_id": session}
-    body = {name: value for name, value in given.items() if value is not None} | fields
+    """Send a message, or a request without one (`message=None`, `tool_results=…`)."""
+    base = {"message": message, "session_id": session}
+    body = {name: value for name, value in base.items() if value is not None} | fields
     return await api.post("/api/chat", json=body)
 
 
 async def answer(api: httpx.AsyncClient, message: object = "hi", session: str | None = "s", **fields: object) -> JSON:
-    """Post one message that must be answered."""
-    return answered(await say(api, message, session, **fields))
+    """Send a message and return the answer; fails unless it is a 200."""
+    return ok_json(await send_message(api, message, session, **fields))
 
 
-def answered(response: httpx.Response) -> JSON:
+def ok_json(response: httpx.Response) -> JSON:
     assert response.status_code == 200, response.text
     body: JSON = exact(response.text)
     return body
 
 
-async def look(api: httpx.AsyncClient, path: str) -> JSON:
-    return answered(await api.get(path))
+async def get_json(api: httpx.AsyncClient, path: str) -> JSON:
+    return ok_json(await api.get(path))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Event:
 
 
 def events(body: bytes) -> list[Event]:
-    """A whole stream of server-sent events. Only CR and LF end a line there, unlike in str.splitlines."""
+    """Parse a complete stream of server-sent events. Only CR and LF end a line, unlike in str.splitlines."""
     *blocks, rest = body.decode().split("\n\n")
     assert not rest
     return [_event(block) for block in blocks]
@@ -79,7 +79,7 @@ def _event(block: str) -> Event:
 
 
 class Stream:
-    """A streamed answer that is still on its way."""
+    """A streamed answer that is still arriving."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._parts = response.aiter_bytes()
@@ -97,42 +97,42 @@ class Stream:
 
 @asynccontextmanager
 async def streaming(api: httpx.AsyncClient, message: object = "hi", session: str = "s") -> AsyncIterator[Stream]:
-    """Leaving the block hangs up."""
+    """Start a streamed turn; leaving the block disconnects."""
     body = {"message": message, "session_id": session, "stream": True}
     async with api.stream("POST", "/api/chat", json=body) as response:
         assert response.status_code == 200, await response.aread()
         yield Stream(response)
 
 
-async def until(condition: Callable[[], Awaitable[T | None]], patience: float = PATIENCE) -> T:
-    """What the condition says once that is not None."""
-    deadline = time.monotonic() + patience
-    while (found := await condition()) is None:
-        assert time.monotonic() < deadline, f"still not so after {patience} s"
+async def until(condition: Callable[[], Awaitable[T | None]], timeout: float = MAX_WAIT_S) -> T:  # noqa: ASYNC109 - polls
+    """Poll until the condition returns something other than None, and return that."""
+    deadline = time.monotonic() + timeout
+    while (result := await condition()) is None:
+        assert time.monotonic() < deadline, f"condition not met after {timeout} s"
         await asyncio.sleep(0.01)
-    return found
+    return result
 
 
 async def stored(tables: Tables, session: str = "s") -> tuple[Session, list[Turn]]:
-    """The session as it is stored, and all of its turns, oldest first."""
-    found = [row async for row in tables.sessions.query("PartitionKey eq @session", {"session": session})]
-    turns = [rows.to_turn(row) for row in found if row["RowKey"].startswith("turn-")]
-    return next(rows.to_session(row) for row in found if row["RowKey"] == rows.HEAD), turns[::-1]
+    """The stored session and all of its turns, oldest first."""
+    stored_rows = [row async for row in tables.sessions.query("PartitionKey eq @session", {"session": session})]
+    turns = [rows.to_turn(row) for row in stored_rows if row["RowKey"].startswith("turn-")]
+    return next(rows.to_session(row) for row in stored_rows if row["RowKey"] == rows.HEAD), turns[::-1]
 
 
 async def row_keys(tables: Tables, partition: str = "s") -> list[str]:
-    found = tables.sessions.query("PartitionKey eq @partition", {"partition": partition})
-    return [row["RowKey"] async for row in found]
+    partition_rows = tables.sessions.query("PartitionKey eq @partition", {"partition": partition})
+    return [row["RowKey"] async for row in partition_rows]
 
 
 async def ledger(tables: Tables) -> list[LedgerEntry]:
-    """Every row of the ledger, by session, turn and call."""
-    found = [ledger_rows.to_entry(row) async for row in tables.usage.query("PartitionKey ge @first", {"first": ""})]
-    return sorted(found, key=lambda entry: (entry.session_id or "", entry.turn, entry.call.deadline))
+    """All ledger rows, sorted by session, turn and deadline."""
+    entries = [ledger_rows.to_entry(row) async for row in tables.usage.query("PartitionKey ge @first", {"first": ""})]
+    return sorted(entries, key=lambda entry: (entry.session_id or "", entry.turn, entry.call.deadline))
 
 
 async def closed_ledger(tables: Tables) -> list[LedgerEntry]:
-    """The ledger once no row is open: a turn's answer comes before its row is settled."""
+    """The ledger once no row is open: a turn is answered before its row is settled."""
 
     async def closed() -> list[LedgerEntry] | None:
         entries = await ledger(tables)
@@ -145,14 +145,14 @@ async def states(tables: Tables) -> list[State]:
     return [entry.call.state for entry in await closed_ledger(tables)]
 
 
-def lines(caplog: pytest.LogCaptureFixture) -> list[JSON]:
-    """What the log says of each call."""
-    told = [record.message for record in caplog.records if record.name == "shared.telemetry.call_log"]
-    return [json.loads(line.partition(": ")[2]) for line in told]
+def call_log_lines(caplog: pytest.LogCaptureFixture) -> list[JSON]:
+    """The fields of each line of the call log."""
+    messages = [record.message for record in caplog.records if record.name == "shared.telemetry.call_log"]
+    return [json.loads(line.partition(": ")[2]) for line in messages]
 
 
-async def age_lease(tables: Tables, session: str = "s") -> None:
-    """Make the session's lease one that was over long ago."""
+async def expire_lease(tables: Tables, session: str = "s") -> None:
+    """Move the end of the session's lease an hour into the past."""
     past = datetime.now(UTC) - timedelta(hours=1)
     head = await tables.sessions.get(session, rows.HEAD)
     assert head is not None
@@ -161,22 +161,22 @@ async def age_lease(tables: Tables, session: str = "s") -> None:
     await tables.sessions.merge({**key, "lease_until": past}, head["etag"])
 
 
-async def fill(tables: Tables, count: int, session: str = "s", **said: Any) -> None:
-    """Write a session of so many settled turns straight into the table; the app would take minutes over a thousand.
-    `said`: what each answer has in place of a number."""
-    past = [_past_turn(number, said) for number in range(1, count + 1)]
+async def fill(tables: Tables, count: int, session: str = "s", **answer_fields: Any) -> None:
+    """Write a session of `count` settled turns directly into the table; the app would need minutes for a thousand.
+    `answer_fields` are added to each assistant message or replace its content."""
+    past = [_past_turn(number, answer_fields) for number in range(1, count + 1)]
     for first in range(0, count, 100):
         await tables.sessions.commit(
             [Write("put", rows.from_turn(session, turn)) for turn in past[first : first + 100]]
         )
-    now, totals = datetime.now(UTC), summed([turn.call for turn in past])
+    now, totals = datetime.now(UTC), total_of([turn.call for turn in past])
     head = Session(
         id=session, created=now, updated=now, system="Be brief.", deployment="chat", turns=count, totals=totals
     )
     await tables.sessions.put(rows.from_session(head))
 
 
-def _past_turn(number: int, answered: JSON) -> Turn:
+def _past_turn(number: int, answer_fields: JSON) -> Turn:
     now, usage = datetime.now(UTC), Usage(prompt_tokens=50 + number % 7, completion_tokens=5)
     call = Call(
         id=uuid.uuid4().hex,
@@ -189,21 +189,21 @@ def _past_turn(number: int, answered: JSON) -> Turn:
         cost=cost(usage, RATES),
         rates=RATES,
     )
-    said = (
+    messages = (
         {"role": "user", "content": f"message {number}"},
-        {"role": "assistant", "content": f"answer {number}", **answered},
+        {"role": "assistant", "content": f"answer {number}", **answer_fields},
     )
-    return Turn(number=number, started=now, finished=now, calls=(call,), messages=said, finish_reason="stop")
+    return Turn(number=number, started=now, finished=now, calls=(call,), messages=messages, finish_reason="stop")
 
 
-def summed(calls: Sequence[Call]) -> Totals:
+def total_of(calls: Sequence[Call]) -> Totals:
     total = Totals()
     for call in calls:
         total = total.plus(Totals.of_turn([call]))
     return total
 
 
-def metered(billed: Billed) -> Usage:
+def billed_usage(billed: Billed) -> Usage:
     return Usage(
         prompt_tokens=billed.prompt_tokens,
         cached_tokens=billed.cached_tokens,

@@ -1,5 +1,7 @@
-"""Processes that are killed: the host as one of its own, forked from one that has imported the app already, because
-importing it takes more CPU time than a crash test does; and an Azurite whose acknowledgements outlive it."""
+"""Processes for crash tests: hosts that can be killed, and an Azurite that keeps acknowledged writes when killed.
+
+Hosts are forked from a process that has already imported the app, because the import takes more CPU time than a test.
+"""
 
 import importlib
 import json
@@ -21,16 +23,16 @@ from local import azurite
 from local.parts import free_port
 from local.places import ROOT
 from tests.conftest import FEBRUARY_29
-from tests.support.loopback import PATIENCE
+from tests.support.loopback import MAX_WAIT_S
 
 
-class Nursery:
-    """`with Nursery() as nursery:` hosts are born quickly, and none outlives the block."""
+class HostFactory:
+    """`with HostFactory() as host_factory:` starts hosts quickly and ends them all when the block ends."""
 
     def __enter__(self) -> Self:
-        kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
-        command = [sys.executable, "-m", "tests.support.killing"]
-        environ = kept | {"SUMMARY_SCHEDULE": FEBRUARY_29}
+        inherited = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
+        command = [sys.executable, "-m", "tests.support.processes"]
+        environ = inherited | {"SUMMARY_SCHEDULE": FEBRUARY_29}
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -55,32 +57,32 @@ class Nursery:
 
 
 class Host:
-    """`python -m local.host`, running."""
+    """A running `python -m local.host`."""
 
     def __init__(self, pid: int, port: int, log: Path) -> None:
         self.port, self._pid, self._log = port, pid, log
         self.base = f"http://127.0.0.1:{port}"
-        _wait(lambda: _listens(port), log)
+        _wait(lambda: _is_listening(port), log)
 
     def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.base, trust_env=False, timeout=PATIENCE)
+        return httpx.AsyncClient(base_url=self.base, trust_env=False, timeout=MAX_WAIT_S)
 
     def kill(self) -> None:
-        """Without a word of warning; once is enough."""
-        if _lives(self._pid):
+        """Send SIGKILL; does nothing if the process has already ended."""
+        if _is_running(self._pid):
             os.kill(self._pid, signal.SIGKILL)
-        _wait(lambda: not _lives(self._pid), self._log)
+        _wait(lambda: not _is_running(self._pid), self._log)
 
     def fire(self, function: str = "maintenance") -> None:
-        """One of the timers, by hand, until it has run."""
+        """Run a timer function now and wait until it has finished."""
         before = self._log.read_text().count(f"{function} ran\n")
-        with httpx.Client(base_url=self.base, trust_env=False, timeout=PATIENCE) as client:
+        with httpx.Client(base_url=self.base, trust_env=False, timeout=MAX_WAIT_S) as client:
             assert client.post(f"/admin/functions/{function}", json={"input": ""}).status_code == 202
         _wait(lambda: self._log.read_text().count(f"{function} ran\n") > before, self._log)
 
 
 class Azurite:
-    """An Azurite of its own, whose data outlive it."""
+    """A separate Azurite whose data survive a kill."""
 
     def __init__(self, folder: Path) -> None:
         self.port, self._folder, self._log = free_port(), folder, folder / "log"
@@ -100,18 +102,18 @@ class Azurite:
 
 
 def _wait(condition: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + MAX_WAIT_S
     while not condition():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.005)
 
 
-def _listens(port: int) -> bool:
+def _is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _lives(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -119,20 +121,20 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _raise_hosts() -> None:
-    """In the nursery's own process: a host for each line of input, and an end to all of them with the last."""
+def _fork_hosts() -> None:
+    """Main loop of the factory's process: forks a host per input line and kills them all at end of input."""
     for name in ("function_app", "local.host", "aiohttp", "openai.resources.chat.completions"):
         importlib.import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are not waited for
-    born = []
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children are reaped automatically
+    pids = []
     for line in sys.stdin:
-        wanted = json.loads(line)
+        options = json.loads(line)
         if (pid := os.fork()) == 0:
-            _become_host(**wanted)
+            _become_host(**options)
             return
-        born.append(pid)
+        pids.append(pid)
         print(pid, flush=True)
-    for pid in born:
+    for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -149,4 +151,4 @@ def _become_host(port: int, log: str, environ: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    _raise_hosts()
+    _fork_hosts()
