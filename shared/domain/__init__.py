@@ -1,1 +1,1 @@
-"""Values and rules of conversations, calls and costs. Pure: no I/O, no SDK, no HTTP, no storage limits."""
+"""Values and rules of conversations, calls and costs. Pure: no I/O, SDK, HTTP or storage limits."""

@@ -1,6 +1,6 @@
-"""Calls of the model: their states, tokens and cost.
+"""Model calls: their states, tokens and cost.
 
-A call's state only ever rises (`State.rank`), so every step of accounting for it can be repeated by anyone.
+A call's state only ever rises (`State.rank`), so any process can repeat any step of its accounting.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class State(StrEnum):
     """What is known about a call's cost."""
 
     OPEN = "open"  # it may be running
-    ABANDONED = "abandoned"  # fenced off before it could spend anything
+    ABANDONED = "abandoned"  # fenced before any spending
     UNACCOUNTED = "unaccounted"  # it may have been billed; the amount is unknown
     SETTLED = "settled"  # billed, and the cost is known
     FAILED = "failed"  # certainly not billed
@@ -77,19 +77,19 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of the model that may be billed. `day` is the UTC day of its reservation, whenever it is settled; after
-    `deadline` no row of it is inserted and no attempt begins. `step` counts a turn's calls that are not retries of each
-    other, from 0."""
+    """One model call, which may be billed. `day`: UTC day of its reservation, even if it settles on a later day. After
+    `deadline` no row of the call is inserted and no attempt begins. `step`: number of the call in its turn, from 0; a
+    retry has the number of the call that it retries."""
 
     id: str
     day: date
     deadline: datetime
     deployment: str
-    worst_case: Decimal | None  # USD; None where the price is unknown
+    worst_case: Decimal | None  # USD; None if the price is unknown
     step: int = 0
     state: State = State.OPEN
     usage: Usage | None = None
-    cost: Decimal | None = None  # USD; None where the price is unknown
+    cost: Decimal | None = None  # USD; None if the price is unknown
     rates: Rates | None = None
     model: str | None = None
     endpoint: str | None = None
@@ -98,7 +98,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """The sum over calls."""
+    """Sums over calls."""
 
     usage: Usage = NO_USAGE
     cost: Decimal = ZERO  # USD, of settled calls
@@ -109,7 +109,7 @@ class Totals:
 
     @classmethod
     def of_turn(cls, calls: Iterable[Call]) -> "Totals":
-        """The sum over the calls of one turn, in their present states."""
+        """Sums over the calls of one turn in their current states."""
         calls = tuple(calls)
         settled = [call for call in calls if call.state is State.SETTLED]
         unaccounted = [call for call in calls if call.state is State.UNACCOUNTED]
@@ -141,7 +141,7 @@ NO_TOTALS = Totals()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """A row of the ledger: one call, its caller, and the turn it belongs to. It holds no content."""
+    """A ledger row: one call, its caller and its turn, without content."""
 
     call: Call
     session_id: str | None  # None for a call without a session

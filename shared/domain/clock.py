@@ -1,4 +1,4 @@
-"""Time, handed in to everything that needs it, so that tests can move it instead of waiting.
+"""The clock, injected wherever time is needed, so that tests can advance it instead of waiting.
 
 Wall-clock times are UTC datetimes and are stored; durations and deadlines within one process are seconds on the event
 loop's monotonic clock.
@@ -15,12 +15,12 @@ class Clock(Protocol):
         """The wall-clock time in UTC."""
 
     def monotonic(self) -> float:
-        """Seconds on a clock that never goes back."""
+        """Seconds on a clock that never goes backwards."""
 
     async def sleep(self, seconds: float) -> None: ...
 
     def timeout_at(self, deadline: float) -> AbstractAsyncContextManager[object]:
-        """Raises TimeoutError out of the block once `monotonic()` passes the deadline."""
+        """Raises TimeoutError from the block when `monotonic()` reaches the deadline."""
 
 
 class SystemClock:

@@ -1,7 +1,7 @@
 """A conversation: the session's head and its turns. Frozen values.
 
-Raising a call changes the session's totals by the difference (`raise_call`), so each call is counted once, however
-often and by whichever process that is repeated.
+Raising a call changes the session's totals by the difference (`raise_call`). So each call is counted exactly once, even
+if several processes repeat the step.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ Message: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The call that a session is busy with, and until when at least."""
+    """The call that a session is reserved for, and until when."""
 
     call: str
     until: datetime
@@ -26,7 +26,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deletion:
-    """A clear or an erasure that is under way."""
+    """A clear or an erasure in progress."""
 
     id: str
     erase: bool
@@ -34,30 +34,30 @@ class Deletion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """The head of a conversation. `turns` is the number of the latest turn; `window_start` the first turn that was part
-    of the prompt of the latest answered turn; `etag` the version that was read, empty where none is stored yet."""
+    """The head of a conversation. `turns`: number of the latest turn. `window_start`: number of the first turn in the
+    latest answered turn's prompt. `etag`: the version that was read; empty if the session is not stored yet."""
 
     id: str
     created: datetime
     updated: datetime
     system: str
     deployment: str
-    owner: str | None = None  # the name of the principal that began it
+    owner: str | None = None  # name of the principal that created it
     turns: int = 0
     totals: Totals = NO_TOTALS
     window_start: int = 1
     cleared_through: int = 0
     lease: Lease | None = None
     deletion: Deletion | None = None
-    first_key: str | None = None  # hash of the Idempotency-Key of the request that began it, where its id was made here
+    first_key: str | None = None  # hash of the creating request's Idempotency-Key, if the server made the id
     etag: str = field(default="", compare=False)
 
     def visible_to(self, caller: str | None) -> bool:
-        """A session that has an owner is visible to that owner only."""
+        """True for the owner, and for every caller if the session has no owner."""
         return self.owner is None or self.owner == caller
 
     def leased_to(self, call: Call) -> bool:
-        """Whether this call holds the lease, expired or not."""
+        """True if this call holds the lease, even an expired one."""
         return self.lease is not None and self.lease.call == call.id
 
     def busy(self, now: datetime) -> bool:
@@ -66,8 +66,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnResult:
-    """What settling a turn writes into it beside its call. `messages`: the request's, then the answer where there is
-    one."""
+    """What settling a turn stores besides its call. `messages`: the request's, then the answer if there is one."""
 
     messages: tuple[Message, ...]
     finish_reason: str | None
@@ -77,7 +76,7 @@ class TurnResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One exchange: the request's messages, the answer, and every call that it took. Its calls are one or more steps,
+    """One exchange: the request's messages, the answer, and all model calls for it. The calls form one or more steps,
     each with at most one retry."""
 
     number: int
@@ -85,7 +84,7 @@ class Turn:
     calls: tuple[Call, ...]
     messages: tuple[Message, ...] = ()
     window_start: int = 1
-    past_tokens: int | None = 0  # size of the prompt before its own messages; None where the caller made the prompt
+    past_tokens: int | None = 0  # of the prompt before this turn's messages; None if the caller made the prompt
     finished: datetime | None = None
     finish_reason: str | None = None
     truncated: bool = False
@@ -94,7 +93,7 @@ class Turn:
 
     @property
     def call(self) -> Call:
-        """The latest call; once the turn is settled, the one that answered."""
+        """The latest call. In a settled turn it is the one with the answer."""
         return self.calls[-1]
 
     @property
@@ -103,18 +102,18 @@ class Turn:
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens of its settled calls; None where none is settled."""
+        """Tokens of the settled calls; None if there are none."""
         return self.totals.usage if self._settled else None
 
     @property
     def cost(self) -> Decimal | None:
-        """USD of its settled calls; None where none is settled or a price is unknown."""
+        """USD of the settled calls; None if there are none or a price is unknown."""
         totals = self.totals
         return totals.cost if self._settled and not totals.unpriced_turns else None
 
     @property
     def replayable(self) -> bool:
-        """Whether later turns show it to the model."""
+        """True if later prompts include this turn."""
         return self.call.state is State.SETTLED and self.finish_reason != "content_filter" and bool(self.messages)
 
     @property
@@ -125,7 +124,7 @@ class Turn:
         return next((call for call in self.calls if call.id == call_id), None)
 
     def with_call(self, call: Call) -> "Turn":
-        """This turn with the call of the same id replaced."""
+        """This turn with its call of the same id replaced."""
         return replace(self, calls=tuple(call if old.id == call.id else old for old in self.calls))
 
     def with_result(self, result: TurnResult) -> "Turn":
@@ -140,7 +139,8 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdempotencyRecord:
-    """A used Idempotency-Key: the turn that used it (0 before that) and the SHA-256 of its request."""
+    """A used Idempotency-Key: the number of the turn that used it (0 if none has yet) and the SHA-256 of its
+    request."""
 
     key: str  # SHA-256 of caller and key
     request: str
@@ -151,7 +151,7 @@ class IdempotencyRecord:
 def raise_call(session: Session, turn: Turn, call: Call) -> tuple[Session, Turn] | None:
     """The session and turn with the call in its new state and the totals changed by the difference.
 
-    None where there is nothing to do: the turn does not hold the call, or its state is as high already.
+    None if nothing changes: the turn does not have the call, or the call's state is already as high.
     """
     before = turn.find(call.id)
     if before is None or call.state.rank <= before.state.rank:
@@ -159,7 +159,7 @@ def raise_call(session: Session, turn: Turn, call: Call) -> tuple[Session, Turn]
     after = turn.with_call(call)
     totals = session.totals.plus(after.totals).plus(turn.totals, sign=-1)
     start = session.window_start
-    if call.state is State.SETTLED:  # a turn that was refused must not move the window
+    if call.state is State.SETTLED:  # a rejected turn must not move the window
         start = max(start, turn.window_start)
     lease = None if session.leased_to(call) else session.lease
     return replace(session, totals=totals, window_start=start, lease=lease), after

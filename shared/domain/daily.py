@@ -1,4 +1,4 @@
-"""A UTC day in numbers, and beside the days before it."""
+"""The figures of a UTC day, alone and with the days before it."""
 
 import heapq
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from typing import TypeVar
 from shared.domain.calls import NO_USAGE, ZERO, Usage
 from shared.domain.hashing import session_label
 
-MAX_COSTLIEST = 10  # sessions that a day lists
+MAX_COSTLIEST = 10  # sessions listed for a day
 ANONYMOUS_CALLER = "(no key)"  # how calls without a client key are listed
 T = TypeVar("T")
 
@@ -71,11 +71,11 @@ class Figures:
 
     @property
     def cache_hit_rate(self) -> float:
-        """The part of the prompt's tokens that came from the service's cache, 0 to 1."""
+        """The fraction of prompt tokens that the service read from its cache, 0 to 1."""
         return self.usage.cached_tokens / self.usage.prompt_tokens if self.usage.prompt_tokens else 0.0
 
     def plus(self, other: "Figures") -> "Figures":
-        """The sum of two parts of a day. No session is in both."""
+        """The sum of two parts of a day. No session may be in both."""
         return Figures(
             usage=self.usage.plus(other.usage),
             cost=self.cost + other.cost,
@@ -102,7 +102,7 @@ def _merged(one: dict[T, UsageBreakdown], other: dict[T, UsageBreakdown]) -> dic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adjustment:
-    """An earlier day's cost that changed after it was mailed."""
+    """A change in an earlier day's cost after its summary email was sent."""
 
     day: date
     difference: Decimal
@@ -111,20 +111,19 @@ class Adjustment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Day:
-    """A day as it is stored. `mailed_cost` is its cost in the latest email; `adjustments` belong to the email that is
-    claimed."""
+    """A stored day. `mailed_cost`: its cost in the latest summary email. `adjustments`: those of the claimed email."""
 
     day: date
     figures: Figures
     final: bool
     mailed_cost: Decimal | None = None
-    outcome: str | None = None  # sent, quiet (no calls, not mailed) or not_wanted (no recipients)
-    claim: str | None = None  # id of the process's claim that sends, or sent, its email
+    outcome: str | None = None  # sent, quiet (no calls, so no email) or not_wanted (no recipients)
+    claim: str | None = None  # id of the claim under which a process sends, or sent, the email
     claimed_until: datetime | None = None
     adjustments: tuple[Adjustment, ...] = ()
     sent: datetime | None = None
     sent_to: tuple[str, ...] = ()
-    sends: int = 0  # by hand
+    sends: int = 0  # manual ones
     etag: str = field(default="", compare=False)
 
 
@@ -136,12 +135,12 @@ class DayCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DailySummary:
-    """A day's figures beside those of the days before it."""
+    """A day's figures with the costs of the days before it."""
 
     day: date
     final: bool
     figures: Figures
-    history: tuple[DayCost, ...]  # the last 14 days, this one last
+    history: tuple[DayCost, ...]  # 14 days, this day last
     month_to_date: Decimal
     adjustments: tuple[Adjustment, ...] = ()
 
@@ -151,6 +150,6 @@ class DailySummary:
 
     @property
     def week_average(self) -> Decimal:
-        """USD a day over the seven days before."""
+        """USD per day over the seven days before this one."""
         before = self.history[-8:-1]
         return sum((day.cost for day in before), ZERO) / len(before)

@@ -1,4 +1,4 @@
-"""How ids and keys are written where they must not be readable."""
+"""Hashes of ids and keys, for places where the originals must not be readable."""
 
 import hashlib
 
@@ -11,5 +11,5 @@ def sha256_hex(text: str) -> str:
 
 
 def session_label(session_id: str) -> str:
-    """The name of a session in logs, traces and emails: its id would open the conversation."""
+    """The name of a session in logs, traces and emails. Its id would give access to the conversation."""
     return sha256_hex(session_id)[:_LABEL_LENGTH]

@@ -1,7 +1,7 @@
-"""What a call costs: usage and rates to exact USD, Decimal from end to end.
+"""The cost of a call in exact USD from usage and rates. All amounts are Decimal.
 
 Prices come from the PRICES setting, by deployment and then by model, else from genai-prices' offline list prices
-(provider azure: the global SKU). Where neither knows a model the cost is None, never zero.
+(provider azure: the global SKU). If neither has a price for a model, the cost is None, never zero.
 """
 
 import re
@@ -33,7 +33,8 @@ def cost(usage: Usage, rates: Rates) -> Decimal:
 
 
 def worst_case(prompt_tokens: int, completion_tokens: int, rates: Rates) -> Decimal:
-    """An upper bound of a call's cost in USD: the whole prompt at the highest input rate, the longest answer."""
+    """An upper bound on a call's cost in USD: all prompt tokens at the highest input rate, and the maximum
+    answer. Both counts are upper bounds."""
     highest = max(rates.input, rates.cached_input, rates.cache_write)
     return (prompt_tokens * highest + completion_tokens * rates.output).scaleb(_PER_MILLION)
 
@@ -52,11 +53,11 @@ class Prices:
         self._deployments = deployments
 
     def rates(self, deployment: str, model: str | None = None, *, prompt_tokens: int = 0) -> Rates | None:
-        """The rates of a call, None where no price is known.
+        """The rates of a call; None if no price is known.
 
-        `model` is the name in the service's answer: if it has a version, it alone decides, because Azure moves a
-        deployment to another version by itself. Otherwise the deployment's configured model decides. `prompt_tokens`
-        chooses the tier where a model's price depends on the prompt's length.
+        `model` is the name in the service's answer. If it includes a version, it determines the price, because Azure
+        upgrades deployments to newer versions. Otherwise the deployment's configured model does. `prompt_tokens`
+        selects the tier if the model's price depends on the prompt's length.
         """
         names = [_spelled(name) for name in self._names(deployment, model)]
         for name in (_spelled(deployment), *names, *(_VERSION.sub("", name) for name in names)):
@@ -66,7 +67,7 @@ class Prices:
         return next(filter(None, listed), None)
 
     def _names(self, deployment: str, model: str | None) -> Iterator[str]:
-        """Names of the model, the most specific first."""
+        """Possible names of the model, most specific first."""
         configured, _, version = self._deployments.get(deployment, "").partition("@")
         if model and _VERSION.search(model):
             yield model
@@ -79,7 +80,7 @@ class Prices:
 
 
 def _spelled(name: str) -> str:
-    """Azure's spelling of a model in OpenAI's, which lists and answers use too."""
+    """The model's name in OpenAI's spelling, which price lists and answers also use, instead of Azure's."""
     return name.replace("gpt-35-", "gpt-3.5-")
 
 
@@ -92,18 +93,19 @@ def _listed(name: str, prompt_tokens: int, now: datetime) -> Rates | None:
     plain, output = _tier(prices.input_mtok, prompt_tokens), _tier(prices.output_mtok, prompt_tokens)
     if plain is None or output is None:
         return None
-    cached, written = _tier(prices.cache_read_mtok, prompt_tokens), _tier(prices.cache_write_mtok, prompt_tokens)
+    cached, cache_write = _tier(prices.cache_read_mtok, prompt_tokens), _tier(prices.cache_write_mtok, prompt_tokens)
     return Rates(
         input=plain,
         cached_input=plain if cached is None else cached,
-        cache_write=plain if written is None else written,
+        cache_write=plain if cache_write is None else cache_write,
         output=output,
     )
 
 
 def _tier(price: Decimal | TieredPrices | None, prompt_tokens: int) -> Decimal | None:
-    """A prompt above a tier's start is charged at the tier's rate whole, as OpenAI does for long contexts."""
+    """The price for a prompt of this length. The highest tier reached applies to all tokens, as in OpenAI's prices
+    for long contexts."""
     if not isinstance(price, TieredPrices):
         return price
-    passed = [tier.price for tier in price.tiers if prompt_tokens > tier.start]
-    return passed[-1] if passed else price.base
+    reached = [tier.price for tier in price.tiers if prompt_tokens > tier.start]
+    return reached[-1] if reached else price.base

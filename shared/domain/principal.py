@@ -1,11 +1,11 @@
-"""The caller of a request, as sessions, the ledger and reports name it."""
+"""The caller of a request, under the name that sessions, the ledger and reports use."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An anonymous caller (`name` is None), or the holder of a named client key (`key:{name}`) or usage key
+    """An anonymous caller (`name` is None), or one with a named client key (`key:{name}`) or usage key
     (`usage-key:{name}`)."""
 
     name: str | None = None

@@ -1,7 +1,7 @@
-"""A day's ledger rows, added up as they are read.
+"""Adds up a day's ledger rows as they are read.
 
-Rows of one session are read together, in the order of their turns, so that sessions and turns are counted and the
-costliest sessions found in constant memory.
+The rows of a session arrive together, ordered by turn. So constant memory is enough to count sessions and turns and to
+find the costliest sessions.
 """
 
 import heapq
@@ -13,7 +13,7 @@ from shared.domain.pricing import saved
 
 
 class Tally:
-    """One part of a day, read in key order."""
+    """The sums of one part of a day, whose rows are added in key order."""
 
     def __init__(self) -> None:
         self._usage = NO_USAGE
@@ -23,15 +23,15 @@ class Tally:
         self._session: str | None = None
         self._session_cost = ZERO
         self._turn: tuple[str, int] | None = None
-        self._settled_steps = Counter[int]()  # of the turn
-        self._turns_of_number = 0  # turns that have the number of the turn
-        self._unpriced_groups = set[object]()  # what counts the turn as unpriced already
+        self._settled_steps = Counter[int]()  # settled calls by step, of the current turn number
+        self._turns_of_number = 0  # turns with the current turn number
+        self._unpriced_groups = set[object]()  # groups that already count the current turn as unpriced
         self._count = dict.fromkeys(("sessions", "turns", "unpriced_turns", "calls", *State), 0)
         self._unpriced = self._unbounded = 0
         self._cost = self._saved = self._unaccounted_cost = ZERO
 
     def add(self, entry: LedgerEntry) -> None:
-        """Add the next row. Abandoned calls count as nothing: they were fenced off before they could spend."""
+        """Add the next row. Abandoned calls are ignored: they were fenced before any spending."""
         call = entry.call
         if call.state is State.ABANDONED:
             return
@@ -66,9 +66,9 @@ class Tally:
         )
 
     def _count_turn(self, entry: LedgerEntry) -> None:
-        """Count a session and a turn where a new one begins. A call without a session is a turn of its own. Each step
-        of a turn settles at most one call: another one is from a turn of the same number in a session that was erased
-        and begun again."""
+        """Count a session or a turn when a new one begins. A call without a session counts as one turn. Each step of a
+        turn settles at most one call. A second one belongs to another turn with the same number, because the session
+        was erased and created again."""
         if entry.session_id is None:
             self._begin_turn()
             return
@@ -113,7 +113,7 @@ class Tally:
         )
 
     def _counts_as_unpriced_turn(self, call: Call, group: object) -> int:
-        """1 for the first unpriced call of a turn in the group."""
+        """1 for the first unpriced call of the current turn in the group, else 0."""
         if call.cost is not None or group in self._unpriced_groups:
             return 0
         self._unpriced_groups.add(group)

@@ -1,1 +1,1 @@
-"""The model service: endpoints and failover, its wire formats, and what its errors mean."""
+"""The model service: endpoints and failover, wire formats, and the meaning of its errors."""

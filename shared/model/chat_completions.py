@@ -1,6 +1,6 @@
-"""The chat completions format: requests, and answers whole or gathered from their chunks.
+"""The chat completions format: requests, and answers read whole or assembled from chunks.
 
-Chunks are plain mappings, as read from the wire: typed parsing of every chunk costs several times more CPU time.
+Chunks stay plain mappings: typed parsing of every chunk costs several times more CPU time.
 https://platform.openai.com/docs/api-reference/chat
 """
 
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 Chunk = Mapping[str, Any]
 
-_SEVERITIES = {"low": 1, "medium": 2, "high": 3}  # of a content filter's result
+_SEVERITIES = {"low": 1, "medium": 2, "high": 3}  # of content filter results
 
 
 class ChatCompletions:
-    """The dialect. Usage is always requested of a stream."""
+    """The chat completions dialect. A streamed request always requests usage."""
 
     path = "/chat/completions"
 
@@ -45,7 +45,7 @@ class ChatCompletions:
 
 
 class Completion:
-    """What has come of an answer so far; of several choices, the first."""
+    """An answer as far as it has been received. Only the first choice is read."""
 
     def __init__(self) -> None:
         self.model: str | None = None
@@ -54,14 +54,14 @@ class Completion:
         self.extras: dict[str, Any] = {}
         self._text: dict[str, list[str]] = {"content": [], "refusal": []}
         self._tool_calls: dict[int, dict[str, Any]] = {}
-        self._function_call: dict[str, str] = {}  # the form before tools, which the service still takes
+        self._function_call: dict[str, str] = {}  # the predecessor of tool calls; the service still accepts it
 
     def add(self, data: bytes) -> Piece:
-        """Read one chunk, or a whole answer that was not streamed. Raises UpstreamError where it is neither."""
+        """Read one chunk, or a whole answer that was not streamed. Raises UpstreamError if the data is neither."""
         try:
             return self._add(_parsed(data))
         except (TypeError, ValueError, LookupError, AttributeError) as error:
-            raise UpstreamError("The model's answer was garbled. Send this again.", maybe_billed=True) from error
+            raise UpstreamError("The model's answer was garbled. Retry the request.", maybe_billed=True) from error
 
     def _add(self, chunk: Chunk) -> Piece:
         self.model = _text(chunk.get("model") or self.model)
@@ -72,11 +72,11 @@ class Completion:
         if usage := chunk.get("usage"):
             self.usage = usage_of(usage)
         elif shown:
-            self.usage = None  # what was counted before this piece is not the whole
+            self.usage = None  # usage reported before this chunk does not cover the whole answer
         return Piece(shown, bool(usage) and not choices)
 
     def message(self) -> Message:
-        """The assistant's message as far as it has come."""
+        """The assistant's message so far."""
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self._text["content"]) or None}
         if self._text["refusal"]:
             message["refusal"] = "".join(self._text["refusal"])
@@ -107,7 +107,7 @@ class Completion:
                 self._add_tool_call(call.get("index", number), call)
             shown["tool_calls"] = calls
         if call := delta.get("function_call"):
-            _grow(self._function_call, call)
+            _append_texts(self._function_call, call)
             shown["function_call"] = call
         return shown
 
@@ -115,16 +115,16 @@ class Completion:
         call = self._tool_calls.setdefault(_whole(index), {"id": "", "type": "function"})
         call["id"] = _text(piece.get("id")) or call["id"]
         for kind in ("function", "custom"):
-            if said := piece.get(kind):
+            if part := piece.get(kind):
                 call["type"] = kind
-                _grow(call.setdefault(kind, {}), said)
+                _append_texts(call.setdefault(kind, {}), part)
 
     def _add_filtered(self, results: Mapping[str, Any]) -> None:
-        """Each chunk of a stream has results of its own: the most severe is the answer's."""
+        """Each chunk of a stream has its own results; the most severe one applies to the answer."""
         worst = self.extras.setdefault("content_filter", {}).setdefault("completion", {})
-        for kind, found in results.items():
-            if kind not in worst or _severity(found) > _severity(worst[kind]):
-                worst[kind] = found
+        for kind, result in results.items():
+            if kind not in worst or _severity(result) > _severity(worst[kind]):
+                worst[kind] = result
 
     def _add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
         gathered = self.extras.setdefault("logprobs", {})
@@ -133,59 +133,61 @@ class Completion:
                 gathered.setdefault(kind, []).extend(tokens)
 
 
-def _grow(held: dict[str, str], piece: Mapping[str, Any]) -> None:
+def _append_texts(texts: dict[str, str], piece: Mapping[str, Any]) -> None:
     for name, text in piece.items():
-        held[name] = held.get(name, "") + (_text(text) or "")
+        texts[name] = texts.get(name, "") + (_text(text) or "")
 
 
 def _text(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise TypeError("no text")
+        raise TypeError("not a string")
     return value
 
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
-        raise TypeError("no number of tokens")
+        raise TypeError("not a token count")
     return value
 
 
-def _severity(found: Any) -> tuple[bool, int]:
-    if not isinstance(found, dict):
+def _severity(result: Any) -> tuple[bool, int]:
+    if not isinstance(result, dict):
         return False, 0
-    return bool(found.get("filtered") or found.get("detected")), _SEVERITIES.get(str(found.get("severity")), 0)
+    return bool(result.get("filtered") or result.get("detected")), _SEVERITIES.get(str(result.get("severity")), 0)
 
 
 def _parsed(data: bytes) -> Chunk:
     chunk = orjson.loads(data)
-    orjson.dumps([[chunk]])  # what nests too deeply could be read here and not written down
+    orjson.dumps([[chunk]])  # raises for nesting that orjson can read but could not serialize later
     if not isinstance(chunk, dict) or chunk.get("error"):
-        log.warning("the model service broke its answer off with an error")
-        raise UpstreamError("The model's answer broke off with an error. Send this again.", maybe_billed=True)
+        log.warning("the model service ended its answer with an error")
+        raise UpstreamError("The model's answer ended with an error. Retry the request.", maybe_billed=True)
     return chunk
 
 
 def usage_of(reported: Mapping[str, Any]) -> Usage:
-    """Usage from a service's `usage` object; details that it does not send count as none. Raises KeyError, TypeError or
-    AttributeError where it does not say what was used: that is no zero."""
+    """Usage from a service's `usage` object; missing details count as 0. Raises KeyError, TypeError or AttributeError
+    if a token count is missing or invalid, because a missing count is not zero."""
     prompt, completion = _whole(reported["prompt_tokens"]), _whole(reported["completion_tokens"])
-    beside = _whole(reported.get("total_tokens") or 0) - prompt - completion
-    sent, said = reported.get("prompt_tokens_details") or {}, reported.get("completion_tokens_details") or {}
-    cached, written = _whole(sent.get("cached_tokens") or 0), _whole(sent.get("cache_write_tokens") or 0)
-    reasoning = _whole(said.get("reasoning_tokens") or 0)
-    answer = _with(reasoning, completion, beside)
-    beside -= answer - completion  # or the same tokens could be counted into the prompt too
+    uncounted = _whole(reported.get("total_tokens") or 0) - prompt - completion
+    prompt_details = reported.get("prompt_tokens_details") or {}
+    completion_details = reported.get("completion_tokens_details") or {}
+    cached = _whole(prompt_details.get("cached_tokens") or 0)
+    cache_write = _whole(prompt_details.get("cache_write_tokens") or 0)
+    reasoning = _whole(completion_details.get("reasoning_tokens") or 0)
+    answer = _including(reasoning, completion, uncounted)
+    uncounted -= answer - completion  # otherwise the same tokens could be added to the prompt too
     return Usage(
-        prompt_tokens=_with(cached + written, prompt, beside),
+        prompt_tokens=_including(cached + cache_write, prompt, uncounted),
         cached_tokens=cached,
-        cache_write_tokens=written,
+        cache_write_tokens=cache_write,
         completion_tokens=answer,
         reasoning_tokens=reasoning,
     )
 
 
-def _with(part: int, count: int, beside: int) -> int:
-    """A count with its part in it. Some services report that beside the count, as Grok its reasoning
-    (BerriAI/litellm#39426): the total, which has `beside` tokens more than prompt and completion, says so, or else that
-    the part is larger than the count."""
-    return count + part if part > count or part == beside else count
+def _including(part: int, count: int, uncounted: int) -> int:
+    """The count including its part. Some services report the part separately, for example Grok its reasoning tokens
+    (BerriAI/litellm#39426). This is the case if the part is larger than the count, or if it equals `uncounted`: the
+    tokens by which the reported total exceeds prompt plus completion."""
+    return count + part if part > count or part == uncounted else count

@@ -1,7 +1,7 @@
-"""One endpoint of the model service: requests by the openai SDK's client, answers read raw.
+"""One endpoint of the model service: the openai SDK's client sends the requests, and this module reads the raw answers.
 
-Typed parsing of each chunk would cost several times the CPU time. In a stream, time-outs are for the next byte; an
-answer that is not streamed comes when it is finished, so only the turn's deadline ends it.
+Typed parsing of each chunk would cost several times the CPU time. For a stream, the timeout applies to the next byte.
+An answer that is not streamed arrives only when it is complete, so only the turn's deadline limits it.
 """
 
 import logging
@@ -23,12 +23,12 @@ from shared.turns.ports import Plan
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
-_UNREAD = {"X-Stainless-Raw-Response": "stream"}  # tells the SDK to leave the answer's body to its caller
+_UNREAD = {"X-Stainless-Raw-Response": "stream"}  # makes the SDK return the response with its body unread
 
 
 class Endpoint:
-    """`url`: ends in /v1/. `api_key`: a key, or a provider of tokens. `timeout`: seconds to the first byte and between
-    chunks."""
+    """`url`: ends in /v1/. `api_key`: a key, or a function that returns a token. `timeout`: seconds to the first byte
+    and between chunks."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Endpoint:
     ) -> None:
         connect = min(timeout, CONNECT_TIMEOUT_S)
         self._unstreamed_timeout = Timeout(None, connect=connect)
-        # The SDK's own retries would multiply ours; they, and redirects, would make calls without a ledger row.
+        # The SDK's retries would multiply with those of ModelService. Retries and redirects also bypass the ledger.
         self._client = AsyncOpenAI(
             base_url=url,
             api_key=api_key,
@@ -57,8 +57,8 @@ class Endpoint:
     async def send(
         self, plan: Plan, body: Mapping[str, Any], call_id: str, stack: AsyncExitStack
     ) -> tuple[Mapping[str, str], AsyncIterator[bytes]]:
-        """The answer's headers and, until the stack is closed, its JSON: each event's of a stream, else the one
-        document. Raises InvalidRequest where the service rejects the prompt, else UpstreamFailure; so does reading."""
+        """The response headers, and the JSON of each streamed event or of the one document, readable until `stack` is
+        closed. Raises InvalidRequest if the service rejects the prompt, else UpstreamFailure, also while reading."""
         streamed = bool(body.get("stream"))
         headers = {**_UNREAD, "x-ms-client-request-id": call_id}
         try:
@@ -71,11 +71,11 @@ class Endpoint:
         except APIStatusError as error:
             log.warning("call %s: %s answered %s %s", call_id, self.name, error.status_code, error.code)
             failure = from_status(error, plan.deployment, self._access, self._clock.now())
-            if not isinstance(failure, NotAuthorized):  # the app's own credentials are no business of the caller
+            if not isinstance(failure, NotAuthorized):  # callers must not see errors about the app's own credentials
                 visible = visible_headers(error.response.headers)
                 failure.upstream = UpstreamResponse(error.status_code, visible, error.response.content)
             raise failure from error
-        except (APIConnectionError, *CONNECTION_ERRORS) as error:  # the latter while an error's body is read
+        except (APIConnectionError, *CONNECTION_ERRORS) as error:  # CONNECTION_ERRORS while an error's body is read
             cause = error.__cause__ if isinstance(error, APIConnectionError) else error
             log.warning("call %s: %s: %s", call_id, self.name, type(cause or error).__name__)
             raise from_connection_error(cause) from error
@@ -85,17 +85,17 @@ class Endpoint:
         return visible_headers(response.headers), _reading(data)
 
     async def sign_in(self) -> str | None:
-        """Get a token ahead of the request, so that only the request itself can fail after this; None where an API key
-        is used. Raises NotAuthorized."""
+        """Get a token before the request, so that a failed sign-in is known not to be billed. None if the endpoint uses
+        an API key. Raises NotAuthorized."""
         if self._token_provider is None:
             return None
         try:
             return await self._token_provider()
-        except Exception as error:  # whatever the identity endpoint may answer: nothing was sent to the model
+        except Exception as error:  # of any type: nothing was sent to the model yet
             raise NotAuthorized(self._access.message, f"no token: {type(error).__name__}", stale=False) from error
 
     async def renew(self, refused: str | None) -> bool:
-        """Whether the next attempt has another token than the one that was refused."""
+        """Renew the credentials. True if the next attempt has a different token than the refused one."""
         try:
             return await self._access.renew() and await self.sign_in() != refused
         except NotAuthorized:
@@ -113,6 +113,6 @@ async def _reading(data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for each in data:
             yield each
     except httpx2.TimeoutException as error:
-        raise UpstreamTimeout("The model stopped in mid-answer. Send this again.", maybe_billed=True) from error
+        raise UpstreamTimeout("The model's answer timed out. Retry the request.", maybe_billed=True) from error
     except CONNECTION_ERRORS as error:
-        raise UpstreamError("The model's answer broke off. Send this again.", maybe_billed=True) from error
+        raise UpstreamError("The model's answer broke off. Retry the request.", maybe_billed=True) from error

@@ -1,5 +1,8 @@
-"""The model service as a turn sees it: several endpoints, and attempts that were certainly not billed made again on the
-same call. A call that may have been billed is the turn's to retry."""
+"""The model service as turns use it: failover between endpoints, and retries within a call.
+
+Only attempts that were certainly not billed are retried here. A turn itself retries a call that may have been billed,
+as a new call.
+"""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -15,12 +18,12 @@ from shared.model.options import Options
 from shared.model.upstream_errors import NotAuthorized, OptionRejected
 from shared.turns.ports import Plan
 
-_back_off = wait_exponential_jitter(multiplier=0.5, max=20)
+_backoff = wait_exponential_jitter(multiplier=0.5, max=20)
 
 
 class ModelService:
-    """`endpoints`: in order of preference. `defaults`: options that settings give. `retries`: waits for another attempt
-    once every endpoint has failed."""
+    """`endpoints`: in order of preference. `defaults`: options from the settings. `retries`: how many more times a
+    call tries the endpoints after all of them have failed."""
 
     def __init__(
         self, endpoints: Sequence[Endpoint], *, defaults: Mapping[str, Any], retries: int, clock: Clock
@@ -51,7 +54,7 @@ class ModelService:
 
 
 class ModelCall:
-    """One call of the model: as many attempts as it takes until one answers, or may have been billed."""
+    """One model call: attempts until one is answered, one may have been billed, or no retry is left."""
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class ModelCall:
         return await retrying(self._try_endpoints)
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
-        if isinstance(error, UpstreamFailure) and self._endpoint:  # in mid-answer
+        if isinstance(error, UpstreamFailure) and self._endpoint:  # the answer broke off
             self._circuits.failed(self._endpoint, self._plan.deployment, error)
         await self._stack.aclose()
 
@@ -99,8 +102,8 @@ class ModelCall:
         return state.attempt_number > self._retries or self._clock.monotonic() + state.upcoming_sleep > self._deadline
 
     async def _try_endpoints(self) -> AsyncIterator[bytes]:
-        """The answer of the first endpoint that gives one. Raises the failure that will pass soonest, those of paused
-        endpoints, which are not tried, included."""
+        """The answer of the first endpoint that returns one. Otherwise raises the failure with the shortest wait; this
+        includes the failures of paused endpoints, which are not tried."""
         failures: dict[Endpoint, UpstreamFailure] = {}
         for endpoint in self._circuits.available(self._plan.deployment):
             try:
@@ -114,7 +117,7 @@ class ModelCall:
         raise min(failures.values(), key=lambda failure: (not _is_transient(failure), failure.pause or 0))
 
     async def _try(self, endpoint: Endpoint) -> AsyncIterator[bytes]:
-        """One endpoint: again without an option that it rejected, and once with a fresh token."""
+        """Try one endpoint. Retry without an option that it rejects, and once with a fresh token."""
         self._endpoint, renewed, token = endpoint, False, None
         while True:
             body = self._options.body(self._plan)
@@ -135,12 +138,12 @@ class ModelCall:
 
 
 def _is_transient(error: BaseException) -> bool:
-    """Whether the same call may be attempted again: it was certainly not billed, and may succeed later."""
+    """True if the attempt can be retried within its call: it was certainly not billed and may succeed later."""
     return isinstance(error, RateLimited | UpstreamUnavailable) and not isinstance(error, NotAuthorized)
 
 
 def _wait(state: RetryCallState) -> float:
-    """Seconds: the pause that the service requests, else exponential back-off with jitter."""
+    """Seconds until the next attempt: the pause that the service requests, or exponential backoff with jitter."""
     error = state.outcome.exception() if state.outcome else None
     pause = error.pause if isinstance(error, UpstreamFailure) else None
-    return pause or _back_off(state)
+    return pause or _backoff(state)

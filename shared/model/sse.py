@@ -1,4 +1,4 @@
-"""Answers as they come over HTTP: the data of server-sent events, or one document."""
+"""HTTP response bodies: the data of server-sent events, or one document."""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -8,7 +8,7 @@ import httpx2
 from shared.domain.clock import Clock
 
 CONNECTION_ERRORS = (httpx2.RequestError, OSError)  # a broken TLS record raises the socket's own error
-DRAIN_TIMEOUT_S = 1.0  # for what follows [DONE]: read to its end, the connection can be reused; the caller waits for it
+DRAIN_TIMEOUT_S = 1.0  # to read the bytes after [DONE], so that the connection can be reused; the caller waits
 
 
 async def document(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -30,9 +30,9 @@ async def events(parts: AsyncIterator[bytes], clock: Clock) -> AsyncIterator[byt
 
 
 async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The lines of server-sent events. httpx's own line iterator also splits at U+2028 and U+0085, which JSON may hold
+    """The lines of server-sent events. httpx's line iterator also splits at U+2028 and U+0085, which JSON may contain
     unescaped."""
-    line: list[bytes] = []  # in pieces: joining them as they come would copy a long line each time
+    line: list[bytes] = []  # parts of one line: joining on each arrival would copy a long line each time
     async for part in parts:
         piece, *others = part.split(b"\n")
         line.append(piece)

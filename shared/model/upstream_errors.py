@@ -1,4 +1,4 @@
-"""What the model service's errors mean: to the caller, to failover, and for the bill."""
+"""What the model service's errors mean for the caller, for failover and for billing."""
 
 import re
 from collections.abc import Mapping
@@ -22,17 +22,17 @@ from shared.errors import (
     UpstreamUnavailable,
 )
 
-_MAX_PAUSE_S = 10_000_000  # a longer one is a mistake
+_MAX_PAUSE_S = 10_000_000  # a longer pause is treated as a mistake and ignored
 _VISIBLE = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
-# Older models name an unknown option only here. Where they name several, the next attempt finds the next.
+# Older models name an unknown option only in the message. If it lists several, each attempt drops one.
 _UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request arguments? supplied: (\w+)")
-# Codes of an option that is not supported at all; some errors have only words (OpenHands/software-agent-sdk#1837).
+# Codes for an option that is not supported at all; some errors have only a message (OpenHands/software-agent-sdk#1837).
 _UNSUPPORTED_CODES = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 
 
 class NotAuthorized(UpstreamUnavailable):
-    """The service refused the app's credentials. `reason`: for the log, and holds no token. `stale`: a fresh token may
-    help."""
+    """The service refused the app's credentials. `reason`: for the log, without the token. `stale`: a fresh token
+    may help."""
 
     default_pause = 30
 
@@ -50,7 +50,7 @@ class DeploymentNotFound(UpstreamError):
 
 
 class OptionRejected(InvalidRequest):
-    """The deployment rejects the option `param`: at all (`unsupported`), or the value that it has."""
+    """The deployment rejects the option `param`, either always (`unsupported`) or only with this value."""
 
     def __init__(self, message: str, *, param: str, unsupported: bool) -> None:
         super().__init__(message, param=param)
@@ -58,9 +58,9 @@ class OptionRejected(InvalidRequest):
 
 
 def from_status(error: APIStatusError, deployment: str, access: ServiceAccess, now: datetime) -> ChatError:
-    """What a status means to the caller, and whether the attempt may have cost money. Azure documents 401
-    and 429 as free; 403, 404, 409, 500 and 503 before any byte are taken as free, because nothing was generated. A
-    gateway's 408, 502 or 504 does not tell what became of the call."""
+    """The error for a status, including whether the attempt may have been billed. Azure documents 401 and 429 as free.
+    403, 404, 409, 500 and 503 without any answer also count as free, because nothing was generated. A gateway's 408,
+    502 or 504 does not show whether the model ran."""
     pause = _pause(error, now)
     match error.status_code:
         case 400 | 413 | 422:
@@ -71,31 +71,31 @@ def from_status(error: APIStatusError, deployment: str, access: ServiceAccess, n
         case 404:
             return DeploymentNotFound(deployment)
         case 408 | 504:
-            message = "The model did not answer in time. Send this again."
+            message = "The model did not answer in time. Retry the request."
             return UpstreamTimeout(message, maybe_billed=True, pause=pause)
         case 429:
-            message = "The model service is over its rate limit. Send this again after Retry-After."
+            message = "The model service's rate limit is exceeded. Retry the request after Retry-After."
             return RateLimited(message, maybe_billed=False, pause=pause)
         case 409 | 500 | 503:
-            message = "The model service is unavailable just now. Send this again in a few seconds."
+            message = "The model service is unavailable. Retry the request in a few seconds."
             return UpstreamUnavailable(message, maybe_billed=False, pause=pause)
         case _:
-            return UpstreamError("The model service failed. Send this again.", maybe_billed=True, pause=pause)
+            return UpstreamError("The model service failed. Retry the request.", maybe_billed=True, pause=pause)
 
 
 def from_connection_error(cause: BaseException | None) -> ChatError:
-    """Before the request was sent nothing can have been billed; afterwards that is unknown."""
+    """The error for a lost connection. A request that was not sent is not billed; one that was sent may be."""
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
-        message = "The model service can't be reached. Send this again in a few seconds."
+        message = "The model service can't be reached. Retry the request in a few seconds."
         return UpstreamUnavailable(message, maybe_billed=False)
     if isinstance(cause, httpx2.TimeoutException):
-        return UpstreamTimeout("The model did not answer in time. Send this again.", maybe_billed=True)
-    return UpstreamError("The connection to the model was lost. Send this again.", maybe_billed=True)
+        return UpstreamTimeout("The model did not answer in time. Retry the request.", maybe_billed=True)
+    return UpstreamError("The connection to the model was lost. Retry the request.", maybe_billed=True)
 
 
 def _bad_request(error: APIStatusError) -> ChatError:
     body = error.body if isinstance(error.body, dict) else {}
-    message = str(body.get("message") or "The model service refused the request.")
+    message = str(body.get("message") or "The model service rejected the request.")
     param = body["param"] if isinstance(body.get("param"), str) else None
     unknown = _UNKNOWN_ARGUMENT.match(message)
     too_long = error.code == "context_length_exceeded" or error.type == "exceed_context_size_error"  # llama.cpp's
@@ -115,17 +115,17 @@ def _bad_request(error: APIStatusError) -> ChatError:
 
 
 def _why(filtered: Mapping[str, Any]) -> str:
-    """The categories that stopped a prompt, in brackets; empty if the service names none.
+    """The content filter categories that stopped a prompt, in parentheses; empty if the service names none.
     https://learn.microsoft.com/azure/ai-services/openai/concepts/content-filter"""
     inner = filtered.get("innererror")
     results = inner.get("content_filter_result") if isinstance(inner, dict) else None
-    found = results.items() if isinstance(results, dict) else ()
-    names = [name for name, result in found if isinstance(result, dict) and result.get("filtered") is True]
+    items = results.items() if isinstance(results, dict) else ()
+    names = [name for name, result in items if isinstance(result, dict) and result.get("filtered") is True]
     return f" ({', '.join(names)})" if names else ""
 
 
 def _pause(error: APIStatusError, now: datetime) -> float | None:
-    """Seconds that the service asks to wait. A gateway may name a date instead.
+    """Seconds to wait according to Retry-After. A gateway may send a date instead.
     https://learn.microsoft.com/azure/ai-services/openai/how-to/quota#rate-limiting, RFC 9110, 10.2.3"""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1)):
         value = error.response.headers.get(name, "")

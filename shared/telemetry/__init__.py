@@ -1,1 +1,1 @@
-"""How each call went, for operators: a log line, and optionally spans and metrics."""
+"""Telemetry of calls for operators: a log line for each call, and optionally spans and metrics."""

@@ -1,4 +1,4 @@
-"""One log line a call, and `trace` where tracing is set up. It holds no content and no session id."""
+"""One log line for each call, and a trace if tracing is set up. Neither contains content or session ids."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -19,18 +19,18 @@ class CallLog:
         self._trace = trace
 
     def record(self, record: CallRecord) -> None:
-        with _harmlessly(record.call):
+        with _logging_failures(record.call):
             _write(record.call, _accounting_fields(record.entry, record.call) | _timing_fields(record))
             if self._trace:
                 self._trace(record)
 
     def recovered(self, entry: LedgerEntry, call: Call) -> None:
-        with _harmlessly(call):
+        with _logging_failures(call):
             _write(call, _accounting_fields(entry, call))
 
 
 @contextmanager
-def _harmlessly(call: Call) -> Iterator[None]:
+def _logging_failures(call: Call) -> Iterator[None]:
     """Telemetry failures must not affect settlement or recovery."""
     try:
         yield
@@ -53,7 +53,7 @@ def _timing_fields(record: CallRecord) -> dict[str, Any]:
 
 
 def _accounting_fields(entry: LedgerEntry, call: Call) -> dict[str, Any]:
-    """Amounts in USD are text, so that no reader makes a float of them."""
+    """Amounts in USD are strings, so that no reader parses them as floats."""
     usage = call.usage
     return {
         "session": session_label(entry.session_id) if entry.session_id else None,

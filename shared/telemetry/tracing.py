@@ -1,7 +1,7 @@
-"""The only module that knows OpenTelemetry: a span and metrics for each call, by the conventions for generative AI
-(https://github.com/open-telemetry/semantic-conventions-genai). They never hold content.
+"""A span and metrics for each call, following the conventions for generative AI
+(https://github.com/open-telemetry/semantic-conventions-genai). They never contain content.
 
-OpenTelemetry is imported once tracing is set up: every cold start would pay for it.
+Only this module uses OpenTelemetry. It imports it only if tracing is set up, because the import slows every cold start.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ _QUIET = (
     "urllib",
     "urllib3",
 )
-_TOKENS = [4**power for power in range(14)]  # the bounds that the conventions name
+_TOKENS = [4**power for power in range(14)]  # bucket bounds that the conventions recommend
 _SECONDS = [0.01 * 2**power for power in range(14)]
 
 
 def tracing(connection_string: str | None) -> Callable[[CallRecord], None] | None:
-    """What records a call in Application Insights; None without a connection string, or without the optional
-    dependency of requirements-tracing.txt. A provider that the platform has set up already is used as it is."""
+    """A function that records a call in Application Insights. None without a connection string, or if the optional
+    dependency in requirements-tracing.txt is not installed. A provider that the platform has set up is reused."""
     if not connection_string:
         return None
     try:
@@ -43,8 +43,8 @@ def tracing(connection_string: str | None) -> Callable[[CallRecord], None] | Non
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
         configure_azure_monitor(
             connection_string=connection_string,
-            logger_name="chat.telemetry",  # no log lines by this way: the platform sends them on already
-            sampling_ratio=1.0,  # every call: it costs far more than its span
+            logger_name="chat.telemetry",  # a logger without records: the platform already exports log lines
+            sampling_ratio=1.0,  # every call: a call costs far more than its span
             enable_live_metrics=False,
             enable_performance_counters=False,
             instrumentation_options={name: {"enabled": False} for name in _QUIET},
@@ -90,7 +90,7 @@ class _Recorder:
 
 
 def _common(record: CallRecord) -> dict[str, Any]:
-    """The attributes of spans and metrics alike."""
+    """Attributes of both spans and metrics."""
     call = record.call
     url = urlsplit(f"//{call.endpoint or ''}")
     return {
@@ -105,7 +105,7 @@ def _common(record: CallRecord) -> dict[str, Any]:
 
 
 def _own(record: CallRecord) -> dict[str, Any]:
-    """The attributes of a span alone."""
+    """Attributes of spans only."""
     entry, usage = record.entry, record.call.usage
     return {
         "chat.call": record.call.id,  # as in the ledger

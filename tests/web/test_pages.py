@@ -101,7 +101,7 @@ async def open_listed(page: Page, session: str, title: str = "Listed") -> None:
 
 
 def idempotency_keys(page: Page) -> list[str]:
-    """The Idempotency-Key of every POST request from now on."""
+    """The Idempotency-Key header of all later POST requests."""
     keys: list[str] = []
 
     def add_key(request: Request) -> None:
@@ -326,7 +326,7 @@ async def test_send_again_waits_for_retry_after_and_reuses_idempotency_key(page:
     send_again = page.get_by_role("button", name="Send again")
     await expect(send_again).to_be_disabled()
     await expect(send_again).to_be_enabled()
-    await expect(page.locator(".notes")).to_contain_text("over its rate limit. Send this again in 1 second.")
+    await expect(page.locator(".notes")).to_contain_text("rate limit is exceeded. Retry the request in 1 second.")
     await send_again.click()
     await expect(answer_text(page)).to_have_text("echo: hi")
     assert len(keys) == 2
