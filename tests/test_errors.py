@@ -1,4 +1,4 @@
-"""Every error that a caller may see has a code and a status of its own, which the published contract lists."""
+"""Every ChatError declares a code and a status, and the OpenAPI document lists that status."""
 
 import importlib
 import pkgutil
@@ -25,21 +25,21 @@ ERRORS = all_errors()
 BY_NAME = pytest.mark.parametrize("error", ERRORS, ids=[error.__name__ for error in ERRORS])
 
 
-def published() -> set[int]:
-    """Every status that some operation of the contract lists."""
+def published_statuses() -> set[int]:
+    """The statuses that the OpenAPI document lists for any operation."""
     operations = [operation for path in document()["paths"].values() for operation in path.values()]
     return {int(status) for operation in operations for status in operation["responses"] if status.isdecimal()}
 
 
-def test_errors_of_every_layer_are_found() -> None:
+def test_errors_of_every_layer_are_collected() -> None:
     modules = {error.__module__ for error in ERRORS}
     assert {"shared.errors", "shared.model.upstream_errors"} <= modules
     assert len(ERRORS) > 15
 
 
 @BY_NAME
-def test_an_error_names_its_status_and_code(error: type[ChatError]) -> None:
-    """Itself, or by the error that it is a kind of: what ChatError has is for bugs."""
+def test_error_declares_status_and_code(error: type[ChatError]) -> None:
+    """In its own class or a base class other than ChatError, because the defaults of ChatError mean a bug."""
     declared = [parent for parent in error.__mro__ if issubclass(parent, ChatError) and parent is not ChatError]
     assert any("status" in vars(parent) for parent in declared)
     assert any("code" in vars(parent) for parent in declared)
@@ -48,10 +48,10 @@ def test_an_error_names_its_status_and_code(error: type[ChatError]) -> None:
 
 
 @BY_NAME
-def test_an_errors_status_is_published(error: type[ChatError]) -> None:
-    assert error.status in published()
+def test_error_status_is_in_the_openapi_document(error: type[ChatError]) -> None:
+    assert error.status in published_statuses()
 
 
-def test_a_bug_is_published_too() -> None:
+def test_internal_error_500_is_in_the_openapi_document() -> None:
     assert ChatError.status == 500
-    assert 500 in published()
+    assert 500 in published_statuses()

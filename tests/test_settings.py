@@ -1,16 +1,18 @@
-"""Settings: each has its default, a malformed one is named, and none is needed before the first request."""
+"""Settings: defaults, errors that name the setting, and an app that starts without any."""
 
+import re
 import subprocess
 import sys
 from decimal import Decimal
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from local.environment import settings_file
+from local.places import ROOT
 from shared.domain.calls import Rates
 from shared.settings import Settings, SettingsError, UnresolvedReference
 from tests.conftest import FUNCTION_KEY, Serve
@@ -18,7 +20,6 @@ from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import answer
 from tests.support.setting_names import MINIMAL, names_read
 
-ROOT = Path(__file__).resolve().parent.parent
 ENDPOINT = "https://name.openai.azure.com/openai/v1/"
 NAMES = names_read()
 
@@ -70,40 +71,45 @@ class TestDefaults:
             ("azure.region", None),
         ],
     )
-    def test_each_setting_has_its_default(self, attribute: str, default: Any) -> None:
+    def test_setting_has_default(self, attribute: str, default: Any) -> None:
         assert attrgetter(attribute)(read()) == default
 
-    def test_the_system_prompt_has_one_too(self) -> None:
+    def test_system_prompt_has_a_default(self) -> None:
         assert read().turns.system_prompt.startswith("You are a helpful assistant.")
 
     @pytest.mark.parametrize("name", sorted(NAMES - MINIMAL.keys()))
     @pytest.mark.parametrize("empty", ["", "  ", "\n"])
-    def test_an_empty_setting_counts_as_absent(self, name: str, empty: str) -> None:
+    def test_empty_setting_counts_as_absent(self, name: str, empty: str) -> None:
         assert read(**{name: empty}) == read()
 
     @pytest.mark.parametrize("name", ["AZURE_OPENAI_ENDPOINT", "TABLES_ENDPOINT"])
     @pytest.mark.parametrize("empty", [None, "", " "])
-    def test_a_required_setting_that_is_missing_or_empty_is_named(self, name: str, empty: str | None) -> None:
+    def test_missing_or_empty_required_setting_is_named_in_the_error(self, name: str, empty: str | None) -> None:
         environ = {key: value for key, value in MINIMAL.items() if key != name}
         with pytest.raises(SettingsError, match=f"^{name} .*is not set") as error:
             Settings.from_env(environ if empty is None else environ | {name: empty})
         assert error.value.name == name
 
-    def test_a_connection_string_replaces_the_tables_endpoint(self) -> None:
+    def test_connection_string_replaces_tables_endpoint(self) -> None:
         connection = "AccountName=a;AccountKey=a2V5"
         assert read(TABLES_ENDPOINT="", TABLES_CONNECTION_STRING=connection).tables.connection_string == connection
 
 
-def test_the_schedule_of_the_summary_is_read_as_it_is() -> None:
+def test_summary_schedule_is_read_unchanged_apart_from_outer_spaces() -> None:
     assert read(SUMMARY_SCHEDULE=" 0 0 6 * * * ").mail.schedule == "0 0 6 * * *"
 
 
-def test_the_longest_answer_is_half_of_the_context_and_fits_into_a_row() -> None:
+def test_every_setting_in_the_sample_has_a_row_in_the_documentation() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/settings.md").read_text(), re.MULTILINE)
+    assert settings_file(ROOT / "local.settings.sample.json", optional=False).keys() - set(rows) == set()
+
+
+def test_max_answer_tokens_is_half_the_context_up_to_100000() -> None:
     assert read(CONTEXT_TOKENS="2001").turns.max_answer_tokens == 1_000
     assert read(CONTEXT_TOKENS="1000000").turns.max_answer_tokens == 100_000
 
 
-def test_a_secret_is_not_in_the_repr() -> None:
+def test_repr_contains_no_secrets() -> None:
     settings = read(
         AZURE_OPENAI_API_KEY="hunter2",
         TABLES_CONNECTION_STRING="AccountName=a;AccountKey=hunter2",
@@ -115,7 +121,7 @@ def test_a_secret_is_not_in_the_repr() -> None:
 
 class TestEndpoints:
     @pytest.mark.parametrize(
-        ("given", "expected"),
+        ("value", "expected"),
         [
             ("https://name.openai.azure.com", ENDPOINT),
             ("https://name.openai.azure.com/", ENDPOINT),
@@ -126,26 +132,26 @@ class TestEndpoints:
             ("https://host/some/path/v1", "https://host/some/path/v1/"),
         ],
     )
-    def test_a_bare_host_gets_the_path_and_a_url_that_ends_in_v1_keeps_its_own(self, given: str, expected: str) -> None:
-        assert read(AZURE_OPENAI_ENDPOINT=given).model.endpoints == (expected,)
+    def test_bare_host_gets_default_path_and_v1_url_is_unchanged(self, value: str, expected: str) -> None:
+        assert read(AZURE_OPENAI_ENDPOINT=value).model.endpoints == (expected,)
 
-    def test_several_keep_their_order(self) -> None:
-        several = read(AZURE_OPENAI_ENDPOINT="https://b, https://a/v1 ,").model.endpoints
-        assert several == ("https://b/openai/v1/", "https://a/v1/")
+    def test_endpoints_keep_their_order(self) -> None:
+        endpoints = read(AZURE_OPENAI_ENDPOINT="https://b, https://a/v1 ,").model.endpoints
+        assert endpoints == ("https://b/openai/v1/", "https://a/v1/")
 
     @pytest.mark.parametrize("host", ["127.0.0.1:8080", "localhost", "[::1]:8080"])
-    def test_an_identity_token_may_go_to_this_machine_without_tls(self, host: str) -> None:
+    def test_loopback_endpoint_without_tls_is_accepted_without_api_key(self, host: str) -> None:
         assert read(AZURE_OPENAI_ENDPOINT=f"http://{host}").model.endpoints == (f"http://{host}/openai/v1/",)
 
-    def test_an_identity_token_may_not_leave_this_machine_without_tls_but_an_api_key_may(self) -> None:
+    def test_remote_endpoint_without_tls_requires_an_api_key(self) -> None:
         error = error_of(AZURE_OPENAI_ENDPOINT="https://a, http://b")
         assert error.name == "AZURE_OPENAI_ENDPOINT"
         assert "'http://b/openai/v1/'" in str(error)
-        keyed = read(AZURE_OPENAI_ENDPOINT="https://a, http://b", AZURE_OPENAI_API_KEY="a-key")
-        assert keyed.model.endpoints[1] == "http://b/openai/v1/"
+        with_key = read(AZURE_OPENAI_ENDPOINT="https://a, http://b", AZURE_OPENAI_API_KEY="a-key")
+        assert with_key.model.endpoints[1] == "http://b/openai/v1/"
 
 
-class TestMalformed:
+class TestMalformedSettings:
     @pytest.mark.parametrize(
         ("name", "value", "expected"),
         [
@@ -190,25 +196,25 @@ class TestMalformed:
             ("SUMMARY_SENDER", "ada@example.com, bob@example.com", "is not an e-mail address"),
         ],
     )
-    def test_the_error_names_the_setting_and_what_is_wrong_with_it(self, name: str, value: str, expected: str) -> None:
+    def test_error_names_the_setting_and_the_problem(self, name: str, value: str, expected: str) -> None:
         error = error_of(**{name: value})
         assert error.name == name
         with pytest.raises(SettingsError, match=f"^{name} .*{expected}"):
             raise error
 
     @pytest.mark.parametrize("name", sorted(NAMES))
-    def test_an_unresolved_key_vault_reference_is_named(self, name: str) -> None:
+    def test_unresolved_key_vault_reference_is_named_in_the_error(self, name: str) -> None:
         error = error_of(**{name: "@Microsoft.KeyVault(SecretUri=https://v.vault.azure.net/secrets/s)"})
         assert isinstance(error, UnresolvedReference)
         assert error.name == name
         assert "could not resolve" in str(error)
 
     @pytest.mark.parametrize("name", ["TABLES_CONNECTION_STRING", "CLIENT_KEYS", "USAGE_KEYS"])
-    def test_the_error_does_not_repeat_a_secret(self, name: str) -> None:
+    def test_error_does_not_repeat_a_secret(self, name: str) -> None:
         assert "hunter2" not in str(error_of(**{name: "AccountKey=hunter2"}))
 
     @given(st.sampled_from(sorted(NAMES)), st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-    def test_any_text_is_either_accepted_or_an_error_that_names_the_setting(self, name: str, value: str) -> None:
+    def test_random_text_is_accepted_or_the_error_names_the_setting(self, name: str, value: str) -> None:
         try:
             read(**{name: value})
         except SettingsError as error:
@@ -217,7 +223,7 @@ class TestMalformed:
 
 
 @pytest.mark.parametrize("name", ["SUMMARY_RECIPIENTS", "SUMMARY_SENDER"])
-class TestAddresses:
+class TestEmailAddresses:
     @pytest.mark.parametrize(
         "address",
         [
@@ -242,7 +248,7 @@ class TestAddresses:
             "Ada <ada@example.com>",
         ],
     )
-    def test_an_address_that_a_mail_header_cannot_hold_as_it_is_is_rejected(self, name: str, address: str) -> None:
+    def test_address_that_is_invalid_in_an_email_header_is_rejected(self, name: str, address: str) -> None:
         error = error_of(**{name: address})
         assert error.name == name
         assert f"{address!r} is not an e-mail address" in str(error)
@@ -250,26 +256,26 @@ class TestAddresses:
     @pytest.mark.parametrize(
         "address", ["chat@localhost", "o'hara+cost@mail.example.com", "a-b_c@xn--bcher-kva.example"]
     )
-    def test_an_ordinary_address_is_accepted(self, name: str, address: str) -> None:
+    def test_valid_email_address_is_accepted(self, name: str, address: str) -> None:
         read(**{name: address})
 
 
 class TestDeployments:
-    def test_models_and_versions_are_read(self) -> None:
-        given = "a=gpt-4.1@2025-04-14, b = gpt-4o ,c,"
-        assert read(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS=given).model.deployments == {
+    def test_deployments_are_parsed_with_model_and_version(self) -> None:
+        value = "a=gpt-4.1@2025-04-14, b = gpt-4o ,c,"
+        assert read(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS=value).model.deployments == {
             "a": "gpt-4.1@2025-04-14",
             "b": "gpt-4o",
             "c": "",
         }
 
-    def test_the_default_deployment_is_always_among_them(self) -> None:
+    def test_default_deployment_is_always_included(self) -> None:
         model = read(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS="b=gpt-4o").model
         assert model.deployments == {"a": "", "b": "gpt-4o"}
 
 
 class TestPrices:
-    def test_amounts_are_exact_whether_numbers_or_text(self) -> None:
+    def test_prices_are_exact_decimals_from_numbers_or_strings(self) -> None:
         prices = read(
             PRICES='{"chat": {"input": 0.1, "cached_input": "0.025", "cache_write": 1, "output": 1e-3}}'
         ).model.prices
@@ -279,7 +285,7 @@ class TestPrices:
             )
         }
 
-    def test_tokens_without_a_price_of_their_own_cost_as_input(self) -> None:
+    def test_cached_input_and_cache_write_default_to_the_input_price(self) -> None:
         prices = read(PRICES='{"chat": {"input": 2, "output": 8}}').model.prices
         assert prices["chat"] == Rates(
             input=Decimal(2), cached_input=Decimal(2), cache_write=Decimal(2), output=Decimal(8)
@@ -306,16 +312,16 @@ class TestPrices:
             ('{"chat": {"input": 1e-999999, "output": 1}}', "at most 12 digits"),
         ],
     )
-    def test_a_malformed_price_is_named(self, value: str, expected: str) -> None:
+    def test_error_names_the_malformed_price(self, value: str, expected: str) -> None:
         error = error_of(PRICES=value)
         assert error.name == "PRICES"
         assert expected in str(error)
 
 
-class TestTheApp:
-    def test_it_imports_with_an_empty_environment(self) -> None:
+class TestApp:
+    def test_app_imports_with_an_empty_environment(self) -> None:
         program = "import function_app; print(len(function_app.app.get_functions()))"
-        ran = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-W", "error", "-c", program],
             cwd=ROOT,
             env={},
@@ -323,35 +329,35 @@ class TestTheApp:
             text=True,
             check=False,
         )
-        assert ran.returncode == 0, ran.stderr
-        assert int(ran.stdout) >= 6
+        assert process.returncode == 0, process.stderr
+        assert int(process.stdout) >= 6
 
     @pytest.mark.parametrize("name", ["AZURE_OPENAI_ENDPOINT", "TABLES_CONNECTION_STRING", "PRICES"])
-    async def test_a_missing_or_malformed_setting_is_named_at_the_first_request_and_works_once_it_is_set(
+    async def test_invalid_setting_returns_500_that_names_it_until_it_is_corrected(
         self, serve: Serve, environ: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch, fake: AzureOpenAI
     ) -> None:
         async with serve(environ | {name: "hunter2" if name == "PRICES" else ""}) as api:
-            first = await api.post("/api/chat", json={"message": "hi"})
-            assert first.status_code == 500
-            assert name.removesuffix("_CONNECTION_STRING") in first.json()["error"]["message"]
-            assert "hunter2" not in first.text
-            assert "Traceback" not in first.text
+            response = await api.post("/api/chat", json={"message": "hi"})
+            assert response.status_code == 500
+            assert name.removesuffix("_CONNECTION_STRING") in response.json()["error"]["message"]
+            assert "hunter2" not in response.text
+            assert "Traceback" not in response.text
             assert fake.meter == []
             monkeypatch.setenv(name, environ[name])
             await answer(api)
 
-    async def test_an_unresolved_key_vault_reference_is_a_503_with_retry_after(
+    async def test_unresolved_key_vault_reference_returns_503_with_retry_after(
         self, serve: Serve, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with serve(
             environ | {"AZURE_OPENAI_API_KEY": "@Microsoft.KeyVault(SecretUri=https://v/secrets/s)"}
         ) as api:
-            first = await api.post("/api/chat", json={"message": "hi"})
-            assert (first.status_code, first.headers["retry-after"]) == (503, "30")
-            assert "AZURE_OPENAI_API_KEY" in first.json()["error"]["message"]
+            response = await api.post("/api/chat", json={"message": "hi"})
+            assert (response.status_code, response.headers["retry-after"]) == (503, "30")
+            assert "AZURE_OPENAI_API_KEY" in response.json()["error"]["message"]
             monkeypatch.setenv("AZURE_OPENAI_API_KEY", environ["AZURE_OPENAI_API_KEY"])
             await answer(api)
 
-    async def test_the_health_route_needs_no_setting(self, serve: Serve) -> None:
+    async def test_health_route_needs_no_settings(self, serve: Serve) -> None:
         async with serve({}) as api:
             assert (await api.get("/api/health", headers={"x-functions-key": FUNCTION_KEY})).json() == {"status": "ok"}

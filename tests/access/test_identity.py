@@ -1,4 +1,4 @@
-"""No key anywhere: managed identity for the model and for the tables, as on App Service."""
+"""Managed identity, without any key, for the model service and for the tables, as on App Service."""
 
 import asyncio
 import os
@@ -46,35 +46,35 @@ def fake(fake: AzureOpenAI, platform: AppService) -> AzureOpenAI:
 
 @pytest.fixture
 def environ(environ: dict[str, str], platform: AppService) -> dict[str, str]:
-    """As the template sets it, but for the tables."""
+    """As the template sets it, except for the tables, which use a connection string."""
     del environ["AZURE_OPENAI_API_KEY"]
     return environ | platform.environ | {"AZURE_CLIENT_ID": CLIENT_ID}
 
 
-def refused(response: httpx.Response, code: str, role: str) -> None:
-    """The clear error: who, which role, where it is explained; not how it was tried."""
+def assert_access_error(response: httpx.Response, code: str, role: str) -> None:
+    """The error names the identity, the role that it needs and the document that explains it."""
     error = response.json()["error"]
     assert (response.status_code, error["code"], response.headers["retry-after"]) == (503, code, "30")
-    for said in (CLIENT_ID, role, "README"):
-        assert said in error["message"]
+    for text in (CLIENT_ID, role, "README"):
+        assert text in error["message"]
 
 
-# The model
+# Model service
 
 
-async def test_a_token_is_asked_for_once_and_used_for_every_call(
+async def test_token_is_requested_once_and_reused_for_every_call(
     api: httpx.AsyncClient, fake: AzureOpenAI, platform: AppService, tables: Tables
 ) -> None:
     for _ in range(3):
         await answer(api)
 
-    assert [(minted.audience, minted.client_id) for minted in platform.issued] == [(MODEL, CLIENT_ID)]
+    assert [(issued.audience, issued.client_id) for issued in platform.issued] == [(MODEL, CLIENT_ID)]
     assert [request.headers["authorization"] for request in fake.requests] == [f"Bearer {platform.issued[0].token}"] * 3
     assert all("api-key" not in request.headers for request in fake.requests)
     await assert_conserved(tables, fake)
 
 
-async def test_a_token_that_expires_in_mid_conversation_is_refreshed_before_it_is_shown(
+async def test_expired_token_is_refreshed_before_the_next_call(
     api: httpx.AsyncClient, fake: AzureOpenAI, platform: AppService
 ) -> None:
     platform.lifetime = 4
@@ -87,7 +87,7 @@ async def test_a_token_that_expires_in_mid_conversation_is_refreshed_before_it_i
     assert len(platform.issued) == len(fake.requests) == 2
 
 
-async def test_a_token_that_is_refused_is_replaced_once_on_the_same_call(
+async def test_rejected_token_is_renewed_and_the_same_call_is_retried_once(
     api: httpx.AsyncClient, fake: AzureOpenAI, platform: AppService, tables: Tables
 ) -> None:
     await answer(api)
@@ -98,12 +98,12 @@ async def test_a_token_that_is_refused_is_replaced_once_on_the_same_call(
     assert len(platform.issued) == 2
     entries = await assert_conserved(tables, fake)
     assert len(entries) == 2
-    first, *refused_and_again = [request.call_id for request in fake.requests]
-    assert len(refused_and_again) == 2
-    assert len({first, *refused_and_again}) == 2
+    first, *second = [request.call_id for request in fake.requests]
+    assert len(second) == 2  # rejected, then repeated with a new token
+    assert len({first, *second}) == 2
 
 
-async def test_ten_calls_at_once_replace_a_refused_token_once(api: httpx.AsyncClient, platform: AppService) -> None:
+async def test_concurrent_calls_renew_a_rejected_token_once(api: httpx.AsyncClient, platform: AppService) -> None:
     await answer(api)
     platform.revoke()
 
@@ -113,52 +113,52 @@ async def test_ten_calls_at_once_replace_a_refused_token_once(api: httpx.AsyncCl
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK asks an identity's endpoint again without a wait of its own."""
+def no_sdk_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK retries requests to the identity endpoint without a delay."""
     monkeypatch.setattr("azure.identity._internal.utils.DEFAULT_TOKEN_REFRESH_RETRY_DELAY", 0)
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_a_token_that_never_comes_is_a_clear_error_and_the_next_turn_asks_anew(
+@pytest.mark.usefixtures("no_sdk_retry_delay")
+async def test_token_request_timeout_returns_503_and_the_next_turn_retries(
     clock: ManualClock, api: httpx.AsyncClient, platform: AppService
 ) -> None:
     platform.silent = True
     waiting = asyncio.create_task(send_message(api))
     await clock.until_timeout_started(TIMEOUT_S)
     await clock.advance(TIMEOUT_S)
-    refused(await waiting, "upstream_unavailable", "Cognitive Services OpenAI User")
+    assert_access_error(await waiting, "upstream_unavailable", "Cognitive Services OpenAI User")
     platform.silent = False
 
     await answer(api)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("no_sdk_retry_delay")
 @pytest.mark.parametrize("lifetime", [REFRESH_BEFORE_S - 100, WAIT_BEFORE_S - 2])
-async def test_a_token_is_good_to_its_end_where_another_is_not_to_be_had(
+async def test_current_token_is_used_until_expiry_if_refresh_fails(
     clock: ManualClock, api: httpx.AsyncClient, platform: AppService, lifetime: float
 ) -> None:
     platform.lifetime = lifetime
     await answer(api)
-    minted = len(platform.issued)
+    issued_before = len(platform.issued)
     platform.silent = True
 
     answering = asyncio.create_task(answer(api))
     await clock.until_timeout_started(TIMEOUT_S)
     await clock.advance(TIMEOUT_S)
-    await answering  # with the current token, although the endpoint was asked for 20 s
-    assert len(platform.issued) == minted
+    await answering  # with the current token, once the token request has timed out
+    assert len(platform.issued) == issued_before
     platform.silent = False
     await clock.advance(RETRY_AFTER_S)
 
-    async def replaced() -> bool | None:
+    async def token_replaced() -> bool | None:
         await answer(api)
-        return len(platform.issued) > minted or None
+        return len(platform.issued) > issued_before or None
 
-    await until(replaced)
+    await until(token_replaced)
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_nobody_waits_for_another_token_while_one_is_good(
+@pytest.mark.usefixtures("no_sdk_retry_delay")
+async def test_valid_token_is_used_without_waiting_for_its_refresh(
     clock: ManualClock, api: httpx.AsyncClient, platform: AppService
 ) -> None:
     platform.lifetime = REFRESH_BEFORE_S - 100
@@ -167,10 +167,10 @@ async def test_nobody_waits_for_another_token_while_one_is_good(
 
     await answer(api)
 
-    assert clock.has_timeout(TIMEOUT_S)  # another is still being requested
+    assert clock.has_timeout(TIMEOUT_S)  # the next token is still being requested
 
 
-async def test_a_wrong_audience_is_a_clear_error_that_is_logged_once(
+async def test_wrong_token_audience_returns_503_and_is_logged_once(
     serve: Serve,
     environ: dict[str, str],
     fake: AzureOpenAI,
@@ -180,51 +180,49 @@ async def test_a_wrong_audience_is_a_clear_error_that_is_logged_once(
 ) -> None:
     async with serve(environ | {"AZURE_OPENAI_SCOPE": "https://wrong.example/.default"}) as api:
         for _ in range(3):
-            refused(await send_message(api), "upstream_unavailable", "Cognitive Services OpenAI User")
+            assert_access_error(await send_message(api), "upstream_unavailable", "Cognitive Services OpenAI User")
 
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.FAILED] * 3
     assert [record.name for record in caplog.records if record.levelname == "ERROR"] == ["shared.access.identity"]
-    assert not any(minted.token in caplog.text for minted in platform.issued)
-    assert len(platform.issued) == 2  # no third token is asked for within the minute
-    assert len(fake.requests) == 4  # and none is shown again to who has just refused it
+    assert not any(issued.token in caplog.text for issued in platform.issued)
+    assert len(platform.issued) == 2  # no third token is requested within a minute
+    assert len(fake.requests) == 4  # a rejected token is not sent a second time
 
 
-async def test_a_role_that_is_not_there_yet_is_told_and_then_it_works(
-    api: httpx.AsyncClient, fake: AzureOpenAI
-) -> None:
+async def test_missing_role_returns_503_until_the_role_applies(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
     fake.fault(403)
-    refused(await send_message(api), "upstream_unavailable", "Cognitive Services OpenAI User")
+    assert_access_error(await send_message(api), "upstream_unavailable", "Cognitive Services OpenAI User")
 
     await answer(api)
 
 
-async def test_without_an_identity_no_developers_tool_is_asked(
+async def test_developer_tools_are_not_run_in_azure_if_the_identity_fails(
     serve: Serve,
     environ: dict[str, str],
     fake: AzureOpenAI,
     platform: AppService,
     tmp_path: Path,
 ) -> None:
-    asked = tmp_path / "asked"
+    calls = tmp_path / "calls"
     for tool in ("az", "azd", "pwsh"):
-        (tmp_path / tool).write_text(f"#!/bin/sh\necho {tool} >> {asked}\n")
+        (tmp_path / tool).write_text(f"#!/bin/sh\necho {tool} >> {calls}\n")
         (tmp_path / tool).chmod(0o755)
     platform.failing = True
     async with serve(environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as api:
-        refused(await send_message(api), "upstream_unavailable", "Cognitive Services OpenAI User")
+        assert_access_error(await send_message(api), "upstream_unavailable", "Cognitive Services OpenAI User")
         platform.failing = False
         await answer(api)
 
-    assert not asked.exists()
+    assert not calls.exists()
     assert len(fake.requests) == 1
 
 
-# Everything, over https
+# Model service and tables, over HTTPS
 
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[list[str], Path]:
-    """What Azurite is given, and the authority that an app is to trust."""
+    """Azurite's arguments, and the certificate of the authority that the app must trust."""
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
     files = [tmp_path / name for name in ("certificate.pem", "key.pem", "authority.pem")]
@@ -236,7 +234,7 @@ def certificate(tmp_path: Path) -> tuple[list[str], Path]:
 
 @pytest.fixture
 def servers(environ: dict[str, str], certificate: tuple[list[str], Path], tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """The host as a process of its own, and an Azurite that wants tokens: no key is in any setting."""
+    """Starts the host in a separate process, without keys, and an Azurite that requires tokens. Returns both URLs."""
     arguments, authority = certificate
     storage, port = free_port(), free_port()
     del environ["TABLES_CONNECTION_STRING"]
@@ -265,17 +263,17 @@ def servers(environ: dict[str, str], certificate: tuple[list[str], Path], tmp_pa
 async def keyless(servers: tuple[str, str], certificate: tuple[list[str], Path]) -> AsyncIterator[httpx.AsyncClient]:
     host, storage = servers
     async with httpx.AsyncClient(base_url=host, trust_env=False, timeout=MAX_WAIT_S) as client:
-        await _answers(client, storage, certificate[1])
+        await _wait_for_servers(client, storage, certificate[1])
         yield client
 
 
-async def _answers(client: httpx.AsyncClient, storage: str, authority: Path) -> None:
+async def _wait_for_servers(client: httpx.AsyncClient, storage: str, authority: Path) -> None:
     deadline = time.monotonic() + MAX_WAIT_S
-    trusting = ssl.create_default_context(cafile=str(authority))
-    async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=MAX_WAIT_S) as other:
+    tls = ssl.create_default_context(cafile=str(authority))
+    async with httpx.AsyncClient(verify=tls, trust_env=False, timeout=MAX_WAIT_S) as storage_client:
         while True:
             try:
-                await other.get(storage)
+                await storage_client.get(storage)
                 assert (await client.get("/api/health")).status_code == 200
             except httpx.TransportError:
                 assert time.monotonic() < deadline
@@ -284,7 +282,7 @@ async def _answers(client: httpx.AsyncClient, storage: str, authority: Path) -> 
                 return
 
 
-async def test_a_conversation_without_a_key_anywhere(
+async def test_conversation_uses_only_managed_identity(
     keyless: httpx.AsyncClient, environ: dict[str, str], fake: AzureOpenAI, platform: AppService
 ) -> None:
     assert not [name for name in environ if "KEY" in name or "CONNECTION_STRING" in name]
@@ -299,15 +297,15 @@ async def test_a_conversation_without_a_key_anywhere(
     assert ok_json(await keyless.get("/api/sessions/s"))["turns"] == 2
     assert len(platform.tokens(MODEL)) == 2
     assert len(platform.tokens(STORAGE)) >= 2
-    assert {minted.client_id for minted in platform.issued} == {CLIENT_ID}
+    assert {issued.client_id for issued in platform.issued} == {CLIENT_ID}
 
 
-async def test_tables_that_refuse_the_identity_are_a_clear_error_until_they_do_not(
+async def test_identity_rejected_by_tables_returns_503_until_access_is_granted(
     keyless: httpx.AsyncClient, fake: AzureOpenAI, platform: AppService, tmp_path: Path
 ) -> None:
     platform.audiences, platform.lifetime = {STORAGE: "https://wrong.example"}, 1
     for _ in range(2):
-        refused(await send_message(keyless), "storage_unavailable", "Storage Table Data Contributor")
+        assert_access_error(await send_message(keyless), "storage_unavailable", "Storage Table Data Contributor")
     platform.audiences, platform.lifetime = {}, HOUR
     await asyncio.sleep(1.1)
 
@@ -316,11 +314,11 @@ async def test_tables_that_refuse_the_identity_are_a_clear_error_until_they_do_n
     assert len(fake.requests) == 1
     log = (tmp_path / "log").read_text()
     assert log.count("Storage Table Data Contributor") == 1
-    assert not any(minted.token in log for minted in platform.issued)
+    assert not any(issued.token in log for issued in platform.issued)
 
 
-def test_the_fake_model_takes_no_token_but_a_good_one(platform: AppService) -> None:
-    """Or none of the above would show anything."""
+def test_fake_model_service_rejects_invalid_tokens(platform: AppService) -> None:
+    """Without this check the other tests of this file could pass with any token."""
     platform._answer(f"/msi/token?api-version=2019-08-01&resource={MODEL}", {"x-identity-header": platform._secret})
     (token,) = platform.tokens(MODEL)
 

@@ -1,6 +1,7 @@
-"""The Bicep compiler, spoken to over JSON-RPC, so that one process predicts many deployments in the time of one.
+"""Runs the Bicep compiler: its command line, and its JSON-RPC server, which predicts deployments.
 
-`bicep` is looked for on the PATH, then in ../shared/tools beside the checkout.
+One server process predicts many deployments, because starting it takes most of the time. The executable is `bicep` on
+the PATH, or in ../shared/tools beside the checkout.
 """
 
 import contextlib
@@ -16,34 +17,35 @@ from typing import IO, Any
 from local.places import ROOT
 
 JSON = dict[str, Any]
-MISSING = (
-    "NO BICEP COMPILER, SO THE TEMPLATES WERE NOT CHECKED: az bicep install brings it, into ~/.azure/bin, to be put"
-    " on the PATH"
-)
+MISSING = "NO BICEP COMPILER, SO THE TEMPLATES WERE NOT CHECKED: run az bicep install and add ~/.azure/bin to the PATH"
 SUBSCRIPTION = "22222222-2222-2222-2222-222222222222"
 TENANT = "33333333-3333-3333-3333-333333333333"
 
 
 def compiler() -> Path | None:
     beside = ROOT.parent / "shared" / "tools" / "bicep"
-    found = shutil.which("bicep")
-    return Path(found) if found else beside if os.access(beside, os.X_OK) else None
+    if on_path := shutil.which("bicep"):
+        return Path(on_path)
+    return beside if os.access(beside, os.X_OK) else None
 
 
 def bicep(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line, from the root of the checkout."""
-    found = compiler()
-    assert found, MISSING
-    return subprocess.run([str(found), *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    """Runs the command line in the root of the checkout."""
+    executable = compiler()
+    assert executable, MISSING
+    return subprocess.run(
+        [str(executable), *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 class Refused(Exception):
-    """The template refuses these parameters, as Azure would before it deploys anything."""
+    """The template rejects these parameters, as Azure would before it deploys anything."""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a set of parameters would deploy. A value that only Azure knows stays an expression: `[reference(…)]`."""
+    """The predicted resources and outputs of one set of parameters. Values that exist only after a deployment remain
+    expressions, such as `[reference(…)]`."""
 
     resources: Sequence[JSON]
     outputs: Mapping[str, Any]
@@ -57,47 +59,50 @@ class Deployment:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The function app's."""
+        """The app settings of the function app."""
         properties: dict[str, str] = self.one("Microsoft.Web/sites/config")["properties"]
         return properties
 
 
 class Compiler:
-    def __init__(self, requests: IO[bytes], answers: IO[bytes]) -> None:
-        self._requests, self._answers, self._asked = requests, answers, 0
+    def __init__(self, requests: IO[bytes], responses: IO[bytes]) -> None:
+        self._requests, self._responses, self._last_id = requests, responses, 0
 
     def predict(self, parameters: Path) -> Deployment:
         """Raises Refused."""
         scope = {"tenantId": TENANT, "subscriptionId": SUBSCRIPTION, "location": "swedencentral"}
         metadata = {**scope, "resourceGroup": None, "deploymentName": "test"}
-        answer = self._ask("bicep/getSnapshot", path=str(parameters), metadata=metadata, externalInputs=None)
-        if "error" in answer:
-            raise Refused(answer["error"]["data"]["message"])
-        found = json.loads(answer["result"]["snapshot"])
-        assert not found["diagnostics"], found["diagnostics"]
-        return Deployment(found["predictedResources"], found["outputs"])
+        response = self._call("bicep/getSnapshot", path=str(parameters), metadata=metadata, externalInputs=None)
+        if "error" in response:
+            raise Refused(response["error"]["data"]["message"])
+        snapshot = json.loads(response["result"]["snapshot"])
+        assert not snapshot["diagnostics"], snapshot["diagnostics"]
+        return Deployment(snapshot["predictedResources"], snapshot["outputs"])
 
-    def _ask(self, method: str, **parameters: object) -> JSON:
-        self._asked += 1
-        request = {"jsonrpc": "2.0", "id": self._asked, "method": method, "params": [parameters]}
+    def _call(self, method: str, **parameters: object) -> JSON:
+        self._last_id += 1
+        request = {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": [parameters]}
         body = json.dumps(request).encode()
         self._requests.write(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
         self._requests.flush()
         length = 0
-        while header := self._answers.readline().strip():
+        while header := self._responses.readline().strip():
             name, _, value = header.partition(b":")
             length = int(value) if name.lower() == b"content-length" else length
-        assert length, "the compiler ended"
-        answer: JSON = json.loads(self._answers.read(length))
-        return answer
+        assert length, "the compiler exited"
+        response: JSON = json.loads(self._responses.read(length))
+        return response
 
 
 @contextlib.contextmanager
 def running() -> Iterator[Compiler]:
-    found = compiler()
-    assert found, MISSING
+    executable = compiler()
+    assert executable, MISSING
     process = subprocess.Popen(
-        [str(found), "jsonrpc", "--stdio"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [str(executable), "jsonrpc", "--stdio"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert process.stdin
     assert process.stdout

@@ -1,4 +1,4 @@
-"""The triggers that function_app.py declares, as the platform's library indexes them."""
+"""The triggers that function_app.py declares, as the azure-functions library indexes them."""
 
 import json
 import subprocess
@@ -8,24 +8,25 @@ from typing import Any
 
 from local.places import ROOT
 
-# In a process of its own, because an app can be indexed once, and the local host of the tests does that.
+# Runs in a separate process: an app can be indexed only once, and the local host already does so in the tests.
 _INDEX = """
 import json, function_app
 functions = function_app.app.get_functions()
-print(json.dumps({each.get_function_name(): each.get_trigger().get_dict_repr() for each in functions}, default=str))
+triggers = {function.get_function_name(): function.get_trigger().get_dict_repr() for function in functions}
+print(json.dumps(triggers, default=str))
 """
 
 
 @cache
 def triggers() -> dict[str, dict[str, Any]]:
-    """The trigger's binding of each function, by the function's name."""
-    indexed = subprocess.run(
+    """Function name -> its trigger binding."""
+    process = subprocess.run(
         [sys.executable, "-W", "error", "-c", _INDEX], cwd=ROOT, check=True, capture_output=True, text=True
     )
-    found: dict[str, dict[str, Any]] = json.loads(indexed.stdout)
-    return found
+    bindings: dict[str, dict[str, Any]] = json.loads(process.stdout)
+    return bindings
 
 
 def timers() -> dict[str, str]:
-    """The schedule of each timer, by its function's name."""
-    return {name: each["schedule"] for name, each in triggers().items() if each["type"] == "timerTrigger"}
+    """Function name -> schedule, for timer triggers."""
+    return {name: binding["schedule"] for name, binding in triggers().items() if binding["type"] == "timerTrigger"}

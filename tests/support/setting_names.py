@@ -1,15 +1,15 @@
-"""Which environment variables the app's settings read."""
+"""The names of the environment variables that the settings read."""
 
 from typing import Any
 
 from shared.settings import Settings
 
 MINIMAL = {"AZURE_OPENAI_ENDPOINT": "https://name.openai.azure.com", "TABLES_ENDPOINT": "https://name.table.example"}
-"""The fewest variables that the app starts with."""
+"""The required variables."""
 
 
 class RecordingEnvironment(dict[str, str]):
-    """An environment that records the names of the variables that are read."""
+    """Records the name of each variable that is read."""
 
     def __init__(self, environ: dict[str, str]) -> None:
         super().__init__(environ)

@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer says what is wrong with it, and nothing is stored, asked or billed."""
+"""Invalid requests: the error explains the problem, nothing is stored, and the model is not called."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ ONE_APP = settings(max_examples=60, suppress_health_check=[HealthCheck.function_
 LIMIT = 262_144
 URL = {"url": "https://example.com/a.png"}
 SESSION_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-BAD_IDS = [
+INVALID_SESSION_IDS = [
     "",
     ".",
     "..",
@@ -44,7 +44,7 @@ BAD_IDS = [
     "a?b",
     "a%2fb",
     "é",
-    "\N{FULLWIDTH LATIN SMALL LETTER A}",
+    "\uff41",  # fullwidth a
     "\N{ARABIC-INDIC DIGIT ONE}",
     "a\N{ZERO WIDTH SPACE}",
     "a" * 65,
@@ -53,16 +53,16 @@ BAD_IDS = [
 
 
 @pytest.fixture
-async def untouched(tables: Tables, fake: AzureOpenAI) -> AsyncIterator[None]:
-    """Afterwards nothing is stored and the model was asked nothing."""
+async def no_side_effects(tables: Tables, fake: AzureOpenAI) -> AsyncIterator[None]:
+    """Checks after the test that nothing is stored and that the model was not called."""
     yield
     assert [row async for row in all_rows(tables.sessions)] == []
     assert [row async for row in all_rows(tables.usage)] == []
     assert fake.requests == []
 
 
-def refusal(response: httpx.Response, status: int = 400, code: str = "invalid_request") -> tuple[str, str | None]:
-    """The message and the field of a proper refusal."""
+def error_of(response: httpx.Response, status: int = 400, code: str = "invalid_request") -> tuple[str, str | None]:
+    """Checks the error response. Returns its message and its param."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     body = response.json()
@@ -75,7 +75,7 @@ def refusal(response: httpx.Response, status: int = 400, code: str = "invalid_re
     return message, body["error"]["param"]
 
 
-async def post(api: httpx.AsyncClient, body: object) -> httpx.Response:
+async def post_chat(api: httpx.AsyncClient, body: object) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return await api.post("/api/chat", content=content, headers=JSON)
 
@@ -94,7 +94,7 @@ NOT_JSON = [
     b'{"message": "hi"} x',
     b'{"message": "hi",}',
     b'{"message": "\xff"}',
-    b'{"message": "\xed\xa0\x80"}',  # a surrogate, in what looks like UTF-8
+    b'{"message": "\xed\xa0\x80"}',  # a surrogate encoded as if it were UTF-8
     b'{"message": "\\ud83d"}',
     b'{"message": "\\ude00\\ud83d"}',
     b'{"\\ud83d": 1}',
@@ -111,44 +111,44 @@ NOT_JSON = [
 ]
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 class TestBodies:
-    async def test_what_is_not_json_in_utf_8_is_said_to_be_so(
+    async def test_body_that_is_not_utf_8_json_is_rejected(
         self, api: httpx.AsyncClient, subtests: pytest.Subtests
     ) -> None:
         for body in NOT_JSON:
             with subtests.test(body=body[:60]):
-                message, param = refusal(await post(api, body))
+                message, param = error_of(await post_chat(api, body))
                 assert message.startswith("The body is not valid JSON in UTF-8")
                 assert param is None
 
-    async def test_json_that_is_no_object_is_said_to_be_so(self, api: httpx.AsyncClient) -> None:
+    async def test_json_body_that_is_not_an_object_is_rejected(self, api: httpx.AsyncClient) -> None:
         for body in (b"[]", b'[{"message": "hi"}]', b'"hi"', b"5", b"null", b"true"):
-            assert refusal(await post(api, body)) == ("The body is not a JSON object.", None)
+            assert error_of(await post_chat(api, body)) == ("The body is not a JSON object.", None)
 
     @ONE_APP
     @given(st.binary(max_size=60))
-    async def test_no_bytes_upset_it(self, api: httpx.AsyncClient, body: bytes) -> None:
-        refusal(await post(api, body))
+    async def test_random_bytes_return_400(self, api: httpx.AsyncClient, body: bytes) -> None:
+        error_of(await post_chat(api, body))
 
-    async def test_however_deep_a_field_nests_its_type_is_said_to_be_wrong(self, api: httpx.AsyncClient) -> None:
+    async def test_deeply_nested_field_returns_400(self, api: httpx.AsyncClient) -> None:
         for depth in (1, 100, 200, 240, *range(248, 258)):
-            refusal(await post(api, b'{"message": ' + nested(depth) + b"}"))
+            error_of(await post_chat(api, b'{"message": ' + nested(depth) + b"}"))
 
 
-ANYTHING = st.recursive(
+ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=9), values, max_size=3),
     max_leaves=6,
 )
-OF_KIND: dict[str, st.SearchStrategy[Any]] = {
+VALUES_BY_TYPE: dict[str, st.SearchStrategy[Any]] = {
     "bool": st.booleans(),
     "int": st.integers(-(10**20), 10**20),
     "float": st.floats(allow_nan=False, allow_infinity=False).filter(lambda number: not number.is_integer())
     | st.just(1.0),
     "str": st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
-    "list": st.lists(ANYTHING, max_size=2),
-    "dict": st.dictionaries(st.text(max_size=9), ANYTHING, max_size=2),
+    "list": st.lists(ANY_JSON, max_size=2),
+    "dict": st.dictionaries(st.text(max_size=9), ANY_JSON, max_size=2),
 }
 FIELDS = {
     "message": {"str", "list"},
@@ -174,11 +174,11 @@ FIELDS = {
 @st.composite
 def wrong_fields(draw: st.DrawFn) -> tuple[str, Any]:
     field = draw(st.sampled_from(sorted(FIELDS)))
-    kind = draw(st.sampled_from(sorted(OF_KIND.keys() - FIELDS[field])))
-    return field, draw(OF_KIND[kind])
+    type_name = draw(st.sampled_from(sorted(VALUES_BY_TYPE.keys() - FIELDS[field])))
+    return field, draw(VALUES_BY_TYPE[type_name])
 
 
-WRONG: list[tuple[dict[str, Any], str | None, str]] = [
+INVALID_FIELDS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"message": 5}, "message", "should be a string or a list of content parts"),
     ({"message": {"text": "hi"}}, "message", "should be a string or a list of content parts"),
     ({"message": ""}, "message", "should not be empty"),
@@ -226,82 +226,90 @@ WRONG: list[tuple[dict[str, Any], str | None, str]] = [
 ]
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 class TestFields:
     @settings(ONE_APP, max_examples=150)
     @given(wrong_fields())
-    async def test_a_value_of_a_wrong_type_is_told_by_its_field(
-        self, api: httpx.AsyncClient, wrong: tuple[str, Any]
+    async def test_error_names_the_field_of_the_wrong_type(
+        self, api: httpx.AsyncClient, wrong_field: tuple[str, Any]
     ) -> None:
-        field, value = wrong
-        message, param = refusal(await post(api, {"message": "hi", field: value}))
+        field, value = wrong_field
+        message, param = error_of(await post_chat(api, {"message": "hi", field: value}))
         assert param == field
         assert message.startswith(f"{field} should be ")
 
     @ONE_APP
-    @given(st.dictionaries(st.sampled_from(sorted(FIELDS)), ANYTHING, min_size=1, max_size=3))
+    @given(st.dictionaries(st.sampled_from(sorted(FIELDS)), ANY_JSON, min_size=1, max_size=3))
     @example({"message": None})
     @example({"stream": None})
-    async def test_no_values_upset_it(self, api: httpx.AsyncClient, fields: dict[str, Any]) -> None:
+    async def test_random_field_values_return_400(self, api: httpx.AsyncClient, fields: dict[str, Any]) -> None:
         body = {"message": 5} | fields if fields.get("message") and not fields.get("tool_results") else fields
-        refusal(await post(api, body | {"session_id": "a b"}))
+        error_of(await post_chat(api, body | {"session_id": "a b"}))
 
-    async def test_what_is_wrong_is_named_and_said(self, api: httpx.AsyncClient, subtests: pytest.Subtests) -> None:
-        for body, param, said in WRONG:
+    async def test_error_names_the_field_and_the_problem(
+        self, api: httpx.AsyncClient, subtests: pytest.Subtests
+    ) -> None:
+        for body, field, expected in INVALID_FIELDS:
             with subtests.test(body=str(body)[:80]):
-                message, named = refusal(await post(api, body))
-                assert named == param
-                assert said in message
-                assert param is None or param in message or "No tool call" in message
+                message, param = error_of(await post_chat(api, body))
+                assert param == field
+                assert expected in message
+                assert field is None or field in message or "No tool call" in message
 
-    async def test_an_image_is_an_http_or_data_url(self, api: httpx.AsyncClient) -> None:
+    async def test_image_url_must_be_http_or_data(self, api: httpx.AsyncClient) -> None:
         for url in ("ftp://host/a.png", "javascript:alert(1)", "file:///etc/passwd", "data:text/html,x", "a.png", ""):
-            message, param = refusal(await send_message(api, [{"type": "image_url", "image_url": {"url": url}}]))
+            message, param = error_of(await send_message(api, [{"type": "image_url", "image_url": {"url": url}}]))
             assert param == "message[0].image_url.url"
             assert "should begin with https://, http:// or data:image/" in message
 
-    async def test_an_unknown_deployment_is_told_which_there_are(self, serve: Serve, environ: dict[str, str]) -> None:
+    async def test_error_for_unknown_deployment_lists_the_deployments(
+        self, serve: Serve, environ: dict[str, str]
+    ) -> None:
         async with serve(environ | {"AZURE_OPENAI_DEPLOYMENTS": "small=gpt-4.1-mini, large"}) as api:
-            message, param = refusal(await send_message(api, deployment="huge"))
+            message, param = error_of(await send_message(api, deployment="huge"))
         assert param == "deployment"
         assert "'huge'" in message
         assert "Choose one of: chat, large, small." in message
 
 
-def assert_no_id(response: httpx.Response) -> None:
-    message, param = refusal(response)
+def assert_invalid_session_id(response: httpx.Response) -> None:
+    message, param = error_of(response)
     assert param == "session_id"
     assert "1 to 64 letters, digits, dots, underscores or hyphens" in message
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 class TestSessionIds:
-    async def test_a_bad_one_in_the_body_is_refused(self, api: httpx.AsyncClient, subtests: pytest.Subtests) -> None:
-        for session in BAD_IDS:
+    async def test_invalid_session_id_in_body_is_rejected(
+        self, api: httpx.AsyncClient, subtests: pytest.Subtests
+    ) -> None:
+        for session in INVALID_SESSION_IDS:
             with subtests.test(session=session[:70]):
-                assert_no_id(await send_message(api, session=session))
+                assert_invalid_session_id(await send_message(api, session=session))
 
     @pytest.mark.parametrize("method", ["GET", "DELETE"])
-    @pytest.mark.parametrize("rest", ["", "/messages"])
-    async def test_a_bad_one_in_a_path_is_refused(
-        self, api: httpx.AsyncClient, subtests: pytest.Subtests, method: str, rest: str
+    @pytest.mark.parametrize("suffix", ["", "/messages"])
+    async def test_invalid_session_id_in_path_is_rejected(
+        self, api: httpx.AsyncClient, subtests: pytest.Subtests, method: str, suffix: str
     ) -> None:
-        for session in BAD_IDS:
+        for session in INVALID_SESSION_IDS:
             with subtests.test(session=session[:70]):
-                response = await api.request(method, f"/api/sessions/{quote(session, safe='')}{rest}")
-                if session in ("", ".", ".."):  # to the client, or the platform's router, that is no such path
+                response = await api.request(method, f"/api/sessions/{quote(session, safe='')}{suffix}")
+                if session in ("", ".", ".."):  # the client or the platform's router changes this path
                     assert response.status_code in (400, 404)
                 else:
-                    assert_no_id(response)
+                    assert_invalid_session_id(response)
 
     @ONE_APP
     @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=70))
-    async def test_no_text_that_is_no_id_passes_for_one(self, api: httpx.AsyncClient, session: str) -> None:
+    async def test_random_session_id_in_path_is_rejected_unless_valid(
+        self, api: httpx.AsyncClient, session: str
+    ) -> None:
         response = await api.get(f"/api/sessions/{quote(session, safe='')}")
         if re.fullmatch(SESSION_ID, session):
-            refusal(response, 404, "session_not_found")
+            error_of(response, 404, "session_not_found")
         elif session not in (".", ".."):
-            assert refusal(response)[1] == "session_id"
+            assert error_of(response)[1] == "session_id"
 
 
 NOT_JSON_TYPES = [
@@ -316,13 +324,13 @@ NOT_JSON_TYPES = [
 ]
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 class TestContentTypes:
-    async def test_what_another_sites_page_could_send_is_refused(self, api: httpx.AsyncClient) -> None:
+    async def test_content_types_other_than_json_are_rejected_with_415(self, api: httpx.AsyncClient) -> None:
         for content_type in NOT_JSON_TYPES:
             headers = {} if content_type is None else {"content-type": content_type}
             response = await api.post("/api/chat", content=b'{"message": "hi"}', headers=headers)
-            message, _ = refusal(response, 415, "unsupported_media_type")
+            message, _ = error_of(response, 415, "unsupported_media_type")
             assert "Content-Type: application/json" in message
 
 
@@ -331,19 +339,17 @@ async def chunks(size: int) -> AsyncIterator[bytes]:
         yield b" " * min(60_000, size - start)
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 class TestSizes:
     @pytest.mark.parametrize("size", [LIMIT + 1, 1_000_000, 20_000_000])
-    @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "in chunks"])
-    async def test_a_body_that_is_too_large_is_told_so_and_the_caller_reads_it(
-        self, api: httpx.AsyncClient, size: int, chunked: bool
-    ) -> None:
+    @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
+    async def test_too_large_body_returns_413(self, api: httpx.AsyncClient, size: int, chunked: bool) -> None:
         content = chunks(size) if chunked else b" " * size
         response = await api.post("/api/chat", content=content, headers=JSON)
-        message, _ = refusal(response, 413, "message_too_large")
+        message, _ = error_of(response, 413, "message_too_large")
         assert f"larger than {LIMIT} bytes" in message
 
-    async def test_a_caller_that_sends_all_before_it_reads_is_not_cut_off(self, api: httpx.AsyncClient) -> None:
+    async def test_413_reaches_a_client_that_sends_the_whole_body_before_reading(self, api: httpx.AsyncClient) -> None:
         size = 3_000_000
         reader, writer = await asyncio.open_connection("127.0.0.1", api.base_url.port)
         head = f"POST /api/chat?code={FUNCTION_KEY} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
@@ -351,48 +357,48 @@ class TestSizes:
         for _ in range(size // 100_000):
             writer.write(b" " * 100_000)
             await writer.drain()
-            await asyncio.sleep(0.005)  # as a network would: the answer could be there before the end is sent
+            await asyncio.sleep(0.005)  # like a network: the response may come first
         assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
         writer.close()
         await writer.wait_closed()
 
-    async def test_an_image_that_is_too_large_could_be_a_link(self, api: httpx.AsyncClient) -> None:
+    async def test_413_for_inline_image_suggests_a_link(self, api: httpx.AsyncClient) -> None:
         large = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * LIMIT}"}}
-        message, _ = refusal(await send_message(api, [large]), 413, "message_too_large")
+        message, _ = error_of(await send_message(api, [large]), 413, "message_too_large")
         assert "an image can be sent as a link" in message
 
-    @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "in chunks"])
-    async def test_a_body_of_just_the_limit_is_read(self, api: httpx.AsyncClient, chunked: bool) -> None:
+    @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
+    async def test_body_of_exactly_the_limit_is_read(self, api: httpx.AsyncClient, chunked: bool) -> None:
         content = chunks(LIMIT) if chunked else b" " * LIMIT
-        message, _ = refusal(await api.post("/api/chat", content=content, headers=JSON))
+        message, _ = error_of(await api.post("/api/chat", content=content, headers=JSON))
         assert "not valid JSON" in message
 
-    async def test_the_limit_is_a_setting(self, serve: Serve, environ: dict[str, str]) -> None:
+    async def test_max_message_bytes_sets_the_limit(self, serve: Serve, environ: dict[str, str]) -> None:
         async with serve(environ | {"MAX_MESSAGE_BYTES": "1024"}) as api:
-            message, _ = refusal(await send_message(api, "x" * 1_024), 413, "message_too_large")
+            message, _ = error_of(await send_message(api, "x" * 1_024), 413, "message_too_large")
         assert "1024 bytes" in message
 
 
-@pytest.mark.usefixtures("untouched")
-async def test_a_page_size_out_of_range_is_refused(api: httpx.AsyncClient) -> None:
+@pytest.mark.usefixtures("no_side_effects")
+async def test_invalid_page_size_is_rejected(api: httpx.AsyncClient) -> None:
     for limit in ("0", "-1", "", "1.5", "ten", "1e1", "%C2%B2", "+1", "%201", "9" * 11, "101", "null"):
-        message, param = refusal(await api.get(f"/api/sessions/s/messages?limit={limit}"))
+        message, param = error_of(await api.get(f"/api/sessions/s/messages?limit={limit}"))
         assert (message, param) == ("limit is not a whole number from 1 to 100.", "limit")
 
 
-class TestOnASession:
-    """What is refused leaves a session as it was."""
+class TestExistingSession:
+    """An invalid request does not change an existing session."""
 
-    async def test_a_turn_number_out_of_range_is_refused(self, api: httpx.AsyncClient) -> None:
+    async def test_invalid_turn_number_is_rejected(self, api: httpx.AsyncClient) -> None:
         await answer(api)
         for before in ("0", "-1", "", "1.5", "x", "9" * 11, str(10**9 + 1)):
-            assert refusal(await api.get(f"/api/sessions/s/messages?before={before}"))[1] == "before"
+            assert error_of(await api.get(f"/api/sessions/s/messages?before={before}"))[1] == "before"
 
-    async def test_a_refused_post_changes_nothing(
+    async def test_rejected_message_does_not_change_the_session(
         self, api: httpx.AsyncClient, tables: Tables, fake: AzureOpenAI, subtests: pytest.Subtests
     ) -> None:
         await answer(api)
-        before = [row async for row in all_rows(tables.sessions)]
+        rows = [row async for row in all_rows(tables.sessions)]
         for fields in (
             {"message": 5},
             {"message": "hi", "system": "another"},
@@ -401,17 +407,17 @@ class TestOnASession:
             {"tool_results": [{"tool_call_id": "a", "content": "b"}]},
         ):
             with subtests.test(fields=fields):
-                refusal(await post(api, fields | {"session_id": "s"}))
-                assert [row async for row in all_rows(tables.sessions)] == before
+                error_of(await post_chat(api, fields | {"session_id": "s"}))
+                assert [row async for row in all_rows(tables.sessions)] == rows
                 assert len(fake.requests) == 1
 
-    async def test_what_nests_deeply_is_asked_or_refused(self, api: httpx.AsyncClient) -> None:
+    async def test_deeply_nested_tool_returns_200_or_400(self, api: httpx.AsyncClient) -> None:
         statuses = set()
         for depth in (100, 200, 240, *range(245, 256)):
             parameters = b'{"a": ' * depth + b"1" + b"}" * depth
             tool = b'{"type": "function", "function": {"name": "f", "parameters": ' + parameters + b"}}"
-            response = await post(api, b'{"message": "hi", "tools": [' + tool + b"]}")
+            response = await post_chat(api, b'{"message": "hi", "tools": [' + tool + b"]}")
             statuses.add(response.status_code)
             if response.status_code != 200:
-                refusal(response)
+                error_of(response)
         assert statuses == {200, 400}

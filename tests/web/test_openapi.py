@@ -1,4 +1,4 @@
-"""The published contract: it names every route, and what the app answers is what it says."""
+"""The OpenAPI document lists every route, and the responses of the app conform to it."""
 
 import re
 import uuid
@@ -31,7 +31,7 @@ SCHEMA = schemathesis.openapi.from_dict(document())
 
 
 @pytest.fixture(scope="module")
-def base(azurite_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def base_url(azurite_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("openapi")
     with AzureOpenAI() as fake, HostFactory() as host_factory:
         environ = {
@@ -57,38 +57,38 @@ def base(azurite_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     deadline=None,
     derandomize=True,
 )
-def test_whatever_is_asked_is_answered_as_published(case: Any, base: str) -> None:
-    """Valid and invalid requests, of every route."""
-    response = case.call(base_url=base, headers={"authorization": f"Bearer {KEY}"})
+def test_responses_conform_to_the_openapi_document(case: Any, base_url: str) -> None:
+    """Generated requests, valid and invalid, to every route."""
+    response = case.call(base_url=base_url, headers={"authorization": f"Bearer {KEY}"})
     case.validate_response(response, checks=CHECKS)
 
 
-def test_a_day_and_a_turn_are_as_published(base: str) -> None:
-    """With something in them, which no made-up request has."""
-    with httpx.Client(base_url=base, headers={"api-key": KEY}, trust_env=False, timeout=MAX_WAIT_S) as client:
+def test_chat_session_and_daily_usage_conform_to_the_openapi_document(base_url: str) -> None:
+    """With stored data, which generated requests do not reach."""
+    with httpx.Client(base_url=base_url, headers={"api-key": KEY}, trust_env=False, timeout=MAX_WAIT_S) as client:
         today = f"{datetime.now(UTC):%Y-%m-%d}"
-        asked: list[tuple[str, str, str, Any]] = [
+        requests: list[tuple[str, str, str, Any]] = [
             ("POST", "/api/chat", "/api/chat", {"message": "hi", "session_id": "s"}),
             ("GET", "/api/sessions/{session_id}", "/api/sessions/s", None),
             ("GET", "/api/sessions/{session_id}/messages", "/api/sessions/s/messages", None),
             ("GET", "/api/usage/daily/{date}", f"/api/usage/daily/{today}", None),
         ]
-        for method, published, path, body in asked:
+        for method, template, path, body in requests:
             response = client.request(method, path, json=body)
             assert response.status_code == 200
-            SCHEMA[published][method].validate_response(schemathesis.Response.from_httpx(response, verify=False))
+            SCHEMA[template][method].validate_response(schemathesis.Response.from_httpx(response, verify=False))
 
 
-def test_every_route_is_published() -> None:
-    published = {(path[1:], method) for path, methods in document()["paths"].items() for method in methods}
+def test_every_route_is_in_the_openapi_document() -> None:
+    documented = {(path[1:], method) for path, methods in document()["paths"].items() for method in methods}
     declared = (ROOT / "function_app.py").read_text()
     path = r'"((?:api|openai)/[^"]+)"'
     served = {(route, "get") for route in re.findall(rf'public\(\s*"\w+",\s*{path}', declared)}
     for method, route in re.findall(rf'route\(\s*"\w+",\s*"([A-Z]+)",\s*{path}', declared):
         served.add((route, method.lower()))
-    assert published == served - {("api/openapi.json", "get")}
+    assert documented == served - {("api/openapi.json", "get")}
 
 
-async def test_it_is_served_to_anyone(api: httpx.AsyncClient) -> None:
+async def test_openapi_document_needs_no_key(api: httpx.AsyncClient) -> None:
     del api.headers["x-functions-key"]
     assert (await api.get("/api/openapi.json")).json() == document()
