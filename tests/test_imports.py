@@ -14,7 +14,7 @@ APP = sorted(ROOT.glob("shared/**/*.py"))
 AZURE = {  # part of the SDK -> the modules that may import it
     "azure.communication": {"mail/communication_services"},
     "azure.core": {"access/identity", "mail/choose", "mail/communication_services", "storage/tables"},
-    "azure.data": {"services", "storage/tables"},
+    "azure.data": {"services", "storage/entities", "storage/tables"},
     "azure.functions": set[str](),
     "azure.identity": {"access/identity"},
     "azure.monitor": {"telemetry/tracing"},

@@ -16,8 +16,9 @@ from shared.domain.clock import Clock
 from shared.domain.conversation import Deletion, Session
 from shared.errors import VersionConflict
 from shared.storage import session_rows as rows
+from shared.storage.entities import Row
 from shared.storage.sessions import Sessions
-from shared.storage.tables import Row, Table, Write
+from shared.storage.tables import Table, Write
 
 ERASING = "~erasing"
 _STALE = timedelta(minutes=15)  # age of a mark: if its id is not on the head by now, it never will be

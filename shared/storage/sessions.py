@@ -2,16 +2,16 @@
 transaction that checks the head's ETag."""
 
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import replace
 
 from shared.domain.clock import Clock
 from shared.domain.conversation import IdempotencyRecord, Session, Turn
 from shared.domain.window import MAX_TURNS
-from shared.errors import VersionConflict
+from shared.errors import StorageUnavailable, VersionConflict
 from shared.storage import row_size
 from shared.storage import session_rows as rows
-from shared.storage.tables import Row, Table, Write
+from shared.storage.entities import Row
+from shared.storage.tables import Table, Write
 
 MAX_ROWS = 512  # rows read for one turn at most; failed turns count, though they are not replayed
 _PAGE = MAX_TURNS + 1  # the head and all turns of a window: one request in most cases
@@ -73,10 +73,15 @@ class Sessions:
         partition = rows.pointer_partition(record.key)
         while True:
             row: Row = {"PartitionKey": partition, "RowKey": rows.POINTER, "session": session_id}
-            with suppress(VersionConflict):
+            try:
                 await self._table.put({**row, "request": record.request})
+            except (VersionConflict, StorageUnavailable) as error:
+                stored = await self._table.get(partition, rows.POINTER)  # ours, if only the response was lost
+                if stored is None and isinstance(error, StorageUnavailable):
+                    raise
+            else:
                 return session_id, record
-            if stored := await self._table.get(partition, rows.POINTER):
+            if stored:
                 return stored["session"], replace(record, request=stored["request"])
 
     async def commit(

@@ -13,7 +13,8 @@ from shared.domain.conversation import Session, Turn
 from shared.domain.pricing import cost
 from shared.storage import ledger_rows
 from shared.storage import session_rows as rows
-from shared.storage.tables import Row, Table
+from shared.storage.entities import Row
+from shared.storage.tables import Table
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI, Billed
 from tests.support.chat_client import RATES, billed_usage

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import re
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import h11
 
@@ -49,7 +49,19 @@ class Answer:
     after_answer: bool = False
 
 
-Action = Pass | Close | Stall | Answer
+@dataclass(frozen=True)
+class Cut:
+    """Relay the target's answer with only a part of its body, then close. `fraction`: that part, from 0 to 1.
+
+    `framing` says how the body's end would have been recognised: by its length, by a last chunk, or not at all. The
+    answer of a target without a body is relayed whole.
+    """
+
+    fraction: float = 0.5
+    framing: Literal["length", "chunked"] = "length"
+
+
+Action = Pass | Close | Stall | Answer | Cut
 
 
 @dataclass(frozen=True)
@@ -186,6 +198,9 @@ class TcpProxy(Loopback):
                     _drop_connection(wire, action)
                 case Stall(after_answer=True):
                     await _hold(gate, action)
+                case Cut() if answer.body:
+                    gate.arrive()
+                    await _cut(wire, answer, action)
             await _send(wire, answer)
         finally:
             target.close()
@@ -213,6 +228,21 @@ async def _answer(wire: Wire, answer: Answer) -> None:
     await wire.send(
         h11.Response(status_code=answer.status, headers=headers), h11.Data(data=answer.body), h11.EndOfMessage()
     )
+
+
+async def _cut(wire: Wire, answer: Message, cut: Cut) -> NoReturn:
+    assert isinstance(answer.head, h11.Response)
+    body = answer.body[: int(len(answer.body) * cut.fraction)]
+    headers = [
+        (name, value)
+        for name, value in answer.head.headers.raw_items()
+        if name.lower() not in (b"content-length", b"transfer-encoding")
+    ]
+    if cut.framing == "length":
+        headers.append((b"Content-Length", str(len(answer.body)).encode()))
+    await wire.send(h11.Response(status_code=answer.head.status_code, headers=headers), h11.Data(data=body))
+    wire.close()
+    raise ConnectionAbortedError("answer cut by a proxy rule")
 
 
 async def _send(wire: Wire, message: Message) -> None:

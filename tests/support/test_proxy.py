@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import h11
 import httpx
@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.loopback import MAX_WAIT_S, Loopback, Wire
-from tests.support.proxy import Answer, Close, Match, Pass, Stall, TcpProxy
+from tests.support.proxy import Answer, Close, Cut, Match, Pass, Stall, TcpProxy
 
 
 class Store(Loopback):
@@ -126,6 +126,38 @@ async def test_connection_closed_after_answer_means_the_request_was_committed(
         await client.put("/", content="x")
 
     assert store.bodies == [b"x"]
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize("fraction", [0, 0.5, 0.99])
+async def test_cut_answer_ends_within_its_body(
+    store: Store,
+    proxy: TcpProxy,
+    client: httpx.AsyncClient,
+    framing: Literal["length", "chunked"],
+    fraction: float,
+) -> None:
+    proxy.on(Match("PUT"), Cut(fraction, framing))
+
+    received = bytearray()
+
+    async def read(response: httpx.Response) -> None:
+        async for piece in response.aiter_raw():
+            received.extend(piece)
+
+    async with client.stream("PUT", "/", content=b"x") as response:
+        assert (response.status_code, response.headers["x-case"]) == (200, "Preserved")
+        with pytest.raises(httpx.RemoteProtocolError):
+            await read(response)
+
+    assert store.bodies == [b"x"]
+    assert received == b"stored x"[: int(8 * fraction)]
+
+
+async def test_answer_without_a_body_is_not_cut(proxy: TcpProxy, client: httpx.AsyncClient) -> None:
+    proxy.on(Match("DELETE"), Cut())
+
+    assert (await client.delete("/row")).status_code == 204
 
 
 async def test_error_after_answer_means_the_request_was_committed(

@@ -23,11 +23,12 @@ from tests.support.chat_client import (
     until,
 )
 from tests.support.conservation import assert_conserved
-from tests.support.proxy import Answer, Close, Match, TcpProxy
+from tests.support.proxy import Action, Answer, Close, Cut, Match, TcpProxy
 
 pytestmark = pytest.mark.usefixtures("storage")  # started before `api`, so that the app uses the proxy
 
 LOST = Close(after_answer=True)  # committed, response lost
+LOST_OR_CUT = pytest.mark.parametrize("lost", [LOST, Cut(), Cut(framing="chunked")], ids=["lost", "cut", "cut chunk"])
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Requests:
     read: Match
     commit: Match  # the first one of a turn reserves, the last one settles
     head: Match
+    pointer: Match  # the row of an Idempotency-Key without a session_id
     insert_row: Match
     raise_row: Match
 
@@ -47,6 +49,7 @@ def requests(prefix: str) -> Requests:
         read=Match("GET", rf"/{prefix}sessions\(\)"),
         commit=Match("POST", r"/\$batch", f"{prefix}sessions"),
         head=Match("GET", f"/{prefix}sessions.PartitionKey='s',RowKey='head'"),
+        pointer=Match("POST", f"/{prefix}sessions$", "~key-"),
         insert_row=Match("POST", f"/{prefix}usage$"),
         raise_row=Match("PUT", rf"/{prefix}usage\("),
     )
@@ -61,20 +64,27 @@ async def complete_first_turn(api: httpx.AsyncClient, tables: Tables) -> None:
 # The response to a write is lost
 
 
+@LOST_OR_CUT
 @pytest.mark.parametrize("write", ["reserve", "insert_row", "settle", "raise_row"])
 async def test_write_with_a_lost_response_counts_once(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy, requests: Requests, write: str
+    api: httpx.AsyncClient,
+    fake: AzureOpenAI,
+    tables: Tables,
+    storage: TcpProxy,
+    requests: Requests,
+    write: str,
+    lost: Action,
 ) -> None:
     await complete_first_turn(api, tables)
     match write:
         case "reserve":
-            rule = storage.on(requests.commit, LOST)
+            rule = storage.on(requests.commit, lost)
         case "insert_row":
-            rule = storage.on(requests.insert_row, LOST)
+            rule = storage.on(requests.insert_row, lost)
         case "settle":
-            rule = storage.on(requests.commit, LOST, nth=2)
+            rule = storage.on(requests.commit, lost, nth=2)
         case _:
-            rule = storage.on(requests.raise_row, LOST)
+            rule = storage.on(requests.raise_row, lost)
 
     second = await answer(api, "hi")
 
@@ -88,12 +98,13 @@ async def test_write_with_a_lost_response_counts_once(
     await assert_conserved(tables, fake)
 
 
+@LOST_OR_CUT
 async def test_retry_transaction_with_a_lost_response_counts_once(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy, requests: Requests
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy, requests: Requests, lost: Action
 ) -> None:
     await complete_first_turn(api, tables)
     fake.fault(504)
-    rule = storage.on(requests.commit, LOST, nth=2)
+    rule = storage.on(requests.commit, lost, nth=2)
 
     retried = await answer(api, "hi")
 
@@ -103,14 +114,16 @@ async def test_retry_transaction_with_a_lost_response_counts_once(
     await assert_conserved(tables, fake)
 
 
+@LOST_OR_CUT
 async def test_first_turn_of_a_session_counts_once_after_lost_responses(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy, requests: Requests
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy, requests: Requests, lost: Action
 ) -> None:
-    rules = [storage.on(requests.commit, LOST), storage.on(requests.insert_row, LOST)]
+    rules = [storage.on(match, lost) for match in (requests.pointer, requests.commit, requests.insert_row)]
 
-    first = await answer(api)
+    response = await api.post("/api/chat", json={"message": "hi"}, headers={"idempotency-key": "k" * 22})
 
-    assert [rule.hits for rule in rules] == [1, 1]
+    first = ok_json(response)
+    assert [rule.hits for rule in rules] == [1, 1, 1]
     assert first["turn"] == first["session"]["turns"] == 1
     assert first["session"]["cost_usd"] == first["cost_usd"]
     assert [entry.call.state for entry in await closed_ledger(tables)] == [State.SETTLED]
