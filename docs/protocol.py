@@ -22,6 +22,10 @@ Recovery of a call with an expired lease (by the session's next turn, or by the 
 The transaction that raises a call also changes the head's totals, so repeated attempts count each call once.
 A turn spends nothing if its row is not inserted, or is inserted too late by its own clock. The call is then 'failed' in
 S and afterwards in L, where the missing row is inserted unless the deadline has passed.
+Requests with the same Idempotency-Key are one request. A record in S holds the turns that used the key; a reservation
+adds its own in the same transaction and keeps the earlier ones, because a process that was taken for dead may still
+settle its turn. A request looks these turns up after reading the head whose ETag guards its reservation, and replays
+the newest that is answered: so a settlement is either seen, or has changed the head and the reservation fails.
 The lease only prevents concurrent turns. In this model it may expire while its holder is alive, and may be renewed
 late, and the totals are still correct: the accounting does not depend on clocks. Erasing deletes S and keeps L.
 Clearing deletes content and changes no state, so it is not modelled.
@@ -42,6 +46,8 @@ BREAKS = {
     "write-first": "the model is called before the ledger row is inserted",
     "retry": "a retry takes over the turn without settling the first call in the session",
     "orphan": "recovery ignores a ledger row if no session contains its call",
+    "key": "the record of an Idempotency-Key keeps only the latest turn that used it",
+    "key-order": "the turns that used an Idempotency-Key are looked up before the head is read",
 }
 
 
@@ -53,6 +59,7 @@ class Session(NamedTuple):
     settled: int = 0  # head totals: settled calls (represents tokens and cost) and unaccounted calls
     unaccounted: int = 0
     erased: bool = False
+    key: tuple[int, ...] = ()  # the key's record: requests whose turns used it
 
 
 class Process(NamedTuple):
@@ -73,10 +80,17 @@ class State(NamedTuple):
     erased_calls: frozenset[int]  # calls of a session that was erased
     processes: tuple[Process, ...]  # requests, then the timer
     budget: int  # lost responses, failed writes, retries, late renewals and erasures still allowed
+    keyed: bool  # all requests have the same Idempotency-Key
+    overlooked: bool = False  # a turn was reserved although one with its key was answered
 
 
 def state_of(session: Session, call: int) -> str | None:
     return dict(session.calls).get(call)
+
+
+def answered(session: Session, requests: int) -> frozenset[int]:
+    """The requests whose turns are answered."""
+    return frozenset(call % requests for call, state in session.calls if state == "settled")
 
 
 def raise_call(session: Session, call: int, to: str, broken: str = "") -> Session:
@@ -105,7 +119,8 @@ def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
     session, ledger, process = state.session, state.ledger, state.processes[pid]
     own_call, victim = process.call, process.victim
     requests = len(state.processes) - 1
-    resume = "idle" if pid == requests else "read"  # where recovery returns to
+    read = "lookup" if state.keyed and broken == "key-order" else "read"
+    resume = "idle" if pid == requests else read  # where recovery returns to
 
     def move(
         at: str,
@@ -114,10 +129,18 @@ def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
         ledger: Rows = ledger,
         billed: frozenset[int] = state.billed,
         spend: int = 0,
+        overlooked: bool = state.overlooked,
         **fields: Any,
     ) -> State:
         processes = (*state.processes[:pid], process._replace(at=at, **fields), *state.processes[pid + 1 :])
-        return State(session, ledger, billed, state.erased_calls, processes, state.budget - spend)
+        return state._replace(
+            session=session,
+            ledger=ledger,
+            billed=billed,
+            processes=processes,
+            budget=state.budget - spend,
+            overlooked=overlooked,
+        )
 
     def settle(outcome: str) -> str:
         return f"{outcome}-L" if broken == "order" else f"{outcome}-S"
@@ -131,11 +154,16 @@ def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
             if session.erased:
                 yield "create a new session under the erased ID", move("read", session=Session(etag=session.etag + 1))
             elif session.holder is None:
-                yield "read", move("reserve", etag=session.etag)
+                yield "read", move("lookup" if state.keyed and broken != "key-order" else "reserve", etag=session.etag)
             elif session.expired:
                 yield "find an expired lease", move("look", victim=session.holder)
             else:
                 yield "session busy: 409", move("end")
+        case "lookup":
+            if answered(session, requests).intersection(session.key):
+                yield "replay the stored answer", move("end")
+            else:
+                yield "find no stored answer", move("read" if broken == "key-order" else "reserve")
         case "reserve":
             if session.erased or session.etag != process.etag:
                 yield "lose the race: 409", move("end")
@@ -143,9 +171,14 @@ def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
                 after = session._replace(
                     etag=session.etag + 1, holder=own_call, expired=False, calls=(*session.calls, (own_call, "open"))
                 )
-                yield "reserve", move("call" if broken == "write-first" else "insert", session=after)
+                overlooked = state.overlooked
+                if state.keyed:
+                    after = after._replace(key=(own_call,) if broken == "key" else (*session.key, own_call))
+                    overlooked = bool(answered(session, requests))
+                reserved = "call" if broken == "write-first" else "insert"
+                yield "reserve", move(reserved, session=after, overlooked=overlooked)
                 if state.budget:
-                    yield "reserve, response lost", move("reserved?", session=after, spend=1)
+                    yield "reserve, response lost", move("reserved?", session=after, overlooked=overlooked, spend=1)
         case "reserved?":
             yield "read back", move("insert" if session.holder == own_call else "end")
         case "insert":
@@ -257,7 +290,7 @@ def environment_steps(state: State) -> Iterator[tuple[str, State]]:
 
 def recovered(session: Session, ledger: Rows, broken: str) -> State:
     """All processes have ended and the lease has expired: the next turn and the timer recover the remaining calls."""
-    state = State(session._replace(expired=True), ledger, frozenset(), frozenset(), (Process("idle"),), 0)
+    state = State(session._replace(expired=True), ledger, frozenset(), frozenset(), (Process("idle"),), 0, keyed=False)
     victims = [session.holder] if session.holder is not None else []
     victims += [c for c, row in enumerate(ledger) if row in ("open", "unaccounted")]
     for victim in victims:
@@ -269,9 +302,11 @@ def recovered(session: Session, ledger: Rows, broken: str) -> State:
 
 @cache
 def violation(
-    session: Session, ledger: Rows, billed: frozenset[int], erased_calls: frozenset[int], broken: str
+    session: Session, ledger: Rows, billed: frozenset[int], erased_calls: frozenset[int], keyed: bool, broken: str
 ) -> str | None:
     """The invariant that this state violates, or None."""
+    if keyed and (lost := answered(session, len(ledger) // 2).difference(session.key)):
+        return f"request {min(lost)} is answered, but the record of its key has lost its turn: it is paid for again"
     for call in billed:
         if ledger[call] in (None, "abandoned"):
             return f"call {call} was billed, but its ledger row is {ledger[call] or 'missing'}"
@@ -294,13 +329,19 @@ def violation(
 
 
 def explore(requests: int, budget: int, broken: str) -> tuple[int, str | None, list[str]]:
-    processes = (*(Process("read", call=i) for i in range(requests)), Process("idle"))
-    start = State(Session(), (None,) * requests * 2, frozenset(), frozenset(), processes, budget)
-    predecessors: dict[State, tuple[State, str] | None] = {start: None}
-    queue = deque([start])
+    predecessors: dict[State, tuple[State, str] | None] = {}
+    for keyed in (False, True):
+        first = "lookup" if keyed and broken == "key-order" else "read"
+        processes = (*(Process(first, call=i) for i in range(requests)), Process("idle"))
+        start = State(Session(), (None,) * requests * 2, frozenset(), frozenset(), processes, budget, keyed)
+        predecessors[start] = None
+    queue = deque(predecessors)
     while queue:
         state = queue.popleft()
-        if problem := violation(state.session, state.ledger, state.billed, state.erased_calls, broken):
+        problem = violation(state.session, state.ledger, state.billed, state.erased_calls, state.keyed, broken)
+        if state.overlooked:
+            problem = "a request is paid for again although a turn with its key was answered"
+        if problem:
             trace: list[str] = []
             while step := predecessors[state]:
                 state, label = step
