@@ -13,6 +13,7 @@ Run it: `python3 -m local run`. The modules:
     environment   the settings: embedded defaults < local.settings.json < environment variables
     parts         which processes the settings require
     child         one child process: start, watch, stop
+    claim         what a run has for itself, checked before the setup: the state directory and a port
     run           the supervisor of all child processes
     azurite       Azure Table Storage's emulator
     model         a small language model that speaks OpenAI's wire format

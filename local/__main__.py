@@ -59,6 +59,10 @@ def set_up_and_run(command: str, arguments: argparse.Namespace) -> int:
     from local import packages
     from local.places import inside_venv
 
+    if command == "run":
+        from local import claim
+
+        claim.check(arguments.state, arguments.settings)
     packages.prepare(checks=command not in ("run", "chat"))
     if command == "setup":
         return 0

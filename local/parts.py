@@ -98,20 +98,21 @@ def _model(result: Plan, environ: Mapping[str, str]) -> dict[str, str]:
 def free_port() -> int:
     """A free port below the ephemeral ports of Linux, macOS and Windows, so that no outgoing connection takes it before
     the server does."""
-    while port_in_use(port := 20_000 + secrets.randbelow(12_000)):
+    while port_error(port := 20_000 + secrets.randbelow(12_000)):
         pass
     return port
 
 
-def port_in_use(port: int) -> bool:
+def port_error(port: int) -> OSError | None:
+    """Why no server can listen on this port of 127.0.0.1, or None."""
     with socket.socket() as probe:
         if sys.platform != "win32":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closing connection does not count
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
+        except OSError as error:
+            return error
+    return None
 
 
 def healthy(url: str) -> bool:

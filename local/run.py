@@ -14,10 +14,10 @@ from pathlib import Path
 
 from local import places
 from local.child import Child
+from local.claim import CannotStart, claim
 from local.console import say, say_error
-from local.environment import SettingsError, settings_file
-from local.lock import Lock, Locked, hold
-from local.parts import Plan, healthy, plan, port_in_use
+from local.lock import Lock
+from local.parts import Plan, healthy, plan
 
 DRAIN_SECONDS = 230  # the platform closes a request after this time, so no turn takes longer
 STOP_SECONDS = 10
@@ -38,35 +38,17 @@ class NotReady(Exception):
 
 def main(state: str | None = None, settings: str | None = None) -> int:
     """Returns the exit code: 0 after a stop signal, 1 after an error."""
-    state_dir = Path(state).resolve() if state else places.STATE
-    port = _port()
     try:
-        file_settings = settings_file(Path(settings or places.SETTINGS), optional=settings is None)
-        with hold(state_dir / "run.lock") as lock:
-            if port_in_use(port):
-                say_error(f"Port {port} is in use. Free it, or choose another: PORT={port + 1} make run")
-                return 1
-            todo = plan(file_settings, os.environ, state_dir, port)
-            return asyncio.run(Supervisor(todo, state_dir, port, lock).run())
-    except SettingsError as error:
-        say_error(str(error))
-    except Locked as locked:
-        say_error(
-            f"The chat API is already running here, on port {locked.holder.get('port', '?')} "
-            f"(process {locked.holder.get('pid', '?')}). Stop it first."
-        )
-    return 1
+        with claim(state, settings) as claimed:
+            todo = plan(claimed.settings, os.environ, claimed.state, claimed.port)
+            return asyncio.run(Supervisor(todo, claimed.state, claimed.port, claimed.lock).run())
+    except CannotStart as reason:
+        say_error(str(reason))
+        return 1
 
 
 def _log_tail(child: Child) -> str:
     return f"The last lines of {places.shown(child.log)}:\n{child.last_lines()}"
-
-
-def _port() -> int:
-    text = os.environ.get("PORT") or "7071"
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        sys.exit(f"PORT must be a number from 1 to 65535, not {text!r}")
-    return int(text)
 
 
 class Supervisor:

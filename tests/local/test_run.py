@@ -22,10 +22,9 @@ import pytest
 
 from local import __main__ as commands
 from local import azurite, checks, keys, model, packages, places
-from local import run as supervisor
 from local.environment import SettingsError, layered, settings_file
 from local.lock import Locked, hold
-from local.parts import free_port, plan
+from local.parts import free_port, plan, port_error
 from local.places import ROOT
 from tests.support.loopback import MAX_WAIT_S
 
@@ -173,37 +172,68 @@ class TestRunning:
         assert first.process.poll() is None
 
 
-class TestInvalidConfiguration:
-    def test_port_in_use_error_names_the_port_and_the_variable(self, start_run: Callable[..., Run]) -> None:
+class TestBeforeTheSetup:
+    """What is known before anything is installed is reported then, by the standard library alone."""
+
+    def run(self, checkout: Path, *options: str, **environ: str) -> str:
+        """The error message of `local run` in a checkout where nothing is installed, by a Python without packages."""
+        shutil.copytree(ROOT / "local", checkout / "local", dirs_exist_ok=True)
+        result = subprocess.run(
+            [sys.executable, "-S", "-m", "local", "run", *options],
+            cwd=checkout,
+            env={"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1", **environ},  # a setup fails, quickly
+            capture_output=True,
+            text=True,
+            timeout=MAX_WAIT_S,
+        )
+        assert result.returncode == 1
+        assert (result.stdout, (checkout / ".venv").exists()) == ("", False)
+        return result.stderr
+
+    def test_busy_port(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
-            run = start_run(port=port)
-            assert run.wait_for_exit() == 1
-        assert f"Port {port} is in use" in run.output
-        assert "PORT=" in run.output
+            message = self.run(tmp_path, PORT=str(port))
+        other_port = re.fullmatch(
+            rf"Port {port} is in use\. Free it, or choose another: PORT=(\d+) make run\n", message
+        )
+        assert other_port
+        assert int(other_port[1]) != port
+        assert port_error(int(other_port[1])) is None
 
-    def test_non_numeric_port_is_refused(self, start_run: Callable[..., Run]) -> None:
-        run = start_run(PORT="http")
-        assert run.wait_for_exit() == 1
-        assert "PORT must be a number from 1 to 65535, not 'http'" in run.output
+    @pytest.mark.skipif(
+        not isinstance(port_error(1), PermissionError), reason="this user may listen on every port"
+    )
+    def test_port_that_this_user_may_not_use(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path, PORT="1").startswith("Port 1 may not be used here (Permission denied).")
 
+    @pytest.mark.parametrize("port", ["http", "0", "65536", "-1", "7071.0"])
+    def test_port_that_is_no_port_number(self, tmp_path: Path, port: str) -> None:
+        assert self.run(tmp_path, PORT=port) == f"PORT must be a number from 1 to 65535, not {port!r}\n"
+
+    def test_malformed_settings_file(self, tmp_path: Path) -> None:
+        (tmp_path / "local.settings.json").write_text('{"Values": {"A": "b",}}')
+        message = self.run(tmp_path, PORT=str(free_port()))
+        assert re.match(r"local\.settings\.json is not valid JSON: .*\(line 1, column \d+\)\n", message)
+
+    def test_missing_settings_file_of_the_command_line(self, tmp_path: Path) -> None:
+        assert "cannot read no.json" in self.run(tmp_path, "--settings", "no.json", PORT=str(free_port()))
+
+    def test_run_in_progress(self, tmp_path: Path) -> None:
+        with hold(tmp_path / ".local" / "run.lock") as lock:
+            lock.write(port=7075)
+            message = self.run(tmp_path, PORT=str(free_port()))
+        assert message == (
+            f"The chat API is already running here, on port 7075 (process {os.getpid()}). Stop it first.\n"
+        )
+
+
+class TestInvalidConfiguration:
     def test_malformed_setting_is_reported_before_ready(self, start_run: Callable[..., Run]) -> None:
         run = start_run(PRICES='{"smollm2-135m": {"input": 1}}')
         assert run.wait_for_exit() == 1
         assert "PRICES is malformed: 'smollm2-135m' needs input and output" in run.output
         assert "Ready on" not in run.output
-
-    def test_missing_settings_file_given_on_the_command_line_is_an_error(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert supervisor.main(str(tmp_path / "state"), str(tmp_path / "nope.json")) == 1
-        assert "cannot read nope.json" in capsys.readouterr().err
-
-    def test_malformed_settings_file_error_names_line_and_column(self, start_run: Callable[..., Run]) -> None:
-        run = start_run(settings='{"Values": {"A": "b",}}')
-        assert run.wait_for_exit() == 1
-        assert re.search(r"settings\.json is not valid JSON: .*\(line 1, column \d+\)", run.output)
-        assert "Traceback" not in run.output
 
 
 class TestSettingsFile:
