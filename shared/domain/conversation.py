@@ -112,6 +112,12 @@ class Turn:
         return totals.cost if self._settled and not totals.unpriced_turns else None
 
     @property
+    def answered(self) -> bool:
+        """True if it has a complete answer."""
+        has_answer = bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        return has_answer and self.finish_reason not in (None, "error")
+
+    @property
     def replayable(self) -> bool:
         """True if later prompts include this turn."""
         return self.call.state is State.SETTLED and self.finish_reason != "content_filter" and bool(self.messages)
@@ -139,12 +145,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdempotencyRecord:
-    """A used Idempotency-Key: the number of the turn that used it (0 if none has yet) and the SHA-256 of its
-    request."""
+    """A used Idempotency-Key: the SHA-256 of its request, and the turns that used it, in ascending order: the latest,
+    and those earlier ones that may still be answered, because their process has not stored a result yet."""
 
     key: str  # SHA-256 of caller and key
     request: str
-    turn: int = 0
+    turns: tuple[int, ...] = ()
     etag: str = field(default="", compare=False)
 
 

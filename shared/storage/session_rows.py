@@ -128,11 +128,13 @@ def from_record(session_id: str, record: IdempotencyRecord) -> Row:
     return {
         "PartitionKey": session_id,
         "RowKey": record_key(record.key),
-        "turn": record.turn,
+        "turn": record.turns[-1],
+        "earlier_turns": json_text(record.turns[:-1]) if record.turns[1:] else None,
         "request": record.request,
     }
 
 
 def to_record(row: Row) -> IdempotencyRecord:
     key = row["RowKey"].removeprefix("used-")
-    return IdempotencyRecord(key=key, request=row["request"], turn=row["turn"], etag=row["etag"])
+    turns = (*orjson.loads(row.get("earlier_turns", "[]")), row["turn"])
+    return IdempotencyRecord(key=key, request=row["request"], turns=turns, etag=row["etag"])

@@ -1,9 +1,13 @@
 """Idempotency-Key: a repeated request with the same key gets the stored answer.
 
+Several turns may have used a key: the earlier ones were interrupted, and the process of each may still settle it, for
+example if it could not reach storage for longer than its lease. docs/protocol.py shows what breaks without them.
+
 https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
 """
 
-from shared.domain.calls import State
+from dataclasses import replace
+
 from shared.domain.conversation import IdempotencyRecord, Session, Turn
 from shared.domain.hashing import sha256_hex
 from shared.errors import IdempotencyMismatch, InvalidRequest
@@ -41,8 +45,17 @@ def check_same_request(new: IdempotencyRecord, stored: IdempotencyRecord) -> Non
         )
 
 
-async def answered_turn(sessions: Sessions, session: Session, record: IdempotencyRecord) -> Turn | None:
-    """The turn that answered this key; None if there is none, or it failed or is unaccounted: the request may then be
-    retried."""
-    turn = await sessions.turn(session.id, record.turn) if record.turn else None
-    return turn if turn and turn.call.state is State.SETTLED else None
+async def answered_turn(
+    sessions: Sessions, session: Session, record: IdempotencyRecord
+) -> tuple[Turn | None, IdempotencyRecord]:
+    """The newest turn that answered this key. None if there is none: the request may then be retried, with the returned
+    record of the turns that may still be answered. Read the session before: its version guards the reservation against
+    a turn that is answered after this."""
+    unfinished: list[int] = []
+    for number in reversed(record.turns):
+        turn = await sessions.turn(session.id, number)
+        if turn and turn.answered:
+            return turn, record
+        if turn and turn.finished is None:
+            unfinished.insert(0, number)
+    return None, replace(record, turns=tuple(unfinished))

@@ -154,20 +154,24 @@ class LeasedTurn:
             return retrying
 
     async def _settle(self, call: Call, result: TurnResult) -> tuple[Session, Turn]:
-        while raised := raise_call(self.session, self.turn, call):
-            session, turn = raised
-            answered = turn.with_result(result)
-            cleared = turn.number <= session.cleared_through
+        while settled := self._settled(call, result):
+            session, turn = settled
             try:
-                await self._commit(session, turn if cleared else answered)
+                await self._commit(session, turn)
             except VersionConflict:
                 if not await self._read_again():
-                    return session, answered
-            else:
-                return self.session, answered if cleared else self.turn
-        # Already stored: an earlier attempt was committed without a response, or recovery raised the call as high.
-        complete = self.turn.finished and self.turn.messages
-        return self.session, self.turn if complete else self.turn.with_result(result)
+                    return session, turn.with_result(result)
+        # The caller gets the whole answer, even if the stored one was cut to fit, or cleared.
+        return self.session, self.turn.with_result(result)
+
+    def _settled(self, call: Call, result: TurnResult) -> tuple[Session, Turn] | None:
+        """What is to be stored; None if it is stored already, for example by an attempt whose response was lost. The
+        result is stored even if recovery has raised the call as high meanwhile."""
+        raised = raise_call(self.session, self.turn, call)
+        session, turn = raised or (self.session, self.turn)
+        if turn.number <= session.cleared_through or turn.finished:
+            return raised
+        return session, turn.with_result(result)
 
     async def _commit(self, session: Session, turn: Turn) -> None:
         self.session, self.turn = await self._sessions.commit(session, turn)

@@ -79,10 +79,10 @@ class Reservations:
             if session.deletion:
                 await self._deletions.finish(session)
                 continue
-            if record and (answered := await answered_turn(self._sessions, session, record)):
-                if not answered.messages or (session.lease and answered.find(session.lease.call)):
-                    continue  # it was cleared, or settled, after the head was read
-                return Replay(session, answered)
+            if record:
+                answered, record = await answered_turn(self._sessions, session, record)
+                if answered and (current := await self._sessions.head(session_id)):
+                    return Replay(current, answered)
             if session.lease is None:
                 return await self._commit(self._planned(request, self._with_deployment(session), turns), record)
             if session.busy(now := self._clock.now()):
@@ -164,7 +164,7 @@ class Reservations:
     async def _commit(self, planned: _Planned, record: IdempotencyRecord | None) -> LeasedTurn:
         session, turn = planned.session, planned.turn
         if record:
-            record = replace(record, turn=turn.number)
+            record = replace(record, turns=(*record.turns, turn.number))
         try:
             session, turn = await self._sessions.commit(session, turn, record)
         except (VersionConflict, StorageUnavailable) as error:

@@ -29,9 +29,11 @@ class TestRoundTrips:
     def test_turn_reads_back_as_written(self, session_id: str, turn: Turn) -> None:
         assert rows.to_turn(stored(rows.from_turn(session_id, turn))) == turn
 
-    @given(SESSION_IDS, HASHES, st.integers(0, 10**9))
-    def test_idempotency_record_reads_back_as_written(self, session_id: str, hashed: str, turn: int) -> None:
-        record = IdempotencyRecord(key=hashed, request=hashed, turn=turn)
+    @given(SESSION_IDS, HASHES, st.lists(st.integers(1, 10**9), min_size=1, max_size=3).map(tuple))
+    def test_idempotency_record_reads_back_as_written(
+        self, session_id: str, hashed: str, turns: tuple[int, ...]
+    ) -> None:
+        record = IdempotencyRecord(key=hashed, request=hashed, turns=turns)
         assert rows.to_record(stored(rows.from_record(session_id, record))) == record
 
     async def test_head_and_turn_read_back_from_the_table_service_as_written(self, tables: Tables) -> None:
@@ -98,6 +100,16 @@ class TestStoredNames:
         row = rows.from_session(replace(self.SESSION, first_key="0a1b"))
         assert row["first_key"] == rows.pointer_partition("0a1b") == "~key-0a1b"
         assert rows.to_session(stored(row)).first_key == "0a1b"
+
+    def test_idempotency_record_of_one_turn_has_the_columns_of_0_1_0(self) -> None:
+        record = IdempotencyRecord(key="0a1b", request="r", turns=(3,))
+        row = stored(rows.from_record("s", record))
+        assert row == {"PartitionKey": "s", "RowKey": "used-0a1b", "turn": 3, "request": "r", "etag": "e"}
+        assert rows.to_record(row) == record
+
+    def test_idempotency_record_of_several_turns_names_the_latest_where_0_1_0_reads_it(self) -> None:
+        row = rows.from_record("s", IdempotencyRecord(key="0a1b", request="r", turns=(1, 2, 7)))
+        assert (row["turn"], row["earlier_turns"]) == (7, "[1,2]")
 
     def test_deletion_columns_keep_their_stored_names(self) -> None:
         row = stored(rows.from_session(replace(self.SESSION, deletion=Deletion(id="r", erase=True))))
