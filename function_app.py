@@ -1,4 +1,4 @@
-"""Every trigger of the app on one screen: name, method, route, who may call it, and the function that answers."""
+"""All triggers of the app: name, method, route, authentication and handler."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +29,7 @@ def route(
 
 
 def public(name: str, path: str, handler: Callable[[Request], Response]) -> None:
-    """A GET for anyone. It needs no setting."""
+    """A GET route without authentication. It needs no settings."""
 
     async def function(req: Request) -> Response:
         return handler(req)
@@ -72,6 +72,6 @@ async def daily_cost_summary(timer: func.TimerRequest) -> None:
     await services().delivery.send_due()
 
 
-@app.timer_trigger("timer", "0 5/15 * * * *")  # every 15 minutes, not on the hour, when the email is likely to be due
+@app.timer_trigger("timer", "0 5/15 * * * *")  # every 15 minutes, but not on the hour, when the email is usually due
 async def maintenance(timer: func.TimerRequest) -> None:
     await services().maintenance.run()

@@ -23,8 +23,8 @@ class Environment:
         if value.startswith("@Microsoft.KeyVault("):
             raise UnresolvedReference(
                 name,
-                "still reads @Microsoft.KeyVault(…): the platform could not resolve the reference. Check that the"
-                " app's identity may read the vault's secrets and that keyVaultReferenceIdentity names it.",
+                "is a Key Vault reference that the platform could not resolve. Check that the app's identity may read"
+                " the vault's secrets, and that keyVaultReferenceIdentity names this identity.",
             )
         return value or None
 
@@ -40,7 +40,7 @@ class Environment:
     def required(self, name: str, parse: Callable[[str], T]) -> T:
         value = self.optional(name, parse)
         if value is None:
-            raise SettingsError(name, "is not set. local.settings.sample.json says what it should be.")
+            raise SettingsError(name, "is not set. docs/settings.md describes it.")
         return value
 
     def parsed(self, name: str, parse: Callable[[str], T], default: T) -> T:

@@ -1,24 +1,24 @@
-"""Errors as values: each class has a stable `code` and the HTTP `status` that it is answered with.
+"""Errors as values: each class has a stable `code` and the HTTP `status` of its response.
 
 ChatError
-├── InvalidRequest         400 the request is wrong; `param` names the field
-│   ├── ContentFiltered    400 the service's content filter stopped the prompt
-│   └── ContextTooLong     400 the conversation does not fit the model, even shortened
+├── InvalidRequest         400 the request is invalid; `param` names the field
+│   ├── ContentFiltered    400 the model service's content filter stopped the prompt
+│   └── ContextTooLong     400 the prompt exceeds the model's context window, even after shortening
 ├── Unauthorized           401 no API key, or an invalid one
-├── ModelNotFound          404 the OpenAI-compatible routes know no such model
-├── SessionNotFound        404 unknown, erased, being erased, or owned by another caller: callers can't tell which
+├── ModelNotFound          404 openai/* only: unknown model
+├── SessionNotFound        404 unknown, erased, being erased, or owned by another caller (the same error for all)
 ├── SessionBusy            409 another turn of this session is running
-├── MessageTooLarge        413 more than this service accepts, or more than storage can hold
+├── MessageTooLarge        413 the request body is too large, or the turn does not fit into storage
 ├── UnsupportedMediaType   415 the body is not application/json
-├── IdempotencyMismatch    422 the key was used with another request
-├── StorageUnavailable     503 table storage can't be reached
-└── UpstreamFailure        a service that this app calls failed; `maybe_billed`: whether the attempt may cost money
+├── IdempotencyMismatch    422 the idempotency key was used with another request
+├── StorageUnavailable     503 Table Storage is unavailable or rejects the app
+└── UpstreamFailure        the model or email service failed; `maybe_billed`: True if the attempt may cost money
     ├── RateLimited        429
     ├── UpstreamError      502
     ├── UpstreamUnavailable 503
     └── UpstreamTimeout    504
 
-VersionConflict is internal: storage raises it where a row is not the version that was read.
+VersionConflict is internal: storage raises it if a row has changed since it was read.
 """
 
 import math
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResponse:
-    """An error as the model service answered it. `headers`: those that callers may see."""
+    """An error response of the model service. `headers`: those that callers may see."""
 
     status: int
     headers: Mapping[str, str]
@@ -39,7 +39,7 @@ class ChatError(Exception):
     """Base of every error that a caller may see.
 
     `code` is stable and machine-readable; `message` says what is wrong and what to do; `param` names the offending
-    field; `retry_after` is in seconds; `upstream` is the model service's own answer, for callers that use its format.
+    field; `retry_after` is in seconds; `upstream` is the model service's own response, for callers that use its format.
     """
 
     code = "internal_error"
@@ -81,7 +81,7 @@ class SessionNotFound(ChatError):
     status = 404
 
     def __init__(self) -> None:
-        super().__init__("There is no such session. POST to api/chat to begin one.", param="session_id")
+        super().__init__("Session not found. Start one with POST api/chat.", param="session_id")
 
 
 class SessionBusy(ChatError):
@@ -90,7 +90,7 @@ class SessionBusy(ChatError):
 
     def __init__(self, retry_after: int = 1) -> None:
         super().__init__(
-            "Another turn of this session is running. Wait for it to finish, then send this again.",
+            "Another turn of this session is running. Wait for it to finish, then retry.",
             param="session_id",
             retry_after=retry_after,
         )
@@ -101,7 +101,7 @@ class MessageTooLarge(ChatError):
     status = 413
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason} Send less; an image can be sent as a link.")
+        super().__init__(f"{reason} Send less, or send images as links.")
 
 
 class UnsupportedMediaType(ChatError):
@@ -120,7 +120,7 @@ class StorageUnavailable(ChatError):
 
     def __init__(
         self,
-        message: str = "The conversation store can't be reached just now. Send this again in a few seconds.",
+        message: str = "Table storage is unavailable. Retry in a few seconds.",
         *,
         retry_after: int = 5,
     ) -> None:
@@ -128,10 +128,10 @@ class StorageUnavailable(ChatError):
 
 
 class UpstreamFailure(ChatError):
-    """The model service did not answer as it should.
+    """A service that this app calls failed.
 
-    `maybe_billed`: the attempt may have cost money, so its call is unaccounted rather than failed. `pause`: seconds
-    that the service asks to wait.
+    `maybe_billed`: the attempt may have cost money, so its call is unaccounted and not failed. `pause`: the seconds of
+    the service's Retry-After.
     """
 
     code = "upstream_error"
@@ -168,4 +168,4 @@ class UpstreamTimeout(UpstreamFailure):
 
 
 class VersionConflict(Exception):
-    """A row is not as it was read: it exists already, is gone, or has another version. Read it again."""
+    """A row has changed since it was read: it exists already, is deleted, or has another version. Read it again."""

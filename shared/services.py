@@ -1,5 +1,5 @@
-"""The composition root: every adapter, built from the settings on first use and never at import, so that a missing
-setting is an error response and not an app without functions."""
+"""The composition root. Every adapter is built from the settings on first use, not at import, so that a missing setting
+causes an error response and not an app without functions."""
 
 import asyncio
 import logging
@@ -47,13 +47,13 @@ CLOCK: Clock = SystemClock()
 _STORAGE_RETRY = {"retry_total": 3, "retry_backoff_factor": 0.2, "connection_timeout": 5, "read_timeout": 15}
 
 
-# Their INFO lines for every request hold session ids, and each line is paid for.
+# They log every request at INFO, with session IDs, and Azure bills for each line.
 for _verbose in ("azure", "httpx2", "openai"):
     logging.getLogger(_verbose).setLevel(logging.WARNING)
 
 
 class Services:
-    """What the triggers use. Belongs to the event loop that it was built in."""
+    """All objects that the triggers use. They belong to the event loop in which they were built."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.settings = settings
@@ -166,8 +166,8 @@ _current: Services | None = None
 
 
 def services() -> Services:
-    """The app's services. Raises SettingsError where a setting is missing or malformed, UpstreamUnavailable where the
-    platform has not resolved one yet, as in the first minutes after a deployment."""
+    """The app's services. Raises SettingsError if a setting is missing or malformed, and UpstreamUnavailable if the
+    platform has not resolved a Key Vault reference yet, as in the first minutes after a deployment."""
     global _current
     if _current is None:
         _current = Services(_settings(), CLOCK)
@@ -180,12 +180,12 @@ def _settings() -> Settings:
         return Settings.from_env(os.environ)
     except UnresolvedReference as error:
         log.error("%s", error)  # noqa: TRY400 - the message is complete
-        message = f"The app can't read {error.name} from Key Vault. See Troubleshooting in the README."
+        message = f"The app can't read {error.name} from Key Vault. See '503: Key Vault' in docs/troubleshooting.md."
         raise UpstreamUnavailable(message, maybe_billed=False, pause=30) from error
 
 
 async def close() -> None:
-    """Finish the running turns and close everything; the next use builds anew."""
+    """Finish the running turns and close every connection. The next use builds new services."""
     global _current
     if _current is not None:
         closing, _current = _current, None
@@ -193,21 +193,21 @@ async def close() -> None:
 
 
 def _finish_on_sigterm() -> None:
-    """Hold SIGTERM back until the running turns are finished, then hand it on to the previous handler.
+    """Delay SIGTERM until the running turns are finished, then pass it to the previous handler.
 
-    The platform's worker waits for its open responses only, and a turn whose caller hung up has none.
+    The platform's worker waits only for open responses, and a turn whose client disconnected has none.
     """
-    loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+    loop, previous = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
 
     def forward(_: object) -> None:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
         signal.raise_signal(signal.SIGTERM)
 
-    def hold(number: int, frame: FrameType | None) -> None:
+    def finish(number: int, frame: FrameType | None) -> None:
         log.info("finishing the running turns")
         loop.call_soon_threadsafe(lambda: loop.create_task(close()).add_done_callback(forward))
 
     try:
-        signal.signal(signal.SIGTERM, hold)
-    except ValueError:  # not the main thread: the program that runs this loop decides when it ends
+        signal.signal(signal.SIGTERM, finish)
+    except ValueError:  # not the main thread: the program that runs this loop handles signals
         log.debug("no signal handler outside the main thread")

@@ -1,7 +1,8 @@
 """Parsers of single settings: text in, a checked value out.
 
-A parser gets text that is stripped and not empty, and raises ValueError, or decimal.InvalidOperation for a price, where
-it is malformed. The message does not name the setting: `shared.settings` adds the name. It never repeats a secret.
+A parser gets text that is stripped and not empty. It raises ValueError if the text is malformed, or
+decimal.InvalidOperation for a price. The message does not name the setting (`shared.environment` adds the name) and
+never repeats a secret.
 """
 
 import json
@@ -14,8 +15,8 @@ from shared.domain.calls import Rates, ReasoningEffort
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a deployment or of a key
 
-# The subset of RFC 5321 that needs no escaping in a header: ASCII, no quotes, and no `?`, which begins an encoded word
-# (=?utf-8?q?…?=, RFC 2047).
+# The subset of RFC 5321 that needs no escaping in a header: ASCII, no quotes, and no `?`, which is part of an encoded
+# word (=?utf-8?q?…?=, RFC 2047).
 _ATOM, _LABEL = r"[A-Za-z0-9!#$%&'*+/=^_`{|}~-]+", "[A-Za-z0-9_-]+"
 EMAIL_ADDRESS = re.compile(rf"{_ATOM}(\.{_ATOM})*@{_LABEL}(\.{_LABEL})*")
 
@@ -31,7 +32,7 @@ class SettingsError(Exception):
 
 
 class UnresolvedReference(SettingsError):
-    """The setting is a Key Vault reference that the platform has not resolved, or not yet."""
+    """The setting is a Key Vault reference that the platform has not resolved."""
 
 
 def parse_whole_number(value: str, *, minimum: int, maximum: int) -> int:
@@ -50,7 +51,7 @@ def parse_model_endpoints(value: str) -> tuple[str, ...]:
     """Comma-separated URLs to base URLs that end in /v1/, in the same order."""
     urls = [url.strip() for url in value.split(",") if url.strip()]
     if not urls:
-        raise ValueError("it holds no URL.")
+        raise ValueError("it contains no URL.")
     return tuple(map(_model_endpoint, urls))
 
 
@@ -58,10 +59,10 @@ def _model_endpoint(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.port == 0:
         raise ValueError(f"{url!r} is not a URL such as https://NAME.openai.azure.com.")
-    if "@" in parts.netloc:  # the message leaves the password out
-        raise ValueError("a URL in it holds a name or password: AZURE_OPENAI_API_KEY is the place of a key.")
+    if "@" in parts.netloc:  # the message must not repeat the password
+        raise ValueError("a URL in it contains a name or password. Set the key in AZURE_OPENAI_API_KEY instead.")
     if parts.query or parts.fragment:
-        raise ValueError(f"{url!r} has something behind its path: leave that out.")
+        raise ValueError(f"{url!r} has a query or a fragment. Remove it.")
     path = parts.path.rstrip("/")
     if path.endswith("/v1"):
         return f"{parts.scheme}://{parts.netloc}{path}/"
@@ -78,13 +79,13 @@ def is_remote_cleartext(url: str) -> bool:
 
 def parse_api_key(value: str) -> str:
     if not value.isascii() or not value.isprintable():  # it is sent as an HTTP header
-        raise ValueError("it holds characters that no key has.")
+        raise ValueError("it contains characters other than printable ASCII.")
     return value
 
 
 def parse_reasoning_effort(value: str) -> ReasoningEffort:
     if value not in get_args(ReasoningEffort):
-        raise ValueError(f"{value!r} is none of {', '.join(get_args(ReasoningEffort))}.")
+        raise ValueError(f"{value!r} is not one of {', '.join(get_args(ReasoningEffort))}.")
     return cast(ReasoningEffort, value)
 
 
@@ -100,13 +101,13 @@ def parse_deployments(value: str) -> dict[str, str]:
 
 
 def parse_prices(value: str) -> dict[str, Rates]:
-    """A JSON object of deployment or model -> USD per 1,000,000 tokens by kind. Amounts stay exact, never a float."""
+    """A JSON object of deployment or model -> USD per 1,000,000 tokens by kind. Amounts are exact, never floats."""
     try:
         prices = json.loads(value, parse_float=Decimal)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"it is not JSON ({error}).") from error
     if not isinstance(prices, dict):
-        raise ValueError('it should be a JSON object such as {"gpt-5.4-mini": {"input": 0.75, "output": 4.5}}.')
+        raise ValueError('it must be a JSON object such as {"gpt-5.4-mini": {"input": 0.75, "output": 4.5}}.')
     return {name: _rates(name, amounts) for name, amounts in prices.items()}
 
 
@@ -128,9 +129,11 @@ def _rate(name: str, kind: str, amount: object) -> Decimal:
     if isinstance(amount, bool) or not isinstance(amount, int | Decimal | str):
         raise ValueError(f"{kind} of {name!r} is not a number.")
     rate = Decimal(amount)
-    # At most 6 digits before the point and 12 after it: costs and totals are exact in Decimal's 28 digits.
+    # At most 6 digits before the decimal point and 12 after it: costs and totals stay exact in Decimal's 28 digits.
     if not rate.is_finite() or not 0 <= rate < 1_000_000 or rate != round(rate, 12):
-        raise ValueError(f"{kind} of {name!r} is not an amount of USD with at most 12 digits after the point.")
+        raise ValueError(
+            f"{kind} of {name!r} is not an amount in USD from 0 to below 1,000,000 with at most 12 decimals."
+        )
     return rate
 
 
@@ -142,10 +145,10 @@ def parse_tables_endpoint(value: str) -> str:
 
 
 def parse_storage_connection_string(value: str) -> str:
-    """The value itself. It holds a key or a signature, so no message repeats a part of it."""
+    """Returns the value itself. It contains a key or a signature, so messages repeat no part of it."""
     parts = [part.partition("=") for part in value.split(";") if part.strip()]
-    if not all(name.strip() and rest.strip() for name, _, rest in parts):
-        raise ValueError("it has a part that is not name=value.")
+    if not all(name.strip() and text.strip() for name, _, text in parts):
+        raise ValueError("a part of it is not name=value.")
     names = {name.strip().lower() for name, _, _ in parts}
     if value.lower() != "usedevelopmentstorage=true" and not (
         {"accountname", "accountkey"} <= names or {"tableendpoint", "sharedaccesssignature"} <= names
@@ -157,7 +160,7 @@ def parse_storage_connection_string(value: str) -> str:
 def parse_table_prefix(value: str) -> str:
     # https://learn.microsoft.com/rest/api/storageservices/understanding-the-table-service-data-model#table-names
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,54}", value):
-        raise ValueError(f"{value!r} is not a letter and up to 54 letters or digits.")
+        raise ValueError(f"{value!r} must begin with a letter, followed by up to 54 letters or digits.")
     return value
 
 
@@ -181,5 +184,5 @@ def parse_email_addresses(value: str) -> tuple[str, ...]:
 
 def parse_email_address(value: str) -> str:
     if not EMAIL_ADDRESS.fullmatch(value):
-        raise ValueError(f"{value!r} is not an e-mail address.")
+        raise ValueError(f"{value!r} is not an email address.")
     return value

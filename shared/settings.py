@@ -1,8 +1,8 @@
-"""The app's settings in groups, and the environment variable that each comes from.
+"""The app's settings in groups, and the environment variable of each.
 
 Each group reads its own variables and checks those that depend on each other. The environment is passed in as a
 mapping; nothing here reads `os.environ`. A variable that is empty or blank counts as absent. All variables are
-described in `local.settings.sample.json` and in the README.
+described in docs/settings.md and, briefly, in local.settings.sample.json.
 """
 
 from collections.abc import Mapping
@@ -47,17 +47,17 @@ MAX_MESSAGE_BYTES = 500_000  # upper limit of that setting: a system prompt of t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """The model service: where it is, how to sign in, what may be called. `timeout` is in seconds, for the first byte
+    """The model service: endpoints, authentication, deployments, prices. `timeout` is in seconds, for the first byte
     and between chunks; `prices` are in USD per 1,000,000 tokens, by deployment or model."""
 
     endpoints: tuple[str, ...]  # base URLs that end in /v1/, in order of preference
-    api_key: str | None = field(repr=False)  # None: sign in with the app's identity
+    api_key: str | None = field(repr=False)  # None: authenticate with the app's identity
     scope: str  # of the identity's access tokens
     deployment: str  # the default
-    deployments: Mapping[str, str]  # deployment -> model or model@version; "" where the model is not configured
+    deployments: Mapping[str, str]  # deployment -> model or model@version; "" if the model is not configured
     timeout: float
     max_retries: int  # attempts after the first
-    reasoning_effort: ReasoningEffort | None  # for turns that name none; None: not sent
+    reasoning_effort: ReasoningEffort | None  # for turns that set none; None: not sent
     prices: Mapping[str, Rates]
 
     @classmethod
@@ -83,21 +83,21 @@ class ModelSettings:
         if cleartext and not self.api_key:
             raise SettingsError(
                 "AZURE_OPENAI_ENDPOINT",
-                f"holds {cleartext!r}: without AZURE_OPENAI_API_KEY the identity's token would go there in the clear."
-                " Use https://.",
+                f"contains {cleartext!r}: without AZURE_OPENAI_API_KEY the identity's token would be sent there"
+                " unencrypted. Use https://.",
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnSettings:
-    """Limits and defaults of a turn and of the requests that begin one. `timeout` is in seconds; the other limits are
-    in the unit that their names end in."""
+    """Limits and defaults of a turn and of its request. `timeout` is in seconds; the names of the other limits end in
+    their unit."""
 
     timeout: float  # of a whole turn, retries included
     context_tokens: int  # prompt and answer together
-    system_prompt: str  # for sessions whose first turn gives none
-    max_tokens: int  # of an answer, for turns that name no maximum
-    max_output_tokens: int  # the longest answer of any model: the worst case of openai/* calls that name no maximum
+    system_prompt: str  # for sessions without one in their first turn
+    max_tokens: int  # of an answer, for turns that set no maximum
+    max_output_tokens: int  # of any model: the worst case of openai/* calls that set no maximum
     max_message_bytes: int  # of a request body on api/*
     max_request_bytes: int  # of a request body on openai/*
 
@@ -117,21 +117,21 @@ class TurnSettings:
 
     @property
     def max_answer_tokens(self) -> int:
-        """The highest `max_tokens` that a turn may ask for: half of the context is left for the prompt."""
+        """The largest `max_tokens` of a request: half of the context is reserved for the prompt."""
         return min(self.context_tokens // 2, MAX_ANSWER_TOKENS)
 
     def _check_max_tokens(self) -> None:
         if self.max_tokens > self.max_answer_tokens:
             raise SettingsError(
                 "AZURE_OPENAI_MAX_TOKENS",
-                f"is {self.max_tokens}: at most half of CONTEXT_TOKENS and {MAX_ANSWER_TOKENS}, so here"
-                f" {self.max_answer_tokens}.",
+                f"is {self.max_tokens}, but may be at most {self.max_answer_tokens}: half of CONTEXT_TOKENS, and"
+                f" at most {MAX_ANSWER_TOKENS}.",
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSettings:
-    """Table storage, by `endpoint` and the app's identity or by `connection_string`, which wins if both are set."""
+    """Table storage: `endpoint` with the app's identity, or `connection_string`, which wins if both are set."""
 
     endpoint: str | None
     connection_string: str | None = field(repr=False)
@@ -142,7 +142,10 @@ class TableSettings:
         endpoint = env.optional("TABLES_ENDPOINT", parse_tables_endpoint)
         connection_string = env.optional("TABLES_CONNECTION_STRING", parse_storage_connection_string)
         if not endpoint and not connection_string:
-            raise SettingsError("TABLES_ENDPOINT", "(or TABLES_CONNECTION_STRING) is not set: where the tables are.")
+            raise SettingsError(
+                "TABLES_ENDPOINT",
+                "(or TABLES_CONNECTION_STRING) is not set. Set one of them to connect to table storage.",
+            )
         prefix = env.parsed("TABLE_PREFIX", parse_table_prefix, "chat")
         return cls(endpoint=endpoint, connection_string=connection_string, prefix=prefix)
 
@@ -150,7 +153,7 @@ class TableSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailSettings:
     """The daily summary email: when it is sent, to which addresses and how. `acs_endpoint`, `acs_connection_string`,
-    `smtp_url` and `outbox` are alternatives; that exactly one is set is checked when the first email is sent."""
+    `smtp_url` and `outbox` are alternatives; the check that exactly one is set runs when the first email is sent."""
 
     schedule: str | None  # NCRONTAB, six fields, UTC; the Functions host resolves it too, and validates it
     recipients: tuple[str, ...]  # none: no email
@@ -193,7 +196,7 @@ class AzureSettings:
     """The platform that the app runs on."""
 
     client_id: str | None  # of the user-assigned identity
-    in_azure: bool  # True if the platform's identity endpoint is there
+    in_azure: bool  # True if the platform provides an identity endpoint
     insights: str | None  # connection string of Application Insights; None: no tracing
     region: str | None
 
@@ -220,8 +223,8 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Raises SettingsError, which names the first variable that is missing or malformed, and UnresolvedReference
-        where that is a Key Vault reference."""
+        """Raises SettingsError, which names the first variable that is missing or malformed; UnresolvedReference if
+        that variable is an unresolved Key Vault reference."""
         env = Environment(environ)
         return cls(
             tables=TableSettings.read(env),

@@ -160,20 +160,20 @@ class TestMalformedSettings:
             ("AZURE_OPENAI_ENDPOINT", "https://", "not a URL such as https://"),
             ("AZURE_OPENAI_ENDPOINT", "https://[::1", "Invalid IPv6"),
             ("AZURE_OPENAI_ENDPOINT", "https://host:99999", "[Pp]ort"),
-            ("AZURE_OPENAI_ENDPOINT", " , ", "holds no URL"),
+            ("AZURE_OPENAI_ENDPOINT", " , ", "contains no URL"),
             ("AZURE_OPENAI_ENDPOINT", "https://a, b", "'b' is not a URL"),
-            ("AZURE_OPENAI_ENDPOINT", "https://user:secret@a", "holds a name or password"),
+            ("AZURE_OPENAI_ENDPOINT", "https://user:secret@a", "contains a name or password"),
             ("AZURE_OPENAI_ENDPOINT", "https://a/openai/deployments/b", "does not end in /v1"),
             ("AZURE_OPENAI_ENDPOINT", "https://a/dev1", "does not end in /v1"),
-            ("AZURE_OPENAI_ENDPOINT", "https://a/openai/v1?api-version=preview", "something behind its path"),
-            ("AZURE_OPENAI_REASONING_EFFORT", "much", "'much' is none of none, minimal"),
+            ("AZURE_OPENAI_ENDPOINT", "https://a/openai/v1?api-version=preview", "has a query or a fragment"),
+            ("AZURE_OPENAI_REASONING_EFFORT", "much", "'much' is not one of none, minimal"),
             ("AZURE_OPENAI_MAX_RETRIES", "11", "not a whole number from 0 to 10"),
             ("AZURE_OPENAI_DEPLOYMENTS", "a b=gpt-4.1", "is not deployment=model"),
             ("AZURE_OPENAI_DEPLOYMENTS", "=gpt-4.1", "is not deployment=model"),
             ("AZURE_OPENAI_MAX_TOKENS", "0", "whole number from 1 to"),
             ("AZURE_OPENAI_MAX_TOKENS", "1.5", "whole number from 1 to"),
             ("AZURE_OPENAI_MAX_TOKENS", "\N{ARABIC-INDIC DIGIT ONE}", "whole number from 1 to"),
-            ("AZURE_OPENAI_MAX_TOKENS", "8001", "at most half of CONTEXT_TOKENS and 100000, so here 8000"),
+            ("AZURE_OPENAI_MAX_TOKENS", "8001", "may be at most 8000: half of CONTEXT_TOKENS, and at most 100000"),
             ("AZURE_OPENAI_TIMEOUT_SECONDS", "0", "positive number of seconds"),
             ("AZURE_OPENAI_TIMEOUT_SECONDS", "inf", "positive number of seconds"),
             ("TURN_TIMEOUT_SECONDS", "-1", "positive number of seconds"),
@@ -184,16 +184,16 @@ class TestMalformedSettings:
             ("MAX_MESSAGE_BYTES", "500001", "whole number from 1024 to 500000"),
             ("TABLES_ENDPOINT", "name", "not a URL such as https://"),
             ("TABLES_ENDPOINT", "http://name.table.example", "not a URL such as https://"),
-            ("TABLES_CONNECTION_STRING", "mine", "has a part that is not name=value"),
+            ("TABLES_CONNECTION_STRING", "mine", "a part of it is not name=value"),
             ("TABLES_CONNECTION_STRING", "AccountName=a", "needs AccountName and AccountKey"),
-            ("TABLES_CONNECTION_STRING", "AccountName=a;AccountKey=b;c", "has a part that is not name=value"),
-            ("TABLE_PREFIX", "1st", "is not a letter and up to 54"),
-            ("TABLE_PREFIX", "a-b", "is not a letter and up to 54"),
-            ("TABLE_PREFIX", "a" * 56, "is not a letter and up to 54"),
+            ("TABLES_CONNECTION_STRING", "AccountName=a;AccountKey=b;c", "a part of it is not name=value"),
+            ("TABLE_PREFIX", "1st", "must begin with a letter, followed by up to 54"),
+            ("TABLE_PREFIX", "a-b", "must begin with a letter, followed by up to 54"),
+            ("TABLE_PREFIX", "a" * 56, "must begin with a letter, followed by up to 54"),
             ("CLIENT_KEYS", "ada", "not name=SHA-256"),
             ("USAGE_KEYS", f"ada={'0' * 63}", "not name=SHA-256"),
-            ("SUMMARY_RECIPIENTS", "ada@example.com, bob", "'bob' is not an e-mail address"),
-            ("SUMMARY_SENDER", "ada@example.com, bob@example.com", "is not an e-mail address"),
+            ("SUMMARY_RECIPIENTS", "ada@example.com, bob", "'bob' is not an email address"),
+            ("SUMMARY_SENDER", "ada@example.com, bob@example.com", "is not an email address"),
         ],
     )
     def test_error_names_the_setting_and_the_problem(self, name: str, value: str, expected: str) -> None:
@@ -251,7 +251,7 @@ class TestEmailAddresses:
     def test_address_that_is_invalid_in_an_email_header_is_rejected(self, name: str, address: str) -> None:
         error = error_of(**{name: address})
         assert error.name == name
-        assert f"{address!r} is not an e-mail address" in str(error)
+        assert f"{address!r} is not an email address" in str(error)
 
     @pytest.mark.parametrize(
         "address", ["chat@localhost", "o'hara+cost@mail.example.com", "a-b_c@xn--bcher-kva.example"]
@@ -296,7 +296,7 @@ class TestPrices:
         [
             ("{", "it is not JSON"),
             ("[" * 100_000, "it is not JSON"),
-            ("[]", "should be a JSON object"),
+            ("[]", "must be a JSON object"),
             ('{"chat": 1}', "'chat' needs input and output"),
             ('{"chat": {"input": 1}}', "'chat' needs input and output"),
             ('{"chat": {"input": 1, "output": 1, "cached": 1}}', "unknown price 'cached'"),
@@ -308,8 +308,8 @@ class TestPrices:
             ('{"chat": {"input": 1, "output": -0.1}}', "output of 'chat' is not an amount"),
             ('{"chat": {"input": 1, "output": "Infinity"}}', "output of 'chat' is not an amount"),
             ('{"chat": {"input": 1, "output": 1e6}}', "output of 'chat' is not an amount"),
-            ('{"chat": {"input": 0.0000000000001, "output": 1}}', "at most 12 digits"),
-            ('{"chat": {"input": 1e-999999, "output": 1}}', "at most 12 digits"),
+            ('{"chat": {"input": 0.0000000000001, "output": 1}}', "at most 12 decimals"),
+            ('{"chat": {"input": 1e-999999, "output": 1}}', "at most 12 decimals"),
         ],
     )
     def test_error_names_the_malformed_price(self, value: str, expected: str) -> None:
@@ -354,7 +354,8 @@ class TestApp:
         ) as api:
             response = await api.post("/api/chat", json={"message": "hi"})
             assert (response.status_code, response.headers["retry-after"]) == (503, "30")
-            assert "AZURE_OPENAI_API_KEY" in response.json()["error"]["message"]
+            for text in ("AZURE_OPENAI_API_KEY", "'503: Key Vault' in docs/troubleshooting.md"):
+                assert text in response.json()["error"]["message"]
             monkeypatch.setenv("AZURE_OPENAI_API_KEY", environ["AZURE_OPENAI_API_KEY"])
             await answer(api)
 

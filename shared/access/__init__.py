@@ -1,1 +1,1 @@
-"""Identities: the app's own towards Azure, and the callers' towards the app."""
+"""The app's identity in Azure, and the authentication of callers."""

@@ -1,4 +1,4 @@
-"""From a route's declared authentication to the principal of a request: the one place where a caller is identified."""
+"""Identifies the caller: from a route's declared authentication to the principal of a request."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -8,9 +8,9 @@ from shared.domain.principal import ANONYMOUS, Principal
 
 
 class Auth(Enum):
-    """What a route needs."""
+    """The key that a route requires."""
 
-    FUNCTION_KEY = "function key"  # checked by the platform before the app runs; a client key may come with it
+    FUNCTION_KEY = "function key"  # the platform checks it before the app runs; the request may also carry a client key
     CLIENT_KEY = "client key"
     USAGE_KEY = "usage key"
 
@@ -21,7 +21,7 @@ class Authenticator:
         self._usage_keys = usage_keys
 
     def principal(self, auth: Auth, headers: Mapping[str, str]) -> Principal:
-        """Raises Unauthorized where a key is missing or invalid."""
+        """Raises Unauthorized if a key is missing or invalid."""
         match auth:
             case Auth.FUNCTION_KEY:
                 return self._of_client_key(headers) if presented_keys(headers) else ANONYMOUS

@@ -1,4 +1,4 @@
-"""The app's Azure identity, used for every service that it calls, and the error where a service refuses it."""
+"""The app's Azure identity, used for every service that it calls, and the error if a service rejects it."""
 
 import asyncio
 import logging
@@ -14,11 +14,11 @@ from shared.domain.clock import Clock
 
 log = logging.getLogger(__name__)
 
-REFRESH_BEFORE_S = 300.0  # before a token's expiry: the next one is requested in the background
-WAIT_BEFORE_S = 30.0  # before a token's expiry: requests wait for the next one, whose request takes at most TIMEOUT_S
-RETRY_AFTER_S = 10.0  # after a failed request, if the current token is still valid; it is used meanwhile
-TIMEOUT_S = 20.0  # of a token request: the SDK waits 300 s for an answer, and every turn would wait for a lost one
-MIN_RENEWAL_INTERVAL_S = 60.0  # what a fresh token does not fix, another one will not
+REFRESH_BEFORE_S = 300.0  # before a token's expiry: request the next one in the background
+WAIT_BEFORE_S = 30.0  # before a token's expiry: callers wait for the next one; more than TIMEOUT_S
+RETRY_AFTER_S = 10.0  # after a failed token request; meanwhile callers get the current token if it is still valid
+TIMEOUT_S = 20.0  # of a token request: the SDK's own timeout of 300 s is longer than a turn
+MIN_RENEWAL_INTERVAL_S = 60.0  # if a service rejects a new token, it will reject the next one too
 
 
 class IdentityTimeout(ClientAuthenticationError):
@@ -26,10 +26,10 @@ class IdentityTimeout(ClientAuthenticationError):
 
 
 class Identity:
-    """A credential for every client of the app. Tokens are cached, and refreshed before they expire.
+    """The credential of all clients of the app. Caches tokens and refreshes them before they expire.
 
-    `client_id`: of a user-assigned identity. `in_azure`: the platform's identity endpoint is available, so developer
-    tools are not tried.
+    `client_id`: of a user-assigned identity. `in_azure`: True if the platform provides an identity endpoint; developer
+    tools (az, azd, PowerShell) are then not tried.
     """
 
     def __init__(self, client_id: str | None, *, in_azure: bool, clock: Clock) -> None:
@@ -37,7 +37,7 @@ class Identity:
         self._client_id = client_id
         self._in_azure = in_azure
         self._credential = self._new()
-        self._stale: DefaultAzureCredential | None = None  # requests that began before a renewal may still use it
+        self._stale: DefaultAzureCredential | None = None  # token requests that began before a renewal may still use it
         self._renewable = 0.0  # monotonic
         self._tokens: dict[tuple[object, ...], _CachedToken] = {}
 
@@ -53,18 +53,18 @@ class Identity:
         return await self._tokens[key].get()
 
     def token_provider(self, scope: str) -> Callable[[], Awaitable[str]]:
-        """Provides tokens for one scope."""
+        """Returns a function that returns a valid token for this scope."""
 
         async def token() -> str:
             value = (await self.get_token(scope)).token
-            if not value or not value.isascii() or not value.isprintable():  # it goes into a header, not into a message
+            if not value or not value.isascii() or not value.isprintable():  # it must fit into a header
                 raise ValueError("the identity endpoint returned an invalid token")
             return value
 
         return token
 
     async def renew(self) -> None:
-        """Drop the cached tokens: a service has refused one that should still be valid."""
+        """Drop the cached tokens, because a service has rejected one that should still be valid."""
         now = self._clock.monotonic()
         if now >= self._renewable:
             self._renewable = now + MIN_RENEWAL_INTERVAL_S
@@ -98,7 +98,7 @@ class Identity:
 
 
 class _CachedToken:
-    """One token, and the request for the next. Callers wait for that only while there is no valid token."""
+    """A token and the request for the next one. Callers wait for that request only if no token is valid."""
 
     def __init__(self, request: Callable[[], Awaitable[AccessToken]], clock: Clock) -> None:
         self._request = request
@@ -143,7 +143,7 @@ class _CachedToken:
 
 
 class ServiceAccess:
-    """The credentials for one service. `message`: what to do where it refuses them."""
+    """The credentials for one service. `message`: what to do if it rejects them."""
 
     def __init__(self, message: str, identity: Identity | None = None) -> None:
         self.message = message
@@ -153,24 +153,27 @@ class ServiceAccess:
     @classmethod
     def by_identity(cls, service: str, identity: Identity, role: str) -> "ServiceAccess":
         return cls(
-            f"{service} does not let {identity} in. It must be assigned to the app (on a laptop: az login) and have the"
-            f" role {role}, which takes some minutes to apply after a deployment. Send this again then;"
-            " if it stays so, see Troubleshooting in the README.",
+            f"{service} rejects {identity}. It must be assigned to the app (on a laptop: az login) and have the role"
+            f" {role}. A new role takes some minutes to apply: retry then. If the error persists, see '503: the"
+            " identity is refused' in docs/troubleshooting.md.",
             identity,
         )
 
     @classmethod
     def by_setting(cls, service: str, name: str) -> "ServiceAccess":
-        return cls(f"{service} refused what {name} holds: it is wrong or revoked. See Troubleshooting in the README.")
+        return cls(
+            f"{service} rejects the value of {name}: it is wrong or revoked. See '503: a key is refused' in"
+            " docs/troubleshooting.md."
+        )
 
     def log_refusal(self, reason: str) -> None:
-        """Logs the first refusal only. `reason` holds no token."""
+        """Logs the first refusal only. `reason` must not contain a token."""
         if not self._logged:
             self._logged = True
             log.error("%s (%s)", self.message, reason)
 
     async def renew(self) -> bool:
-        """Whether the next request may carry a fresh token; a setting is never renewed."""
+        """True if the next request may use a fresh token. A setting is never renewed."""
         if self._identity:
             await self._identity.renew()
         return self._identity is not None

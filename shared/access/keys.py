@@ -1,4 +1,4 @@
-"""API keys: named, and known by their SHA-256 only; a hash of 256 random bits is no secret."""
+"""API keys, each with a name. Only their SHA-256 is configured; the hash of 256 random bits is not secret."""
 
 import hmac
 from collections.abc import Mapping
@@ -15,29 +15,29 @@ class Keys:
         self._hashes = hashes
 
     def name(self, headers: Mapping[str, str]) -> str:
-        """The name of the key in `Authorization: Bearer` or `api-key`; if both headers are sent, the former's. Raises
-        Unauthorized where there is none, or one of them is invalid."""
+        """The name of the key in `Authorization: Bearer` or `api-key`; if both are sent, `Authorization` wins
+        and both must be valid. Raises Unauthorized if there is no key or an invalid one."""
         if not self._hashes:
-            raise Unauthorized(f"No key is configured: set {self._setting}. 'make key NAME=…' makes one.")
+            raise Unauthorized(f"No API key is configured: set {self._setting}. 'make key NAME=…' generates one.")
         keys = presented_keys(headers)
         if not keys:
-            raise Unauthorized("A key is needed: send it as Authorization: Bearer KEY, or as api-key: KEY.")
+            raise Unauthorized("Missing API key: send Authorization: Bearer KEY, or api-key: KEY.")
         first, *_ = [self._named(key) for key in keys]
         return first
 
     def _named(self, key: str) -> str:
-        """Compares every hash, each in constant time, so that the time taken reveals nothing."""
+        """Compares with every hash in constant time, so that the time taken reveals nothing."""
         key_hash, name = sha256_hex(key), None
-        for each, expected in self._hashes.items():
+        for candidate, expected in self._hashes.items():
             if hmac.compare_digest(key_hash, expected):
-                name = each
+                name = candidate
         if name is None:
-            raise Unauthorized(f"This key is none of {self._setting}.")
+            raise Unauthorized(f"Invalid API key: not listed in {self._setting}.")
         return name
 
 
 def presented_keys(headers: Mapping[str, str]) -> list[str]:
-    """The keys that a request carries in the headers that OpenAI's clients use."""
+    """The keys in the headers that OpenAI's and Azure OpenAI's clients send."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     bearer = token.strip() if scheme.lower() == "bearer" else ""
     return [key for key in (bearer, headers.get("api-key")) if key]

@@ -1,1 +1,1 @@
-"""HTTP: requests to values, values and errors to responses. One module a group of routes."""
+"""HTTP: requests to values, values and errors to responses. One module per group of routes."""

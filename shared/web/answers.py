@@ -1,4 +1,4 @@
-"""From a conversation's values to the contract's responses."""
+"""Domain values to response models of the contract."""
 
 from collections.abc import Mapping
 from datetime import date, datetime
@@ -23,19 +23,19 @@ from shared.web.contract.usage import (
 T = TypeVar("T")
 
 EMPTY_ANSWER = (
-    "The answer is empty because the model used up its maximum of tokens for reasoning. Send this again with a larger"
-    " max_tokens, or a lower reasoning_effort."
+    "The answer is empty because reasoning used up the maximum of tokens. Retry with a larger max_tokens or a lower"
+    " reasoning_effort."
 )
 
 
 def chat_answer(session: Session, turn: Turn) -> ChatAnswer:
     call = turn.call
-    rest = dict(turn.extras)
+    optional = dict(turn.extras)
     if turn.truncated:
-        rest["truncated"] = True
+        optional["truncated"] = True
     message = turn.messages[-1]
     if turn.finish_reason == "length" and not any(message.get(kind) for kind in ("content", "refusal", "tool_calls")):
-        rest["notice"] = EMPTY_ANSWER
+        optional["notice"] = EMPTY_ANSWER
     return ChatAnswer(
         session_id=session.id,
         turn=turn.number,
@@ -46,7 +46,7 @@ def chat_answer(session: Session, turn: Turn) -> ChatAnswer:
         usage=_usage(turn.usage) if turn.usage else None,
         cost_usd=turn.cost,
         session=SessionTotals(**_totals(session)),
-        **rest,
+        **optional,
     )
 
 
@@ -64,7 +64,7 @@ def session_answer(session: Session, now: datetime) -> SessionAnswer:
 
 
 def history_answer(session: Session, turns: list[Turn]) -> HistoryAnswer:
-    """A page of history; there is another unless the page reaches the first turn that is left."""
+    """A page of history. It is the last one if it contains the oldest turn that has not been cleared."""
     more = bool(turns) and turns[-1].number > session.cleared_through + 1
     return HistoryAnswer(
         session_id=session.id,
@@ -85,10 +85,12 @@ def daily_answer(summary: DailySummary) -> DailyAnswer:
         cache_hit_rate=round(figures.cache_hit_rate, 4),
         cache_saved_usd=figures.saved,
         by_model=[
-            ModelCost(deployment=deployment, model=model, **_breakdown(each))
-            for (deployment, model), each in _costliest_first(figures.models)
+            ModelCost(deployment=deployment, model=model, **_breakdown(breakdown))
+            for (deployment, model), breakdown in _costliest_first(figures.models)
         ],
-        by_caller=[CallerCost(caller=name, **_breakdown(each)) for name, each in _costliest_first(figures.callers)],
+        by_caller=[
+            CallerCost(caller=name, **_breakdown(breakdown)) for name, breakdown in _costliest_first(figures.callers)
+        ],
         costliest_sessions=[
             CostliestSession(session_id=session.session_id, cost_usd=session.cost) for session in figures.costliest
         ],
@@ -134,7 +136,7 @@ def _costliest_first(breakdowns: Mapping[T, UsageBreakdown]) -> list[tuple[T, Us
 
 
 def _rounded(average: Decimal) -> Decimal:
-    """An average has no last digit: ten decimals are more than any price."""
+    """Ten decimals, because an average may have infinitely many digits."""
     return average.quantize(Decimal("1e-10"))
 
 

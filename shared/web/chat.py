@@ -1,4 +1,4 @@
-"""api/chat: one turn, as JSON or as server-sent events."""
+"""api/chat: one turn, answered as JSON or as server-sent events."""
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
@@ -38,7 +38,7 @@ async def post_chat(request: Request, app: Services, principal: Principal) -> Re
         ),
         deltas=streamed,
     )
-    first = await anext(stream)  # errors up to here have a status, later ones of a stream are its last event
+    first = await anext(stream)  # errors until here have a status; a later error of a stream is its last event
     headers = {"idempotent-replayed": "true"} if isinstance(first, Started) and first.replayed else {}
     if streamed:
         return event_stream(relay(first, stream, app.clock, write=_write, write_error=_write_error), headers)

@@ -1,4 +1,4 @@
-"""What all routes share: authentication, JSON, server-sent events, and errors as responses."""
+"""Shared by all routes: authentication, JSON, server-sent events, error responses."""
 
 import logging
 import re
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=BaseModel)
 
-KEEP_ALIVE_S = 15.0  # proxies close a stream without data, Azure's front end after 230 s
+KEEP_ALIVE_S = 15.0  # proxies close a silent stream; Azure's front end does so after 230 s
 _KEEP_ALIVE = b": still working\n\n"
 
 Handler = Callable[[Request, Services, Principal], Awaitable[Response]]
@@ -34,7 +34,7 @@ ErrorWriter = Callable[[Exception], Response]
 
 
 async def respond(request: Request, auth: Auth, handler: Handler, write_error: ErrorWriter) -> Response:
-    """The handler's response to an authenticated request, or the error's."""
+    """The handler's response to an authenticated request, or an error response."""
     try:
         app = services()
         return await handler(request, app, app.authenticator.principal(auth, request.headers))
@@ -51,17 +51,17 @@ def json_error(fields: Mapping[str, Any], status: int, retry_after: int | None) 
 
 
 def error_fields(error: Exception) -> tuple[dict[str, Any], int, int | None]:
-    """The error as its caller sees it, its status, and the seconds to wait."""
+    """The error as the caller sees it, its status, and the seconds to wait before a retry."""
     if isinstance(error, ChatError):
         fields = {"code": error.code, "message": error.message, "param": error.param}
         return fields, error.status, error.retry_after
     incident = uuid.uuid4().hex
     if isinstance(error, SettingsError):
         log.error("incident %s: %s", incident, error)  # the message is complete
-        message = f"This app is not set up: {error.name} is missing or malformed. The log has it as {incident}."
+        message = f"The server is misconfigured: {error.name} is missing or invalid (incident {incident})."
     else:
         log.error("incident %s", incident, exc_info=error)
-        message = f"Something went wrong here. The log has it as {incident}."
+        message = f"Internal server error (incident {incident}). Quote this ID when reporting it."
     return {"code": ChatError.code, "message": message, "param": None}, ChatError.status, None
 
 
@@ -78,17 +78,17 @@ async def relay(
     write: Callable[[Event], bytes],
     write_error: Callable[[Exception], bytes],
 ) -> AsyncIterator[bytes]:
-    """A turn's events as they come, the `first` one read already; a comment where none comes for 15 s."""
+    """The events of a turn as they arrive, beginning with `first`, and a comment after each 15 s without an event."""
     yield write(first)
     try:
-        async for event in _with_pauses(stream, clock):
+        async for event in _events_or_silence(stream, clock):
             if data := write(event) if event else _KEEP_ALIVE:
                 yield data
     except Exception as error:
         yield write_error(error)
 
 
-async def _with_pauses(stream: TurnStream, clock: Clock) -> AsyncIterator[Event | None]:
+async def _events_or_silence(stream: TurnStream, clock: Clock) -> AsyncIterator[Event | None]:
     """The events, and None after each 15 s without one."""
     while True:
         try:
@@ -109,25 +109,25 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
 
 
 async def read_body(request: Request, limit: int) -> dict[str, Any]:
-    """The request's JSON object. Its size is counted before it is parsed."""
+    """The JSON object of the request. Checks its size while reading, before parsing."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise UnsupportedMediaType("Send the body as JSON, with the header Content-Type: application/json.")
+        raise UnsupportedMediaType("Send the body as JSON with the header Content-Type: application/json.")
     body = bytearray()
     try:
         async for chunk in request.stream():
             body += chunk
             if len(body) > limit:
-                raise MessageTooLarge(f"The request's body is larger than {limit} bytes.")
+                raise MessageTooLarge(f"The request body is larger than {limit} bytes.")
     except ClientDisconnect:  # not an error of this app, so no incident
-        raise InvalidRequest("The request broke off before its body was complete.") from None
+        raise InvalidRequest("The request ended before its body was complete.") from None
     try:
         parsed = orjson.loads(body)
-        orjson.dumps([[[[[[[[parsed]]]]]]]])  # nested too deeply, it could be read but not written again
+        orjson.dumps([[[[[[[[parsed]]]]]]]])  # rejects bodies that are nested too deeply to be written as JSON later
     except (orjson.JSONDecodeError, orjson.JSONEncodeError) as error:
-        raise InvalidRequest(f"The body is not valid JSON in UTF-8: {error}.") from error
+        raise InvalidRequest(f"The request body is not valid JSON in UTF-8: {error}.") from error
     if not isinstance(parsed, dict):
-        raise InvalidRequest("The body is not a JSON object.")
+        raise InvalidRequest("The request body must be a JSON object.")
     return parsed
 
 
@@ -139,32 +139,32 @@ def validated(model: type[M], body: Mapping[str, Any]) -> M:
         raise InvalidRequest(message, param=field) from error
 
 
-def session_id(given: str, param: str = "session_id") -> str:
-    if not re.fullmatch(SESSION_ID, given):
-        raise InvalidRequest(f"{param} should be {SESSION_ID_FORM}.", param=param)
-    return given
+def session_id(text: str, param: str = "session_id") -> str:
+    if not re.fullmatch(SESSION_ID, text):
+        raise InvalidRequest(f"{param} must be {SESSION_ID_FORM}.", param=param)
+    return text
 
 
 def idempotency_key(request: Request) -> str | None:
     """https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/"""
     key = request.headers.get("idempotency-key")
     if key is not None and not re.fullmatch(IDEMPOTENCY_KEY, key):
-        raise InvalidRequest("Idempotency-Key is not 1 to 255 visible ASCII characters.", param="Idempotency-Key")
+        raise InvalidRequest("Idempotency-Key must be 1 to 255 visible ASCII characters.", param="Idempotency-Key")
     return key
 
 
 def whole_number(request: Request, name: str, *, default: int, maximum: int) -> int:
-    given = request.query_params.get(name)
-    if given is None:
+    text = request.query_params.get(name)
+    if text is None:
         return default
-    if not re.fullmatch(r"[0-9]{1,10}", given) or not 1 <= int(given) <= maximum:
-        raise InvalidRequest(f"{name} is not a whole number from 1 to {maximum}.", param=name)
-    return int(given)
+    if not re.fullmatch(r"[0-9]{1,10}", text) or not 1 <= int(text) <= maximum:
+        raise InvalidRequest(f"{name} must be a whole number from 1 to {maximum}.", param=name)
+    return int(text)
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON with Decimals as numbers in plain digits (an amount never goes through a float), and of a model the fields
-    that were set, null ones included."""
+    """JSON. A Decimal becomes a number in plain digits, never a float; a model becomes the fields that were set, also
+    if null."""
     return orjson.dumps(value, default=_plain)
 
 
@@ -173,4 +173,4 @@ def _plain(value: object) -> orjson.Fragment | dict[str, Any]:
         return orjson.Fragment(format(value, "f"))
     if isinstance(value, BaseModel):
         return value.model_dump(exclude_unset=True)
-    raise TypeError(f"{type(value).__name__} can't be written as JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

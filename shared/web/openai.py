@@ -1,8 +1,7 @@
-"""The OpenAI-compatible routes: OpenAI's and Azure OpenAI's own wire format in and out, metered.
+"""The OpenAI-compatible routes: OpenAI's and Azure OpenAI's wire format in and out, metered.
 
-A request is forwarded as it was sent (but a stream's usage is always requested), and its answer returned as the service
-sent it. Without X-Session-Id only the
-ledger knows of the call; with it the call is a turn of that session.
+A request is forwarded as it was sent, except that usage is always requested for a stream; the answer is returned as the
+service sent it. Without X-Session-Id the call is only in the ledger; with it the call is a turn of that session.
 """
 
 import functools
@@ -37,13 +36,14 @@ from shared.web.http import (
 
 SESSION_HEADER = "x-session-id"
 DONE = b"data: [DONE]\n\n"
-_ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # people, not SDKs, tell errors apart by them
+_ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # for people; SDKs go by the status
 
 
 def error_response(error: Exception) -> Response:
-    """The service's own answer where it is an error, else ours in OpenAI's format, with its status and headers."""
+    """The model service's own error response; if it has none in OpenAI's format, this app's error with the service's
+    status and headers."""
     upstream = error.upstream if isinstance(error, ChatError) else None
-    if upstream is None or upstream.status < 400:  # a redirect would lead around this app
+    if upstream is None or upstream.status < 400:  # a redirect would bypass this app
         return json_error(*_openai_error(error))
     if _is_openai_error(upstream.body):
         return Response(upstream.body, upstream.status, upstream.headers, media_type="application/json")
@@ -59,7 +59,7 @@ async def post_completion(request: Request, app: Services, principal: Principal)
     forwarded = _forwarded(request, app, principal, completion, body)
     run = app.turns.take_turn if forwarded.session_id else app.turns.call
     stream, headers, replayed = run(forwarded, deltas=streamed), dict[str, str](), False
-    async for event in stream:  # to the answer, or to the first piece of a streamed one: errors up to it have a status
+    async for event in stream:  # up to the answer, or to the first delta of a stream; errors until then have a status
         match event:
             case Started():
                 replayed = event.replayed
@@ -73,7 +73,7 @@ async def post_completion(request: Request, app: Services, principal: Principal)
     if streamed:
         write = functools.partial(_write, usage=wants_usage)
         return event_stream(relay(event, stream, app.clock, write=write, write_error=_write_error), headers)
-    return Response(_whole(event), 200, headers, media_type="application/json")
+    return Response(_answer_body(event), 200, headers, media_type="application/json")
 
 
 async def get_models(request: Request, app: Services, principal: Principal) -> Response:
@@ -89,32 +89,32 @@ def _forwarded(
 ) -> ForwardedRequest:
     deployment = _deployment(request, app, completion)
     if body.get("service_tier") not in (None, "auto", "default"):
-        message = "This service knows the prices of the default tier alone: leave service_tier out."
+        message = "Only the default service tier has known prices. Leave service_tier out."
         raise InvalidRequest(message, param="service_tier")
     requested = max(completion.max_tokens or 0, completion.max_completion_tokens or 0) or None
-    largest = app.settings.turns.max_output_tokens
-    sent = {name: value for name, value in body.items() if name != "model"}
-    if completion.stream:  # usage is always requested; its chunk is passed on only to callers that want it
-        sent["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    maximum = app.settings.turns.max_output_tokens
+    forwarded_body = {name: value for name, value in body.items() if name != "model"}
+    if completion.stream:  # usage is always requested; its chunk is forwarded only if the caller requested it
+        forwarded_body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
     forwarded = ForwardedRequest(
         principal=principal,
         dialect=app.chat_completions,
-        body=sent,
+        body=forwarded_body,
         deployment=deployment,
-        max_tokens=min(requested or largest, largest) * (completion.n or 1),
+        max_tokens=min(requested or maximum, maximum) * (completion.n or 1),
         requested_max_tokens=completion.max_completion_tokens or completion.max_tokens,
     )
-    given = request.headers.get(SESSION_HEADER)
-    if given is None:
+    session = request.headers.get(SESSION_HEADER)
+    if session is None:
         return forwarded
     if (completion.n or 1) > 1:
-        raise InvalidRequest("A turn of a session has one answer: leave n out, or X-Session-Id.", param="n")
-    compared = {name: value for name, value in sent.items() if name not in ("stream", "stream_options")}
+        raise InvalidRequest("A turn of a session has one answer. Leave out n, or X-Session-Id.", param="n")
+    compared = {name: value for name, value in forwarded_body.items() if name not in ("stream", "stream_options")}
     fingerprint = orjson.dumps({**compared, "model": deployment}, option=orjson.OPT_SORT_KEYS)
     return replace(
         forwarded,
         messages=completion.new_messages(),
-        session_id=session_id(given, "X-Session-Id"),
+        session_id=session_id(session, "X-Session-Id"),
         system=completion.system(),
         idempotency_key=idempotency_key(request),
         fingerprint=sha256(fingerprint).hexdigest(),
@@ -125,15 +125,15 @@ def _deployment(request: Request, app: Services, completion: CompletionRequest) 
     deployments = app.settings.model.deployments
     deployment: str | None = request.path_params.get("deployment") or completion.model
     if not deployment:
-        raise InvalidRequest("Name a model: one of those that GET openai/v1/models lists.", param="model")
+        raise InvalidRequest("Name a model. GET openai/v1/models lists them.", param="model")
     if deployment not in deployments:
         listed = ", ".join(sorted(deployments))
-        raise ModelNotFound(f"There is no model {deployment!r}. Choose one of: {listed}.", param="model")
+        raise ModelNotFound(f"Model {deployment!r} does not exist. Choose one of: {listed}.", param="model")
     return deployment
 
 
 def _is_openai_error(body: bytes) -> bool:
-    """Whether it has OpenAI's format. A gateway's own errors are often a page, or JSON of another form."""
+    """True if it has OpenAI's format. A gateway's own errors are often a page or other JSON."""
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -141,7 +141,7 @@ def _is_openai_error(body: bytes) -> bool:
     return isinstance(parsed, dict) and isinstance(parsed.get("error"), dict)
 
 
-def _whole(event: Event) -> bytes:
+def _answer_body(event: Event) -> bytes:
     return event.data if isinstance(event, Answer | Metered) else b""
 
 
@@ -160,7 +160,7 @@ def _write_error(error: Exception) -> bytes:
 
 
 def _openai_error(error: Exception, upstream_status: int | None = None) -> tuple[dict[str, Any], int, int | None]:
-    """The error in OpenAI's format, its status (the service's, if given), and the seconds to wait."""
+    """The error in OpenAI's format, its status (`upstream_status` if there is one), and the seconds to wait."""
     fields, status, retry_after = error_fields(error)
     status = upstream_status or status
     kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
@@ -168,7 +168,7 @@ def _openai_error(error: Exception, upstream_status: int | None = None) -> tuple
 
 
 def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
-    """The stored answer, as the service would have sent it."""
+    """The stored answer as a response of the model service."""
     call, message = turn.call, turn.messages[-1]
     choice = {"index": 0, "logprobs": turn.extras.get("logprobs"), "finish_reason": turn.finish_reason}
     common = {
@@ -176,18 +176,18 @@ def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
         "created": int(turn.started.timestamp()),
         "model": call.model or call.deployment,
     }
-    used = openai_usage(turn.usage) if turn.usage else None
+    tokens = openai_usage(turn.usage) if turn.usage else None
     headers = {"idempotent-replayed": "true"} | ({"x-truncated": "true"} if turn.truncated else {})
     if not streamed:
-        whole = common | {"object": "chat.completion", "choices": [choice | {"message": message}], "usage": used}
-        return json_response(whole, headers=headers)
+        completion = common | {"object": "chat.completion", "choices": [choice | {"message": message}], "usage": tokens}
+        return json_response(completion, headers=headers)
     calls = [{"index": at, **call} for at, call in enumerate(message.get("tool_calls") or ())]
     delta = {**message, "tool_calls": calls} if calls else message
     chunks: list[dict[str, Any]] = [{"choices": [choice | {"delta": delta}]}]
     if usage:
-        chunks.append({"choices": [], "usage": used})
+        chunks.append({"choices": [], "usage": tokens})
     chunk = common | {"object": "chat.completion.chunk"}
-    frames = b"".join(b"data: %s\n\n" % json_bytes(chunk | each) for each in chunks)
+    frames = b"".join(b"data: %s\n\n" % json_bytes(chunk | content) for content in chunks)
     return Response(frames + DONE, 200, headers, media_type="text/event-stream")
 
 

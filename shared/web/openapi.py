@@ -1,4 +1,4 @@
-"""The published contract, OpenAPI 3.1, made from the models that validate requests and shape responses."""
+"""The OpenAPI 3.1 document, generated from the models that validate requests and define responses."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
@@ -30,22 +30,30 @@ _ANSWERS = (
 )
 _SECURITY = {
     "functionKey": {"type": "apiKey", "in": "header", "name": "x-functions-key"},
-    "clientKey": {"type": "http", "scheme": "bearer", "description": "One of CLIENT_KEYS; or in the header api-key."},
-    "usageKey": {"type": "http", "scheme": "bearer", "description": "One of USAGE_KEYS; or in the header api-key."},
+    "clientKey": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "One of CLIENT_KEYS; the header api-key is accepted too.",
+    },
+    "usageKey": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "One of USAGE_KEYS; the header api-key is accepted too.",
+    },
 }
 _ERRORS = {
-    400: "The request is wrong; `param` names the field.",
-    401: "A key is missing or wrong.",
-    404: "There is no such thing, or it is somebody else's.",
-    409: "Another turn of the session runs: wait Retry-After seconds.",
+    400: "The request is invalid; `param` names the field.",
+    401: "The API key is missing or invalid.",
+    404: "It does not exist, or is owned by another caller.",
+    409: "Another turn of the session is running. Wait Retry-After seconds.",
     413: "The body, or the turn with its answer, is too large.",
     415: "The body is not application/json.",
     422: "The Idempotency-Key was used with another request.",
-    429: "The model's rate limit: wait Retry-After seconds.",
-    500: "A bug, or a wrong setting; the log has it under the id in the message.",
-    502: "The model's answer broke off, or the mail was not taken.",
-    503: "The tables or the model service can't be reached, or do not let the app in: wait Retry-After seconds.",
-    504: "The model did not answer in time.",
+    429: "The model's rate limit is exceeded. Wait Retry-After seconds.",
+    500: "A bug or a wrong setting. The message contains the incident ID, which is also in the log.",
+    502: "The model's answer broke off, or the email was rejected.",
+    503: "Table storage or the model service can't be reached or rejects the app. Wait Retry-After seconds.",
+    504: "The model's answer timed out.",
 }
 _CHAT: list[JSON] = [{"functionKey": []}, {"functionKey": [], "clientKey": []}]
 _CLIENT: list[JSON] = [{"clientKey": []}]
@@ -54,12 +62,12 @@ _DATE = {"type": "string", "format": "date"}
 _DAYS = (400, 401, 500, 503)
 _STORAGE = (401, 404, 500, 503)
 _TURN = tuple(_ERRORS)
-_CHUNKS = "Chunks as the model service sends them, and `[DONE]` at the end."
+_CHUNKS = "Chunks as the model service sends them, then `[DONE]`."
 
 
 @cache
 def document() -> JSON:
-    """The whole contract."""
+    """The complete OpenAPI document."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -75,7 +83,7 @@ def document() -> JSON:
 
 
 class _Numbers(GenerateJsonSchema):
-    """As the wire has them: an amount is a number, written from its Decimal's digits."""
+    """An amount is a number, written from the digits of its Decimal."""
 
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
         return {"type": "number"}
@@ -84,8 +92,8 @@ class _Numbers(GenerateJsonSchema):
 def _schemas() -> JSON:
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _REQUESTS]
     models += [(model, "serialization") for model in _ANSWERS]
-    _, made = models_json_schema(models, ref_template=_REF, schema_generator=_Numbers)
-    return dict(made["$defs"])
+    _, schemas = models_json_schema(models, ref_template=_REF, schema_generator=_Numbers)
+    return dict(schemas["$defs"])
 
 
 def _paths() -> JSON:
@@ -95,12 +103,12 @@ def _paths() -> JSON:
     limit = _parameter("limit", "query", _up_to(fields.MAX_PAGE_TURNS), required=False)
     before = _parameter("before", "query", _up_to(fields.MAX_TURN_NUMBER), required=False)
     chunks = {"application/json": {"type": "object"}, "text/event-stream": _event(_text(_CHUNKS))}
-    own = _parameter("X-Session-Id", "header", _matching(fields.SESSION_ID), required=False)
+    session_header = _parameter("X-Session-Id", "header", _matching(fields.SESSION_ID), required=False)
     completion = partial(_operation, content=chunks, keys=_CLIENT, errors=_TURN, body="CompletionRequest", proxied=True)
     version = _parameter("api-version", "query", {"type": "string"}, required=False)
     deployment = _parameter("deployment", "path", {"type": "string", "minLength": 1})
     turn = _json("ChatAnswer") | {"text/event-stream": _events()}
-    page = _json("DailyAnswer") | {"text/html": _text("The same as a page.")}
+    page = _json("DailyAnswer") | {"text/html": _text("The same as an HTML page.")}
     return {
         "/api/chat": {
             "post": _operation(
@@ -116,7 +124,7 @@ def _paths() -> JSON:
                 errors=(400, *_STORAGE),
             ),
             "delete": _operation(
-                "Erase a session; its ledger rows, which hold no content, stay",
+                "Erase a session; its ledger rows, which contain no content, are kept",
                 session,
                 keys=_CHAT,
                 errors=(400, 409, *_STORAGE),
@@ -133,16 +141,22 @@ def _paths() -> JSON:
                 errors=(400, *_STORAGE),
             ),
             "delete": _operation(
-                "Forget what was said, keep the totals", session, keys=_CHAT, errors=(400, 409, *_STORAGE)
+                "Clear a session: delete its content, keep its totals",
+                session,
+                keys=_CHAT,
+                errors=(400, 409, *_STORAGE),
             ),
         },
         "/api/about": {
             "get": _operation(
-                "What the service is", content=_json("AboutAnswer"), keys=[{"functionKey": []}], errors=(401, 500)
+                "Information about the server",
+                content=_json("AboutAnswer"),
+                keys=[{"functionKey": []}],
+                errors=(401, 500),
             )
         },
         "/api/usage/daily/{date}": {
-            "get": _operation("What a UTC day cost; today's as it stands", day, content=page, keys=_USAGE, errors=_DAYS)
+            "get": _operation("The cost of a UTC day; today's so far", day, content=page, keys=_USAGE, errors=_DAYS)
         },
         "/api/usage/daily": {
             "get": _operation(
@@ -158,19 +172,19 @@ def _paths() -> JSON:
                 "Send a final day's summary again", day, content=_json("EmailAnswer"), keys=_USAGE, errors=(*_DAYS, 502)
             )
         },
-        "/openai/v1/chat/completions": {"post": completion("OpenAI's chat completions", own, key)},
+        "/openai/v1/chat/completions": {"post": completion("OpenAI's chat completions", session_header, key)},
         "/openai/deployments/{deployment}/chat/completions": {
-            "post": completion("Azure OpenAI's chat completions", deployment, version, own, key)
+            "post": completion("Azure OpenAI's chat completions", deployment, version, session_header, key)
         },
         "/openai/v1/models": {
             "get": _operation(
-                "The deployments that may be named as model",
+                "The deployments that can be used as model",
                 content=_json("ModelsAnswer"),
                 keys=_CLIENT,
                 errors=(401, 500),
             )
         },
-        "/api/health": {"get": _operation("Alive", content=_json("HealthAnswer"))},
+        "/api/health": {"get": _operation("Liveness", content=_json("HealthAnswer"))},
     }
 
 
@@ -183,16 +197,16 @@ def _operation(
     body: str | None = None,
     proxied: bool = False,
 ) -> JSON:
-    """`content`: of the answer by media type, nothing where it is a 204. `keys`: the ways to be let in. `proxied`: what
-    the model service refuses comes as it said it."""
-    done: JSON = {"description": "Done"}
+    """`content`: of the response, by media type; none for a 204. `keys`: the accepted ways to authenticate. `proxied`:
+    the model service's own errors are returned unchanged."""
+    success: JSON = {"description": "Success"}
     if content:
-        done["content"] = {kind: {"schema": schema} for kind, schema in content.items()}
-    refused = {"content": {kind: {"schema": schema} for kind, schema in _json("ErrorAnswer").items()}}
-    responses = {"200" if content else "204": done}
-    responses |= {str(code): {"description": _ERRORS[code], **refused} for code in sorted(errors)}
+        success["content"] = {kind: {"schema": schema} for kind, schema in content.items()}
+    error = {"content": {kind: {"schema": schema} for kind, schema in _json("ErrorAnswer").items()}}
+    responses = {"200" if content else "204": success}
+    responses |= {str(code): {"description": _ERRORS[code], **error} for code in sorted(errors)}
     if proxied:
-        responses["default"] = {"description": "The model service's own error and status", **refused}
+        responses["default"] = {"description": "The model service's own error and status", **error}
     operation: JSON = {"summary": summary, "responses": responses}
     if keys:
         operation["security"] = list(keys)
@@ -220,7 +234,7 @@ def _ref(model: str) -> JSON:
 
 
 def _events() -> JSON:
-    """One of api/chat's events. A line that begins with a colon is a comment, sent where nothing else has come."""
+    """The events of api/chat. A line that begins with a colon is a comment; one is sent after 15 s of silence."""
     kinds = {
         "start": chat.StartEvent,
         "delta": chat.DeltaEvent,

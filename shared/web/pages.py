@@ -1,4 +1,4 @@
-"""The web pages: a fixed list of files, each read once, under a content security policy that allows no others."""
+"""The web pages: a fixed list of files, each read once. Their content security policy allows no other sources."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -17,8 +17,8 @@ _MEDIA_TYPES = {
 FILES = frozenset(  # what pages/{file} serves
     path.name for path in _FOLDER.iterdir() if path.suffix in _MEDIA_TYPES and path.suffix != ".html"
 )
-# https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Content-Security-Policy. With trusted types required and
-# none allowed, a script of ours could not even by mistake turn a model's text into HTML.
+# https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Content-Security-Policy. Trusted types are required and
+# none is allowed, so that no script can turn a model's text into HTML, not even by mistake.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"
     " form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -42,18 +42,18 @@ def file(request: Request) -> Response:
 
 
 def _answer(request: Request, name: str) -> Response:
-    """The file, or 304 where the browser has it: it asks each time, so that a deployment shows at once."""
-    found = _read(name)
+    """The file, or 304 if the browser has this version. Browsers check every time, so a deployment shows at once."""
+    asset = _read(name)
     headers = {
         "cache-control": "no-cache",
         "content-security-policy": _POLICY,
-        "etag": found.etag,
+        "etag": asset.etag,
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
     }
-    if found.etag in request.headers.get("if-none-match", ""):  # a proxy that compresses makes it W/"…"
+    if asset.etag in request.headers.get("if-none-match", ""):  # "in", because compressing proxies change it to W/"…"
         return Response(status_code=304, headers=headers)
-    return Response(found.content, headers=headers, media_type=found.media_type)
+    return Response(asset.content, headers=headers, media_type=asset.media_type)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What the service tells about itself."""
+"""Information about the server, and its health."""
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
@@ -18,10 +18,10 @@ async def get_about(request: Request, app: Services, principal: Principal) -> Re
 
 
 def get_health(request: Request) -> Response:
-    """Liveness. It uses no other service, so that a probe costs nothing."""
+    """Liveness. It calls no other service, so a probe costs nothing."""
     return json_response(HealthAnswer(status="ok"))
 
 
 def get_openapi(request: Request) -> Response:
-    """The contract; like health, it needs no setting."""
+    """The OpenAPI document. Like the health route, it needs no settings."""
     return json_response(document())

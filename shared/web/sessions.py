@@ -1,4 +1,4 @@
-"""api/sessions: a session's totals and history, clearing and erasing it."""
+"""api/sessions: a session's totals and history; clear and erase."""
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 

@@ -1,4 +1,4 @@
-"""api/usage: what a day cost, as JSON or as the page that is mailed."""
+"""api/usage: the cost of a day, as JSON or as the HTML of the summary email."""
 
 import re
 from datetime import date, datetime
@@ -15,9 +15,9 @@ from shared.web.contract.usage import DaysAnswer, EmailAnswer
 from shared.web.http import json_response
 
 MAX_DAYS = 92
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")  # the one form of those that fromisoformat takes that is published
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")  # fromisoformat also accepts forms that the API does not document
 _QUALITY = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
-# The page is the email, whose styles are inline; it runs and loads nothing.
+# The page is the HTML of the email: styles are inline, there are no scripts, and nothing is loaded.
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
     "x-content-type-options": "nosniff",
@@ -36,7 +36,9 @@ async def get_days(request: Request, app: Services, principal: Principal) -> Res
     now = app.clock.now()
     first, last = (_date(request.query_params.get(name), name, now) for name in ("from", "to"))
     if not 0 <= (last - first).days < MAX_DAYS:
-        raise InvalidRequest(f"from and to are not 1 to {MAX_DAYS} days in their order.", param="to")
+        raise InvalidRequest(
+            f"`from` must not be after `to`, and the range may span at most {MAX_DAYS} days.", param="to"
+        )
     days = [day_totals(day.day, day.figures, final=day.final) for day in await app.reports.days(first, last)]
     total = sum((day.cost_usd for day in days), Decimal(0))
     return json_response(DaysAnswer(days=days, cost_usd=total))
@@ -58,13 +60,13 @@ def _quality(request: Request, media_type: str) -> float:
     return 0.0
 
 
-def _date(given: str | None, name: str, now: datetime) -> date:
+def _date(text: str | None, name: str, now: datetime) -> date:
     try:
-        day = date.fromisoformat(given or "") if _DATE.fullmatch(given or "") else None
+        day = date.fromisoformat(text or "") if _DATE.fullmatch(text or "") else None
     except ValueError:
         day = None
     if day is None:
-        raise InvalidRequest(f"{name} is not a date such as {now:%Y-%m-%d}.", param=name)
+        raise InvalidRequest(f"{name} must be a date such as {now:%Y-%m-%d}.", param=name)
     if day > now.date() or day.year < 2000:
-        raise InvalidRequest(f"{name} is not a UTC day up to today, {now:%Y-%m-%d}.", param=name)
+        raise InvalidRequest(f"{name} must be a UTC day from 2000-01-01 to today, {now:%Y-%m-%d}.", param=name)
     return day

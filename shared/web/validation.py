@@ -1,4 +1,4 @@
-"""What is wrong with a request that the contract rejects, in words for its caller."""
+"""Pydantic's validation errors as messages for callers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from shared.web.contract.chat import IMAGE_URL
 from shared.web.contract.fields import SESSION_ID, SESSION_ID_FORM
 
-_MESSAGES = {  # by pydantic's type of an error
+_MESSAGES = {  # by pydantic's error type
     "string_type": "should be a string",
     "list_type": "should be a list",
     "dict_type": "should be an object",
@@ -30,7 +30,7 @@ _MESSAGES = {  # by pydantic's type of an error
     SESSION_ID: f"should be {SESSION_ID_FORM}",
     IMAGE_URL: "should begin with https://, http:// or data:image/",
 }
-_UNIONS = {  # fields of two types
+_UNIONS = {  # fields with two possible types
     "message": "should be a string or a list of content parts",
     "stop": "should be a string or a list of strings",
     "tool_choice": "should be a string or an object",
@@ -40,14 +40,14 @@ _MAX_PATH_LENGTH = 100
 
 
 def first_problem(error: ValidationError) -> tuple[str | None, str]:
-    """The field that is wrong in a request, such as `message[0].text`, and a sentence that says what is wrong."""
+    """The invalid field, such as `message[0].text`, and a message that states the problem."""
     errors = error.errors(include_url=False)
     field = str(errors[0]["loc"][0]) if errors[0]["loc"] else None
     if field in _UNIONS:
-        inside = [each for each in errors if each["loc"][0] == field and not _is_other_type(each)]
-        if not inside:
+        nested = [problem for problem in errors if problem["loc"][0] == field and not _is_other_type(problem)]
+        if not nested:
             return field, f"{field} {_UNIONS[field]}."
-        errors = inside
+        errors = nested
     location = errors[0]["loc"]
     if field == "messages" and location[2:3] == ("content",):
         path = _path(location[:3])
@@ -66,7 +66,7 @@ def _is_other_type(error: Any) -> bool:
 
 
 def _path(location: Sequence[str | int]) -> str:
-    """As a caller would write it. Pydantic also names the type of a union that it tried, and the type of a part."""
+    """The field in JSON path notation. Omits the type names that pydantic adds for unions and content parts."""
     field, *rest = location
     if field in _UNIONS:
         rest = rest[1:2] + (rest[3:] if field == "message" else rest[2:])

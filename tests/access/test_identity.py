@@ -55,7 +55,7 @@ def assert_access_error(response: httpx.Response, code: str, role: str) -> None:
     """The error names the identity, the role that it needs and the document that explains it."""
     error = response.json()["error"]
     assert (response.status_code, error["code"], response.headers["retry-after"]) == (503, code, "30")
-    for text in (CLIENT_ID, role, "README"):
+    for text in (CLIENT_ID, role, "'503: the identity is refused' in docs/troubleshooting.md"):
         assert text in error["message"]
 
 

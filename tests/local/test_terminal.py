@@ -292,7 +292,7 @@ async def test_stream_that_breaks_off_prints_the_partial_answer_and_exits_1(
     done = await run_piped(api, "give me more")
 
     assert (done.code, done.out) == (1, "echo:\n")
-    assert "broke off" in done.err
+    assert "ended with an error" in done.err
 
 
 @pytest.mark.parametrize(
@@ -773,7 +773,7 @@ async def test_unaccounted_call_appears_in_the_session_total(
     fake.fault("error_event")
     async with serve(environ) as api, open_terminal(api) as terminal:
         await terminal.enter("hi")
-        await terminal.shows("broke off")
+        await terminal.shows("ended with an error")
         await terminal.enter("quit")
         await terminal.wait_for_exit()
         await terminal.shows("Total session: 0 tokens | $0.00 | 1 call unaccounted, at most $0.00")

@@ -762,7 +762,7 @@ async def test_a_refused_key_is_named_by_its_setting_and_logged_once(
 
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
         assert "AZURE_OPENAI_API_KEY" in refused.json()["error"]["message"]
-        assert "Troubleshooting" in refused.json()["error"]["message"]
+        assert "'503: a key is refused' in docs/troubleshooting.md" in refused.json()["error"]["message"]
 
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) == 1

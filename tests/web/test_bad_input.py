@@ -119,12 +119,12 @@ class TestBodies:
         for body in NOT_JSON:
             with subtests.test(body=body[:60]):
                 message, param = error_of(await post_chat(api, body))
-                assert message.startswith("The body is not valid JSON in UTF-8")
+                assert message.startswith("The request body is not valid JSON in UTF-8")
                 assert param is None
 
     async def test_json_body_that_is_not_an_object_is_rejected(self, api: httpx.AsyncClient) -> None:
         for body in (b"[]", b'[{"message": "hi"}]', b'"hi"', b"5", b"null", b"true"):
-            assert error_of(await post_chat(api, body)) == ("The body is not a JSON object.", None)
+            assert error_of(await post_chat(api, body)) == ("The request body must be a JSON object.", None)
 
     @ONE_APP
     @given(st.binary(max_size=60))
@@ -365,7 +365,7 @@ class TestSizes:
     async def test_413_for_inline_image_suggests_a_link(self, api: httpx.AsyncClient) -> None:
         large = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * LIMIT}"}}
         message, _ = error_of(await send_message(api, [large]), 413, "message_too_large")
-        assert "an image can be sent as a link" in message
+        assert "send images as links" in message
 
     @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
     async def test_body_of_exactly_the_limit_is_read(self, api: httpx.AsyncClient, chunked: bool) -> None:
@@ -383,7 +383,7 @@ class TestSizes:
 async def test_invalid_page_size_is_rejected(api: httpx.AsyncClient) -> None:
     for limit in ("0", "-1", "", "1.5", "ten", "1e1", "%C2%B2", "+1", "%201", "9" * 11, "101", "null"):
         message, param = error_of(await api.get(f"/api/sessions/s/messages?limit={limit}"))
-        assert (message, param) == ("limit is not a whole number from 1 to 100.", "limit")
+        assert (message, param) == ("limit must be a whole number from 1 to 100.", "limit")
 
 
 class TestExistingSession:

@@ -931,7 +931,7 @@ async def test_usage_page_requires_usage_key(browser: Browser, api: httpx.AsyncC
         field = page.get_by_role("textbox", name="Usage key")
         await field.fill(FUNCTION_KEY)
         await field.press("Enter")
-        await expect(page.get_by_role("dialog")).to_contain_text("This key is none of USAGE_KEYS.")
+        await expect(page.get_by_role("dialog")).to_contain_text("Invalid API key: not listed in USAGE_KEYS.")
         await field.fill(USAGE_KEY)
         await field.press("Enter")
         await expect(page.locator(".column")).to_have_count(14)
@@ -943,7 +943,9 @@ async def test_usage_page_reports_too_long_date_range(browser: Browser, api: htt
         await page.goto("/usage")
         await page.get_by_label("From").fill("2020-01-01")
         await button(page, "Show").click()
-        await expect(page.get_by_role("status")).to_have_text("from and to are not 1 to 92 days in their order.")
+        await expect(page.get_by_role("status")).to_have_text(
+            "`from` must not be after `to`, and the range may span at most 92 days."
+        )
 
 
 async def test_docs_page_opens_at_url_fragment(browser: Browser, api: httpx.AsyncClient) -> None:

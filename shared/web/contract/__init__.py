@@ -1,4 +1,4 @@
-"""What requests and responses look like: of api/* completely, of openai/* as far as this app reads it.
+"""Models of requests and responses: complete for api/*; for openai/*, the fields that this app reads.
 
-Validation and the published OpenAPI document both come from these models.
+Validation and the OpenAPI document are both derived from these models.
 """

@@ -54,7 +54,7 @@ def _only(name: str) -> dict[str, Any]:
 
 
 class ChatRequest(Wire):
-    """One turn: a message, or the results of the tools that the last answer called."""
+    """One turn: a message, or the results of the tool calls in the last answer."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [_only("message"), _only("tool_results")]})
 
@@ -83,7 +83,7 @@ class ChatRequest(Wire):
         return self
 
     def messages(self) -> tuple[dict[str, Any], ...]:
-        """The request's part of the conversation, as chat messages."""
+        """The new messages of the conversation."""
         if self.tool_results is not None:
             return tuple({"role": "tool", **result.model_dump()} for result in self.tool_results)
         if isinstance(self.message, str):
@@ -91,18 +91,17 @@ class ChatRequest(Wire):
         return ({"role": "user", "content": [part.model_dump(exclude_none=True) for part in self.message or ()]},)
 
     def fingerprint(self) -> str:
-        """SHA-256 of what is asked: a retry may differ in where it goes (a session id it has learned) and in how it
-        wants the answer sent."""
-        asked = self.model_dump(exclude={"session_id", "stream"}, exclude_none=True)
-        return sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        """SHA-256 of the request without session_id and stream, which a retry may change."""
+        compared = self.model_dump(exclude={"session_id", "stream"}, exclude_none=True)
+        return sha256(orjson.dumps(compared, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def options(self) -> dict[str, Any]:
-        """What goes to the model as it is, for this turn alone."""
+        """Options that are passed to the model unchanged, for this turn only."""
         return self.model_dump(include=set(OPTIONS), exclude_none=True)
 
 
 class SessionTotals(BaseModel):
-    """`unaccounted_usd`: at most; null where that is not known, for want of a price."""
+    """`unaccounted_usd`: an upper bound; null if a price is not known."""
 
     turns: int
     total_tokens: int
@@ -113,7 +112,7 @@ class SessionTotals(BaseModel):
 
 
 class ChatAnswer(BaseModel):
-    """A turn's answer. `cost_usd` is null where the model's price is not known."""
+    """A turn's answer. `cost_usd` is null if the model's price is not known."""
 
     session_id: str
     turn: int
@@ -127,11 +126,11 @@ class ChatAnswer(BaseModel):
     content_filter: dict[str, Any] | None = None
     logprobs: dict[str, Any] | None = None
     truncated: bool | None = None
-    notice: str | None = None  # what a reader of the answer should know of it
+    notice: str | None = None  # for people: why the answer is empty
 
 
 class StartEvent(BaseModel):
-    """The turn is reserved: errors from here on come as an event."""
+    """The session is reserved for this turn. Later errors are sent as an event."""
 
     session_id: str
     turn: int
@@ -139,7 +138,7 @@ class StartEvent(BaseModel):
 
 
 class DeltaEvent(BaseModel):
-    """A piece of the answer, in OpenAI's shape."""
+    """A delta of the answer, in OpenAI's format."""
 
     content: str | None = None
     refusal: str | None = None
@@ -147,7 +146,7 @@ class DeltaEvent(BaseModel):
 
 
 class ErrorEvent(BaseModel):
-    """The turn failed. `status`: what it would have been before the stream began; `retry_after`: seconds."""
+    """The turn failed. `status`: the HTTP status of the same error without streaming; `retry_after`: seconds."""
 
     code: str
     message: str
@@ -180,7 +179,7 @@ class TurnAnswer(BaseModel):
 
 
 class HistoryAnswer(BaseModel):
-    """Turns, newest first. `next_before` asks for the next page; null on the last one."""
+    """Turns, newest first. `next_before`: the value of `before` for the next page; null on the last one."""
 
     session_id: str
     turns: list[TurnAnswer]

@@ -6,11 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.web.contract.fields import NonEmpty
 
-INSTRUCTIONS = ("system", "developer")  # roles of messages about the conversation, not in it
+INSTRUCTIONS = ("system", "developer")  # roles of messages that are instructions, not part of the conversation
 
 
 class ChatMessage(BaseModel):
-    """A message of OpenAI's format, as far as this app reads it."""
+    """A message in OpenAI's format: the fields that this app reads."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -26,12 +26,12 @@ class StreamOptions(BaseModel):
 
 
 class CompletionRequest(BaseModel):
-    """A request of OpenAI's chat completions format, as far as this app reads it; all else is the model service's."""
+    """A request in the chat completions format: the fields that this app reads. All others are forwarded unchecked."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2_048)]  # as many as OpenAI takes
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2_048)]  # OpenAI's own limit
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -39,13 +39,13 @@ class CompletionRequest(BaseModel):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
     def new_messages(self) -> tuple[dict[str, Any], ...]:
-        """The messages after the assistant's last one, which a session does not hold yet."""
+        """The messages after the last one of the assistant. A session does not store them yet."""
         messages = [message.model_dump(exclude_unset=True) for message in self.messages]
-        last = max((at for at, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
+        last = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
         return tuple(message for message in messages[last + 1 :] if message["role"] not in INSTRUCTIONS)
 
     def system(self) -> str:
-        """The first instructions, as text."""
+        """The first system or developer message, as text."""
         for message in self.messages:
             if message.role in INSTRUCTIONS:
                 content = message.content or ""

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # pydantic's `$` is the very end, as ECMA-262's is
+SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # pydantic's `$` matches only the end of the text, as in ECMA-262
 SESSION_ID_FORM = "1 to 64 letters, digits, dots, underscores or hyphens, and begin with a letter or digit"
 IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
 MAX_PAGE_TURNS = 100  # of history
@@ -14,7 +14,7 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Wire(BaseModel):
-    """Types are exact and unknown fields are refused: a misspelt option must not be ignored."""
+    """Types are exact, and unknown fields are rejected: a misspelt option must not be ignored."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -29,7 +29,7 @@ class TokenUsage(BaseModel):
 
 
 class ErrorFields(BaseModel):
-    """`type` is there on openai/* alone; there an error of the model service comes as it sent it."""
+    """`type` exists only on openai/*. There, errors of the model service are returned unchanged."""
 
     model_config = ConfigDict(extra="allow")
 

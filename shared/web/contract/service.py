@@ -1,4 +1,4 @@
-"""What the service tells about itself."""
+"""Information about the server."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 
 class AboutAnswer(BaseModel):
-    """What the service tells of itself: the default deployment, all that may be chosen, and where it runs."""
+    """The default deployment, all deployments that callers may choose, and the region."""
 
     deployment: str
     deployments: list[str]

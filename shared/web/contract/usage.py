@@ -38,7 +38,7 @@ class DayCostAnswer(BaseModel):
 
 
 class DayTotals(BaseModel):
-    """One UTC day. Not final: its turns may still be running. A final day may have unaccounted calls."""
+    """One UTC day. `final`: all its calls are closed and none can still be written; some may be unaccounted."""
 
     date: date
     final: bool
@@ -54,7 +54,7 @@ class DayTotals(BaseModel):
 
 
 class AdjustmentAnswer(BaseModel):
-    """An earlier day whose cost this day's mail corrected."""
+    """An earlier day whose cost this day's email corrected."""
 
     date: date
     difference_usd: Decimal
