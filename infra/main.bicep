@@ -3,6 +3,7 @@
 
 targetScope = 'subscription'
 
+import { addresses } from 'app/addresses.bicep'
 import { deployment } from 'app/openai.bicep'
 import { grantee } from 'app/roles.bicep'
 
@@ -141,16 +142,6 @@ param emailDataLocation string = 'Europe'
 
 // -- Cost
 
-@description('Monthly budget of the resource group, in the subscription\'s currency; 0 for no budget. The budget sends notifications.')
-@minValue(0)
-param budgetAmount int = 50
-
-@description('First day of the budget\'s first month. It can never change, so azd stores it as AZURE_BUDGET_START_DATE. Empty: this month.')
-param budgetStartDate string = ''
-
-@description('First day of this month. Do not set it: it is a parameter because utcNow works only in a parameter\'s default.')
-param thisMonth string = utcNow('yyyy-MM-01')
-
 @description('Cost of a day\'s model calls in USD above which an alert is sent the next morning; 0 for no alert.')
 @minValue(0)
 param dailyCostAlertUsd int = 10
@@ -204,15 +195,11 @@ var openAiResourceGroup = createsOpenAi
 var secondaryRegion = toLower(replace(openAiSecondaryLocation, ' ', ''))
 var secondaryName = '${abbreviations.openAi}${token}-${secondaryRegion}'
 
-var recipients = filter(map(split(replace(summaryRecipients, ';', ','), ','), part => trim(part)), part => !empty(part))
+var recipients = addresses(summaryRecipients)
 var mailsByAzure = !empty(recipients) && mailTransport == 'azure'
 var mailsBySmtp = empty(recipients) || mailTransport != 'smtp'
   ? false
   : empty(summarySender) ? fail('mailTransport smtp needs summarySender: the sender\'s address.') : true
-
-// Without a budget there is no date: if a budget were added later, the date would be in the past, which Azure rejects. A
-// date that was set is passed on, since a budget that is switched off still exists.
-var budgetStart = budgetAmount > 0 && empty(budgetStartDate) ? thisMonth : budgetStartDate
 
 resource group 'Microsoft.Resources/resourceGroups@2025-04-01' = {
   name: '${abbreviations.resourceGroup}${environmentName}'
@@ -426,18 +413,6 @@ module alerts 'app/alerts.bicep' = {
   }
 }
 
-module budget 'app/budget.bicep' = if (budgetAmount > 0) {
-  scope: group
-  params: {
-    name: '${abbreviations.budget}${token}'
-    amount: budgetAmount
-    startDate: budgetStart
-    recipients: recipients
-  }
-  // Last: azd stores the start date only if everything succeeds; a retry in the next month would use another one.
-  dependsOn: [alerts, function]
-}
-
 // azd stores these in its environment. None is a secret.
 
 @description('Region.')
@@ -479,5 +454,5 @@ output LOG_ANALYTICS_WORKSPACE_ID string = monitoring.outputs.workspaceId
 @description('URL of the tables.')
 output TABLES_ENDPOINT string = storage.outputs.tableEndpoint
 
-@description('First day of the budget\'s first month, so that the next provisioning uses the same one. Empty without a budget.')
-output AZURE_BUDGET_START_DATE string = budgetStart
+@description('Name of the budget, which infra/hooks/budget deploys.')
+output AZURE_BUDGET_NAME string = '${abbreviations.budget}${token}'

@@ -1,18 +1,28 @@
 // The monthly budget of the resource group. It sends notifications; it stops nothing.
+// infra/hooks/budget deploys it, not main.bicep: a subscription whose offer has no budgets rejects it, and a template
+// can't go on after an error.
+
+import { addresses } from 'addresses.bicep'
 
 @description('Name of the budget.')
 param name string
 
 @description('Amount per month, in the subscription\'s currency.')
+@minValue(1)
 param amount int
 
 @description('First day of a month, yyyy-MM-01. It can\'t change while the budget exists.')
 param startDate string
 
-@description('Email addresses to notify, besides the group\'s owners.')
-param recipients string[]
+@description('Comma-separated email addresses to notify, besides the group\'s owners.')
+param recipients string
 
-var contacts = { contactRoles: ['Owner'], contactEmails: recipients, enabled: true, operator: 'GreaterThanOrEqualTo' }
+var contacts = {
+  contactRoles: ['Owner']
+  contactEmails: addresses(recipients)
+  enabled: true
+  operator: 'GreaterThanOrEqualTo'
+}
 
 resource budget 'Microsoft.Consumption/budgets@2026-06-01' = {
   name: name

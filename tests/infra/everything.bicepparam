@@ -4,7 +4,6 @@ using '../../infra/main.bicep'
 param environmentName = 'test'
 param location = 'swedencentral'
 param principalId = '11111111-1111-1111-1111-111111111111'
-param budgetStartDate = '2026-11-01'
 
 param openAiSecondaryLocation = 'Germany West Central' // a long name, as the portal writes it
 param contentFilter = 'Low'

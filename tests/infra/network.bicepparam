@@ -4,6 +4,5 @@ using '../../infra/main.bicep'
 param environmentName = 'test'
 param location = 'swedencentral'
 param principalId = '11111111-1111-1111-1111-111111111111'
-param budgetStartDate = '2026-11-01'
 
 param vnetEnabled = true

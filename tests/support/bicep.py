@@ -68,10 +68,10 @@ class Compiler:
     def __init__(self, requests: IO[bytes], responses: IO[bytes]) -> None:
         self._requests, self._responses, self._last_id = requests, responses, 0
 
-    def predict(self, parameters: Path) -> Deployment:
-        """Raises Refused."""
+    def predict(self, parameters: Path, resource_group: str | None = None) -> Deployment:
+        """Of a template for the subscription, or for the resource group. Raises Refused."""
         scope = {"tenantId": TENANT, "subscriptionId": SUBSCRIPTION, "location": "swedencentral"}
-        metadata = {**scope, "resourceGroup": None, "deploymentName": "test"}
+        metadata = {**scope, "resourceGroup": resource_group, "deploymentName": "test"}
         response = self._call("bicep/getSnapshot", path=str(parameters), metadata=metadata, externalInputs=None)
         if "error" in response:
             raise Refused(response["error"]["data"]["message"])

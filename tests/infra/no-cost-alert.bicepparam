@@ -1,7 +1,8 @@
-// The first provisioning: azd has not stored a budget date yet.
+// No cost alert.
 using '../../infra/main.bicep'
 
 param environmentName = 'test'
 param location = 'swedencentral'
 param principalId = '11111111-1111-1111-1111-111111111111'
-param thisMonth = '2026-12-01'
+
+param dailyCostAlertUsd = 0
