@@ -65,12 +65,24 @@ RETRY_NOTICES = {
 }
 
 
-STATE_NOTES = {  # for turns without a complete answer
+STATE_NOTES = {
     "open": "(Still running, or interrupted.)",
     "failed": "(Failed; no cost.)",
     "abandoned": "(Abandoned before the model was called; no cost.)",
     "unaccounted": "(Interrupted; it may have been billed.)",
 }
+
+
+def turn_note(turn: JSON) -> str | None:
+    """Why a stored turn has no complete answer or no cost; None if it has both."""
+    state, reason = turn["state"], turn["finish_reason"]
+    if state == "settled" and reason == "error":
+        return "(Broke off; its cost is counted.)"
+    if state != "unaccounted" or reason in (None, "error"):
+        return STATE_NOTES.get(state)
+    if turn["messages"] and turn["messages"][-1]["role"] == "assistant":
+        return "(Its usage was not reported; it may have been billed.)"
+    return "(Stopped by the content filter; it may have been billed.)"
 
 
 class Failure(Exception):
@@ -508,8 +520,10 @@ def answer_notes(answer: JSON, show_tokens: bool) -> Iterator[str]:
         yield "(Cut off at the token limit; --max-tokens raises it.)"
     if answer["finish_reason"] == "content_filter":
         yield "(Cut off by the content filter.)"
-    if answer.get("truncated"):
-        yield "(Too long to be stored; the history has only its beginning.)"
+    if truncated := answer.get("truncated"):
+        begun = truncated is True or "content" in truncated  # True: servers up to 0.2.0
+        part = "has only its beginning" if begun else f"lacks its {', '.join(truncated)}"
+        yield f"(Too long to be stored; the history {part}.)"
     if show_tokens:
         tokens = answer["usage"]["total_tokens"] if answer["usage"] else "unknown"
         yield f"[Tokens used: {tokens} | Estimated cost: {usd(answer['cost_usd'])}]"
@@ -650,8 +664,8 @@ class Terminal:
                     self._note(f"> {message_text(message)}", "bold")
                 else:
                     self._console.print(RenderedMarkdown(message_text(message)), end="")
-            if turn["state"] in STATE_NOTES:
-                self._note(STATE_NOTES[turn["state"]])
+            if note := turn_note(turn):
+                self._note(note)
 
     def help(self) -> None:
         self._note(HELP)

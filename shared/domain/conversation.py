@@ -87,7 +87,7 @@ class Turn:
     past_tokens: int | None = 0  # of the prompt before this turn's messages; None if the caller made the prompt
     finished: datetime | None = None
     finish_reason: str | None = None
-    truncated: bool = False
+    truncated: tuple[str, ...] = ()  # what was cut to fit into its row: `logprobs`, or fields of the answer's message
     extras: Mapping[str, Any] = field(default_factory=dict)  # content_filter, logprobs: as the service sent them
     etag: str = field(default="", compare=False)
 

@@ -4,15 +4,18 @@ An entity may have 1 MiB, at two bytes per UTF-16 unit
 (https://learn.microsoft.com/rest/api/storageservices/understanding-the-table-service-data-model#property-types).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 
-from shared.domain.conversation import Session, Turn
+from shared.domain.conversation import Message, Session, Turn
 from shared.errors import MessageTooLarge
 from shared.storage.call_columns import json_text
 
 MAX_TEXT_BYTES = 1_000_000  # leaves the rest of the 1 MiB for names, keys and calls
 BYTES_PER_ANSWER_TOKEN = 8  # four characters of two bytes
+MAX_NAMES, MAX_NAME = 20, 64  # of what was cut; characters
+_TEXT = {"content", "refusal"}  # fields of a message
+_TOOL_CALLS = {"tool_calls", "function_call"}
 
 
 def check_size(session: Session, turn: Turn, answer_tokens: int) -> None:
@@ -24,16 +27,14 @@ def check_size(session: Session, turn: Turn, answer_tokens: int) -> None:
 
 
 def cut_to_fit(turn: Turn) -> Turn:
-    """The turn, cut to fit in a row: first without its log probabilities, then with its answer's text halved."""
+    """The turn, cut to fit in a row; `truncated` names what was cut. In this order: log probabilities, other fields of
+    the answer's message, its tool calls, the end of its text."""
     if text_bytes(turn) <= MAX_TEXT_BYTES:
         return turn
-    extras = {name: value for name, value in turn.extras.items() if name != "logprobs"}
-    turn = replace(turn, extras=extras, truncated=True)
-    *sent, answer = turn.messages
-    for text in _halves(answer.get("content") or answer.get("refusal") or ""):
+    for cut in _cuts(turn):
+        turn = cut
         if text_bytes(turn) <= MAX_TEXT_BYTES:
             break
-        turn = replace(turn, messages=(*sent, {"role": "assistant", "content": text}))
     return turn
 
 
@@ -41,9 +42,35 @@ def text_bytes(turn: Turn) -> int:
     return len((json_text(turn.messages) + json_text(turn.extras)).encode("utf-16-le"))
 
 
-def _halves(text: str) -> Iterator[str]:
-    """The text, its first half, the half of that, and so on."""
-    yield text
-    while text:
-        text = text[: len(text) // 2]
-        yield text
+def _cuts(turn: Turn) -> Iterator[Turn]:
+    """The turn with less and less of its answer."""
+    if "logprobs" in turn.extras:
+        yield (turn := _without_extras(turn, {"logprobs"}))
+    answer = turn.messages[-1]
+    if answer["role"] == "assistant":
+        for names in ({"audio"}, answer.keys() - {"role"} - _TEXT - _TOOL_CALLS, _TOOL_CALLS):
+            if dropped := answer.keys() & names:
+                answer = {name: value for name, value in answer.items() if name not in dropped}
+                yield (turn := _with_answer(turn, answer, dropped))
+        text = answer.get("content") or answer.get("refusal") or ""
+        while text:
+            text = text[: len(text) // 2]
+            yield (turn := _with_answer(turn, {"role": "assistant", "content": text}, {"content"}))
+    yield _without_extras(turn, set(turn.extras))
+
+
+def _with_answer(turn: Turn, answer: Message, cut: Set[str]) -> Turn:
+    if not any(answer.get(name) for name in _TEXT | _TOOL_CALLS):
+        answer = {**answer, "content": ""}  # the service rejects a message without any of them
+    return replace(turn, messages=(*turn.messages[:-1], answer), truncated=_names(turn, cut))
+
+
+def _without_extras(turn: Turn, cut: Set[str]) -> Turn:
+    extras = {name: value for name, value in turn.extras.items() if name not in cut}
+    return replace(turn, extras=extras, truncated=_names(turn, cut))
+
+
+def _names(turn: Turn, cut: Set[str]) -> tuple[str, ...]:
+    """The names of all that was cut. The service chose them, so their number and length are limited too."""
+    names = dict.fromkeys((*turn.truncated, *(name[:MAX_NAME] for name in sorted(cut))))
+    return tuple(names)[:MAX_NAMES]

@@ -104,7 +104,7 @@ def from_turn(session_id: str, turn: Turn) -> Row:
         "extras": json_text(turn.extras) if turn.extras else None,
         "window_start": turn.window_start,
         "past_tokens": turn.past_tokens,
-        "truncated": turn.truncated or None,
+        "truncated": json_text(turn.truncated) if turn.truncated else None,
     }
 
 
@@ -119,9 +119,16 @@ def to_turn(row: Row) -> Turn:
         extras=orjson.loads(row.get("extras", "{}")),
         window_start=row["window_start"],
         past_tokens=row.get("past_tokens"),
-        truncated=row.get("truncated", False),
+        truncated=_truncated(row.get("truncated")),
         etag=row["etag"],
     )
+
+
+def _truncated(column: str | bool | None) -> tuple[str, ...]:
+    """Rows of 0.2.0 and earlier have True: something was cut, but it was not recorded what."""
+    if isinstance(column, str):
+        return tuple(orjson.loads(column))
+    return ("answer",) if column else ()
 
 
 def from_record(session_id: str, record: IdempotencyRecord) -> Row:

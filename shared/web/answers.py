@@ -32,7 +32,7 @@ def chat_answer(session: Session, turn: Turn) -> ChatAnswer:
     call = turn.call
     optional = dict(turn.extras)
     if turn.truncated:
-        optional["truncated"] = True
+        optional["truncated"] = list(turn.truncated)
     message = turn.messages[-1]
     if turn.finish_reason == "length" and not any(message.get(kind) for kind in ("content", "refusal", "tool_calls")):
         optional["notice"] = EMPTY_ANSWER

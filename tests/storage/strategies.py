@@ -55,7 +55,7 @@ TURNS = st.builds(
     past_tokens=st.integers(0, 10**7),
     finished=st.none() | TIMES,
     finish_reason=SOME,
-    truncated=st.booleans(),
+    truncated=st.lists(TEXT, max_size=2).map(tuple),
     extras=st.dictionaries(TEXT, st.lists(TEXT, max_size=2), max_size=2),
     etag=st.just("e"),
 )

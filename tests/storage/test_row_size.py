@@ -72,19 +72,23 @@ class TestCutToFit:
     @given(
         st.sampled_from(["a", "é", "\N{GRINNING FACE}", '"', "\x00", "\n"]),
         st.integers(0, 1_200_000),
-        st.sampled_from(["content", "refusal", "tool_calls"]),
+        st.sampled_from(["content", "refusal", "tool_calls", "audio", "reasoning_content", "x" * 70_000]),
         st.integers(0, 400_000),
+        st.integers(0, 3_000),
     )
     def test_cut_turn_fits_in_a_row_and_keeps_its_calls(
-        self, character: str, count: int, field: str, logprob_size: int
+        self, character: str, count: int, field: str, extra_size: int, fields: int
     ) -> None:
         text = character * count
-        answer: dict[str, Any] = {"role": "assistant", "content": None}
+        answer: dict[str, Any] = {"role": "assistant", "content": None} | {f"field {n}": n for n in range(fields)}
         answer[field] = [{"id": "a", "function": {"arguments": text}}] if field == "tool_calls" else text
-        turn = cut_to_fit(turn_of(USER, answer, logprobs={"content": ["x" * logprob_size]}))
+        extras = {"logprobs": {"content": ["x" * extra_size]}, "content_filter": {"prompt": ["y" * extra_size]}}
+        turn = cut_to_fit(turn_of(USER, answer, **extras))
         assert entity_bytes(rows.from_turn("s" * 64, turn)) < MEBIBYTE
         assert turn.calls == turn_of().calls
         assert turn.messages[0] == USER
+        assert turn.messages[1]["role"] == "assistant"
+        assert bool(turn.truncated) == ((turn.messages[1], turn.extras) != (answer, extras))
 
     def test_turn_that_fits_is_unchanged(self) -> None:
         turn = turn_of(USER, {"role": "assistant", "content": "x" * 400_000}, logprobs={"content": ["x"] * 1_000})
@@ -95,7 +99,23 @@ class TestCutToFit:
         turn = cut_to_fit(turn_of(USER, answer, logprobs={"content": ["x" * 200_000]}, content_filter={"a": 1}))
         assert turn.extras == {"content_filter": {"a": 1}}
         assert turn.messages == (USER, answer)
-        assert turn.truncated
+        assert turn.truncated == ("logprobs",)
+
+    def test_fields_of_an_answer_are_dropped_in_order_until_it_fits(self) -> None:
+        answer: dict[str, Any] = {"role": "assistant", "content": "x" * 150_000, "annotations": [], "reasoning": "y"}
+        answer |= {"tool_calls": [{"id": "a", "function": {"arguments": "{}"}}], "audio": {"data": "z"}}
+        order = ["logprobs", "audio", "annotations", "reasoning", "tool_calls", "content"]
+        for field, expected in {"audio": 2, "reasoning": 4, "tool_calls": 5, "content": 6}.items():
+            large: dict[str, Any] = answer | {field: "x" * 500_000}
+            turn = cut_to_fit(turn_of(USER, large, logprobs={"content": ["x"]}))
+            assert turn.truncated == tuple(order[:expected]), field
+            uncut = {name: value for name, value in large.items() if name not in turn.truncated}
+            assert {name: turn.messages[1][name] for name in uncut} == uncut
+
+    def test_request_without_an_answer_is_not_cut(self) -> None:
+        turn = cut_to_fit(turn_of({"role": "user", "content": "x" * 400_000}, logprobs={"content": ["x" * 200_000]}))
+        assert turn.messages == ({"role": "user", "content": "x" * 400_000},)
+        assert turn.truncated == ("logprobs",)
 
     @pytest.mark.parametrize("kind", ["content", "refusal"])
     def test_cut_text_keeps_its_beginning(self, kind: str) -> None:
@@ -104,7 +124,7 @@ class TestCutToFit:
         remaining = turn.messages[1]["content"]
         assert text.startswith(remaining)
         assert len(remaining) > 100_000
-        assert turn.truncated
+        assert turn.truncated == ("content",)
 
     def test_tool_calls_that_do_not_fit_are_dropped_but_their_text_is_kept(self) -> None:
         calls = [{"id": "a", "function": {"arguments": "x" * 600_000}}]

@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,6 +101,14 @@ class TestStoredNames:
         row = rows.from_session(replace(self.SESSION, first_key="0a1b"))
         assert row["first_key"] == rows.pointer_partition("0a1b") == "~key-0a1b"
         assert rows.to_session(stored(row)).first_key == "0a1b"
+
+    @pytest.mark.parametrize(
+        ("column", "truncated"),
+        [(None, ()), (False, ()), (True, ("answer",)), ('["logprobs","audio"]', ("logprobs", "audio"))],
+    )
+    def test_truncated_column_is_a_list_and_was_a_boolean(self, column: object, truncated: tuple[str, ...]) -> None:
+        turn = Turn(number=1, started=NOW, calls=(self.CALL,), truncated=truncated)
+        assert rows.to_turn(stored({**rows.from_turn("s", turn), "truncated": column})) == turn
 
     def test_idempotency_record_of_one_turn_has_the_columns_of_0_1_0(self) -> None:
         record = IdempotencyRecord(key="0a1b", request="r", turns=(3,))

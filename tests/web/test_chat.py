@@ -13,6 +13,7 @@ from shared.web.http import KEEP_ALIVE_S
 from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import (
+    JSON,
     Event,
     answer,
     closed_ledger,
@@ -444,34 +445,48 @@ async def test_long_messages_and_answers_are_stored_and_replayed_byte_for_byte(
     assert history["turns"][1]["messages"] == [user(sent), assistant(back)]
 
 
-async def test_answer_too_large_for_a_row_is_truncated_and_charged(
+async def test_answer_too_large_for_a_row_is_given_whole_stored_truncated_and_charged(
     serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
 ) -> None:
-    back, fake.chunk_tokens = "abcd " * 60_000, 2_000
+    back, fake.chunk_tokens = " abcd" * 60_000, 2_000
+    request = {"session_id": "s", "message": "x" * 250_000, "max_tokens": 60_000}
+    key = {"idempotency-key": "k"}
     async with serve(environ | {"CONTEXT_TOKENS": "1000000"}) as api:
         fake.reply(back)
-        turn = await answer(api, "x" * 250_000, max_tokens=60_000)
+        turn = ok_json(await api.post("/api/chat", json=request, headers=key))
+        again = ok_json(await api.post("/api/chat", json=request, headers=key))
         history = await get_json(api, "/api/sessions/s/messages")
 
-    content = turn["message"]["content"]
-    assert turn["truncated"] is True
+    assert turn["message"]["content"] == back
+    assert turn["truncated"] == again["truncated"] == ["content"]
+    content = again["message"]["content"]
     assert content == back[: len(content)]
     assert 100_000 < len(content) < len(back)
     assert history["turns"][0]["messages"] == [user("x" * 250_000), assistant(content)]
     await assert_conserved(tables, fake)
 
 
-async def test_logprobs_too_large_for_a_row_are_dropped(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_logprobs_too_large_for_a_row_are_given_but_not_stored(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, streamed: bool
 ) -> None:
     back, fake.chunk_tokens = "abcd " * 1_000, 100
     fake.reply(back)
+    request = {"session_id": "s", "message": "hi", "logprobs": True, "top_logprobs": 20, "max_tokens": 8_000}
 
-    turn = await answer(api, logprobs=True, top_logprobs=20, max_tokens=8_000)
+    async def chat() -> JSON:
+        body = request | {"stream": streamed}
+        response = await api.post("/api/chat", json=body, headers={"idempotency-key": "k"})
+        return events(response.content)[-1].data if streamed else ok_json(response)
+
+    turn, again = await chat(), await chat()
 
     assert turn["message"] == assistant(back)
-    assert "logprobs" not in turn
+    assert turn["truncated"] == ["logprobs"]
+    assert "".join(token["token"] for token in turn["logprobs"]["content"]) == back
     assert "content_filter" in turn
+    assert again == {name: value for name, value in turn.items() if name != "logprobs"}
+    assert len(fake.requests) == 1
     await assert_conserved(tables, fake)
 
 

@@ -112,7 +112,9 @@ class SessionTotals(BaseModel):
 
 
 class ChatAnswer(BaseModel):
-    """A turn's answer. `cost_usd` is null if the model's price is not known."""
+    """A turn's answer. `cost_usd` is null if the model's price is not known. `truncated`: what is missing in the stored
+    turn, which was too large: `logprobs` or fields of the message; `answer` if it was not recorded (0.2.0 and
+    earlier)."""
 
     session_id: str
     turn: int
@@ -125,7 +127,7 @@ class ChatAnswer(BaseModel):
     session: SessionTotals
     content_filter: dict[str, Any] | None = None
     logprobs: dict[str, Any] | None = None
-    truncated: bool | None = None
+    truncated: list[str] | None = None
     notice: str | None = None  # for people: why the answer is empty
 
 

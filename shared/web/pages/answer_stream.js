@@ -84,7 +84,7 @@ export class AnswerStream {
     this.view.finish(messageText(answer.message));
     this.view.figures(answer);
     if (answer.notice) this.view.note(answer.notice);
-    if (answer.truncated) this.view.note("The answer is too long to store: only its beginning is kept.");
+    if (answer.truncated) this.view.note(truncationNote(answer.truncated));
     if (this.request.turnNumbers.size > 1) this.view.note(INTERRUPTED);
     drawTotals(answer.session);
     showStatus("");
@@ -113,6 +113,12 @@ export class AnswerStream {
     countDown();
     return button;
   }
+}
+
+// `truncated`: what the stored turn lacks.
+function truncationNote(truncated) {
+  if (truncated.includes("content")) return "The answer is too long to store: only its beginning is kept.";
+  return `The answer is too long to store: it is kept without ${truncated.join(", ")}.`;
 }
 
 const LOST = "The connection was lost. Retrying as the same request, so it is not billed twice.";

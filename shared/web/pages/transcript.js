@@ -81,12 +81,21 @@ export function messageText({ content, refusal, tool_calls: calls, function_call
   return [...parts, refusal, ...placeholders].filter(Boolean).join("\n\n");
 }
 
+const UNACCOUNTED = "may have been billed. It is counted as unaccounted, not in the cost.";
 const STATES = {
   failed: "This turn failed and cost nothing.",
   abandoned: "This turn was abandoned before the model was called. It cost nothing.",
-  unaccounted: "This turn was interrupted and may have been billed. It is counted as unaccounted, not in the cost.",
+  unaccounted: `This turn was interrupted and ${UNACCOUNTED}`,
   open: "This answer is not complete yet.",
 };
+
+// Why a stored turn has no complete answer or no cost; undefined if it has both.
+function stateNote({ state, finish_reason: reason, messages }) {
+  if (state === "settled" && reason === "error") return "The answer broke off. Its cost is counted.";
+  if (state !== "unaccounted" || [null, "error"].includes(reason)) return STATES[state];
+  if (messages.at(-1)?.role === "assistant") return `The model service reported no usage: this turn ${UNACCOUNTED}`;
+  return `The content filter stopped this message. It ${UNACCOUNTED}`;
+}
 
 // A stored turn.
 export function turnViews(turn) {
@@ -95,7 +104,8 @@ export function turnViews(turn) {
   const answer = turn.messages.find((message) => message.role === "assistant");
   view.finish(answer ? messageText(answer) : "");
   view.figures(turn);
-  if (turn.state in STATES) view.note(STATES[turn.state]);
+  const note = stateNote(turn);
+  if (note) view.note(note);
   return { articles: [...questions, view.article], view };
 }
 
