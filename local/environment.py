@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class SettingsError(Exception):
-    """An invalid settings file; the message names the place and the remedy."""
+    """An invalid settings file or a missing setting; the message names the place and the remedy."""
 
 
 def layered(*layers: Mapping[str, str]) -> dict[str, str]:

