@@ -427,6 +427,27 @@ async def test_session_option_resumes_and_clear_command_clears_it(api: httpx.Asy
     assert (await get_json(api, "/api/sessions/mine"))["turns"] == 3
 
 
+@pytest.mark.parametrize(
+    ("state", "finish_reason", "answered", "note"),
+    [
+        ("settled", "stop", True, None),
+        ("settled", "error", True, "Broke off"),
+        ("unaccounted", None, False, "Interrupted"),
+        ("unaccounted", "error", True, "Interrupted"),
+        ("unaccounted", "content_filter", False, "Stopped by the content filter"),
+        ("unaccounted", "stop", True, "usage was not reported"),
+        ("failed", "error", False, "no cost"),
+        ("open", None, False, "Still running"),
+    ],
+)
+def test_history_says_why_a_turn_has_no_answer_or_no_cost(
+    state: str, finish_reason: str | None, answered: bool, note: str | None
+) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "well"}][: 1 + answered]
+    shown = chat.turn_note({"state": state, "finish_reason": finish_reason, "messages": messages})
+    assert shown == note if note is None else note in str(shown)
+
+
 async def test_history_shows_tool_calls_of_every_kind(api: httpx.AsyncClient, tables: Tables) -> None:
     await answer(api, "hi", "other")  # creates the tables
     custom = {"id": "c1", "type": "custom", "custom": {"name": "code", "input": "print(1)"}}
