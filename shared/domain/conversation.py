@@ -120,7 +120,7 @@ class Turn:
     @property
     def replayable(self) -> bool:
         """True if later prompts include this turn."""
-        return self.call.state is State.SETTLED and self.finish_reason != "content_filter" and bool(self.messages)
+        return self.answered and self.finish_reason != "content_filter"
 
     @property
     def _settled(self) -> bool:

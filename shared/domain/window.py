@@ -11,7 +11,6 @@ from typing import Any
 
 import orjson
 
-from shared.domain.calls import NO_USAGE, Usage
 from shared.domain.conversation import Message, Session, Turn
 from shared.errors import ContextTooLong, InvalidRequest
 
@@ -134,8 +133,10 @@ class History:
         """An upper bound on the prompt's tokens: the reported count for the part that was sent before, if it is valid
         here, and one token per byte for the rest."""
         last = shown[-1].turn if shown else None
-        if last and last.call.deployment == self.deployment and last.past_tokens == self._past_tokens(shown[:-1]):
-            return _usage(last).conversation_tokens + MESSAGE_BOUND + bound(self.new, self.attached)
+        usage = last and last.call.usage
+        same = last and last.call.deployment == self.deployment and last.past_tokens == self._past_tokens(shown[:-1])
+        if usage and same:
+            return usage.conversation_tokens + MESSAGE_BOUND + bound(self.new, self.attached)
         return bound(messages, self.attached)
 
 
@@ -173,10 +174,6 @@ def _measure(messages: Sequence[Message], attached: Any) -> tuple[int, int]:
 
 def _system(session: Session) -> Message:
     return {"role": "system", "content": session.system}
-
-
-def _usage(turn: Turn) -> Usage:
-    return turn.call.usage or NO_USAGE
 
 
 def _tokens(turns: Sequence[ReplayedTurn]) -> int:
@@ -222,11 +219,11 @@ def _replayed(turns: Sequence[Turn], new: Sequence[Message]) -> Iterator[Replaye
         if unanswered:
             received = [message for message in received if message["content"]]
         if messages := (*sent, *received):
-            usage = _usage(turn)
-            reported = usage.conversation_tokens - usage.prompt_tokens + MESSAGE_TOKENS
-            answer_tokens = estimate(received) if unanswered else reported
+            usage = turn.call.usage
+            reported = usage.conversation_tokens - usage.prompt_tokens + MESSAGE_TOKENS if usage else None
+            answer_tokens = estimate(received) if unanswered or reported is None else reported
             alone = estimate(sent) + answer_tokens
-            tokens = alone if past is None else usage.prompt_tokens - past + answer_tokens
+            tokens = alone if past is None or usage is None else usage.prompt_tokens - past + answer_tokens
             limit = bound(messages)
             yield ReplayedTurn(turn, messages, min(max(tokens, 1), limit), min(max(tokens, alone), limit))
 

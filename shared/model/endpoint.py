@@ -15,10 +15,17 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsync
 
 from shared.access.identity import ServiceAccess
 from shared.domain.clock import Clock
-from shared.errors import UpstreamError, UpstreamResponse, UpstreamTimeout
-from shared.model.sse import CONNECTION_ERRORS, document, events
-from shared.model.upstream_errors import NotAuthorized, from_connection_error, from_status, visible_headers
-from shared.turns.ports import Plan
+from shared.errors import ChatError, UpstreamError, UpstreamResponse, UpstreamTimeout
+from shared.model.sse import CONNECTION_ERRORS, events
+from shared.model.upstream_errors import (
+    NotAuthorized,
+    error_in_event,
+    from_connection_error,
+    from_status,
+    visible_headers,
+)
+from shared.model.wire_json import parsed
+from shared.turns.ports import Plan, ServerEvent
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +63,9 @@ class Endpoint:
 
     async def send(
         self, plan: Plan, body: Mapping[str, Any], call_id: str, stack: AsyncExitStack
-    ) -> tuple[Mapping[str, str], AsyncIterator[bytes]]:
-        """The response headers, and the JSON of each streamed event or of the one document, readable until `stack` is
-        closed. Raises InvalidRequest if the service rejects the prompt, else UpstreamFailure, also while reading."""
+    ) -> tuple[Mapping[str, str], AsyncIterator[ServerEvent]]:
+        """The response headers, and the answer's events, readable until `stack` is closed. Raises InvalidRequest if
+        the service rejects the prompt, else UpstreamFailure, also while reading."""
         streamed = bool(body.get("stream"))
         headers = {**_UNREAD, "x-ms-client-request-id": call_id}
         try:
@@ -69,20 +76,25 @@ class Endpoint:
                 options={"headers": headers} if streamed else {"headers": headers, "timeout": self._unstreamed_timeout},
             )
         except APIStatusError as error:
-            log.warning("call %s: %s answered %s %s", call_id, self.name, error.status_code, error.code)
-            failure = from_status(error, plan.deployment, self._access, self._clock.now())
-            if not isinstance(failure, NotAuthorized):  # callers must not see errors about the app's own credentials
-                visible = visible_headers(error.response.headers)
-                failure.upstream = UpstreamResponse(error.status_code, visible, error.response.content)
-            raise failure from error
+            raise self._failure(plan, call_id, error) from error
         except (APIConnectionError, *CONNECTION_ERRORS) as error:  # CONNECTION_ERRORS while an error's body is read
             cause = error.__cause__ if isinstance(error, APIConnectionError) else error
             log.warning("call %s: %s: %s", call_id, self.name, type(cause or error).__name__)
             raise from_connection_error(cause) from error
         stack.push_async_callback(response.aclose)
-        parts = response.aiter_bytes()
-        data = events(parts, self._clock) if streamed else document(parts)
-        return visible_headers(response.headers), _reading(data)
+        answer = _reading(events(response, self._clock))
+        first = await _first(answer)
+        if first and (early := error_in_event(first[-1], response)):
+            raise self._failure(plan, call_id, early)
+        return visible_headers(response.headers), _chained(first, answer)
+
+    def _failure(self, plan: Plan, call_id: str, error: APIStatusError) -> ChatError:
+        log.warning("call %s: %s answered %s %s", call_id, self.name, error.status_code, error.code)
+        failure = from_status(error, plan.deployment, self._access, self._clock.now())
+        if not isinstance(failure, NotAuthorized):  # callers must not see errors about the app's own credentials
+            visible = visible_headers(error.response.headers)
+            failure.upstream = UpstreamResponse(error.status_code, visible, error.response.content)
+        return failure
 
     async def sign_in(self) -> str | None:
         """Get a token before the request, so that a failed sign-in is known not to be billed. None if the endpoint uses
@@ -108,10 +120,27 @@ class Endpoint:
         await self._client.close()
 
 
-async def _reading(data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _first(answer: AsyncIterator[ServerEvent]) -> list[ServerEvent]:
+    """The events up to the first that is a JSON object. If that is an error, it counts as the response's status."""
+    first = []
+    async for event in answer:
+        first.append(event)
+        if isinstance(parsed(event.data), dict):
+            break
+    return first
+
+
+async def _chained(first: list[ServerEvent], answer: AsyncIterator[ServerEvent]) -> AsyncIterator[ServerEvent]:
+    for event in first:
+        yield event
+    async for event in answer:
+        yield event
+
+
+async def _reading(answer: AsyncIterator[ServerEvent]) -> AsyncIterator[ServerEvent]:
     try:
-        async for each in data:
-            yield each
+        async for event in answer:
+            yield event
     except httpx2.TimeoutException as error:
         raise UpstreamTimeout("The model's answer timed out. Retry the request.", maybe_billed=True) from error
     except CONNECTION_ERRORS as error:

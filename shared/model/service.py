@@ -16,7 +16,7 @@ from shared.model.circuits import Circuits
 from shared.model.endpoint import Endpoint
 from shared.model.options import Options
 from shared.model.upstream_errors import NotAuthorized, OptionRejected
-from shared.turns.ports import Plan
+from shared.turns.ports import Plan, ServerEvent
 
 _backoff = wait_exponential_jitter(multiplier=0.5, max=20)
 
@@ -83,7 +83,7 @@ class ModelCall:
     def endpoint(self) -> str | None:
         return self._endpoint.name if self._endpoint else None
 
-    async def __aenter__(self) -> AsyncIterator[bytes]:
+    async def __aenter__(self) -> AsyncIterator[ServerEvent]:
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_transient),
             wait=_wait,
@@ -101,7 +101,7 @@ class ModelCall:
     def _is_over(self, state: RetryCallState) -> bool:
         return state.attempt_number > self._retries or self._clock.monotonic() + state.upcoming_sleep > self._deadline
 
-    async def _try_endpoints(self) -> AsyncIterator[bytes]:
+    async def _try_endpoints(self) -> AsyncIterator[ServerEvent]:
         """The answer of the first endpoint that returns one. Otherwise raises the failure with the shortest wait; this
         includes the failures of paused endpoints, which are not tried."""
         failures: dict[Endpoint, UpstreamFailure] = {}
@@ -116,7 +116,7 @@ class ModelCall:
         failures = self._circuits.paused(self._plan.deployment) | failures
         raise min(failures.values(), key=lambda failure: (not _is_transient(failure), failure.pause or 0))
 
-    async def _try(self, endpoint: Endpoint) -> AsyncIterator[bytes]:
+    async def _try(self, endpoint: Endpoint) -> AsyncIterator[ServerEvent]:
         """Try one endpoint. Retry without an option that it rejects, and once with a fresh token."""
         self._endpoint, renewed, token = endpoint, False, None
         while True:

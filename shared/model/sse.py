@@ -1,4 +1,7 @@
-"""HTTP response bodies: the data of server-sent events, or one document."""
+"""Answers as they come over HTTP: server-sent events, or one JSON document. The body decides which, not the request.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -6,37 +9,89 @@ from contextlib import suppress
 import httpx2
 
 from shared.domain.clock import Clock
+from shared.turns.ports import DONE, ServerEvent
 
 CONNECTION_ERRORS = (httpx2.RequestError, OSError)  # a broken TLS record raises the socket's own error
 DRAIN_TIMEOUT_S = 1.0  # to read the bytes after [DONE], so that the connection can be reused; the caller waits
+_BOM = b"\xef\xbb\xbf"
 
 
-async def document(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield b"".join([part async for part in parts])
+async def events(response: httpx2.Response, clock: Clock) -> AsyncIterator[ServerEvent]:
+    """The events of a response's body up to `[DONE]`, which is the last; of a JSON document, one event with all of it.
 
-
-async def events(parts: AsyncIterator[bytes], clock: Clock) -> AsyncIterator[bytes]:
-    """The data of server-sent events, up to `[DONE]`."""
-    lines = _lines(parts)
-    async for line in lines:
-        if line.startswith(b"data:"):
-            if (data := line[5:].strip()) == b"[DONE]":
-                break
-            yield data
+    Raises CONNECTION_ERRORS, also if a stream ends without `[DONE]` and the body has no framing (chunks, a length) that
+    marks its end.
+    """
+    parts = response.aiter_bytes()
+    start = b""
+    async for part in parts:
+        start += part
+        if len(start) > len(_BOM) and start.removeprefix(_BOM).strip():
+            break
+    if start.removeprefix(_BOM).lstrip().startswith(b"{"):
+        yield ServerEvent(b"".join([start, *[part async for part in parts]]).removeprefix(_BOM))
+        return
+    lines = _lines(start, parts)
+    async for event in _events(lines):
+        yield event
+        if event.data == DONE:
+            break
+    else:
+        if not _framed(response):
+            raise ConnectionError("the stream ended without [DONE]")
     with suppress(*CONNECTION_ERRORS):  # a TimeoutError is an OSError
         async with clock.timeout_at(clock.monotonic() + DRAIN_TIMEOUT_S):
             async for _ in lines:
                 pass
 
 
-async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The lines of server-sent events. httpx's line iterator also splits at U+2028 and U+0085, which JSON may contain
-    unescaped."""
-    line: list[bytes] = []  # parts of one line: joining on each arrival would copy a long line each time
-    async for part in parts:
-        piece, *others = part.split(b"\n")
+async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[ServerEvent]:
+    """An event that only the end of the body ends is taken too: it may hold the usage."""
+    name, data = b"", list[bytes]()
+    async for line in lines:
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value
+        elif not line:
+            if any(data):
+                yield _event(name, data)
+            name, data = b"", []
+    if any(data):
+        yield _event(name, data)
+
+
+def _event(name: bytes, data: list[bytes]) -> ServerEvent:
+    joined = b"\n".join(data)
+    return ServerEvent(DONE if joined.strip() == DONE else joined, name)
+
+
+async def _lines(start: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Lines end with CR LF, LF, CR or the body. httpx's own line iterator also splits at U+2028 and U+0085, which JSON
+    may hold unescaped."""
+    line: list[bytes] = []  # in pieces: joining them as they come would copy a long line each time
+    after_cr, bom = False, _BOM
+
+    async def all_parts() -> AsyncIterator[bytes]:
+        yield start
+        async for part in parts:
+            yield part
+
+    async for part in all_parts():
+        rest = part[1:] if after_cr and part.startswith(b"\n") else part
+        after_cr = part.endswith(b"\r") if part else after_cr
+        piece, *others = rest.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         line.append(piece)
         for other in others:
-            yield b"".join(line)
-            line = [other]
-    yield b"".join(line)
+            yield b"".join(line).removeprefix(bom)
+            line, bom = [other], b""
+    yield b"".join(line).removeprefix(bom)
+
+
+def _framed(response: httpx2.Response) -> bool:
+    """Whether the transport shows that the body is complete."""
+    headers = response.headers
+    chunked = "chunked" in headers.get("transfer-encoding", "").lower()
+    return chunked or "content-length" in headers or response.http_version == "HTTP/2"

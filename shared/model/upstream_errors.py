@@ -21,6 +21,8 @@ from shared.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from shared.model.wire_json import parsed, storable
+from shared.turns.ports import ServerEvent
 
 _MAX_PAUSE_S = 10_000_000  # a longer pause is treated as a mistake and ignored
 _VISIBLE = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
@@ -28,6 +30,21 @@ _VISIBLE = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelim
 _UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request arguments? supplied: (\w+)")
 # Codes for an option that is not supported at all; some errors have only a message (OpenHands/software-agent-sdk#1837).
 _UNSUPPORTED_CODES = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
+
+
+# Words in an error's code or type, and the status that they come with.
+_STATUS_OF_WORDS = {
+    "rate_limit": 429,
+    "insufficient_quota": 429,
+    "content_filter": 400,
+    "context_length": 400,
+    "invalid_request": 400,
+    "bad_request": 400,
+    "authentication": 401,
+    "overloaded": 503,
+    "unavailable": 503,
+    "timeout": 504,
+}
 
 
 class NotAuthorized(UpstreamUnavailable):
@@ -139,3 +156,32 @@ def _pause(error: APIStatusError, now: datetime) -> float | None:
 
 def visible_headers(headers: httpx2.Headers) -> dict[str, str]:
     return {name: value for name, value in headers.items() if _VISIBLE.fullmatch(name)}
+
+
+def error_in(chunk: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The error object of an event or document, if it is one: OpenAI's, vLLM's (`object: error`), or plain text."""
+    error = chunk.get("error")
+    if isinstance(error, dict) and error:
+        return error
+    if isinstance(error, str) and error:
+        return {"message": error, **{name: chunk[name] for name in ("code", "type") if name in chunk}}
+    return chunk if chunk.get("object") == "error" else None
+
+
+def error_in_event(event: ServerEvent, response: httpx2.Response) -> APIStatusError | None:
+    """The error that an event holds, as if its response had had the error's status; None if it holds none."""
+    chunk = parsed(event.data)
+    error = error_in(chunk) if isinstance(chunk, dict) else None
+    if error is None:
+        return None
+    shown = httpx2.Response(_status_of(error), headers=response.headers, content=event.data, request=response.request)
+    return APIStatusError(str(error.get("message")), response=shown, body=storable(error))
+
+
+def _status_of(error: Mapping[str, Any]) -> int:
+    """The status in an error object: its code as a number, else what its words say; 502 if neither is known."""
+    words = [str(error.get(name)) for name in ("status", "code", "type")]
+    for word in words:
+        if re.fullmatch(r"[45][0-9][0-9]", word):
+            return int(word)
+    return next((status for name, status in _STATUS_OF_WORDS.items() if name in " ".join(words).lower()), 502)

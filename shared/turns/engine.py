@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from shared.domain.calls import Call, LedgerEntry, State, Usage
+from shared.domain.calls import Call, LedgerEntry, State
 from shared.domain.clock import Clock
 from shared.domain.conversation import TurnResult
 from shared.domain.pricing import Prices
@@ -27,7 +27,7 @@ from shared.turns.admission import Admission
 from shared.turns.events import Answer, Delta, Metered, Opened, Started, TurnStream
 from shared.turns.lease import ReservedTurn, persist
 from shared.turns.open_call import OpenCall
-from shared.turns.ports import CallLog, Ledger, Model, Plan
+from shared.turns.ports import CallLog, Ledger, Model, Plan, ServerEvent
 from shared.turns.requests import ForwardedRequest, Request
 from shared.turns.reservation import Replay, Reservations
 
@@ -121,7 +121,8 @@ class Turns:
         upstream = self._model.call(plan, call_id=entry.call.id, deadline=run.deadline)
         call = OpenCall(entry, upstream, plan.dialect.reader(), self._clock.now())
         try:
-            outcome = call.settled(await self._read_answer(run, call), self._prices)
+            await self._read_answer(run, call)
+            outcome = call.outcome(self._prices)
         except Exception as error:
             if not isinstance(error, ChatError):
                 log.exception("call %s", entry.call.id)
@@ -129,28 +130,35 @@ class Turns:
         self._call_log.record(call.record(plan, outcome, self._clock.now()))
         return call, outcome
 
-    async def _read_answer(self, run: _Run, call: OpenCall) -> Usage:
-        """Read the answer and send its deltas to the stream. Returns the usage."""
-        failure: UpstreamFailure = UpstreamError("The model's answer broke off. Retry the request.", maybe_billed=True)
+    async def _read_answer(self, run: _Run, call: OpenCall) -> None:
+        """Read the answer and send its deltas to the stream. Sets `call.error` if the answer is not complete."""
+        answer = call.answer
         try:
-            async with self._clock.timeout_at(run.deadline), call.upstream as chunks:
+            async with self._clock.timeout_at(run.deadline), call.upstream as events:
                 run.stream.send(Opened(call.upstream.headers))
-                async for call.data in chunks:
-                    piece = call.answer.add(call.data)
-                    if piece.shown:
-                        call.first_token = call.first_token or self._clock.now()
-                    if piece.shown or run.turn.plan.forwarded:
-                        run.stream.send(Delta(piece.shown, call.data, piece.only_usage))
-                if call.usage is None:  # raised inside the block so that the endpoint's circuit opens
-                    raise failure
+                async for event in events:
+                    self._read_event(run, call, event)
+                answer.end()
+                if not answer.complete:  # raised inside the block so that the endpoint's circuit opens
+                    message = "The model's answer broke off. Retry the request."
+                    raise answer.error or UpstreamError(message, maybe_billed=True)
         except TimeoutError:
             message = f"The turn exceeded its timeout of {self._turn_timeout:g} s. Shorten the request, or retry later."
-            failure = UpstreamTimeout(message, maybe_billed=call.upstream.attempts > 0)
+            call.error = UpstreamTimeout(message, maybe_billed=call.upstream.attempts > 0)
         except UpstreamFailure as error:
-            failure = error
-        if (usage := call.usage) is None:
-            raise failure
-        return usage  # the answer is complete, even if the connection failed after it
+            call.error = error
+        if answer.complete:
+            call.error = None  # even if the connection failed after it
+
+    def _read_event(self, run: _Run, call: OpenCall, event: ServerEvent) -> None:
+        piece, plan = call.answer.add(event.data), run.turn.plan
+        if piece is None or call.answer.error:
+            return
+        if piece.shown:
+            call.first_token = call.first_token or self._clock.now()
+        if piece.shown or plan.forwarded:
+            sent = ServerEvent(piece.chunk) if plan.streamed and piece.chunk else event
+            run.stream.send(Delta(piece.shown, sent, piece.only_usage))
 
     def _retry_plan(self, run: _Run, call: OpenCall, outcome: Call) -> Plan | None:
         """The plan for the retry; None if the failed call must not be retried: a delta may have reached the caller, the
@@ -185,7 +193,7 @@ class Turns:
             messages = (*messages, call.answer.message())
         result = TurnResult(
             messages=messages,
-            finish_reason="error" if call.error else call.answer.finish_reason,
+            finish_reason=call.finish_reason,
             finished=self._clock.now(),
             extras=call.answer.extras,
         )
@@ -193,7 +201,8 @@ class Turns:
         if call.error:
             run.stream.fail(call.error)
         else:
-            run.stream.send(Answer(*settled, call.data) if settled else Metered(call.data))
+            document = call.answer.document() if run.turn.plan.forwarded else b""
+            run.stream.send(Answer(*settled, document) if settled else Metered(document))
         await persist(outcome, lambda: self._ledger.raise_call(call.entry, outcome), self._clock)
 
 

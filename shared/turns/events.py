@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias
 
 from shared.domain.conversation import Session, Turn
+from shared.turns.ports import ServerEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +28,16 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A part of the answer (content, refusal or tool calls) and the JSON chunk that contained it."""
+    """A part of the answer (content, refusal or tool calls) and the event that contained it."""
 
     pieces: Mapping[str, Any]
-    data: bytes = b""
+    event: ServerEvent = field(default_factory=ServerEvent)
     only_usage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The turn is settled. `data`: the answer as the service sent it, if it was not streamed."""
+    """The turn is settled. `data`: the answer as one JSON document; empty in a replay."""
 
     session: Session
     turn: Turn

@@ -11,23 +11,30 @@ from shared.turns.ports import AnswerReader, CallRecord, ModelCall, Plan
 
 @dataclass(slots=True)
 class OpenCall:
-    """`data`: the latest JSON chunk, or the whole document. Times in UTC."""
+    """`error`: why there is no answer, or none that is whole. Times in UTC."""
 
     entry: LedgerEntry
     upstream: ModelCall
     answer: AnswerReader
     started: datetime
     first_token: datetime | None = None
-    data: bytes = b""
     error: Exception | None = None
 
     @property
-    def usage(self) -> Usage | None:
-        """The token counts; None until the answer is complete."""
-        return self.answer.usage if self.answer.finish_reason is not None else None
+    def finish_reason(self) -> str | None:
+        """As the turn keeps it: the answer's, or why there is none."""
+        if isinstance(self.error, ContentFiltered):
+            return "content_filter"
+        return "error" if self.error else self.answer.finish_reason
 
-    def settled(self, usage: Usage, prices: Prices) -> Call:
-        """The call with its cost, at the price of the model named in the answer."""
+    def outcome(self, prices: Prices) -> Call:
+        """The call once the answer is read: settled if its usage came, even where the answer broke off."""
+        if self.answer.usage:
+            return self._settled(self.answer.usage, prices)
+        return self.failed(self.error) if self.error else self._unaccounted("no_usage")
+
+    def _settled(self, usage: Usage, prices: Prices) -> Call:
+        """At the price of the model named in the answer."""
         opened, model = self.entry.call, self.answer.model
         rates = prices.rates(opened.deployment, model, prompt_tokens=usage.prompt_tokens)
         return replace(
@@ -47,8 +54,13 @@ class OpenCall:
         free = isinstance(error, ChatError) and not isinstance(error, ContentFiltered | ContextTooLong)
         if isinstance(error, UpstreamFailure):
             free = not error.maybe_billed
-        state = State.FAILED if free else State.UNACCOUNTED
-        return replace(self.entry.call, state=state, reason=reason, endpoint=self.upstream.endpoint)
+        if not free:
+            return self._unaccounted(reason)
+        return replace(self.entry.call, state=State.FAILED, reason=reason, endpoint=self.upstream.endpoint)
+
+    def _unaccounted(self, reason: str) -> Call:
+        state, model = State.UNACCOUNTED, self.answer.model
+        return replace(self.entry.call, state=state, reason=reason, model=model, endpoint=self.upstream.endpoint)
 
     def record(self, plan: Plan, outcome: Call, finished: datetime) -> CallRecord:
         return CallRecord(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from shared.domain.calls import Call, LedgerEntry, Usage
 from shared.domain.conversation import IdempotencyRecord, Message, Session, Turn
 from shared.domain.principal import Principal
+from shared.errors import UpstreamError
 
 
 class Sessions(Protocol):
@@ -71,28 +72,57 @@ class Ledger(Protocol):
         never read (one without an etag). Returns whether the row changed."""
 
 
+DONE = b"[DONE]"  # the data of a stream's last event
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEvent:
+    """One event of a stream, or the one document of an answer that was not streamed."""
+
+    data: bytes = b""
+    name: bytes = b""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one chunk adds to an answer. `shown`: content, refusal or tool-call deltas; {} if there are none.
-    `only_usage`: the chunk exists only because usage was requested."""
+    """What one event adds to an answer. `shown`: content, refusal or tool-call deltas; {} if there are none.
+    `only_usage`: a chunk that holds usage and nothing else. `chunk`: a whole document as the chunk of a stream."""
 
     shown: Mapping[str, Any]
-    only_usage: bool
+    only_usage: bool = False
+    chunk: bytes = b""
 
 
 class AnswerReader(Protocol):
-    """Reads one answer, whole or chunk by chunk. `usage` and `finish_reason` are None until the answer has them."""
+    """Reads one answer, whole or event by event. Whatever the service sends, it never raises.
+
+    `usage` is None until it is final; `error` is what the service broke its answer off with.
+    """
 
     model: str | None
-    finish_reason: str | None
-    usage: Usage | None
+    service_tier: str | None
     extras: dict[str, Any]
+    error: UpstreamError | None
 
-    def add(self, data: bytes) -> Piece:
-        """Read one chunk or a whole answer. Raises UpstreamError if the data is neither."""
+    @property
+    def usage(self) -> Usage | None: ...
+    @property
+    def finish_reason(self) -> str | None: ...
+    @property
+    def complete(self) -> bool:
+        """Whether the whole answer came, with or without its usage."""
+
+    def add(self, data: bytes) -> Piece | None:
+        """Read one event's data. None for the end of a stream, which is not passed on."""
+
+    def end(self) -> None:
+        """The response ended cleanly."""
 
     def message(self) -> Message:
         """The assistant's message so far."""
+
+    def document(self) -> bytes:
+        """The answer as one JSON document."""
 
 
 class Dialect(Protocol):
@@ -138,7 +168,7 @@ class ModelCall(Protocol):
     """One model call; leaving the block ends it. Entering raises UpstreamFailure, or InvalidRequest if the service
     rejects the prompt; iterating raises UpstreamFailure if the answer is cut off.
 
-    Iterating yields JSON: the data of each streamed event, or the one document. `endpoint` (the last one tried) and
+    Iterating yields the events of a stream, or one with the whole document. `endpoint` (the last one tried) and
     `attempts` are valid for every outcome; `headers` are the response headers that callers may see.
     """
 
@@ -148,7 +178,7 @@ class ModelCall(Protocol):
     @property
     def endpoint(self) -> str | None: ...
 
-    async def __aenter__(self) -> AsyncIterator[bytes]: ...
+    async def __aenter__(self) -> AsyncIterator[ServerEvent]: ...
     async def __aexit__(self, kind: object, error: object, trace: object) -> None: ...
 
 

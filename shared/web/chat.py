@@ -16,6 +16,7 @@ from shared.web.http import (
     json_response,
     read_body,
     relay,
+    sse_frame,
     validated,
 )
 
@@ -65,4 +66,4 @@ def _write_error(error: Exception) -> bytes:
 
 
 def _frame(name: str, data: object) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), json_bytes(data))
+    return sse_frame(json_bytes(data), name.encode())

@@ -70,6 +70,12 @@ def event_stream(events: AsyncIterator[bytes], headers: Mapping[str, str]) -> St
     return StreamingResponse(events, media_type="text/event-stream", headers={**unbuffered, **headers})
 
 
+def sse_frame(data: bytes, name: bytes = b"") -> bytes:
+    """One event. https://html.spec.whatwg.org/multipage/server-sent-events.html"""
+    head = b"event: %s\n" % name if name else b""
+    return head + b"".join(b"data: %s\n" % line for line in data.split(b"\n")) + b"\n"
+
+
 async def relay(
     first: Event,
     stream: TurnStream,

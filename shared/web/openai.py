@@ -31,6 +31,7 @@ from shared.web.http import (
     read_body,
     relay,
     session_id,
+    sse_frame,
     validated,
 )
 
@@ -134,11 +135,15 @@ def _deployment(request: Request, app: Services, completion: CompletionRequest) 
 
 def _is_openai_error(body: bytes) -> bool:
     """True if it has OpenAI's format. A gateway's own errors are often a page or other JSON."""
+    return isinstance((_json_object(body) or {}).get("error"), dict)
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return False
-    return isinstance(parsed, dict) and isinstance(parsed.get("error"), dict)
+        return None
+    return parsed if isinstance(parsed, dict) else None
 
 
 def _answer_body(event: Event) -> bytes:
@@ -147,8 +152,8 @@ def _answer_body(event: Event) -> bytes:
 
 def _write(event: Event, *, usage: bool) -> bytes:
     match event:
-        case Delta(_, data, only_usage) if usage or not only_usage:
-            return b"data: %s\n\n" % data
+        case Delta(_, sent, only_usage) if usage or not only_usage:
+            return sse_frame(sent.data, sent.name)
         case Answer() | Metered():
             return DONE
         case _:
@@ -156,7 +161,11 @@ def _write(event: Event, *, usage: bool) -> bytes:
 
 
 def _write_error(error: Exception) -> bytes:
-    return b"data: %s\n\n" % json_bytes({"error": _openai_error(error)[0]})
+    """The service's own error if its stream broke off with one, else ours."""
+    upstream = error.upstream if isinstance(error, ChatError) else None
+    if upstream and _json_object(upstream.body):
+        return sse_frame(upstream.body)
+    return sse_frame(json_bytes({"error": _openai_error(error)[0]}))
 
 
 def _openai_error(error: Exception, upstream_status: int | None = None) -> tuple[dict[str, Any], int, int | None]:
@@ -187,7 +196,7 @@ def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
     if usage:
         chunks.append({"choices": [], "usage": tokens})
     chunk = common | {"object": "chat.completion.chunk"}
-    frames = b"".join(b"data: %s\n\n" % json_bytes(chunk | content) for content in chunks)
+    frames = b"".join(sse_frame(json_bytes(chunk | content)) for content in chunks)
     return Response(frames + DONE, 200, headers, media_type="text/event-stream")
 
 

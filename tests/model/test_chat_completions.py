@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.domain.calls import Usage
-from shared.errors import UpstreamError
-from shared.model.chat_completions import Completion, usage_of
+from shared.model.completion import Completion
+from shared.model.usage import usage_of
+from shared.turns.ports import Piece
 from shared.web.openai import openai_usage
 from tests.support.azure_openai_answers import Answer, Reply
 
@@ -37,11 +38,24 @@ def gathered(parts: list[dict[str, Any]]) -> Completion:
     completion = Completion()
     for part in parts:
         completion.add(orjson.dumps(part))
+    completion.end()
     return completion
 
 
+def added(completion: Completion, part: dict[str, Any]) -> Piece:
+    piece = completion.add(orjson.dumps(part))
+    assert piece is not None
+    return piece
+
+
 def shown(completion: Completion, part: dict[str, Any]) -> dict[str, Any]:
-    return dict(completion.add(orjson.dumps(part)).shown)
+    return dict(added(completion, part).shown)
+
+
+def read_usage(reported: dict[str, Any]) -> Usage:
+    usage = usage_of(reported)
+    assert usage
+    return usage
 
 
 def piece(**delta: Any) -> dict[str, Any]:
@@ -138,7 +152,7 @@ class TestRest:
     @pytest.mark.parametrize("details", [{}, {"prompt_tokens_details": None, "completion_tokens_details": None}])
     def test_details_that_are_not_sent_count_as_none(self, details: dict[str, None]) -> None:
         reported = {"prompt_tokens": 3, "completion_tokens": 2, **details}
-        assert usage_of(reported) == Usage(prompt_tokens=3, completion_tokens=2)
+        assert read_usage(reported) == Usage(prompt_tokens=3, completion_tokens=2)
 
     @pytest.mark.parametrize(
         ("reported", "prompt", "completion"),
@@ -152,12 +166,12 @@ class TestRest:
     def test_reasoning_that_is_reported_beside_the_completion_is_part_of_it(
         self, reported: dict[str, Any], prompt: int, completion: int
     ) -> None:
-        usage = usage_of({**reported, "completion_tokens_details": {"reasoning_tokens": 200}})
+        usage = read_usage({**reported, "completion_tokens_details": {"reasoning_tokens": 200}})
         assert (usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens) == (prompt, completion, 200)
 
     def test_cached_tokens_that_are_reported_beside_the_prompt_are_part_of_it(self) -> None:
         details = {"cached_tokens": 1_000, "cache_write_tokens": 50}
-        usage = usage_of({"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": details})
+        usage = read_usage({"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": details})
         assert (usage.prompt_tokens, usage.cached_tokens, usage.cache_write_tokens) == (1_060, 1_000, 50)
 
     def test_tokens_that_are_reported_beside_are_counted_once_where_as_many_were_cached(self) -> None:
@@ -168,7 +182,7 @@ class TestRest:
             "prompt_tokens_details": {"cached_tokens": 128},
             "completion_tokens_details": {"reasoning_tokens": 128},
         }
-        usage = usage_of(reported)
+        usage = read_usage(reported)
         assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (500, 148, 648)
 
     def test_a_count_in_the_midst_of_an_answer_is_not_its_usage(self) -> None:
@@ -230,8 +244,8 @@ def test_of_several_choices_the_first_counts() -> None:
 def test_the_chunk_that_holds_only_usage_is_told_apart() -> None:
     completion = Completion()
     *others, last = chunks(Reply("one two"))
-    assert not any(completion.add(orjson.dumps(chunk)).only_usage for chunk in others)
-    assert completion.add(orjson.dumps(last)).only_usage
+    assert not any(added(completion, chunk).only_usage for chunk in others)
+    assert added(completion, last).only_usage
 
 
 @pytest.mark.parametrize(
@@ -265,10 +279,12 @@ def test_the_chunk_that_holds_only_usage_is_told_apart() -> None:
         b'{"prompt_filter_results": ' + b"[" * 300 + b"]" * 300 + b"}",
     ],
 )
-def test_what_is_no_answer_breaks_it_off(data: bytes) -> None:
-    with pytest.raises(UpstreamError) as broken:
-        Completion().add(data)
-    assert broken.value.maybe_billed
+def test_odd_data_never_raises_and_is_not_taken_for_usage(data: bytes) -> None:
+    completion = Completion()
+    completion.add(data)
+    completion.end()
+    assert completion.usage is None
+    assert orjson.dumps([completion.message(), completion.extras, completion.document().decode()])
 
 
 def test_a_custom_tools_call_is_kept_as_it_came() -> None:
@@ -301,4 +317,4 @@ def test_usage_that_is_written_again_reads_the_same(
         completion_tokens=said + thought,
         reasoning_tokens=thought,
     )
-    assert usage_of(openai_usage(usage)) == usage
+    assert read_usage(openai_usage(usage)) == usage

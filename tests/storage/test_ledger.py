@@ -110,7 +110,6 @@ MAYBE_BILLED = {  # the last value is the number of calls: a failed one is retri
     "closed while streaming": (Fault("close", after=2), 502, "upstream_error", 2),
     "stalled while streaming": (Fault("stall", after=2), 504, "upstream_timeout", 2),
     "truncated": (Fault("truncated"), 502, "upstream_error", 2),
-    "without usage": (Fault("no_usage"), 502, "upstream_error", 1),
     "garbled": (Fault("malformed"), 502, "upstream_error", 2),
     "an error while streaming": (Fault("error_event"), 502, "upstream_error", 2),
 }

@@ -98,6 +98,11 @@ class Wire:
         self._writer.write(b"".join(self.http.send(event) or b"" for event in events))
         await self._writer.drain()
 
+    async def send_bytes(self, data: bytes) -> None:
+        """Send bytes that h11 would not."""
+        self._writer.write(data)
+        await self._writer.drain()
+
     async def until_gone(self, work: Coroutine[object, object, T]) -> T:
         """Return the result of `work`. If the peer disconnects first, cancel `work` and raise ConnectionResetError."""
         job, watch = asyncio.ensure_future(work), asyncio.ensure_future(self._peer_gone())

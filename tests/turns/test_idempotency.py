@@ -266,7 +266,7 @@ async def test_idempotency_key_ignores_json_formatting(api: httpx.AsyncClient, f
 
 FAULTS = {
     "failed": Fault("status", 500),
-    "unaccounted": Fault("no_usage"),
+    "unaccounted": Fault("context_length", billed=True),
     "unaccounted, content filter": Fault("content_filter"),
 }
 
@@ -333,8 +333,8 @@ async def test_idempotency_key_allows_a_retry_after_an_abandoned_turn(
 async def test_idempotency_key_bills_one_of_twenty_concurrent_retries(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
-    fake.fault("no_usage")
-    assert (await chat(api, session_id="s")).status_code == 502
+    fake.fault("content_filter")
+    assert (await chat(api, session_id="s")).status_code == 400
     await closed_ledger(tables)
 
     responses = await asyncio.gather(*(chat(api, session_id="s") for _ in range(20)))

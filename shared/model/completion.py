@@ -1,0 +1,238 @@
+"""Reads an answer of the chat completions format, whole or gathered from its chunks.
+
+Usage, model and end are read first, each on its own. Then the content, which never raises: what can't be understood is
+made text or left out. Chunks are plain mappings: typed parsing of each costs several times more CPU time.
+https://platform.openai.com/docs/api-reference/chat
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from shared.domain.calls import Usage
+from shared.domain.conversation import Message
+from shared.errors import UpstreamError, UpstreamResponse
+from shared.model.tool_calls import ToolCalls
+from shared.model.upstream_errors import error_in
+from shared.model.usage import usage_of
+from shared.model.wire_json import Text, as_text, parsed, storable
+from shared.turns.ports import DONE, Piece
+
+log = logging.getLogger(__name__)
+
+_SEVERITIES = {"low": 1, "medium": 2, "high": 3}  # of a content filter's result
+_READ = ("role", "content", "refusal", "tool_calls", "function_call")  # fields of a message that are read by name
+_ONCE = ("id", "type", "index", "format", "expires_at")  # fields of an object that do not grow with its pieces
+
+
+class Completion:
+    """The answer so far; of several choices, the first. An AnswerReader (turns/ports.py)."""
+
+    def __init__(self) -> None:
+        self.model: str | None = None
+        self.service_tier: str | None = None
+        self.extras: dict[str, Any] = {}
+        self.error: UpstreamError | None = None
+        self._finish_reason: str | None = None
+        self._usage: Usage | None = None
+        self._reported: Any = None
+        self._usage_came_last = False
+        self._ended = self._done = False
+        self._came = False  # any choice, or usage
+        self._document = b""
+        self._id: str | None = None
+        self._text = {"content": Text(), "refusal": Text()}
+        self._tool_calls = ToolCalls()
+        self._function_call: dict[str, Text] = {}  # the form before tools, which services still take
+        self._others: dict[str, Any] = {}  # fields that this app only keeps: reasoning_content, annotations, audio
+
+    @property
+    def usage(self) -> Usage | None:
+        """Final is the usage of a chunk that holds nothing else, or the last one before a clean end."""
+        return self._usage if self._ended or self._usage_came_last else None
+
+    @property
+    def finish_reason(self) -> str | None:
+        if self._finish_reason is None and self._came and (self._done or self.usage):
+            return "tool_calls" if self._tool_calls else "stop"
+        return self._finish_reason
+
+    @property
+    def complete(self) -> bool:
+        return self.error is None and self.finish_reason is not None and (self._ended or self._usage_came_last)
+
+    def add(self, data: bytes) -> Piece | None:
+        if data == DONE:
+            self._done = True
+            return None
+        chunk = parsed(data)
+        if not isinstance(chunk, dict):
+            return Piece({})
+        if error := error_in(chunk):
+            self._fail(error, data)
+            return Piece({})
+        return self._add(chunk, data)
+
+    def end(self) -> None:
+        self._ended = True
+
+    def message(self) -> Message:
+        message: dict[str, Any] = {"role": "assistant", "content": str(self._text["content"]) or None, **self._others}
+        if self._text["refusal"]:
+            message["refusal"] = str(self._text["refusal"])
+        if self._tool_calls:
+            message["tool_calls"] = self._tool_calls.messages()
+        elif self._function_call:
+            message["function_call"] = {name: str(text) for name, text in self._function_call.items()}
+        elif message["content"] is None and "refusal" not in message:
+            message["content"] = ""
+        return message
+
+    def document(self) -> bytes:
+        """The one that came, or what the chunks of a stream come to."""
+        return self._document or orjson.dumps(
+            {
+                "id": self._id or "",
+                "object": "chat.completion",
+                "model": self.model,
+                "choices": [{"index": 0, "message": self.message(), "finish_reason": self.finish_reason}],
+                "usage": self._reported,
+            }
+        )
+
+    def _add(self, chunk: Mapping[str, Any], data: bytes) -> Piece:
+        choices = [each for each in _listed(chunk.get("choices")) if isinstance(each, dict)]
+        first = next((each for each in choices if each.get("index") in (0, None)), {})
+        self.model = _name(chunk.get("model")) or self.model
+        self.service_tier = _name(chunk.get("service_tier")) or self.service_tier
+        self._finish_reason = _name(first.get("finish_reason")) or self._finish_reason
+        self._came = self._came or bool(choices) or bool(chunk.get("usage"))
+        reported = chunk.get("usage") or first.get("usage")  # Moonshot puts it into the choice
+        usage = usage_of(reported)
+        if usage:
+            self._usage, self._reported, self._usage_came_last = usage, reported, not choices
+        elif any(value for name, value in _delta(first).items() if name != "role"):
+            self._usage, self._usage_came_last = None, False  # what was counted before this piece is not the whole
+        shown = self._add_choice(chunk, first)
+        if "message" not in first:
+            return Piece(shown, only_usage=usage is not None and not choices)
+        self._document = data
+        return Piece(shown, chunk=orjson.dumps(_as_chunk(chunk, choices)))
+
+    def _add_choice(self, chunk: Mapping[str, Any], choice: Mapping[str, Any]) -> dict[str, Any]:
+        if filtered := storable(chunk.get("prompt_filter_results")):
+            self.extras.setdefault("content_filter", {})["prompt"] = filtered
+        if isinstance(filtered := storable(choice.get("content_filter_results")), dict):
+            self._add_filtered(filtered)
+        if isinstance(logprobs := storable(choice.get("logprobs")), dict):
+            self._add_logprobs(logprobs)
+        return self._add_delta(_delta(choice), whole="message" in choice)
+
+    def _add_delta(self, delta: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+        shown: dict[str, Any] = {}
+        for kind, value in _texts(delta):
+            if kind not in self._text:
+                _merge(self._others, {kind: value})
+            elif piece := self._text[kind].add(value):
+                shown[kind] = shown.get(kind, "") + piece
+        if calls := self._tool_calls.add(delta.get("tool_calls") or [], whole=whole):
+            shown["tool_calls"] = calls
+        if isinstance(call := delta.get("function_call"), dict):
+            shown["function_call"] = self._add_function_call(call)
+        _merge(self._others, {name: storable(each) for name, each in delta.items() if each and name not in _READ})
+        return shown
+
+    def _add_function_call(self, call: Mapping[str, Any]) -> dict[str, str]:
+        shown = {}
+        for name in ("name", "arguments"):
+            text = self._function_call.setdefault(name, Text())
+            if (piece := as_text(call.get(name))) and not (name == "name" and text):
+                shown[name] = text.add(piece)
+        return shown
+
+    def _add_filtered(self, results: Mapping[str, Any]) -> None:
+        """Each chunk of a stream has results of its own: the most severe is the answer's."""
+        worst = self.extras.setdefault("content_filter", {}).setdefault("completion", {})
+        for kind, result in results.items():
+            if kind not in worst or _severity(result) > _severity(worst[kind]):
+                worst[kind] = result
+
+    def _add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
+        gathered = self.extras.setdefault("logprobs", {})
+        for kind, tokens in logprobs.items():
+            if isinstance(tokens, list) and tokens:
+                gathered.setdefault(kind, []).extend(tokens)
+
+    def _fail(self, error: Mapping[str, Any], data: bytes) -> None:
+        """In mid-answer; an error that comes first never gets here (model/endpoint.py)."""
+        log.warning("the model service ended its answer with an error")
+        reason = as_text(error.get("message"))[:300]
+        self.error = UpstreamError(f"The model's answer broke off with an error: {reason}", maybe_billed=True)
+        self.error.upstream = UpstreamResponse(502, {}, data)
+
+
+def _texts(delta: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The texts of content and refusal, each with its kind. Mistral, Anthropic's gateways and others send content as a
+    list of parts; thinking is no content."""
+    for kind in ("content", "refusal"):
+        for part in _listed(delta.get(kind)):
+            if not isinstance(part, dict):
+                yield kind, as_text(part)
+            elif part.get("type") in ("thinking", "reasoning"):
+                inside = part.get("thinking") or part.get("text") or part.get("reasoning")
+                for each in _listed(inside):
+                    yield "reasoning_content", as_text(each.get("text") if isinstance(each, dict) else each)
+            elif isinstance(part.get("refusal"), str):
+                yield "refusal", part["refusal"]
+            elif "text" in part:
+                yield kind, as_text(part["text"])
+
+
+def _delta(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    delta = choice.get("message") or choice.get("delta")
+    return delta if isinstance(delta, dict) else {}
+
+
+def _as_chunk(document: Mapping[str, Any], choices: list[dict[str, Any]]) -> Any:
+    """A whole completion as the one chunk of a stream."""
+    deltas = []
+    for choice in choices:
+        delta = dict(_delta(choice))
+        if calls := delta.get("tool_calls"):
+            delta["tool_calls"] = [{"index": at, **call} for at, call in enumerate(calls) if isinstance(call, dict)]
+        deltas.append({**{name: each for name, each in choice.items() if name != "message"}, "delta": delta})
+    return storable({**document, "object": "chat.completion.chunk", "choices": deltas})
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    return [] if value is None else [value]
+
+
+def _merge(whole: dict[str, Any], piece: Mapping[str, Any]) -> None:
+    """Pieces of an object put together: text grows, lists get longer."""
+    for name, value in piece.items():
+        before = whole.get(name)
+        if value is None:
+            continue
+        if isinstance(before, str) and isinstance(value, str) and name not in _ONCE:
+            whole[name] = before + value
+        elif isinstance(before, list) and isinstance(value, list):
+            before.extend(value)
+        elif isinstance(before, dict) and isinstance(value, dict):
+            _merge(before, value)
+        else:
+            whole[name] = value
+
+
+def _name(value: Any) -> str | None:
+    return as_text(storable(value)) if isinstance(value, str) else None
+
+
+def _severity(result: Any) -> tuple[bool, int]:
+    if not isinstance(result, dict):
+        return False, 0
+    return bool(result.get("filtered") or result.get("detected")), _SEVERITIES.get(str(result.get("severity")), 0)

@@ -1,0 +1,428 @@
+"""Whatever the model service sends: no billed answer is lost, none is paid for twice, no cost is understated.
+
+Each scenario is a report from public trackers, with its source beside it.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from local.keys import line
+from shared.domain.calls import State
+from tests.conftest import Tables
+from tests.support.chat_client import answer, events, get_json, send_message, states
+from tests.support.conservation import assert_conserved
+from tests.support.rude_upstream import (
+    COMPLETION_TOKENS,
+    PROMPT_TOKENS,
+    USAGE,
+    RudeUpstream,
+    chunk,
+    end,
+    frame,
+    text,
+    usage,
+    whole,
+)
+
+COST = Decimal("0.00002025")  # of USAGE: 9 tokens at 0.75 USD per million and 3 at 4.5
+JSON = dict[str, Any]
+
+
+@pytest.fixture
+def fake() -> Iterator[RudeUpstream]:
+    with RudeUpstream() as server:
+        yield server
+
+
+@pytest.fixture
+def environ(environ: dict[str, str]) -> dict[str, str]:
+    return environ | {"CLIENT_KEYS": line("app", KEY)}
+
+
+KEY = "a-client-key-of-the-tests"
+
+
+@pytest.fixture
+async def sdk(api: httpx.AsyncClient) -> AsyncIterator[openai.AsyncOpenAI]:
+    base = f"{str(api.base_url).rstrip('/')}/openai/v1/"
+    async with openai.AsyncOpenAI(base_url=base, api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+USABLE: dict[str, list[Any]] = {
+    "empty data between chunks": [text("he"), b"data:\n\n", b"data: \n\n", text("llo"), end(), usage()],
+    "ping events": [
+        b"event: ping\ndata: ping\n\n",
+        text("he"),
+        b"event: ping\ndata: {}\n\n",
+        text("llo"),
+        end(),
+        usage(),
+    ],
+    # whatwg/html, 9.2.6: one byte order mark is dropped
+    "byte order mark": [b"\xef\xbb\xbf" + frame(text("he")), text("llo"), end(), usage()],
+    "CR LF, CR and comments": [
+        frame(text("he")).replace(b"\n", b"\r\n"),
+        b": comment\r\n\r\n",
+        frame(text("llo")).replace(b"\n", b"\r"),
+        b"retry: 10\nid: 7\n\n",
+        end(),
+        usage(),
+    ],
+    "data over several lines": [frame(text("he")).replace(b', "', b',\ndata: "'), text("llo"), end(), usage()],
+    "no space after the colon": [frame(text("he")).replace(b"data: ", b"data:"), text("llo"), end(), usage()],
+    "content parts": [text([{"type": "text", "text": "he"}]), text([{"type": "text", "text": "llo"}]), end(), usage()],
+    "thinking parts": [
+        text([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]),
+        text([{"type": "text", "text": "hello"}]),
+        end(),
+        usage(),
+    ],
+    "usage without counts first": [
+        text("he", usage={"prompt_tokens_details": {"cached_tokens": 0}}),
+        text("llo", usage={"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}),
+        end(),
+        usage(),
+    ],
+    "counts as floats": [text("hello"), end(), usage(prompt_tokens=9.0, completion_tokens=3.0, total_tokens=12.0)],
+    "surrogate halves": [
+        b'data: {"choices":[{"index":0,"delta":{"content":"hello\\ud83d"}}]}\n\n',
+        b'data: {"choices":[{"index":0,"delta":{"content":"\\ude00"}}]}\n\n',
+        end(),
+        usage(),
+    ],
+    "logprob -Infinity": [
+        b'data: {"choices":[{"index":0,"delta":{"content":"hello"},"logprobs":{"content":[{"token":"hello",'
+        b'"logprob":-Infinity,"bytes":null,"top_logprobs":[]}]}}]}\n\n',
+        end(),
+        usage(),
+    ],
+    "no finish_reason": [text("hello"), usage()],
+    "running usage, no finish_reason": [text("he", usage={**USAGE, "completion_tokens": 1}), text("llo", usage=USAGE)],
+    "finish_reason and usage on every chunk": [
+        chunk({"content": "he"}, "stop", usage={**USAGE, "completion_tokens": 1}),
+        chunk({"content": "llo"}, "stop", usage=USAGE),
+    ],
+    "usage in the choice": [
+        text("hello"),
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": USAGE}]},
+    ],
+    "choices null": [{"choices": None, "model": "m"}, text("hello"), end(), {"choices": None, "usage": USAGE}],
+    "choice without index": [{"choices": [{"delta": {"content": "hello"}}]}, end(), usage()],
+    "odd types everywhere": [
+        {"model": 5, "choices": "none", "usage": "none", "prompt_filter_results": 7},
+        {"choices": [None, 3, {"index": 0, "delta": "text"}, {"index": "x", "delta": {"content": "no"}}]},
+        {
+            "choices": [
+                {"index": 0, "delta": {"content": "hello", "tool_calls": 5, "function_call": 5, "refusal": None}}
+            ]
+        },
+        {"choices": [{"index": 0, "finish_reason": 7, "logprobs": 5, "content_filter_results": 5, "delta": None}]},
+        [1, 2],
+        end(),
+        usage(prompt_tokens_details=5, completion_tokens_details=[]),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", USABLE)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_usable_answer_is_given_and_settled_with_one_call(
+    api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, name: str, streamed: bool
+) -> None:
+    fake.stream(*USABLE[name])
+
+    response = await send_message(api, stream=streamed)
+
+    assert response.status_code == 200, response.text
+    done = events(response.content)[-1].data if streamed else response.json(parse_float=Decimal)
+    assert done["message"]["content"].startswith("hello"), done
+    assert len(done["message"]["content"]) <= len("hello") + 1
+    assert done["finish_reason"] == "stop"
+    assert (done["usage"]["prompt_tokens"], done["usage"]["completion_tokens"]) == (PROMPT_TOKENS, COMPLETION_TOKENS)
+    if streamed:
+        deltas = [event.data.get("content", "") for event in events(response.content) if event.name == "delta"]
+        assert "".join(deltas) == done["message"]["content"]
+    await assert_conserved(tables, fake)
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("name", USABLE)
+async def test_openai_stream_passes_every_event_on_unchanged(
+    api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, name: str
+) -> None:
+    fake.stream(*USABLE[name])
+    body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+    response = await api.post("/openai/v1/chat/completions", json=body, headers={"authorization": f"Bearer {KEY}"})
+
+    sent = data_of(b"".join(map(frame, USABLE[name])))
+    received = data_of(response.content)
+    only_usage = [each for each in sent if is_only_usage(each)]
+    assert received == [*(each for each in sent if each not in only_usage), b"[DONE]"]
+    await assert_conserved(tables, fake)
+
+
+def data_of(stream: bytes) -> list[bytes]:
+    """The data of each event, by the standard (and without [DONE]'s exception)."""
+    lines = stream.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    received, data = [], list[bytes]()
+    for each in lines:
+        if each.startswith(b"data:"):
+            data.append(each[5:].removeprefix(b" "))
+        elif not each:
+            if any(data):
+                received.append(b"\n".join(data))
+            data = []
+    return received
+
+
+def is_only_usage(data: bytes) -> bool:
+    try:
+        parsed = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(parsed, dict) and not parsed.get("choices") and isinstance(parsed.get("usage"), dict)
+
+
+HELLO = {"role": "assistant", "content": "hello"}
+
+
+async def openai_post(api: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], **fields}
+    return await api.post("/openai/v1/chat/completions", json=body, headers={"authorization": f"Bearer {KEY}"})
+
+
+class TestForm:
+    """The answer is a stream or a document, whatever was requested."""
+
+    async def test_document_in_place_of_a_stream_is_answered(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        fake.raw(whole({"content": "hello"}), media_type="application/json")
+        assert (await answer(api))["message"] == HELLO
+        await assert_conserved(tables, fake)
+        assert len(fake.requests) == 1
+
+    async def test_document_in_place_of_a_stream_becomes_a_chunk_on_openai_routes(
+        self, sdk: openai.AsyncOpenAI, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        calls = [{"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
+        fake.raw(whole({"content": "hello", "tool_calls": calls}), media_type="application/json")
+        messages: Any = [{"role": "user", "content": "hi"}]
+        stream = await sdk.chat.completions.create(model="chat", messages=messages, stream=True)
+        deltas = [piece.choices[0].delta async for piece in stream]
+        assert "".join(delta.content or "" for delta in deltas) == "hello"
+        assert [call.id for delta in deltas for call in delta.tool_calls or ()] == ["c1"]
+        await assert_conserved(tables, fake)
+
+    async def test_stream_in_place_of_a_document_becomes_a_document(
+        self, sdk: openai.AsyncOpenAI, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        fake.stream(text("he"), text("llo"), end(), usage())
+        messages: Any = [{"role": "user", "content": "hi"}]
+        completion = await sdk.chat.completions.create(model="chat", messages=messages)
+        assert (completion.choices[0].message.content, completion.choices[0].finish_reason) == ("hello", "stop")
+        assert completion.usage
+        assert completion.usage.total_tokens == 12
+        await assert_conserved(tables, fake)
+
+
+class TestUsage:
+    async def test_complete_answer_without_usage_is_given_and_unaccounted(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        fake.stream(text("hello"), end())
+        response = await answer(api)
+        assert (response["message"], response["usage"], response["cost_usd"]) == (HELLO, None, None)
+        assert response["session"]["unaccounted_calls"] == 1
+        assert (await answer(api))["message"]["content"] == "echo: hi"
+        prompt = [message["content"] for message in fake.requests[-1].body["messages"]]
+        assert prompt[1:] == ["hi", "hello", "hi"]  # later turns show the model what the caller saw
+        await assert_conserved(tables, fake)
+        assert len(fake.requests) == 2
+
+    @pytest.mark.parametrize("ending", ["reset", "clean"])
+    async def test_running_usage_of_a_broken_stream_is_not_taken_for_the_whole(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, ending: str
+    ) -> None:
+        """Clean, but without framing or [DONE]: nothing shows that the end is its end."""
+        fake.stream(
+            text("he", usage={**USAGE, "completion_tokens": 1}),
+            chunk({"content": "llo"}, "stop", usage={**USAGE, "completion_tokens": 2}),
+            done=False,
+            framing="close",
+            ending=ending,
+        )
+        failed = await send_message(api, stream=True)
+        assert events(failed.content)[-1].name == "error"
+        assert await states(tables) == [State.UNACCOUNTED]
+        await assert_conserved(tables, fake)
+        assert len(fake.requests) == 1
+
+    @pytest.mark.parametrize("framing", ["chunked", "length"])
+    async def test_running_usage_is_final_at_a_clean_end(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, framing: str
+    ) -> None:
+        fake.stream(text("hello", usage=USAGE), done=False, framing=framing)
+        assert (await answer(api))["message"] == HELLO
+        await assert_conserved(tables, fake)
+
+    async def test_content_after_the_last_usage_leaves_the_call_unaccounted(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        fake.stream(text("he", usage={**USAGE, "completion_tokens": 1}), text("llo"), end())
+        assert (await answer(api))["usage"] is None
+        await assert_conserved(tables, fake)
+
+    async def test_usage_only_chunk_settles_although_the_connection_is_lost_after_it(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        fake.stream(text("hello"), end(), usage(), done=False, ending="reset")
+        assert (await answer(api))["message"] == HELLO
+        await assert_conserved(tables, fake)
+
+
+ERRORS = [
+    ({"error": {"message": "too fast", "code": 429}}, 429, "rate_limited"),
+    ({"error": {"message": "wrong", "code": 400}}, 400, "invalid_request"),
+    ({"error": {"message": "wrong", "code": "400"}}, 400, "invalid_request"),
+    ({"error": {"message": "wrong", "type": "invalid_request_error", "code": None}}, 400, "invalid_request"),
+    ({"error": {"message": "later", "type": "overloaded_error"}}, 503, "upstream_unavailable"),
+    ({"error": "broken"}, 502, "upstream_error"),
+    ({"object": "error", "message": "wrong", "code": 400}, 400, "invalid_request"),
+]
+
+
+class TestErrors:
+    @pytest.mark.parametrize(("event", "status", "code"), ERRORS)
+    async def test_error_as_first_event_is_what_its_status_would_have_been(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, event: JSON, status: int, code: str
+    ) -> None:
+        fake.stream(event, billed=False)
+        fake.stream(event, billed=False)  # a 502 may be billed and is retried once
+        response = await send_message(api)
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+        assert len(fake.requests) == (2 if status == 502 else 1)
+
+    @pytest.mark.parametrize("streamed", [False, True])
+    async def test_error_as_first_event_is_passed_on_with_its_status_on_openai_routes(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, streamed: bool
+    ) -> None:
+        event = {"error": {"message": "too fast", "code": 429, "type": "x"}}
+        fake.stream(event, billed=False)
+        response = await openai_post(api, stream=streamed)
+        assert (response.status_code, response.json()) == (429, event)
+
+    async def test_error_in_mid_stream_is_passed_on_in_the_services_words(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        event = {"error": {"message": "the engine died", "code": 500}}
+        fake.stream(text("he"), event, usage())
+        response = await openai_post(api, stream=True)
+        assert [json.loads(data) for data in data_of(response.content)] == [text("he"), event]
+        assert await states(tables) == [State.SETTLED]  # usage came after the error
+        await assert_conserved(tables, fake)
+
+    async def test_error_in_mid_stream_ends_a_turn_that_is_settled_if_its_usage_came(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        fake.stream(text("he"), {"error": {"message": "the engine died"}}, usage())
+        failed = events((await send_message(api, stream=True)).content)[-1]
+        assert (failed.name, failed.data["code"]) == ("error", "upstream_error")
+        assert "the engine died" in failed.data["message"]
+        turn = (await get_json(api, "/api/sessions/s/messages"))["turns"][0]
+        assert (turn["state"], turn["finish_reason"], turn["cost_usd"]) == ("settled", "error", COST)
+        await answer(api)
+        assert "he" not in [message["content"] for message in fake.requests[-1].body["messages"]]
+        await assert_conserved(tables, fake)
+
+    @pytest.mark.parametrize("body", [b"", b"data: [DONE]\n\n", b": ping\n\n", b"data: ping\n\n", b"<html></html>"])
+    async def test_response_without_an_answer_is_retried_once(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, body: bytes
+    ) -> None:
+        fake.raw(body)
+        assert (await answer(api))["message"]["content"] == "echo: hi"
+        assert await states(tables) == [State.UNACCOUNTED, State.SETTLED]
+        await assert_conserved(tables, fake)
+
+
+def call(call_id: str | None = None, name: str | None = None, arguments: Any = None, **fields: Any) -> JSON:
+    inside = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
+    return ({} if call_id is None else {"id": call_id, "type": "function"}) | {"function": inside} | fields
+
+
+TOOL_CALLS: dict[str, tuple[list[list[JSON]], list[tuple[str, str]]]] = {
+    "ids without index": (
+        [[call("a", "look", '{"x"')], [call(None, None, ":1}")], [call("b", "find", "{}")]],
+        [("look", '{"x":1}'), ("find", "{}")],
+    ),
+    "index null": (
+        [[call("a", "look", "{}", index=None)], [call("b", "find", "{}", index=None)]],
+        [("look", "{}"), ("find", "{}")],
+    ),
+    "a new id under a taken index": (
+        [[call("a", "look", "{}", index=0)], [call("b", "find", "{}", index=0)]],
+        [("look", "{}"), ("find", "{}")],
+    ),
+    "the id repeated in every piece": (
+        [[call("a", "look", '{"x"', index=0)], [call("a", "look", ":1}", index=0)]],
+        [("look", '{"x":1}')],
+    ),
+    "arguments as an object": ([[call("a", "look", {"x": 1}, index=0)]], [("look", '{"x":1}')]),
+    "no arguments": ([[call("a", "look", index=0)]], [("look", "")]),
+    "no id": ([[call(None, "look", "{}", index=0)]], [("look", "{}")]),
+    "neither id nor index, two names": (
+        [[call(None, "look", "{}")], [call(None, "find", "{}")]],
+        [("look", "{}"), ("find", "{}")],
+    ),
+    "index as a float and as text": (
+        [[call("a", "look", "{", index=0.0)], [call("b", "find", "{}", index="1")], [call(None, None, "}", index=0)]],
+        [("look", "{}"), ("find", "{}")],
+    ),
+}
+
+
+class TestToolCalls:
+    @pytest.mark.parametrize("name", TOOL_CALLS)
+    @pytest.mark.parametrize("streamed", [False, True])
+    async def test_tool_calls_of_every_dialect_can_be_answered(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, name: str, streamed: bool
+    ) -> None:
+        pieces, expected = TOOL_CALLS[name]
+        fake.stream(*(chunk({"tool_calls": piece}) for piece in pieces), end("tool_calls"), usage())
+
+        response = await send_message(api, stream=streamed)
+
+        done = events(response.content)[-1].data if streamed else response.json()
+        calls = done["message"]["tool_calls"]
+        assert [(each["function"]["name"], each["function"]["arguments"]) for each in calls] == expected
+        ids = [each["id"] for each in calls]
+        assert all(ids)
+        assert len(set(ids)) == len(ids)
+        results = [{"tool_call_id": each, "content": "ok"} for each in ids]
+        await answer(api, message=None, tool_results=results)
+        sent = fake.requests[-1].body["messages"][-len(ids) - 1]["tool_calls"]
+        assert [each["id"] for each in sent] == ids
+        assert all(isinstance(json.loads(each["function"]["arguments"]), dict) for each in sent)
+        await assert_conserved(tables, fake)
+
+    async def test_extra_fields_of_a_call_are_sent_back(self, api: httpx.AsyncClient, fake: RudeUpstream) -> None:
+        extra = {"extra_content": {"google": {"thought_signature": "abc"}}}
+        fake.stream(chunk({"tool_calls": [call("a", "look", "{}", index=0, **extra)]}), end("tool_calls"), usage())
+        await answer(api)
+        await answer(api, message=None, tool_results=[{"tool_call_id": "a", "content": "ok"}])
+        assert fake.requests[-1].body["messages"][-2]["tool_calls"][0]["extra_content"] == extra["extra_content"]
+
+
+async def test_thinking_is_kept_apart_and_not_sent_back(api: httpx.AsyncClient, fake: RudeUpstream) -> None:
+    fake.stream(chunk({"reasoning_content": "hm"}), chunk({"reasoning_content": "m"}), text("hello"), end(), usage())
+    assert (await answer(api))["message"] == {**HELLO, "reasoning_content": "hmm"}
+    await answer(api)
+    assert fake.requests[-1].body["messages"][2] == HELLO
