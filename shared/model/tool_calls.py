@@ -84,8 +84,8 @@ class ToolCalls:
         return self._begin(None) if latest is None or latest.follows(name) else latest
 
     def _begin(self, index: int | None) -> _Call:
-        used = {call.index for call in self._calls}
-        call = _Call(max(used, default=-1) + 1 if index is None or index in used else index)
+        taken_indexes = {call.index for call in self._calls}
+        call = _Call(max(taken_indexes, default=-1) + 1 if index is None or index in taken_indexes else index)
         self._calls.append(call)
         if index is not None:
             self._by_index[index] = call

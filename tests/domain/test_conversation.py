@@ -1,4 +1,4 @@
-"""Raising calls: whoever does it, in whatever order and however often, each call is counted once."""
+"""Raising calls: each call is counted once, whatever process raises it, in any order and any number of times."""
 
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -51,7 +51,7 @@ def raises(draw: st.DrawFn) -> list[Call]:
 
 
 @given(raises(), st.integers(1, 3))
-def test_the_totals_are_the_sum_of_the_calls_as_they_stand(attempts: list[Call], times: int) -> None:
+def test_session_totals_equal_the_sum_of_the_calls(attempts: list[Call], times: int) -> None:
     worst = {call.id: call.worst_case for call in attempts}
     calls = [opened(at, worst.get(f"c{at}")) for at in range(CALLS)]
     head, turns = session(), [turned(1, *calls[:1]), turned(2, *calls[1:])]
@@ -75,7 +75,7 @@ def test_the_totals_are_the_sum_of_the_calls_as_they_stand(attempts: list[Call],
 
 
 @given(raises())
-def test_states_only_rise(attempts: list[Call]) -> None:
+def test_call_states_only_rise(attempts: list[Call]) -> None:
     head, turn = session(), turned(1, *(opened(at) for at in range(CALLS)))
     for call in attempts:
         before = turn.find(call.id)
@@ -88,7 +88,7 @@ def test_states_only_rise(attempts: list[Call]) -> None:
 
 
 @given(raises())
-def test_raising_the_same_again_changes_nothing(attempts: list[Call]) -> None:
+def test_raising_a_call_twice_changes_nothing(attempts: list[Call]) -> None:
     head, turn = session(), turned(1, *(opened(at) for at in range(CALLS)))
     for call in attempts:
         if after := raise_call(head, turn, call):
@@ -96,21 +96,21 @@ def test_raising_the_same_again_changes_nothing(attempts: list[Call]) -> None:
             assert raise_call(head, turn, call) is None
 
 
-def test_states_rise_from_open_by_abandoned_and_unaccounted_to_a_final_one() -> None:
+def test_call_states_rise_from_open_over_abandoned_and_unaccounted_to_final() -> None:
     order = [State.OPEN, State.ABANDONED, State.UNACCOUNTED, State.SETTLED]
     assert sorted(order, key=lambda state: state.rank) == order
     assert len({state.rank for state in order}) == 4
     assert State.FAILED.rank == State.SETTLED.rank
 
 
-def test_what_is_final_stays() -> None:
+def test_final_call_state_does_not_change() -> None:
     for final in (State.SETTLED, State.FAILED):
         for later in State:
             call = replace(opened(0), state=final)
             assert raise_call(session(), turned(1, call), replace(call, state=later)) is None
 
 
-def test_a_late_settlement_replaces_the_mark_that_recovery_made() -> None:
+def test_late_settlement_replaces_unaccounted_set_by_recovery() -> None:
     call = opened(0, Decimal(9))
     marked = raise_call(session(), turned(1, call), replace(call, state=State.UNACCOUNTED))
     assert marked is not None
@@ -121,14 +121,14 @@ def test_a_late_settlement_replaces_the_mark_that_recovery_made() -> None:
     assert settled[0].totals == Totals(usage=usage, cost=Decimal(2))
 
 
-def test_a_settled_call_without_a_price_is_counted_as_unpriced_and_its_tokens_count() -> None:
+def test_settled_call_without_a_price_counts_as_unpriced_with_its_tokens() -> None:
     call, usage = opened(0, None), Usage(prompt_tokens=3)
     after = raise_call(session(), turned(1, call), replace(call, state=State.SETTLED, usage=usage))
     assert after is not None
     assert after[0].totals == Totals(usage=usage, unpriced_turns=1)
 
 
-def test_a_turn_of_several_unpriced_calls_is_one_unpriced_turn() -> None:
+def test_turn_of_several_unpriced_calls_is_one_unpriced_turn() -> None:
     calls = [replace(opened(step, None), step=step) for step in range(3)]
     head, turn = session(), turned(1, *calls)
     for call in calls:
@@ -138,36 +138,36 @@ def test_a_turn_of_several_unpriced_calls_is_one_unpriced_turn() -> None:
     assert head.totals == turn.totals == Totals(usage=Usage(prompt_tokens=9), unpriced_turns=1)
 
 
-def test_a_call_that_the_turn_does_not_hold_changes_nothing() -> None:
+def test_raising_a_call_of_another_turn_changes_nothing() -> None:
     assert raise_call(session(), turned(1, opened(0)), replace(opened(1), state=State.SETTLED)) is None
 
 
-@pytest.mark.parametrize(("holder", "kept"), [("c0", False), ("c1", True)])
-def test_the_lease_ends_with_its_own_call_and_with_no_other(holder: str, kept: bool) -> None:
+@pytest.mark.parametrize(("holder", "included"), [("c0", False), ("c1", True)])
+def test_only_the_call_that_holds_the_lease_ends_it(holder: str, included: bool) -> None:
     head = session(lease=Lease(call=holder, until=NOW))
     after = raise_call(head, turned(1, opened(0), opened(1)), replace(opened(0), state=State.FAILED))
     assert after is not None
-    assert (after[0].lease is not None) == kept
+    assert (after[0].lease is not None) == included
 
 
 @pytest.mark.parametrize(
     ("state", "start"), [(State.SETTLED, 7), (State.FAILED, 3), (State.UNACCOUNTED, 3), (State.ABANDONED, 3)]
 )
-def test_only_an_answered_turn_moves_the_window(state: State, start: int) -> None:
+def test_only_an_answered_turn_moves_the_window_start(state: State, start: int) -> None:
     turn = replace(turned(9, opened(0)), window_start=7)
     after = raise_call(session(window_start=3), turn, replace(opened(0), state=state, usage=Usage()))
     assert after is not None
     assert after[0].window_start == start
 
 
-def test_a_late_settlement_does_not_move_the_window_back() -> None:
+def test_late_settlement_does_not_move_the_window_start_back() -> None:
     turn = replace(turned(2, opened(0)), window_start=1)
     after = raise_call(session(window_start=5), turn, replace(opened(0), state=State.SETTLED, usage=Usage()))
     assert after is not None
     assert after[0].window_start == 5
 
 
-def test_the_conversation_tokens_leave_reasoning_out() -> None:
+def test_conversation_tokens_exclude_reasoning() -> None:
     assert Usage(prompt_tokens=10, completion_tokens=7, reasoning_tokens=5).conversation_tokens == 12
 
 
@@ -175,5 +175,7 @@ def test_the_conversation_tokens_leave_reasoning_out() -> None:
     ("owner", "caller", "visible"),
     [(None, None, True), (None, "ada", True), ("ada", "ada", True), ("ada", "bob", False), ("ada", None, False)],
 )
-def test_an_owners_session_is_visible_to_that_owner_only(owner: str | None, caller: str | None, visible: bool) -> None:
+def test_session_with_an_owner_is_visible_only_to_that_owner(
+    owner: str | None, caller: str | None, visible: bool
+) -> None:
     assert session(owner=owner).visible_to(caller) is visible

@@ -40,19 +40,19 @@ def usages(draw: st.DrawFn) -> Usage:
 
 
 class TestCost:
-    def test_each_kind_of_token_has_its_own_rate_and_none_is_counted_twice(self) -> None:
+    def test_cost_uses_one_rate_per_kind_of_token(self) -> None:
         usage = Usage(
             prompt_tokens=1_000, cached_tokens=600, cache_write_tokens=100, completion_tokens=50, reasoning_tokens=40
         )
         each = Rates(input=Decimal(1), cached_input=Decimal("0.1"), cache_write=Decimal("1.25"), output=Decimal("4.5"))
         assert cost(usage, each) == Decimal("0.00071")  # (300 + 60 + 125 + 225) / 1,000,000
 
-    def test_reasoning_is_inside_the_completion_already(self) -> None:
+    def test_reasoning_tokens_are_charged_as_completion_once(self) -> None:
         thinking = Usage(completion_tokens=10, reasoning_tokens=9)
         assert cost(thinking, rates(1, 4)) == cost(Usage(completion_tokens=10), rates(1, 4))
 
     @given(usages(), RATES)
-    def test_it_is_exact(self, usage: Usage, each: Rates) -> None:
+    def test_cost_is_exact(self, usage: Usage, each: Rates) -> None:
         plain = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens
         exact = (
             plain * Fraction(each.input)
@@ -63,35 +63,35 @@ class TestCost:
         assert Fraction(cost(usage, each)) == exact / 1_000_000
 
     @given(usages(), RATES, st.integers(0, 10_000), st.integers(0, 10_000))
-    def test_no_call_costs_more_than_its_worst_case(
+    def test_cost_never_exceeds_the_worst_case(
         self, usage: Usage, each: Rates, prompt_slack: int, answer_slack: int
     ) -> None:
         most = worst_case(usage.prompt_tokens + prompt_slack, usage.completion_tokens + answer_slack, each)
         assert cost(usage, each) <= most
 
-    def test_the_worst_case_takes_the_dearest_way_to_read_the_prompt(self) -> None:
+    def test_worst_case_uses_the_highest_prompt_rate(self) -> None:
         each = Rates(input=Decimal(1), cached_input=Decimal(0), cache_write=Decimal("1.25"), output=Decimal(4))
         assert worst_case(1_000_000, 1_000_000, each) == Decimal("5.25")
 
 
 class TestConfigured:
-    def test_a_price_by_deployment_wins_over_one_by_model(self) -> None:
+    def test_price_by_deployment_wins_over_price_by_model(self) -> None:
         prices = prices_of({"chat": rates(1), "gpt-4.1": rates(2)}, {"chat": "gpt-4.1"})
         assert prices.rates("chat", "gpt-4.1-2025-04-14") == rates(1)
 
     @pytest.mark.parametrize("model", ["my-model", "my-model-2026-03-17", "my-model-0613"])
-    def test_a_price_by_model_holds_for_its_versions(self, model: str) -> None:
+    def test_price_by_model_applies_to_its_versions(self, model: str) -> None:
         assert prices_of({"my-model": rates(2)}, {"chat": ""}).rates("chat", model) == rates(2)
 
-    def test_a_price_of_one_version_wins_over_the_models(self) -> None:
+    def test_price_of_a_version_wins_over_price_of_the_model(self) -> None:
         prices = prices_of({"my-model": rates(2), "my-model-2026-03-17": rates(3)}, {})
         assert prices.rates("chat", "my-model-2026-03-17") == rates(3)
         assert prices.rates("chat", "my-model-2026-09-01") == rates(2)
 
-    def test_a_price_of_one_version_is_not_another_versions(self) -> None:
+    def test_price_of_a_version_does_not_apply_to_another_version(self) -> None:
         assert prices_of({"my-model-2026-03-17": rates(3)}, {}).rates("chat", "my-model-2026-09-01") is None
 
-    def test_the_version_that_answered_is_priced_whatever_is_configured(self) -> None:
+    def test_version_in_the_answer_wins_over_the_configured_version(self) -> None:
         moved = prices_of({"gpt-35-turbo-0301": rates(9)}, {"chat": "gpt-35-turbo@0301"})
         assert moved.rates("chat", "gpt-35-turbo-0125") == prices_of({}, {}).rates("x", "gpt-35-turbo-0125") is not None
         other = prices_of({"gpt-4.1": rates(2), "gpt-5": rates(1)}, {"chat": "gpt-4.1"})
@@ -99,31 +99,31 @@ class TestConfigured:
         assert prices_of({}, {"chat": "gpt-4.1"}).rates("chat", "gpt-4.1-2099-01-01") is None
 
     @pytest.mark.parametrize("answered", ["gpt-35-turbo-0125", "gpt-3.5-turbo-0125", "gpt-35-turbo"])
-    def test_both_spellings_of_gpt_3_5_are_one_model(self, answered: str) -> None:
+    def test_both_spellings_of_gpt_35_have_the_configured_price(self, answered: str) -> None:
         assert prices_of({"gpt-35-turbo": rates(2)}, {}).rates("chat", answered) == rates(2)
 
-    def test_a_price_by_the_configured_model_holds_before_the_answer_names_one(self) -> None:
+    def test_price_of_the_configured_model_applies_before_the_answer(self) -> None:
         assert prices_of({"my-model": rates(2)}, {"chat": "my-model@2026-03-17"}).rates("chat") == rates(2)
 
-    def test_a_price_of_another_model_is_not_taken_for_a_name_that_begins_with_its(self) -> None:
+    def test_price_of_a_model_does_not_apply_to_a_longer_name(self) -> None:
         prices = prices_of({"gpt-4": rates(30)}, {})
         assert prices.rates("chat", "gpt-4.1") != rates(30)
         assert prices.rates("chat", "gpt-4-turbo-2024-04-09") != rates(30)
 
-    def test_a_configured_price_wins_over_the_list(self) -> None:
+    def test_configured_price_wins_over_the_list_price(self) -> None:
         assert prices_of({"gpt-4.1": rates(9)}, {}).rates("chat", "gpt-4.1-2025-04-14") == rates(9)
 
 
 class TestListed:
-    def test_the_answers_model_counts_where_it_carries_a_version(self) -> None:
+    def test_answers_model_decides_the_price_if_it_has_a_version(self) -> None:
         priced = prices_of({}, {"chat": "gpt-4"}).rates("chat", "gpt-4.1-2025-04-14")
         assert priced == prices_of({}, {"other": "gpt-4.1"}).rates("other")
 
-    def test_the_configured_model_counts_where_the_answers_has_no_version(self) -> None:
+    def test_configured_model_decides_the_price_if_the_answers_has_no_version(self) -> None:
         priced = prices_of({}, {"chat": "gpt-4.1-mini@2025-04-14"}).rates("chat", "gpt-4")
         assert priced == prices_of({}, {}).rates("x", "gpt-4.1-mini-2025-04-14")
 
-    def test_the_configured_version_is_priced_as_that_version(self) -> None:
+    def test_configured_version_decides_the_price(self) -> None:
         old = prices_of({}, {"chat": "gpt-4o@2024-05-13"}).rates("chat")
         new = prices_of({}, {"chat": "gpt-4o@2024-08-06"}).rates("chat")
         assert old is not None
@@ -138,19 +138,19 @@ class TestListed:
         assert (old.input, old.output) == (Decimal("1.5"), Decimal(2))
         assert (new.input, new.output) == (Decimal("0.5"), Decimal("1.5"))
 
-    def test_a_preview_is_priced_as_itself(self) -> None:
+    def test_preview_version_has_its_own_price(self) -> None:
         preview = prices_of({}, {"chat": "gpt-4"}).rates("chat", "gpt-4-1106-preview")
         assert preview == prices_of({}, {}).rates("gpt-4-1106-preview") != prices_of({}, {}).rates("gpt-4")
 
-    def test_the_answers_bare_name_counts_where_nothing_is_configured(self) -> None:
+    def test_answers_model_without_version_decides_if_none_is_configured(self) -> None:
         assert prices_of({}, {"chat": ""}).rates("chat", "gpt-4.1") == prices_of({}, {}).rates("gpt-4.1")
 
-    def test_a_deployment_named_like_a_model_is_priced_as_that_model(self) -> None:
+    def test_deployment_named_like_a_model_has_the_models_price(self) -> None:
         priced = prices_of({}, {"gpt-5.4-mini": ""}).rates("gpt-5.4-mini")
         assert priced is not None
         assert (priced.input, priced.output) == (Decimal("0.75"), Decimal("4.5"))
 
-    def test_azures_spelling_of_gpt_3_5_is_known(self) -> None:
+    def test_azures_spelling_of_gpt_35_has_a_list_price(self) -> None:
         prices = prices_of({}, {})
         assert prices.rates("x", "gpt-35-turbo-0125") == prices.rates("x", "gpt-3.5-turbo-0125") is not None
 
@@ -161,7 +161,7 @@ class TestListed:
         assert cheap is not None
         assert dear.input == 15 * cheap.input
 
-    def test_a_long_prompt_is_charged_at_its_tiers_rate(self) -> None:
+    def test_long_prompt_is_charged_at_the_rate_of_its_tier(self) -> None:
         prices = prices_of({}, {})
         short, long = prices.rates("x", "gpt-5.4"), prices.rates("x", "gpt-5.4", prompt_tokens=1_000_000)
         assert short is not None
@@ -170,7 +170,7 @@ class TestListed:
         assert long.output > short.output
 
     @given(st.integers(0, 2_000_000), st.integers(0, 2_000_000))
-    def test_a_longer_prompt_is_never_cheaper_by_the_token(self, one: int, other: int) -> None:
+    def test_rate_never_falls_with_a_longer_prompt(self, one: int, other: int) -> None:
         less, more = sorted((one, other))
         cheap = prices_of({}, {}).rates("x", "gpt-5.4", prompt_tokens=less)
         dear = prices_of({}, {}).rates("x", "gpt-5.4", prompt_tokens=more)
@@ -178,7 +178,7 @@ class TestListed:
         assert dear is not None
         assert worst_case(more, 1, dear) >= worst_case(less, 1, cheap)
 
-    def test_what_a_model_does_not_sell_apart_costs_as_plain_input(self) -> None:
+    def test_kinds_without_a_price_of_their_own_cost_the_input_rate(self) -> None:
         priced = prices_of({}, {}).rates("x", "gpt-4")
         assert priced is not None
         assert priced.cached_input == priced.cache_write == priced.input
@@ -188,14 +188,14 @@ class TestListed:
     "model",
     ["my-gpt-4-deployment", "prod-gpt-4o", "gpt-99", "gpt-4.1-2099-01-01", "llama", "default", "GPT", "-2024-05-13"],
 )
-def test_an_unknown_model_has_no_price(model: str) -> None:
+def test_unknown_model_has_no_price(model: str) -> None:
     assert prices_of({}, {"chat": ""}).rates("chat", model) is None
 
 
-def test_an_unknown_deployment_has_no_price_before_the_answer_names_its_model() -> None:
+def test_unknown_deployment_has_no_price_before_the_answer() -> None:
     assert prices_of({}, {"chat": ""}).rates("chat") is None
 
 
 @given(st.text(max_size=40))
-def test_no_name_upsets_it(name: str) -> None:
+def test_random_model_names_never_raise(name: str) -> None:
     prices_of({}, {name: name}).rates(name, name)

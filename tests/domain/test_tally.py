@@ -54,30 +54,30 @@ def entries(draw: st.DrawFn, steps: st.SearchStrategy[int] = FIRST_STEP) -> Ledg
     return replace(drawn, call=replace(drawn.call, step=draw(steps)))
 
 
-def tallied(found: Iterable[LedgerEntry], *, one_shard: bool = False) -> Figures:
+def tallied(logged: Iterable[LedgerEntry], *, one_shard: bool = False) -> Figures:
     """As a day is read: each shard in the order of its keys."""
     shards = defaultdict(list)
-    for one in found:
+    for one in logged:
         partition, key = ledger_keys(one.call, one.session_id, one.turn)
         shards["all" if one_shard else partition].append((key, one))
     return reduce(Figures.plus, (tally(one for _, one in sorted(shard)) for shard in shards.values()), Figures())
 
 
-def tally(found: Iterable[LedgerEntry]) -> Figures:
+def tally(logged: Iterable[LedgerEntry]) -> Figures:
     counting = Tally()
-    for one in found:
+    for one in logged:
         counting.add(one)
     return counting.figures()
 
 
-def naive(found: list[LedgerEntry]) -> Figures:
+def naive(logged: list[LedgerEntry]) -> Figures:
     """The same from all rows at once, one figure at a time."""
-    counted = [one for one in found if one.call.state is not State.ABANDONED]
+    counted = [one for one in logged if one.call.state is not State.ABANDONED]
     done = [one for one in counted if one.call.state is State.SETTLED]
     sessions = {one.session_id for one in counted if one.session_id}
     alone = sum(one.session_id is None for one in counted)
     turns = {(one.session_id, one.turn) for one in counted if one.session_id}
-    settled_turns = most_by_step(done)
+    settled_turns = max_by_step(done)
     costs = {session: total(one for one in done if one.session_id == session) for session in sessions}
     ranked = sorted(((cost, session) for session, cost in costs.items() if cost), reverse=True)
     models = {(one.call.deployment, one.call.model or "") for one in done}
@@ -106,8 +106,8 @@ def naive(found: list[LedgerEntry]) -> Figures:
     )
 
 
-def total(found: Iterable[LedgerEntry]) -> Decimal:
-    return sum((one.call.cost or Decimal(0) for one in found), Decimal(0))
+def total(logged: Iterable[LedgerEntry]) -> Decimal:
+    return sum((one.call.cost or Decimal(0) for one in logged), Decimal(0))
 
 
 def saved(one: LedgerEntry) -> Decimal:
@@ -117,29 +117,29 @@ def saved(one: LedgerEntry) -> Decimal:
     return call.usage.cached_tokens * (call.rates.input - call.rates.cached_input) / 1_000_000
 
 
-def most_by_step(found: Iterable[LedgerEntry]) -> Counter[tuple[str, int]]:
+def max_by_step(logged: Iterable[LedgerEntry]) -> Counter[tuple[str, int]]:
     """How many calls of one step each turn of a session has, at that step where it has the most. It is more than one
     where the session was erased and begun again: then several turns have the same number."""
-    steps = Counter((one.session_id, one.turn, one.call.step) for one in found if one.session_id)
+    steps = Counter((one.session_id, one.turn, one.call.step) for one in logged if one.session_id)
     most = Counter[tuple[str, int]]()
     for (session, turn, _), count in steps.items():
         most[session, turn] = max(most[session, turn], count)
     return most
 
 
-def unpriced_turns(found: Iterable[LedgerEntry]) -> int:
+def unpriced_turns(logged: Iterable[LedgerEntry]) -> int:
     """A call without a session is a turn of its own."""
-    unpriced = [one for one in found if one.call.cost is None]
-    return most_by_step(unpriced).total() + sum(one.session_id is None for one in unpriced)
+    unpriced = [one for one in logged if one.call.cost is None]
+    return max_by_step(unpriced).total() + sum(one.session_id is None for one in unpriced)
 
 
-def breakdown(found: Iterable[LedgerEntry]) -> UsageBreakdown:
-    found = list(found)
-    calls = [one.call for one in found]
+def breakdown(logged: Iterable[LedgerEntry]) -> UsageBreakdown:
+    logged = list(logged)
+    calls = [one.call for one in logged]
     return UsageBreakdown(
         cost=sum((call.cost or Decimal(0) for call in calls), Decimal(0)),
         calls=len(calls),
-        unpriced_turns=unpriced_turns(found),
+        unpriced_turns=unpriced_turns(logged),
         prompt_tokens=sum(call.usage.prompt_tokens for call in calls if call.usage),
         completion_tokens=sum(call.usage.completion_tokens for call in calls if call.usage),
     )
@@ -147,14 +147,14 @@ def breakdown(found: Iterable[LedgerEntry]) -> UsageBreakdown:
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(entries(), max_size=40))
-def test_sixteen_tallies_added_up_are_what_all_rows_come_to(found: list[LedgerEntry]) -> None:
-    assert tallied(found) == naive(found)
+def test_sum_of_sixteen_shard_tallies_equals_the_tally_of_all_rows(logged: list[LedgerEntry]) -> None:
+    assert tallied(logged) == naive(logged)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(entries(), max_size=25))
-def test_sessions_that_share_a_shard_are_kept_apart(found: list[LedgerEntry]) -> None:
-    assert tallied(found, one_shard=True) == naive(found)
+def test_sessions_in_one_shard_are_counted_separately(logged: list[LedgerEntry]) -> None:
+    assert tallied(logged, one_shard=True) == naive(logged)
 
 
 def step_of(one: LedgerEntry) -> object:
@@ -165,14 +165,14 @@ def step_of(one: LedgerEntry) -> object:
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(entries(steps=st.integers(0, 3)), max_size=40, unique_by=step_of))
-def test_the_steps_of_a_turn_are_one_turn(found: list[LedgerEntry]) -> None:
-    assert tallied(found) == tallied(found, one_shard=True) == naive(found)
+def test_steps_of_a_turn_count_as_one_turn(logged: list[LedgerEntry]) -> None:
+    assert tallied(logged) == tallied(logged, one_shard=True) == naive(logged)
 
 
-def test_sessions_whose_ids_begin_alike_are_counted_one_by_one() -> None:
-    found = [entry_costing(DAY, n + 1, session, turn) for n, session in enumerate(PREFIXES) for turn in (1, 2)]
+def test_sessions_with_a_common_id_prefix_are_counted_separately() -> None:
+    logged = [entry_costing(DAY, n + 1, session, turn) for n, session in enumerate(PREFIXES) for turn in (1, 2)]
 
-    figures = tallied(found, one_shard=True)
+    figures = tallied(logged, one_shard=True)
 
     assert (figures.sessions, figures.turns, figures.calls) == (len(PREFIXES), 2 * len(PREFIXES), 2 * len(PREFIXES))
     assert {one.session_id: one.cost for one in figures.costliest} == {
@@ -180,44 +180,44 @@ def test_sessions_whose_ids_begin_alike_are_counted_one_by_one() -> None:
     }
 
 
-def test_two_calls_of_one_turn_are_one_turn() -> None:
+def test_retry_of_a_turn_counts_as_one_turn() -> None:
     figures = tallied([entry(DAY, turn=1, state=State.UNACCOUNTED), entry(DAY, turn=1), entry(DAY, turn=2)])
 
     assert (figures.turns, figures.calls, figures.sessions) == (2, 3, 1)
 
 
-def test_calls_without_a_session_are_turns_of_no_session() -> None:
+def test_call_without_a_session_counts_as_a_turn_of_no_session() -> None:
     figures = tallied([entry(DAY, None), entry(DAY, None), entry(DAY, "s")])
 
     assert (figures.turns, figures.sessions) == (3, 1)
     assert [one.session_id for one in figures.costliest] == ["s"]
 
 
-def test_the_ten_costliest_come_first_whatever_shards_they_are_in() -> None:
-    found = [entry_costing(DAY, n + 1, f"s{n}") for n in range(25)]
+def test_ten_costliest_sessions_are_listed_across_shards() -> None:
+    logged = [entry_costing(DAY, n + 1, f"s{n}") for n in range(25)]
 
-    assert [int(one.cost) for one in tallied(found).costliest] == list(range(25, 15, -1))
-    assert [int(one.cost) for one in tallied(found, one_shard=True).costliest] == list(range(25, 15, -1))
+    assert [int(one.cost) for one in tallied(logged).costliest] == list(range(25, 15, -1))
+    assert [int(one.cost) for one in tallied(logged, one_shard=True).costliest] == list(range(25, 15, -1))
 
 
-def test_an_abandoned_call_counts_as_nothing() -> None:
+def test_abandoned_call_counts_as_nothing() -> None:
     assert tallied([entry(DAY, state=State.ABANDONED)]) == Figures()
 
 
-def test_an_unaccounted_call_is_counted_at_its_worst_and_apart_from_the_cost() -> None:
+def test_unaccounted_call_counts_with_its_worst_case_outside_the_cost() -> None:
     figures = tallied([entry(DAY, state=State.UNACCOUNTED)])
 
     assert (figures.unaccounted, figures.unaccounted_cost) == (1, WORST_CASE)
     assert figures.cost == 0
 
 
-def test_an_unaccounted_call_without_a_price_is_not_counted_as_nothing() -> None:
+def test_unaccounted_call_without_a_price_counts_as_unbounded() -> None:
     figures = tallied([entry(DAY, state=State.UNACCOUNTED), entry(DAY, turn=2, state=State.UNACCOUNTED, worst=None)])
 
     assert (figures.unaccounted, figures.unaccounted_cost, figures.unbounded) == (2, WORST_CASE, 1)
 
 
-def test_the_turns_of_a_session_that_was_erased_and_begun_again_are_counted_each() -> None:
+def test_turns_of_an_erased_and_restarted_session_are_counted_separately() -> None:
     lives = [[entry(DAY, turn=1, state=State.UNACCOUNTED), entry(DAY, turn=1), entry(DAY, turn=2)] for _ in range(3)]
 
     figures = tallied([call for life in lives for call in life])
@@ -225,7 +225,7 @@ def test_the_turns_of_a_session_that_was_erased_and_begun_again_are_counted_each
     assert (figures.turns, figures.sessions, figures.calls) == (6, 1, 9)
 
 
-def test_a_settlement_takes_the_place_of_the_doubt() -> None:
+def test_settlement_replaces_unaccounted_in_the_tally() -> None:
     doubtful = entry(DAY, state=State.UNACCOUNTED)
 
     figures = tallied([replace(doubtful, call=settled(doubtful))])
@@ -234,7 +234,7 @@ def test_a_settlement_takes_the_place_of_the_doubt() -> None:
     assert figures.cost == Decimal("0.0012")
 
 
-def test_a_call_at_no_known_price_is_counted_and_said_to_be_unpriced() -> None:
+def test_call_without_a_known_price_counts_as_unpriced() -> None:
     figures = tallied([entry(DAY, rates=None)])
 
     assert (figures.calls, figures.unpriced, figures.unpriced_turns, figures.usage.prompt_tokens) == (1, 1, 1, 1000)
@@ -243,29 +243,29 @@ def test_a_call_at_no_known_price_is_counted_and_said_to_be_unpriced() -> None:
     assert figures.cost == 0
 
 
-def test_cents_that_no_float_can_hold_are_kept_to_the_last_digit() -> None:
+def test_costs_are_summed_exactly_beyond_float_precision() -> None:
     figures = tallied([entry_costing(DAY, "0.1", f"s{n}") for n in range(3)] + [entry_costing(DAY, "0.000000000001")])
 
     assert figures.cost == Decimal("0.300000000001")
 
 
-def test_the_cache_is_said_to_have_saved_what_its_tokens_would_have_cost() -> None:
+def test_cache_savings_are_the_cost_difference_of_cached_tokens() -> None:
     figures = tallied([entry(DAY, prompt=1000, cached=640)])
 
     assert figures.saved == 640 * (Decimal("0.75") - Decimal("0.075")) / 1_000_000
     assert figures.cache_hit_rate == 0.64
 
 
-def test_a_day_without_turns_has_averages_too() -> None:
+def test_day_without_turns_has_averages() -> None:
     assert Figures().cost_per_turn == 0
     assert Figures().cache_hit_rate == 0
 
 
-def test_a_session_is_labelled_by_its_hash() -> None:
+def test_session_is_labelled_by_its_hash() -> None:
     assert SessionCost(cost=Decimal(1), session_id="secret").label == sha256_hex("secret")[:12]
 
 
-def test_the_average_is_of_the_seven_days_before() -> None:
+def test_week_average_covers_the_seven_days_before() -> None:
     history = tuple(DayCost(day=date(2024, 3, 1 + n), cost=Decimal(10**n)) for n in range(14))
     summary = DailySummary(
         day=date(2024, 3, 14), final=True, figures=Figures(), history=history, month_to_date=Decimal(0)

@@ -85,7 +85,7 @@ class Chat:
         self,
         turn: Turn,
         window: Window,
-        said: Message,
+        reply: Message,
         *,
         attached: Any = None,
         state: State = State.SETTLED,
@@ -93,35 +93,35 @@ class Chat:
         thought: int = 0,
     ) -> None:
         prompt = self.prompt(window, attached)
-        spoken = self.said(said) - MESSAGE_TOKENS  # no answer's usage shows its role and separators
+        spoken = self.tokens_of(reply) - MESSAGE_TOKENS  # no answer's usage shows its role and separators
         usage = Usage(prompt_tokens=prompt, completion_tokens=spoken + thought, reasoning_tokens=thought)
         call = replace(turn.call, state=state, usage=usage if state is State.SETTLED else None)
         after = raise_call(self.session, self.turns[turn.number - 1], call)
         assert after is not None
         self.session, turn = after
         reason = "content_filter" if filtered else "stop"
-        messages = (*turn.messages, said) if state is State.SETTLED else turn.messages
+        messages = (*turn.messages, reply) if state is State.SETTLED else turn.messages
         self.turns[turn.number - 1] = replace(turn, messages=messages, finish_reason=reason)
 
-    def say(self, text: str, said: Message | str = "ok", **how: Any) -> Window:
-        return self.take(user(text), said=said, **how)
+    def say(self, text: str, reply: Message | str = "ok", **how: Any) -> Window:
+        return self.take(user(text), reply=reply, **how)
 
-    def take(self, *new: Message, said: Message | str = "ok", state: State = State.SETTLED, **how: Any) -> Window:
+    def take(self, *new: Message, reply: Message | str = "ok", state: State = State.SETTLED, **how: Any) -> Window:
         turn, window = self.begin(*new, **how)
-        answered = said if isinstance(said, dict) else {"role": "assistant", "content": said}
+        answered = reply if isinstance(reply, dict) else {"role": "assistant", "content": reply}
         self.end(turn, window, answered, attached=how.get("attached"), state=state)
         return window
 
     def prompt(self, window: Window, attached: Any = None) -> int:
         """What the service measures."""
-        return self.fixed(attached) + sum(self.said(message) for message in window.messages[1:])
+        return self.fixed(attached) + sum(self.tokens_of(message) for message in window.messages[1:])
 
     def fixed(self, attached: Any = None) -> int:
         system = {"role": "system", "content": self.system}
         tools = self.sizes.get(orjson.dumps(attached))
-        return estimate([system], attached) if tools is None else self.said(system) + tools
+        return estimate([system], attached) if tools is None else self.tokens_of(system) + tools
 
-    def said(self, message: Message) -> int:
+    def tokens_of(self, message: Message) -> int:
         return self.sizes.get(orjson.dumps(message), estimate([message]))
 
 
@@ -130,47 +130,47 @@ def texts(window: Window) -> list[Any]:
 
 
 def numbers(chat: Chat, window: Window) -> list[int]:
-    """The past turns that a window shows, by what was said in them."""
+    """The past turns that a window shows, by their content."""
     shown = {orjson.dumps(message) for message in window.messages}
     return [turn.number for turn in chat.turns if orjson.dumps(turn.messages[0]) in shown]
 
 
-def filled(turns: int, letters: int = 60, **how: Any) -> Chat:
+def filled(turns: int, length: int = 60, **how: Any) -> Chat:
     chat = Chat(**how)
     for number in range(1, turns + 1):
-        chat.say(f"{number}:".ljust(letters, "x"), said=f"answer {number}")
+        chat.say(f"{number}:".ljust(length, "x"), reply=f"answer {number}")
     return chat
 
 
 class TestWhatIsShown:
-    def test_a_first_turn_is_the_system_prompt_and_the_message(self) -> None:
+    def test_first_prompt_is_the_system_prompt_and_the_message(self) -> None:
         window = Chat().window(user("hello"))
         assert window.messages == ({"role": "system", "content": SYSTEM}, user("hello"))
         assert window.first == 1
 
-    def test_earlier_turns_come_between_in_their_order(self) -> None:
+    def test_prompt_contains_earlier_turns_in_order(self) -> None:
         chat = Chat()
-        chat.say("one", said="1")
-        chat.say("two", said="2")
+        chat.say("one", reply="1")
+        chat.say("two", reply="2")
         assert texts(chat.window(user("three"))) == ["one", "1", "two", "2", "three"]
 
     @pytest.mark.parametrize("state", [State.OPEN, State.ABANDONED, State.UNACCOUNTED, State.FAILED])
-    def test_a_turn_that_was_not_answered_is_left_out(self, state: State) -> None:
+    def test_prompt_omits_turn_without_an_answer(self, state: State) -> None:
         chat = Chat()
-        chat.say("one", said="1")
+        chat.say("one", reply="1")
         if state is State.OPEN:
             chat.begin(user("lost"))
         else:
             chat.say("lost", state=state)
         assert texts(chat.window(user("two"))) == ["one", "1", "two"]
 
-    def test_a_turn_that_the_content_filter_stopped_is_left_out(self) -> None:
+    def test_prompt_omits_turn_stopped_by_the_content_filter(self) -> None:
         chat = Chat()
         turn, window = chat.begin(user("bad"))
         chat.end(turn, window, {"role": "assistant", "content": "ba"}, filtered=True)
         assert texts(chat.window(user("good"))) == ["good"]
 
-    def test_a_cleared_turn_is_left_out_even_where_its_content_is_still_stored(self) -> None:
+    def test_prompt_omits_cleared_turn_whose_content_is_still_stored(self) -> None:
         chat = Chat()
         chat.say("secret")
         chat.session = replace(chat.session, cleared_through=1, window_start=2)
@@ -178,66 +178,66 @@ class TestWhatIsShown:
         assert texts(window) == ["new"]
         assert window.first == 2
 
-    def test_a_call_of_a_cleared_turn_is_not_pending(self) -> None:
+    def test_tool_call_of_a_cleared_turn_is_not_pending(self) -> None:
         chat = Chat()
-        chat.say("weather?", said=calling("a"))
+        chat.say("weather?", reply=calling("a"))
         chat.session = replace(chat.session, cleared_through=1, window_start=2)
         with pytest.raises(InvalidRequest, match="No tool call is waiting"):
             chat.past(result("a"))
 
-    def test_a_turn_that_was_settled_late_takes_its_place(self) -> None:
+    def test_turn_settled_late_is_in_the_prompt_at_its_place(self) -> None:
         chat = Chat()
-        chat.say("one", said="1")
+        chat.say("one", reply="1")
         late = chat.begin(user("two"))
-        chat.say("three", said="3")
+        chat.say("three", reply="3")
         chat.end(*late, {"role": "assistant", "content": "2"})
         assert texts(chat.window(user("four"))) == ["one", "1", "two", "2", "three", "3", "four"]
 
-    def test_a_refusal_is_shown_with_content_that_the_service_takes(self) -> None:
+    def test_refusal_is_replayed_with_valid_content(self) -> None:
         chat = Chat()
-        chat.say("one", said={"role": "assistant", "content": None, "refusal": "No."})
+        chat.say("one", reply={"role": "assistant", "content": None, "refusal": "No."})
         shown = chat.window(user("two")).messages[2]
         assert shown == {"role": "assistant", "content": "", "refusal": "No."}
 
 
 class TestBudget:
-    def test_what_does_not_fit_any_more_is_left_out_from_the_oldest_on(self) -> None:
+    def test_window_drops_the_oldest_turns_first(self) -> None:
         chat = filled(20, budget=300)
         window = chat.window(user("next"))
         shown = numbers(chat, window)
         assert shown == list(range(window.first, 21))
         assert 1 < window.first < 20
 
-    def test_a_new_message_larger_than_the_budget_goes_alone(self) -> None:
+    def test_message_larger_than_the_budget_is_sent_alone(self) -> None:
         chat = filled(3)
         large = user("x" * 3 * 1_001)
         window = chat.window(large)
         assert window.messages[1:] == (large,)
         assert window.first == 4
 
-    def test_what_was_said_last_stays_as_long_as_it_fits(self) -> None:
+    def test_window_keeps_the_latest_exchange_if_it_fits(self) -> None:
         chat = filled(15)
         document = "x" * 3 * 700  # more than half of the budget
         chat.say(document)
         assert texts(chat.window(user("what does it say?"))) == [document, "ok", "what does it say?"]
 
-    def test_what_was_said_last_goes_where_it_does_not_fit(self) -> None:
+    def test_window_drops_the_latest_exchange_if_it_does_not_fit(self) -> None:
         chat = filled(5)
         chat.say("x" * 3 * 700)
         question = "y" * 3 * 400
         assert texts(chat.window(user(question))) == [question]
 
-    def test_a_message_that_was_refused_forgets_nothing(self) -> None:
+    def test_rejected_message_does_not_move_the_window(self) -> None:
         chat = filled(3)
         chat.say("x" * 3 * 1_001, state=State.UNACCOUNTED)
         assert numbers(chat, chat.window(user("next"))) == [1, 2, 3]
 
-    def test_the_window_never_goes_back(self) -> None:
+    def test_window_start_never_moves_back(self) -> None:
         chat = filled(20, budget=300)
         first = chat.window(user("next")).first
         assert chat.window(user("next"), budget=100_000).first == first
 
-    def test_large_tools_of_one_turn_do_not_hide_the_size_of_the_next(self) -> None:
+    def test_large_tools_of_one_turn_do_not_distort_the_next_turns_size(self) -> None:
         chat = Chat()
         tools = {"tools": ["t" * 3 * 600]}
         chat.say("one", attached=tools)
@@ -246,65 +246,65 @@ class TestBudget:
         new = user("y" * 3 * 500)
         assert texts(chat.window(new)) == [new["content"]]
 
-    def test_calls_that_were_left_out_do_not_hide_the_size_of_the_next_turn(self) -> None:
+    def test_omitted_tool_calls_do_not_distort_the_next_turns_size(self) -> None:
         chat = Chat(budget=2_000)
-        chat.say("w" * 3 * 300, said=calling("c" * 3 * 500))
+        chat.say("w" * 3 * 300, reply=calling("c" * 3 * 500))
         chat.say("x" * 3 * 450)
         new = user("y" * 3 * 1_600)
         assert texts(chat.window(new)) == [new["content"]]
 
     @pytest.mark.parametrize("believed", [-10_000, 10_000])
-    def test_a_turn_is_never_thought_smaller_than_a_token_or_larger_than_its_bound(self, believed: int) -> None:
+    def test_turn_size_is_between_one_token_and_its_bound(self, believed: int) -> None:
         """A deployment with another tokenizer can make the difference of two measurements anything."""
         chat = filled(1)
         chat.turns[0] = replace(chat.turns[0], past_tokens=believed)
         thought = (chat.window(user("next")).past_tokens or 0) - estimate([{"role": "system", "content": SYSTEM}])
         assert 1 <= thought <= bound(chat.turns[0].messages)
 
-    def test_reasoning_is_not_part_of_what_is_shown_again(self) -> None:
+    def test_reasoning_tokens_are_not_part_of_a_replayed_turn(self) -> None:
         chat = Chat()
         turn, window = chat.begin(user("one"))
         chat.end(turn, window, {"role": "assistant", "content": "1"}, thought=900)
         assert texts(chat.window(user("two"))) == ["one", "1", "two"]
 
-    def test_an_image_counts_as_1500_tokens_and_its_bytes_as_none(self) -> None:
+    def test_image_is_estimated_at_1500_tokens_whatever_its_bytes(self) -> None:
         url = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
         assert estimate([{"role": "user", "content": [{"type": "text", "text": "abc"}, url]}]) == 1_501 + MESSAGE_TOKENS
 
-    def test_text_counts_as_one_token_per_three_bytes_of_utf_8(self) -> None:
+    def test_text_is_estimated_at_one_token_per_three_utf8_bytes(self) -> None:
         assert estimate([user("ab"), user("🙂"), user("é")]) == -(-(2 + 4 + 2) // 3) + 3 * MESSAGE_TOKENS
 
 
 class TestMoves:
     @pytest.mark.parametrize("standing", [0, 400, 800], ids=["nothing", "much", "most"])
-    def test_a_move_frees_half_of_what_is_left_for_the_past_whatever_stands_before_it(self, standing: int) -> None:
+    def test_window_move_frees_half_of_the_budget_for_past_turns(self, standing: int) -> None:
         chat = Chat(budget=1_000, system="s" * 3 * standing)
-        starts = [chat.say(f"{number}".ljust(24), said="ok").first for number in range(100)]
+        starts = [chat.say(f"{number}".ljust(24), reply="ok").first for number in range(100)]
         moves = [after - before for before, after in pairwise(starts) if after != before]
         assert moves
         turn = 8 + 1 + 2 * MESSAGE_TOKENS
         assert min(moves) * turn > (1_000 - standing) / 2 - 2 * turn
 
-    def test_tools_that_come_with_every_turn_do_not_make_it_move_every_turn(self) -> None:
+    def test_tools_in_every_turn_do_not_move_the_window_every_turn(self) -> None:
         chat = Chat(budget=1_000)
         tools = {"tools": ["t" * 3 * 700]}
         starts = [chat.say(f"{number}".ljust(24), attached=tools).first for number in range(50)]
         assert len(set(starts)) <= 1 + 50 * 17 // 130
 
-    def test_it_holds_at_most_64_turns_with_the_new_one(self) -> None:
+    def test_window_holds_at_most_64_turns(self) -> None:
         chat = filled(0, budget=10**6)
         for number in range(1, 200):
-            window = chat.say(f"{number}", said="ok")
+            window = chat.say(f"{number}", reply="ok")
             assert len(numbers(chat, window)) <= MAX_TURNS
         assert max(len(numbers(chat, window)) for window in chat.windows[:64]) == MAX_TURNS
 
-    def test_a_full_window_moves_on_by_half(self) -> None:
+    def test_full_window_drops_half_of_its_turns(self) -> None:
         chat = filled(63, budget=10**6)
         assert chat.window(user("64")).first == 1
         chat.say("64")
         assert chat.window(user("65")).first == 33
 
-    def test_halving_leaves_the_newer_half_of_the_turns(self) -> None:
+    def test_halved_window_keeps_the_newer_turns(self) -> None:
         chat = filled(10)
         past = chat.past(user("next"))
         halved = past.halved(past.window(1_000))
@@ -312,7 +312,7 @@ class TestMoves:
         assert numbers(chat, halved) == [6, 7, 8, 9, 10]
         assert halved.first == 6
 
-    def test_halving_one_turn_leaves_the_new_message_alone_and_then_nothing_can_be_halved(self) -> None:
+    def test_window_of_one_turn_is_halved_once(self) -> None:
         chat = filled(1)
         past = chat.past(user("next"))
         alone = past.halved(past.window(1_000))
@@ -322,10 +322,10 @@ class TestMoves:
 
 
 class TestTools:
-    def test_calls_and_their_results_are_shown_in_order(self) -> None:
+    def test_tool_calls_and_results_are_replayed_in_order(self) -> None:
         chat = Chat()
-        chat.say("weather?", said=calling("a", "b"))
-        chat.take(result("b"), result("a"), said="sunny")
+        chat.say("weather?", reply=calling("a", "b"))
+        chat.take(result("b"), result("a"), reply="sunny")
         window = chat.window(user("thanks"))
         assert window.messages[1:] == (
             user("weather?"),
@@ -336,56 +336,56 @@ class TestTools:
             user("thanks"),
         )
 
-    def test_calls_that_were_never_answered_are_left_out_when_a_plain_message_follows(self) -> None:
+    def test_unanswered_tool_calls_are_omitted_after_a_plain_message(self) -> None:
         chat = Chat()
-        chat.say("weather?", said=calling("a"))
+        chat.say("weather?", reply=calling("a"))
         assert chat.window(user("never mind")).messages[1:] == (user("weather?"), user("never mind"))
 
-    def test_what_was_said_beside_such_calls_stays(self) -> None:
+    def test_content_beside_unanswered_tool_calls_is_replayed(self) -> None:
         chat = Chat()
-        chat.say("weather?", said=calling("a", content="I look."))
+        chat.say("weather?", reply=calling("a", content="I look."))
         window = chat.window(user("never mind"))
         assert window.messages[2] == {"role": "assistant", "content": "I look."}
 
-    @pytest.mark.parametrize("given", [(), ("a",), ("a", "b", "b"), ("a", "c"), ("a", "b", "c")])
-    def test_results_must_answer_each_pending_call_once(self, given: tuple[str, ...]) -> None:
+    @pytest.mark.parametrize("answered", [(), ("a",), ("a", "b", "b"), ("a", "c"), ("a", "b", "c")])
+    def test_tool_results_must_answer_each_pending_call_once(self, answered: tuple[str, ...]) -> None:
         chat = Chat()
-        chat.say("weather?", said=calling("a", "b"))
+        chat.say("weather?", reply=calling("a", "b"))
         with pytest.raises(InvalidRequest, match=r"a, b") as refused:
-            chat.past(*(result(call) for call in given or ("x",)))
+            chat.past(*(result(call) for call in answered or ("x",)))
         assert refused.value.param == "tool_results"
 
-    def test_results_without_a_pending_call_are_refused(self) -> None:
+    def test_tool_results_without_a_pending_call_are_rejected(self) -> None:
         chat = filled(2)
         with pytest.raises(InvalidRequest, match="No tool call is waiting"):
             chat.past(result("a"))
 
-    def test_results_of_a_failed_turn_may_be_posted_again(self) -> None:
+    def test_tool_results_of_a_failed_turn_may_be_sent_again(self) -> None:
         chat = Chat()
-        chat.say("weather?", said=calling("a"))
+        chat.say("weather?", reply=calling("a"))
         chat.take(result("a"), state=State.FAILED)
         assert chat.window(result("a")).messages[1:] == (user("weather?"), calling("a"), result("a"))
 
-    def test_calls_are_not_pending_any_more_once_a_plain_message_was_answered(self) -> None:
+    def test_tool_calls_are_not_pending_after_an_answered_plain_message(self) -> None:
         chat = Chat()
-        chat.say("weather?", said=calling("a"))
+        chat.say("weather?", reply=calling("a"))
         chat.say("never mind")
         with pytest.raises(InvalidRequest, match="No tool call is waiting"):
             chat.past(result("a"))
 
-    def test_the_exchange_of_new_results_is_sent_whatever_its_size(self) -> None:
+    def test_exchange_of_new_tool_results_is_sent_whatever_its_size(self) -> None:
         chat = filled(3)
-        chat.say("x" * 3 * 900, said=calling("a"))
-        chat.take(result("a", "y" * 3 * 900), said=calling("b"))
+        chat.say("x" * 3 * 900, reply=calling("a"))
+        chat.take(result("a", "y" * 3 * 900), reply=calling("b"))
         window = chat.window(result("b"))
         roles = [message["role"] for message in window.messages]
         assert roles == ["system", "user", "assistant", "tool", "assistant", "tool"]
         assert window.first == 4
 
-    def test_halving_leaves_the_exchange_of_new_results_whole(self) -> None:
+    def test_halved_window_keeps_the_exchange_of_new_tool_results(self) -> None:
         chat = filled(3)
-        chat.say("weather?", said=calling("a"))
-        chat.take(result("a"), said=calling("b"))
+        chat.say("weather?", reply=calling("a"))
+        chat.take(result("a"), reply=calling("b"))
         past = chat.past(result("b"))
         window: Window | None = past.window(1_000)
         for _ in range(3):
@@ -400,61 +400,61 @@ class TestTools:
             window = past.halved(window)
         assert window is None
 
-    def test_a_window_that_moves_into_an_exchange_begins_at_the_next_users_message(self) -> None:
+    def test_window_start_within_an_exchange_moves_to_the_next_user_message(self) -> None:
         chat = Chat(budget=10**6)
         chat.say("plain")
         for number in range(31):
-            chat.say(f"{number}", said=calling(f"a{number}"))
-            chat.take(result(f"a{number}"), said="ok")
+            chat.say(f"{number}", reply=calling(f"a{number}"))
+            chat.take(result(f"a{number}"), reply="ok")
         chat.say("plain again")
         moved = chat.window(user("next"))
         assert chat.turns[33 - 1].messages[0]["role"] == "tool"  # half of 64 turns on
         assert moved.first == 34
 
-    def test_an_exchange_of_64_turns_is_sent_whole_and_a_longer_one_refused(self) -> None:
+    def test_tool_exchange_of_64_turns_is_sent_and_a_longer_one_rejected(self) -> None:
         chat = Chat(budget=100)
-        chat.say("0", said=calling("a0"))
+        chat.say("0", reply=calling("a0"))
         for number in range(MAX_TURNS - 1):
-            window = chat.take(result(f"a{number}"), said=calling(f"a{number + 1}"))
+            window = chat.take(result(f"a{number}"), reply=calling(f"a{number + 1}"))
             assert window.messages[1] == user("0")
         with pytest.raises(ContextTooLong, match="longer than 64 turns"):
             chat.past(result(f"a{MAX_TURNS - 1}"))
         assert texts(chat.window(user("stop"))) == ["stop"]
 
-    def test_a_late_turn_between_a_call_and_its_result_leaves_both_out(self) -> None:
+    def test_late_turn_between_tool_call_and_result_omits_both(self) -> None:
         chat = Chat()
-        chat.say("weather?", said=calling("a"))
+        chat.say("weather?", reply=calling("a"))
         late = chat.begin(user("never mind"))
-        chat.take(result("a"), said="sunny")
+        chat.take(result("a"), reply="sunny")
         chat.end(*late, {"role": "assistant", "content": "fine"})
         assert texts(chat.window(user("next"))) == ["weather?", "never mind", "fine", "sunny", "next"]
         assert_accepted(chat.window(user("next")))
 
-    def test_results_that_were_taken_twice_are_shown_once(self) -> None:
+    def test_tool_results_stored_twice_are_replayed_once(self) -> None:
         chat = Chat()
-        chat.say("weather?", said=calling("a"))
+        chat.say("weather?", reply=calling("a"))
         late = chat.begin(result("a"))
-        chat.take(result("a"), said="sunny")
+        chat.take(result("a"), reply="sunny")
         chat.end(*late, {"role": "assistant", "content": "warm"})
         assert texts(chat.window(user("next"))) == ["weather?", None, "42", "warm", "sunny", "next"]
         assert_accepted(chat.window(user("next")))
 
 
 class TestBound:
-    def test_what_was_measured_counts_as_measured(self) -> None:
+    def test_bound_uses_the_reported_tokens(self) -> None:
         chat = filled(3)
         window = chat.window(user("next"))
         measured = chat.turns[-1].call.usage
         assert measured is not None
         assert window.bound == measured.conversation_tokens + MESSAGE_BOUND + bound([user("next")])
 
-    def test_what_was_measured_elsewhere_counts_by_its_bytes(self) -> None:
+    def test_bound_of_another_deployment_counts_bytes(self) -> None:
         """Another deployment may have another tokenizer."""
         chat = filled(3)
         window = chat.past(user("next"), deployment="other").window(1_000)
         assert window.bound == bound(window.messages)
 
-    def test_a_turn_that_was_settled_late_was_not_measured_with_the_rest(self) -> None:
+    def test_bound_counts_bytes_after_a_turn_settled_late(self) -> None:
         chat = filled(1)
         late = chat.begin(user("x" * 900))
         chat.say("three")
@@ -463,14 +463,14 @@ class TestBound:
         assert numbers(chat, window) == [1, 2, 3]
         assert window.bound == bound(window.messages)
 
-    def test_nothing_is_more_than_a_token_a_byte_and_16_a_message(self) -> None:
+    def test_bound_is_one_token_per_byte_and_16_per_message(self) -> None:
         assert bound([user("abc"), user("é")]) == 3 + 2 + 2 * MESSAGE_BOUND
 
-    def test_an_image_is_bounded(self) -> None:
+    def test_bound_of_an_image(self) -> None:
         part = {"type": "image_url", "image_url": {"url": "https://example.com/" + "x" * 99}}
         assert bound([{"role": "user", "content": [part]}]) == IMAGE_BOUND + MESSAGE_BOUND
 
-    def test_tools_and_tool_calls_count_by_their_bytes(self) -> None:
+    def test_bound_of_tools_and_tool_calls_counts_bytes(self) -> None:
         call = calling("a")
         assert bound([call]) == len(orjson.dumps({"tool_calls": call["tool_calls"]})) + MESSAGE_BOUND
         assert bound([], {"tools": []}) == len(b'{"tools":[]}')
@@ -492,9 +492,9 @@ def assert_accepted(window: Window) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """One turn of a random conversation. Sizes in letters; `dense` is tokens per letter."""
+    """One turn of a random conversation. Sizes in characters; `dense` is tokens per character."""
 
-    letters: int
+    length: int
     dense: float
     answer: int
     outcome: str
@@ -508,7 +508,7 @@ class Step:
 OUTCOMES = ["settled"] * 12 + ["failed", "unaccounted", "filtered", "late", "cleared"]
 STEPS = st.builds(
     Step,
-    letters=st.one_of(st.integers(1, 300), st.integers(1, 3_000)),
+    length=st.one_of(st.integers(1, 300), st.integers(1, 3_000)),
     dense=st.sampled_from([0.1, 0.25, 1 / 3, 0.6, 1.0]),
     answer=st.integers(0, 600),
     outcome=st.sampled_from(OUTCOMES),
@@ -520,14 +520,14 @@ STEPS = st.builds(
 )
 SCRIPTS = st.one_of(
     st.lists(STEPS, min_size=2, max_size=30),
-    st.lists(st.builds(replace, STEPS, letters=st.integers(1, 30), answer=st.just(3)), min_size=1, max_size=8).map(
+    st.lists(st.builds(replace, STEPS, length=st.integers(1, 30), answer=st.just(3)), min_size=1, max_size=8).map(
         lambda steps: steps * (80 // len(steps))
     ),
 )
 
 
 class Play:
-    """Runs a script. `sized` decides whether tools and system prompt have sizes that nobody can foresee, too."""
+    """Runs a script. `sized` decides whether tools and system prompt have unpredictable sizes, too."""
 
     def __init__(self, *, sized: bool, system: int = 30) -> None:
         self.chat = Chat(system="s" * system)
@@ -549,7 +549,7 @@ class Play:
         return past, window, attached, turn.number
 
     def new(self, number: int, step: Step) -> tuple[Message, ...]:
-        text = f"{number}:".ljust(step.letters, "x")
+        text = f"{number}:".ljust(step.length, "x")
         if self.pending:
             return tuple(result(call, f"{text}{call}") for call in self.pending)
         return (user(text),)
@@ -560,22 +560,22 @@ class Play:
 
     def answer(self, number: int, step: Step, window: Window, attached: Any) -> None:
         turn = self.chat.turns[number - 1]
-        said = self.said(number, step)
+        reply = self.reply_of(number, step)
         match step.outcome:
             case "settled" | "filtered":
                 filtered = step.outcome == "filtered"
-                self.chat.end(turn, window, said, attached=attached, filtered=filtered)
+                self.chat.end(turn, window, reply, attached=attached, filtered=filtered)
                 if not filtered:
-                    self.pending = [call["id"] for call in said.get("tool_calls") or ()]
+                    self.pending = [call["id"] for call in reply.get("tool_calls") or ()]
             case "late":
-                self.late.append((number + step.patience, turn, window, said, attached))
+                self.late.append((number + step.patience, turn, window, reply, attached))
             case "cleared":
-                self.chat.end(turn, window, said, attached=attached)
+                self.chat.end(turn, window, reply, attached=attached)
                 session = self.chat.session
                 self.chat.session = replace(session, cleared_through=session.turns, window_start=session.turns + 1)
                 self.pending = []
             case _:
-                self.chat.end(turn, window, said, attached=attached, state=State(step.outcome))
+                self.chat.end(turn, window, reply, attached=attached, state=State(step.outcome))
         for due, *late in [stalled for stalled in self.late if stalled[0] <= number]:
             stalled, shown, words, tools = late
             self.chat.end(stalled, shown, words, attached=tools)
@@ -589,26 +589,26 @@ class Play:
         pending = [call["id"] for call in last.get("tool_calls") or ()]
         self.pending = pending if self.pending else []
 
-    def said(self, number: int, step: Step) -> Message:
+    def reply_of(self, number: int, step: Step) -> Message:
         if step.calls and number % 3 == 0:
-            said = calling(f"{number}a", f"{number}b")
+            reply = calling(f"{number}a", f"{number}b")
         else:
-            said = {"role": "assistant", "content": f"{number}!".ljust(step.answer, "y")}
-        self.size(said, step.dense)
-        return said
+            reply = {"role": "assistant", "content": f"{number}!".ljust(step.answer, "y")}
+        self.size(reply, step.dense)
+        return reply
 
     def exchange(self, past: History) -> int:
         """Tokens of the exchange that new tool results belong to."""
         if past.new[0]["role"] != "tool":
             return 0
         users = [at for at, shown in enumerate(past.turns) if shown.messages[0]["role"] == "user"]
-        return sum(self.chat.said(message) for shown in past.turns[users[-1] :] for message in shown.messages)
+        return sum(self.chat.tokens_of(message) for shown in past.turns[users[-1] :] for message in shown.messages)
 
 
 class TestRandomConversations:
     @settings(max_examples=60)
     @given(SCRIPTS)
-    def test_history_never_pushes_the_prompt_over_the_budget(self, script: list[Step]) -> None:
+    def test_history_never_exceeds_the_prompt_budget(self, script: list[Step]) -> None:
         play = Play(sized=False)
         for at, step in enumerate(script, 1):
             try:
@@ -616,7 +616,7 @@ class TestRandomConversations:
             except ContextTooLong:
                 play.pending = []
                 continue
-            history = sum(play.chat.said(message) for message in window.messages[1 : -len(past.new)])
+            history = sum(play.chat.tokens_of(message) for message in window.messages[1 : -len(past.new)])
             if history > play.exchange(past):
                 fixed = play.chat.fixed(attached) + estimate(past.new)
                 # Where a late answer changes what is shown of the turns around it, their sizes are off by a little.
@@ -625,7 +625,7 @@ class TestRandomConversations:
 
     @settings(max_examples=60)
     @given(SCRIPTS, st.integers(0, 600))
-    def test_a_prompt_is_never_larger_than_its_bound(self, script: list[Step], system: int) -> None:
+    def test_prompt_is_never_larger_than_its_bound(self, script: list[Step], system: int) -> None:
         play = Play(sized=True, system=system)
         for at, step in enumerate(script, 1):
             try:
@@ -640,7 +640,7 @@ class TestRandomConversations:
 
     @settings(max_examples=40)
     @given(SCRIPTS)
-    def test_the_service_never_has_a_reason_to_refuse_the_messages(self, script: list[Step]) -> None:
+    def test_prompt_messages_are_always_valid_for_the_service(self, script: list[Step]) -> None:
         play = Play(sized=True)
         for at, step in enumerate(script, 1):
             try:
@@ -657,7 +657,7 @@ class TestRandomConversations:
 
     @settings(max_examples=60)
     @given(st.lists(st.builds(replace, STEPS, outcome=st.sampled_from(["settled", "failed"])), min_size=2, max_size=40))
-    def test_between_moves_each_prompt_begins_with_the_last_answered_one(self, script: list[Step]) -> None:
+    def test_prompt_prefix_is_stable_between_window_moves(self, script: list[Step]) -> None:
         play = Play(sized=True)
         answered: Window | None = None
         for at, step in enumerate(script, 1):
@@ -669,7 +669,7 @@ class TestRandomConversations:
 
 
 class TestThroughTheApp:
-    async def test_a_conversation_of_300_turns_keeps_working(
+    async def test_conversation_of_300_turns_stays_within_the_budget(
         self, serve: Serve, environ: dict[str, str], fake: AzureOpenAI
     ) -> None:
         context, answers_most = 4_000, 40
@@ -685,7 +685,7 @@ class TestThroughTheApp:
                     await answer(api, f"{number}: " + "the quick brown fox jumps over the lazy dog " * 2)
         assert_cache_friendly(fake)
 
-    async def test_a_message_that_the_model_refuses_as_too_long_forgets_nothing(
+    async def test_message_rejected_as_too_long_does_not_move_the_window(
         self, api: httpx.AsyncClient, fake: AzureOpenAI
     ) -> None:
         fake.context_tokens = 16_000

@@ -29,8 +29,8 @@ REPLIES = st.builds(
 
 def chunks(reply: Reply, size: int = 1, **body: Any) -> list[dict[str, Any]]:
     """What the service sends, `size` tokens in a chunk."""
-    asked = {"stream_options": {"include_usage": True}, **body}
-    answer = Answer(asked, reply, model="m-2026-01-01", prompt_tokens=9, cached_tokens=4, chunk_tokens=size)
+    request = {"stream_options": {"include_usage": True}, **body}
+    answer = Answer(request, reply, model="m-2026-01-01", prompt_tokens=9, cached_tokens=4, chunk_tokens=size)
     return [*answer.opening(), *answer.content(), *answer.closing()]
 
 
@@ -63,9 +63,9 @@ def piece(**delta: Any) -> dict[str, Any]:
 
 
 @given(REPLIES, st.integers(1, 50))
-def test_an_answer_cut_anywhere_gives_the_message_that_came_whole(reply: Reply, size: int) -> None:
-    asked: dict[str, Any] = {}
-    whole = Answer(asked, reply, model="m", prompt_tokens=9, cached_tokens=4, chunk_tokens=1).whole()
+def test_stream_cut_anywhere_gives_the_whole_message(reply: Reply, size: int) -> None:
+    request: dict[str, Any] = {}
+    whole = Answer(request, reply, model="m", prompt_tokens=9, cached_tokens=4, chunk_tokens=1).whole()
     message = whole["choices"][0]["message"]
     expected = {name: value for name, value in message.items() if name not in ("annotations",) and value is not None}
     if message["content"] is None:
@@ -74,7 +74,7 @@ def test_an_answer_cut_anywhere_gives_the_message_that_came_whole(reply: Reply, 
 
 
 @given(REPLIES, st.integers(1, 50))
-def test_the_pieces_that_a_reader_is_shown_come_to_the_message(reply: Reply, size: int) -> None:
+def test_deltas_add_up_to_the_message(reply: Reply, size: int) -> None:
     completion, read = Completion(), Completion()
     for chunk in chunks(reply, size):
         if pieces := shown(completion, chunk):
@@ -83,28 +83,28 @@ def test_the_pieces_that_a_reader_is_shown_come_to_the_message(reply: Reply, siz
 
 
 @given(st.text(min_size=1), st.lists(st.integers(0, 200)))
-def test_text_cut_between_any_characters_is_put_together_again(text: str, cuts: list[int]) -> None:
+def test_content_cut_between_any_characters_is_joined(text: str, cuts: list[int]) -> None:
     edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
     parts = [piece(content=text[start:end]) for start, end in pairwise(edges)]
     assert gathered(parts).message()["content"] == text
 
 
 class TestMessage:
-    def test_an_answer_without_a_word_has_empty_content(self) -> None:
+    def test_empty_answer_has_empty_content(self) -> None:
         assert gathered(chunks(Reply(""))).message() == {"role": "assistant", "content": ""}
 
-    def test_a_refusal_is_no_content(self) -> None:
+    def test_refusal_is_not_content(self) -> None:
         message = gathered(chunks(Reply(refusal="I will not."))).message()
         assert message == {"role": "assistant", "content": None, "refusal": "I will not."}
 
-    def test_tool_calls_are_put_together_by_their_index(self) -> None:
+    def test_tool_calls_are_joined_by_index(self) -> None:
         other = ("call_2", "add", "[1, 2]")
         assert gathered(chunks(Reply(tool_calls=(CALL, other)))).message()["tool_calls"] == [
             {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Zürich"}'}},
             {"id": "call_2", "type": "function", "function": {"name": "add", "arguments": "[1, 2]"}},
         ]
 
-    def test_pieces_of_two_calls_may_be_mixed(self) -> None:
+    def test_interleaved_tool_call_deltas_are_joined(self) -> None:
         def call(index: int, arguments: str, **rest: Any) -> dict[str, Any]:
             return {"index": index, "function": {"arguments": arguments, **rest.pop("function", {})}, **rest}
 
@@ -119,18 +119,18 @@ class TestMessage:
             {"id": "b", "type": "function", "function": {"name": "two", "arguments": "[]"}},
         ]
 
-    def test_an_index_that_no_call_has_makes_no_call(self) -> None:
+    def test_gap_in_the_indexes_adds_no_tool_call(self) -> None:
         late = {"index": 7, "id": "c", "function": {"name": "look", "arguments": "{}"}}
         assert gathered([piece(tool_calls=[late])]).message()["tool_calls"] == [
             {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
         ]
 
-    def test_words_beside_tool_calls_stay(self) -> None:
+    def test_content_beside_tool_calls_is_kept(self) -> None:
         message = gathered(chunks(Reply("Let me look.", tool_calls=(CALL,)))).message()
         assert message["content"] == "Let me look."
         assert len(message["tool_calls"]) == 1
 
-    def test_what_has_come_of_a_broken_answer_is_there(self) -> None:
+    def test_partial_message_of_a_broken_stream_is_available(self) -> None:
         completion = gathered(chunks(Reply("one two three"))[:4])
         assert completion.message()["content"] == "one two"
         assert completion.finish_reason is None
@@ -138,19 +138,19 @@ class TestMessage:
 
 
 class TestRest:
-    def test_the_finish_reason_and_the_model_stay_when_later_chunks_have_none(self) -> None:
+    def test_finish_reason_and_model_survive_later_chunks_without_them(self) -> None:
         completion = gathered([*chunks(Reply("hi", finish_reason="length")), piece()])
         assert completion.finish_reason == "length"
         assert completion.model == "m-2026-01-01"
 
-    def test_usage_comes_from_the_last_chunk(self) -> None:
+    def test_usage_is_read_from_the_last_chunk(self) -> None:
         completion = gathered(chunks(Reply("hi", reasoning_tokens=5, cache_write_tokens=3)))
         assert completion.usage == Usage(
             prompt_tokens=9, cached_tokens=4, cache_write_tokens=3, completion_tokens=6, reasoning_tokens=5
         )
 
     @pytest.mark.parametrize("details", [{}, {"prompt_tokens_details": None, "completion_tokens_details": None}])
-    def test_details_that_are_not_sent_count_as_none(self, details: dict[str, None]) -> None:
+    def test_missing_usage_details_count_as_zero(self, details: dict[str, None]) -> None:
         reported = {"prompt_tokens": 3, "completion_tokens": 2, **details}
         assert read_usage(reported) == Usage(prompt_tokens=3, completion_tokens=2)
 
@@ -163,18 +163,18 @@ class TestRest:
             ({"prompt_tokens": 1_000, "completion_tokens": 300, "total_tokens": 1_300}, 1_000, 300),
         ],
     )
-    def test_reasoning_that_is_reported_beside_the_completion_is_part_of_it(
+    def test_reasoning_tokens_reported_beside_the_completion_are_added(
         self, reported: dict[str, Any], prompt: int, completion: int
     ) -> None:
         usage = read_usage({**reported, "completion_tokens_details": {"reasoning_tokens": 200}})
         assert (usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens) == (prompt, completion, 200)
 
-    def test_cached_tokens_that_are_reported_beside_the_prompt_are_part_of_it(self) -> None:
+    def test_cached_tokens_reported_beside_the_prompt_are_added(self) -> None:
         details = {"cached_tokens": 1_000, "cache_write_tokens": 50}
         usage = read_usage({"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": details})
         assert (usage.prompt_tokens, usage.cached_tokens, usage.cache_write_tokens) == (1_060, 1_000, 50)
 
-    def test_tokens_that_are_reported_beside_are_counted_once_where_as_many_were_cached(self) -> None:
+    def test_tokens_reported_beside_are_counted_once(self) -> None:
         reported = {
             "prompt_tokens": 500,
             "completion_tokens": 20,
@@ -185,7 +185,7 @@ class TestRest:
         usage = read_usage(reported)
         assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (500, 148, 648)
 
-    def test_a_count_in_the_midst_of_an_answer_is_not_its_usage(self) -> None:
+    def test_running_usage_is_not_the_usage_of_the_answer(self) -> None:
         counted = {
             "choices": [{"index": 0, "delta": {"content": "a"}}],
             "usage": {"prompt_tokens": 9, "completion_tokens": 1},
@@ -193,29 +193,29 @@ class TestRest:
         assert gathered([counted]).usage == Usage(prompt_tokens=9, completion_tokens=1)
         assert gathered([counted, piece(content="b")]).usage is None
 
-    def test_the_worst_that_the_filter_found_in_any_piece_is_the_answers(self) -> None:
+    def test_most_severe_content_filter_result_is_kept(self) -> None:
         def rated(severity: str) -> dict[str, Any]:
             return {
                 "choices": [{"index": 0, "content_filter_results": {"hate": {"filtered": False, "severity": severity}}}]
             }
 
-        found = gathered([rated("safe"), rated("medium"), rated("low")]).extras["content_filter"]["completion"]
-        assert found == {"hate": {"filtered": False, "severity": "medium"}}
+        results = gathered([rated("safe"), rated("medium"), rated("low")]).extras["content_filter"]["completion"]
+        assert results == {"hate": {"filtered": False, "severity": "medium"}}
 
-    def test_the_filters_results_come_along(self) -> None:
+    def test_content_filter_results_are_returned(self) -> None:
         completion = gathered(chunks(Reply("hi", finish_reason="content_filter")))
-        found = completion.extras["content_filter"]
-        assert found["prompt"][0]["content_filter_results"]["jailbreak"] == {"filtered": False, "detected": False}
-        assert found["completion"]["violence"] == {"filtered": True, "severity": "high"}
+        results = completion.extras["content_filter"]
+        assert results["prompt"][0]["content_filter_results"]["jailbreak"] == {"filtered": False, "detected": False}
+        assert results["completion"]["violence"] == {"filtered": True, "severity": "high"}
 
-    def test_logprobs_are_gathered_in_order(self) -> None:
+    def test_logprobs_are_joined_in_order(self) -> None:
         completion = gathered(chunks(Reply("one two three"), logprobs=True))
         assert [token["token"] for token in completion.extras["logprobs"]["content"]] == ["one", " two", " thre", "e"]
 
-    def test_an_answer_without_extras_has_none(self) -> None:
+    def test_answer_without_extras_has_none(self) -> None:
         assert gathered([piece(content="hi")]).extras == {}
 
-    def test_a_chunk_without_anything_new_shows_nothing(self) -> None:
+    def test_chunk_without_content_has_no_delta(self) -> None:
         completion = Completion()
         assert shown(completion, {"choices": []}) == {}
         assert shown(completion, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}) == {}
@@ -223,9 +223,9 @@ class TestRest:
 
 
 @given(REPLIES)
-def test_an_answer_that_was_not_streamed_gives_the_same(reply: Reply) -> None:
-    asked: dict[str, Any] = {"stream_options": {"include_usage": True}}
-    whole = Answer(asked, reply, model="m-2026-01-01", prompt_tokens=9, cached_tokens=4, chunk_tokens=1).whole()
+def test_whole_answer_reads_like_the_streamed_one(reply: Reply) -> None:
+    request: dict[str, Any] = {"stream_options": {"include_usage": True}}
+    whole = Answer(request, reply, model="m-2026-01-01", prompt_tokens=9, cached_tokens=4, chunk_tokens=1).whole()
     completion, streamed = gathered([whole]), gathered(chunks(reply))
     assert completion.message() == streamed.message()
     assert (completion.finish_reason, completion.usage, completion.model) == (
@@ -235,13 +235,13 @@ def test_an_answer_that_was_not_streamed_gives_the_same(reply: Reply) -> None:
     )
 
 
-def test_of_several_choices_the_first_counts() -> None:
+def test_first_of_several_choices_is_the_answer() -> None:
     choices = [{"index": at, "delta": {"content": f"{at}"}, "finish_reason": "stop"} for at in (1, 0, 2)]
     assert gathered([{"choices": [choice]} for choice in choices]).message()["content"] == "0"
     assert gathered([{"choices": choices}]).message()["content"] == "0"
 
 
-def test_the_chunk_that_holds_only_usage_is_told_apart() -> None:
+def test_usage_only_chunk_is_recognised() -> None:
     completion = Completion()
     *others, last = chunks(Reply("one two"))
     assert not any(added(completion, chunk).only_usage for chunk in others)
@@ -287,7 +287,7 @@ def test_odd_data_never_raises_and_is_not_taken_for_usage(data: bytes) -> None:
     assert orjson.dumps([completion.message(), completion.extras, completion.document().decode()])
 
 
-def test_a_custom_tools_call_is_kept_as_it_came() -> None:
+def test_custom_tool_call_is_kept() -> None:
     first = {"index": 0, "id": "c1", "type": "custom", "custom": {"name": "code", "input": "print"}}
     completion = gathered([piece(tool_calls=[first]), piece(tool_calls=[{"index": 0, "custom": {"input": "(1)"}}])])
     assert completion.message()["tool_calls"] == [
@@ -295,7 +295,7 @@ def test_a_custom_tools_call_is_kept_as_it_came() -> None:
     ]
 
 
-def test_a_call_of_a_function_is_kept_as_it_came() -> None:
+def test_legacy_function_call_is_kept() -> None:
     """The form before tools, which the service still takes."""
     calls = [{"name": "look", "arguments": ""}, {"arguments": '{"a":'}, {"arguments": "1}"}]
     completion = gathered([piece(content=None, function_call=call) for call in calls])
@@ -307,14 +307,12 @@ def test_a_call_of_a_function_is_kept_as_it_came() -> None:
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
-def test_usage_that_is_written_again_reads_the_same(
-    prompt: int, said: int, cached: int, written: int, thought: int
-) -> None:
+def test_usage_round_trips(prompt: int, completion: int, cached: int, written: int, thought: int) -> None:
     usage = Usage(
         prompt_tokens=prompt + cached + written,
         cached_tokens=cached,
         cache_write_tokens=written,
-        completion_tokens=said + thought,
+        completion_tokens=completion + thought,
         reasoning_tokens=thought,
     )
     assert read_usage(openai_usage(usage)) == usage

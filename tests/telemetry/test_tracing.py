@@ -1,4 +1,4 @@
-"""What Application Insights is sent of a call, by the real exporter; and that it costs nothing where nobody asks."""
+"""What the real exporter sends to Application Insights for a call; without a connection string it costs nothing."""
 
 import gzip
 import json
@@ -51,9 +51,9 @@ class Ingestion(Loopback):
                 body = gzip.decompress(body)
             items = json.loads(body)
             self.items += items
-            taken = json.dumps({"itemsReceived": len(items), "itemsAccepted": len(items), "errors": []}).encode()
-            head = [("content-type", "application/json"), ("content-length", str(len(taken)))]
-            await wire.send(h11.Response(status_code=200, headers=head), h11.Data(taken), h11.EndOfMessage())
+            port = json.dumps({"itemsReceived": len(items), "itemsAccepted": len(items), "errors": []}).encode()
+            head = [("content-type", "application/json"), ("content-length", str(len(port)))]
+            await wire.send(h11.Response(status_code=200, headers=head), h11.Data(port), h11.EndOfMessage())
             wire.http.start_next_cycle()
 
     @property
@@ -72,7 +72,7 @@ def ingestion() -> Iterator[Ingestion]:
 
 @pytest.fixture
 def host(environ: dict[str, str], ingestion: Ingestion, tmp_path: Path) -> Iterator[str]:
-    """The host as a process of its own, since whoever sets tracing up sets it up for the process."""
+    """The host as a process of its own, because tracing is set up for a whole process."""
     port = free_port()
     settings = environ | {
         "APPLICATIONINSIGHTS_CONNECTION_STRING": ingestion.connection_string,
@@ -107,42 +107,42 @@ def _healthy(base: str) -> bool:
         return False
 
 
-async def test_a_call_is_a_span_and_metrics_without_content(
+async def test_call_is_traced_as_span_and_metrics_without_content(
     host: str, fake: AzureOpenAI, ingestion: Ingestion, tables: Tables
 ) -> None:
     fake.reply("marmalade", reasoning_tokens=7)
     async with httpx.AsyncClient(base_url=host, trust_env=False, timeout=MAX_WAIT_S) as api:
-        told = await answer(api, "xylophone", "a-session-of-mine", max_tokens=50)
+        response = await answer(api, "xylophone", "a-session-of-mine", max_tokens=50)
         fake.fault("no_usage")
         await send_message(api, "xylophone", "a-session-of-mine")
     await ingestion.until(lambda: len(ingestion.of("RemoteDependencyData")) == 2 and ingestion.measured >= MEASURED)
 
     settled, doubtful = ingestion.of("RemoteDependencyData")
-    said, usage = settled["properties"], told["usage"]
+    span, usage = settled["properties"], response["usage"]
     assert settled["name"] == "chat chat"
     assert (settled["success"], doubtful["success"]) == (True, False)
     expected = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "azure.ai.openai",
         "gen_ai.request.model": "chat",
-        "gen_ai.response.model": told["model"],
+        "gen_ai.response.model": response["model"],
         "gen_ai.request.max_tokens": "50",
         "gen_ai.usage.input_tokens": str(usage["prompt_tokens"]),
         "gen_ai.usage.output_tokens": str(usage["completion_tokens"]),
         "gen_ai.usage.reasoning.output_tokens": "7",
-        "chat.cost_usd": format(told["cost_usd"], "f"),
+        "chat.cost_usd": format(response["cost_usd"], "f"),
         "chat.attempts": "1",
     }
-    assert {name: str(said.get(name)) for name in expected} == expected
-    assert float(said["gen_ai.response.time_to_first_chunk"]) > 0
+    assert {name: str(span.get(name)) for name in expected} == expected
+    assert float(span["gen_ai.response.time_to_first_chunk"]) > 0
     calls = {entry.call.id for entry in await closed_ledger(tables)}
-    assert {said["chat.call"], doubtful["properties"]["chat.call"]} == calls
+    assert {span["chat.call"], doubtful["properties"]["chat.call"]} == calls
 
     sent = json.dumps(ingestion.items)
     assert not [secret for secret in ("xylophone", "marmalade", "a-session-of-mine") if secret in sent]
 
 
-def test_it_is_not_imported_where_it_is_not_set_up() -> None:
+def test_tracing_is_not_imported_without_a_connection_string() -> None:
     """Every cold start would pay for it."""
     program = (
         "import sys, shared.services; print([m for m in sys.modules if 'opentelemetry.sdk' in m or 'monitor' in m])"
@@ -153,7 +153,7 @@ def test_it_is_not_imported_where_it_is_not_set_up() -> None:
     assert tracing(None) is None
 
 
-def test_without_the_optional_dependency_there_is_no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_is_off_without_the_optional_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "azure.monitor.opentelemetry", None)
 
     assert tracing(f"InstrumentationKey={KEY}") is None

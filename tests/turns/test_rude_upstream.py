@@ -56,28 +56,28 @@ async def sdk(api: httpx.AsyncClient) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 USABLE: dict[str, list[Any]] = {
-    "empty data between chunks": [text("he"), b"data:\n\n", b"data: \n\n", text("llo"), end(), usage()],
+    "empty data between chunks": [text("hel"), b"data:\n\n", b"data: \n\n", text("lo"), end(), usage()],
     "ping events": [
         b"event: ping\ndata: ping\n\n",
-        text("he"),
+        text("hel"),
         b"event: ping\ndata: {}\n\n",
-        text("llo"),
+        text("lo"),
         end(),
         usage(),
     ],
     # whatwg/html, 9.2.6: one byte order mark is dropped
-    "byte order mark": [b"\xef\xbb\xbf" + frame(text("he")), text("llo"), end(), usage()],
+    "byte order mark": [b"\xef\xbb\xbf" + frame(text("hel")), text("lo"), end(), usage()],
     "CR LF, CR and comments": [
-        frame(text("he")).replace(b"\n", b"\r\n"),
+        frame(text("hel")).replace(b"\n", b"\r\n"),
         b": comment\r\n\r\n",
-        frame(text("llo")).replace(b"\n", b"\r"),
+        frame(text("lo")).replace(b"\n", b"\r"),
         b"retry: 10\nid: 7\n\n",
         end(),
         usage(),
     ],
-    "data over several lines": [frame(text("he")).replace(b', "', b',\ndata: "'), text("llo"), end(), usage()],
-    "no space after the colon": [frame(text("he")).replace(b"data: ", b"data:"), text("llo"), end(), usage()],
-    "content parts": [text([{"type": "text", "text": "he"}]), text([{"type": "text", "text": "llo"}]), end(), usage()],
+    "data over several lines": [frame(text("hel")).replace(b', "', b',\ndata: "'), text("lo"), end(), usage()],
+    "no space after the colon": [frame(text("hel")).replace(b"data: ", b"data:"), text("lo"), end(), usage()],
+    "content parts": [text([{"type": "text", "text": "hel"}]), text([{"type": "text", "text": "lo"}]), end(), usage()],
     "thinking parts": [
         text([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]),
         text([{"type": "text", "text": "hello"}]),
@@ -85,8 +85,8 @@ USABLE: dict[str, list[Any]] = {
         usage(),
     ],
     "usage without counts first": [
-        text("he", usage={"prompt_tokens_details": {"cached_tokens": 0}}),
-        text("llo", usage={"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}),
+        text("hel", usage={"prompt_tokens_details": {"cached_tokens": 0}}),
+        text("lo", usage={"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}),
         end(),
         usage(),
     ],
@@ -104,10 +104,10 @@ USABLE: dict[str, list[Any]] = {
         usage(),
     ],
     "no finish_reason": [text("hello"), usage()],
-    "running usage, no finish_reason": [text("he", usage={**USAGE, "completion_tokens": 1}), text("llo", usage=USAGE)],
+    "running usage, no finish_reason": [text("hel", usage={**USAGE, "completion_tokens": 1}), text("lo", usage=USAGE)],
     "finish_reason and usage on every chunk": [
-        chunk({"content": "he"}, "stop", usage={**USAGE, "completion_tokens": 1}),
-        chunk({"content": "llo"}, "stop", usage=USAGE),
+        chunk({"content": "hel"}, "stop", usage={**USAGE, "completion_tokens": 1}),
+        chunk({"content": "lo"}, "stop", usage=USAGE),
     ],
     "usage in the choice": [
         text("hello"),
@@ -225,7 +225,7 @@ class TestForm:
     async def test_stream_in_place_of_a_document_becomes_a_document(
         self, sdk: openai.AsyncOpenAI, fake: RudeUpstream, tables: Tables
     ) -> None:
-        fake.stream(text("he"), text("llo"), end(), usage())
+        fake.stream(text("hel"), text("lo"), end(), usage())
         messages: Any = [{"role": "user", "content": "hi"}]
         completion = await sdk.chat.completions.create(model="chat", messages=messages)
         assert (completion.choices[0].message.content, completion.choices[0].finish_reason) == ("hello", "stop")
@@ -254,8 +254,8 @@ class TestUsage:
     ) -> None:
         """Clean, but without framing or [DONE]: nothing shows that the end is its end."""
         fake.stream(
-            text("he", usage={**USAGE, "completion_tokens": 1}),
-            chunk({"content": "llo"}, "stop", usage={**USAGE, "completion_tokens": 2}),
+            text("hel", usage={**USAGE, "completion_tokens": 1}),
+            chunk({"content": "lo"}, "stop", usage={**USAGE, "completion_tokens": 2}),
             done=False,
             framing="close",
             ending=ending,
@@ -277,7 +277,7 @@ class TestUsage:
     async def test_content_after_the_last_usage_leaves_the_call_unaccounted(
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
     ) -> None:
-        fake.stream(text("he", usage={**USAGE, "completion_tokens": 1}), text("llo"), end())
+        fake.stream(text("hel", usage={**USAGE, "completion_tokens": 1}), text("lo"), end())
         assert (await answer(api))["usage"] is None
         await assert_conserved(tables, fake)
 
@@ -324,23 +324,23 @@ class TestErrors:
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
     ) -> None:
         event = {"error": {"message": "the engine died", "code": 500}}
-        fake.stream(text("he"), event, usage())
+        fake.stream(text("hel"), event, usage())
         response = await openai_post(api, stream=True)
-        assert [json.loads(data) for data in data_of(response.content)] == [text("he"), event]
+        assert [json.loads(data) for data in data_of(response.content)] == [text("hel"), event]
         assert await states(tables) == [State.SETTLED]  # usage came after the error
         await assert_conserved(tables, fake)
 
     async def test_error_in_mid_stream_ends_a_turn_that_is_settled_if_its_usage_came(
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
     ) -> None:
-        fake.stream(text("he"), {"error": {"message": "the engine died"}}, usage())
+        fake.stream(text("hel"), {"error": {"message": "the engine died"}}, usage())
         failed = events((await send_message(api, stream=True)).content)[-1]
         assert (failed.name, failed.data["code"]) == ("error", "upstream_error")
         assert "the engine died" in failed.data["message"]
         turn = (await get_json(api, "/api/sessions/s/messages"))["turns"][0]
         assert (turn["state"], turn["finish_reason"], turn["cost_usd"]) == ("settled", "error", COST)
         await answer(api)
-        assert "he" not in [message["content"] for message in fake.requests[-1].body["messages"]]
+        assert "hel" not in [message["content"] for message in fake.requests[-1].body["messages"]]
         await assert_conserved(tables, fake)
 
     @pytest.mark.parametrize("body", [b"", b"data: [DONE]\n\n", b": ping\n\n", b"data: ping\n\n", b"<html></html>"])
