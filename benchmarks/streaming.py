@@ -54,7 +54,8 @@ def readers(base: str, endpoint: Endpoint, typed: AsyncOpenAI, raw: httpx2.Async
         completion = dialect.reader()
         async with AsyncExitStack() as stack:
             _, answer = await endpoint.send(plan, BODY, "0", stack)
-            return sum([bool(completion.add(data).shown) async for data in answer])
+            pieces = [completion.add(event.data) async for event in answer]
+        return sum(bool(piece and piece.shown) for piece in pieces)
 
     async def sdk_chunks() -> int:
         count = 0
