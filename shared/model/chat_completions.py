@@ -9,11 +9,12 @@ from shared.model.completion import Completion
 from shared.model.tool_calls import sendable
 from shared.turns.ports import AnswerReader
 
-_SENT = ("role", "content", "name", "refusal", "tool_calls", "tool_call_id", "function_call")  # fields of a message
+# Message fields that services accept.
+_REQUEST_FIELDS = ("role", "content", "name", "refusal", "tool_calls", "tool_call_id", "function_call")
 
 
 class ChatCompletions:
-    """The dialect. Usage is always requested of a stream."""
+    """The chat completions dialect. A streamed request always requests usage."""
 
     path = "/chat/completions"
 
@@ -34,8 +35,8 @@ class ChatCompletions:
 
 
 def _sendable(message: Message) -> Message:
-    """A message as services take it: without what they only answer with, such as reasoning_content."""
-    sent = {name: value for name, value in message.items() if name in _SENT}
+    """The message without fields that occur only in answers, such as reasoning_content."""
+    sent = {name: value for name, value in message.items() if name in _REQUEST_FIELDS}
     if calls := message.get("tool_calls"):
         sent["tool_calls"] = [sendable(call) for call in calls]
     return sent

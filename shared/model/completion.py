@@ -1,7 +1,8 @@
-"""Reads an answer of the chat completions format, whole or gathered from its chunks.
+"""Reads an answer in the chat completions format, whole or from its chunks.
 
-Usage, model and end are read first, each on its own. Then the content, which never raises: what can't be understood is
-made text or left out. Chunks are plain mappings: typed parsing of each costs several times more CPU time.
+Invalid data never raises. Usage, model and finish reason are read first and independently, so that invalid content
+cannot hide them; invalid content is converted to text or dropped. Chunks stay plain mappings: typed parsing of every
+chunk costs several times more CPU time.
 https://platform.openai.com/docs/api-reference/chat
 """
 
@@ -22,13 +23,13 @@ from shared.turns.ports import DONE, Piece
 
 log = logging.getLogger(__name__)
 
-_SEVERITIES = {"low": 1, "medium": 2, "high": 3}  # of a content filter's result
-_READ = ("role", "content", "refusal", "tool_calls", "function_call")  # fields of a message that are read by name
-_ONCE = ("id", "type", "index", "format", "expires_at")  # fields of an object that do not grow with its pieces
+_SEVERITIES = {"low": 1, "medium": 2, "high": 3}  # of content filter results
+_READ = ("role", "content", "refusal", "tool_calls", "function_call")  # message fields with their own handling
+_ONCE = ("id", "type", "index", "format", "expires_at")  # text fields that are replaced, not appended to
 
 
 class Completion:
-    """The answer so far; of several choices, the first. An AnswerReader (turns/ports.py)."""
+    """An answer as far as it has been received. Only the first choice is read. Implements AnswerReader."""
 
     def __init__(self) -> None:
         self.model: str | None = None
@@ -38,30 +39,30 @@ class Completion:
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
         self._reported: Any = None
-        self._usage_came_last = False
+        self._usage_is_last = False
         self._ended = self._done = False
-        self._came = False  # any choice, or usage
+        self._has_data = False  # any choice or usage
         self._document = b""
         self._id: str | None = None
         self._text = {"content": Text(), "refusal": Text()}
         self._tool_calls = ToolCalls()
-        self._function_call: dict[str, Text] = {}  # the form before tools, which services still take
-        self._others: dict[str, Any] = {}  # fields that this app only keeps: reasoning_content, annotations, audio
+        self._function_call: dict[str, Text] = {}  # the predecessor of tool calls; services still accept it
+        self._others: dict[str, Any] = {}  # stored unread: reasoning_content, annotations, audio
 
     @property
     def usage(self) -> Usage | None:
-        """Final is the usage of a chunk that holds nothing else, or the last one before a clean end."""
-        return self._usage if self._ended or self._usage_came_last else None
+        """None until it is final: reported in a chunk without choices, or followed by a clean end."""
+        return self._usage if self._ended or self._usage_is_last else None
 
     @property
     def finish_reason(self) -> str | None:
-        if self._finish_reason is None and self._came and (self._done or self.usage):
+        if self._finish_reason is None and self._has_data and (self._done or self.usage):
             return "tool_calls" if self._tool_calls else "stop"
         return self._finish_reason
 
     @property
     def complete(self) -> bool:
-        return self.error is None and self.finish_reason is not None and (self._ended or self._usage_came_last)
+        return self.error is None and self.finish_reason is not None and (self._ended or self._usage_is_last)
 
     def add(self, data: bytes) -> Piece | None:
         if data == DONE:
@@ -91,7 +92,7 @@ class Completion:
         return message
 
     def document(self) -> bytes:
-        """The one that came, or what the chunks of a stream come to."""
+        """The document that was received, or one assembled from the chunks of a stream."""
         return self._document or orjson.dumps(
             {
                 "id": self._id or "",
@@ -108,13 +109,13 @@ class Completion:
         self.model = _name(chunk.get("model")) or self.model
         self.service_tier = _name(chunk.get("service_tier")) or self.service_tier
         self._finish_reason = _name(first.get("finish_reason")) or self._finish_reason
-        self._came = self._came or bool(choices) or bool(chunk.get("usage"))
-        reported = chunk.get("usage") or first.get("usage")  # Moonshot puts it into the choice
+        self._has_data = self._has_data or bool(choices) or bool(chunk.get("usage"))
+        reported = chunk.get("usage") or first.get("usage")  # Moonshot reports it in the choice
         usage = usage_of(reported)
         if usage:
-            self._usage, self._reported, self._usage_came_last = usage, reported, not choices
+            self._usage, self._reported, self._usage_is_last = usage, reported, not choices
         elif any(value for name, value in _delta(first).items() if name != "role"):
-            self._usage, self._usage_came_last = None, False  # what was counted before this piece is not the whole
+            self._usage, self._usage_is_last = None, False  # usage reported before this chunk is incomplete
         shown = self._add_choice(chunk, first)
         if "message" not in first:
             return Piece(shown, only_usage=usage is not None and not choices)
@@ -153,7 +154,7 @@ class Completion:
         return shown
 
     def _add_filtered(self, results: Mapping[str, Any]) -> None:
-        """Each chunk of a stream has results of its own: the most severe is the answer's."""
+        """Each chunk of a stream has its own results; the most severe one applies to the answer."""
         worst = self.extras.setdefault("content_filter", {}).setdefault("completion", {})
         for kind, result in results.items():
             if kind not in worst or _severity(result) > _severity(worst[kind]):
@@ -166,23 +167,23 @@ class Completion:
                 gathered.setdefault(kind, []).extend(tokens)
 
     def _fail(self, error: Mapping[str, Any], data: bytes) -> None:
-        """In mid-answer; an error that comes first never gets here (model/endpoint.py)."""
+        """Record an error that ends the answer. Endpoint handles an error in the first event."""
         log.warning("the model service ended its answer with an error")
         reason = as_text(error.get("message"))[:300]
-        self.error = UpstreamError(f"The model's answer broke off with an error: {reason}", maybe_billed=True)
+        self.error = UpstreamError(f"The model's answer ended with an error: {reason}", maybe_billed=True)
         self.error.upstream = UpstreamResponse(502, {}, data)
 
 
 def _texts(delta: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The texts of content and refusal, each with its kind. Mistral, Anthropic's gateways and others send content as a
-    list of parts; thinking is no content."""
+    """The texts of content, refusal and reasoning, each with its field name. Some services (Mistral, gateways to
+    Anthropic) send content as a list of parts; parts of type `thinking` are not content."""
     for kind in ("content", "refusal"):
         for part in _listed(delta.get(kind)):
             if not isinstance(part, dict):
                 yield kind, as_text(part)
             elif part.get("type") in ("thinking", "reasoning"):
-                inside = part.get("thinking") or part.get("text") or part.get("reasoning")
-                for each in _listed(inside):
+                reasoning = part.get("thinking") or part.get("text") or part.get("reasoning")
+                for each in _listed(reasoning):
                     yield "reasoning_content", as_text(each.get("text") if isinstance(each, dict) else each)
             elif isinstance(part.get("refusal"), str):
                 yield "refusal", part["refusal"]
@@ -196,7 +197,7 @@ def _delta(choice: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _as_chunk(document: Mapping[str, Any], choices: list[dict[str, Any]]) -> Any:
-    """A whole completion as the one chunk of a stream."""
+    """A whole completion as the single chunk of a stream."""
     deltas = []
     for choice in choices:
         delta = dict(_delta(choice))
@@ -213,7 +214,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _merge(whole: dict[str, Any], piece: Mapping[str, Any]) -> None:
-    """Pieces of an object put together: text grows, lists get longer."""
+    """Add a piece of an object: append to texts and lists, replace other values."""
     for name, value in piece.items():
         before = whole.get(name)
         if value is None:

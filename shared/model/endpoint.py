@@ -121,7 +121,7 @@ class Endpoint:
 
 
 async def _first(answer: AsyncIterator[ServerEvent]) -> list[ServerEvent]:
-    """The events up to the first that is a JSON object. If that is an error, it counts as the response's status."""
+    """The events up to the first that is a JSON object. An error in it is handled like an HTTP error status."""
     first = []
     async for event in answer:
         first.append(event)

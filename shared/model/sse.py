@@ -1,4 +1,4 @@
-"""Answers as they come over HTTP: server-sent events, or one JSON document. The body decides which, not the request.
+"""HTTP response bodies: server-sent events, or one JSON document, whatever the request's `stream` says.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
@@ -17,10 +17,10 @@ _BOM = b"\xef\xbb\xbf"
 
 
 async def events(response: httpx2.Response, clock: Clock) -> AsyncIterator[ServerEvent]:
-    """The events of a response's body up to `[DONE]`, which is the last; of a JSON document, one event with all of it.
+    """The events of a response body up to and including `[DONE]`; for a JSON document, one event with the document.
 
-    Raises CONNECTION_ERRORS, also if a stream ends without `[DONE]` and the body has no framing (chunks, a length) that
-    marks its end.
+    Raises CONNECTION_ERRORS. A stream without `[DONE]` counts as a lost connection, unless the transport marks the end
+    of the body (with chunks or a length).
     """
     parts = response.aiter_bytes()
     start = b""
@@ -46,7 +46,7 @@ async def events(response: httpx2.Response, clock: Clock) -> AsyncIterator[Serve
 
 
 async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[ServerEvent]:
-    """An event that only the end of the body ends is taken too: it may hold the usage."""
+    """An event at the end of the body counts even without a blank line after it, because it may contain the usage."""
     name, data = b"", list[bytes]()
     async for line in lines:
         field, _, value = line.partition(b":")
@@ -69,9 +69,9 @@ def _event(name: bytes, data: list[bytes]) -> ServerEvent:
 
 
 async def _lines(start: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Lines end with CR LF, LF, CR or the body. httpx's own line iterator also splits at U+2028 and U+0085, which JSON
-    may hold unescaped."""
-    line: list[bytes] = []  # in pieces: joining them as they come would copy a long line each time
+    """Lines end with CR LF, LF, CR or the body. httpx's line iterator also splits at U+2028 and U+0085, which JSON may
+    contain unescaped."""
+    line: list[bytes] = []  # in parts: joining on each arrival would copy a long line each time
     after_cr, bom = False, _BOM
 
     async def all_parts() -> AsyncIterator[bytes]:
@@ -91,7 +91,7 @@ async def _lines(start: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[byt
 
 
 def _framed(response: httpx2.Response) -> bool:
-    """Whether the transport shows that the body is complete."""
+    """True if the transport marks the end of the body."""
     headers = response.headers
     chunked = "chunked" in headers.get("transfer-encoding", "").lower()
     return chunked or "content-length" in headers or response.http_version == "HTTP/2"

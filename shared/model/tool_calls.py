@@ -1,4 +1,4 @@
-"""Tool calls gathered from the pieces of every dialect: with an index, with an id alone, or with neither."""
+"""Assembles tool calls from their deltas. Services identify a call by index, by id only, or not at all."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from shared.model.wire_json import Text, as_text, parsed, storable
 
-_KINDS = {"function": "arguments", "custom": "input"}  # kind of tool -> its field that grows
+_KINDS = {"function": "arguments", "custom": "input"}  # kind of tool -> the field that is sent in pieces
 
 
 class _Call:
@@ -20,7 +20,7 @@ class _Call:
         self._extra_inside: dict[str, Any] = {}
 
     def add(self, piece: Mapping[str, Any], kind: str, inside: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what this piece adds, in OpenAI's shape. A name is set once; only the text grows."""
+        """Returns the delta of this piece in OpenAI's format. Id and name are set once; only the text grows."""
         shown: dict[str, Any] = {"index": self.index}
         if not self.id and (call_id := _name(piece.get("id"))):
             self.id = shown["id"] = call_id
@@ -38,12 +38,12 @@ class _Call:
         return shown
 
     def message(self) -> dict[str, Any]:
-        self.id = self.id or f"call_{uuid4().hex}"  # without one it could never be answered
+        self.id = self.id or f"call_{uuid4().hex}"  # a tool result needs an id to refer to
         inside = {"name": self.name, _KINDS[self.kind]: str(self.text), **self._extra_inside}
         return {"id": self.id, "type": self.kind, self.kind: inside, **self._extra}
 
-    def follows(self, name: str) -> bool:
-        """Whether a piece with this name and neither index nor id begins another call."""
+    def ends_before(self, name: str) -> bool:
+        """True if a piece with this name, but without index and id, begins a new call after this one."""
         return bool(name and self.name) and (name != self.name or isinstance(parsed(str(self.text).encode()), dict))
 
 
@@ -58,7 +58,7 @@ class ToolCalls:
         return bool(self._calls)
 
     def add(self, pieces: Any, *, whole: bool) -> list[dict[str, Any]]:
-        """Add the `tool_calls` of a delta, or of a message (`whole`: each piece is a call). Returns what they add."""
+        """Add the `tool_calls` of a delta, or of a message (`whole`: each piece is a call). Returns the deltas."""
         listed = pieces if isinstance(pieces, list) else [pieces]
         return [self._add(piece, whole=whole) for piece in listed if isinstance(piece, dict)]
 
@@ -72,7 +72,8 @@ class ToolCalls:
         return call.add(piece, kind, inside)
 
     def _call(self, piece: Mapping[str, Any], name: str) -> _Call:
-        """The call that a piece belongs to. A new id begins a call; no id and no index continues the latest."""
+        """The call that a piece belongs to. A new id begins a call; a piece without index and id usually continues the
+        latest call."""
         index, call_id = _index(piece.get("index")), _name(piece.get("id"))
         if index is not None:
             call = self._by_index.get(index)
@@ -81,11 +82,11 @@ class ToolCalls:
             same = [call for call in self._calls if call.id == call_id]
             return same[0] if same else self._begin(None)
         latest = self._calls[-1] if self._calls else None
-        return self._begin(None) if latest is None or latest.follows(name) else latest
+        return self._begin(None) if latest is None or latest.ends_before(name) else latest
 
     def _begin(self, index: int | None) -> _Call:
-        taken_indexes = {call.index for call in self._calls}
-        call = _Call(max(taken_indexes, default=-1) + 1 if index is None or index in taken_indexes else index)
+        indexes = {call.index for call in self._calls}
+        call = _Call(max(indexes, default=-1) + 1 if index is None or index in indexes else index)
         self._calls.append(call)
         if index is not None:
             self._by_index[index] = call
@@ -93,7 +94,7 @@ class ToolCalls:
 
 
 def sendable(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored call as services take it: arguments that never came are an empty object."""
+    """A stored call as services accept it: missing arguments become an empty object."""
     inside = call.get("function")
     if not isinstance(inside, dict) or inside.get("arguments"):
         return dict(call)
@@ -109,7 +110,7 @@ def _index(value: Any) -> int | None:
 
 
 def _name(value: Any) -> str:
-    """A name or an id: text, or a number that some services send instead."""
+    """A name or id as text. Some services send a number."""
     return as_text(storable(value)) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 

@@ -32,8 +32,8 @@ _UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request arguments? supplied: (\w+)
 _UNSUPPORTED_CODES = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 
 
-# Words in an error's code or type, and the status that they come with.
-_STATUS_OF_WORDS = {
+# Parts of an error's code or type -> the HTTP status that services send with it.
+_STATUS_BY_WORD = {
     "rate_limit": 429,
     "insufficient_quota": 429,
     "content_filter": 400,
@@ -159,7 +159,7 @@ def visible_headers(headers: httpx2.Headers) -> dict[str, str]:
 
 
 def error_in(chunk: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The error object of an event or document, if it is one: OpenAI's, vLLM's (`object: error`), or plain text."""
+    """The error in an event or document: OpenAI's object, vLLM's (`object: error`), or plain text; else None."""
     error = chunk.get("error")
     if isinstance(error, dict) and error:
         return error
@@ -169,7 +169,7 @@ def error_in(chunk: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def error_in_event(event: ServerEvent, response: httpx2.Response) -> APIStatusError | None:
-    """The error that an event holds, as if its response had had the error's status; None if it holds none."""
+    """The error in an event, as if the response had the error's status. None if there is none."""
     chunk = parsed(event.data)
     error = error_in(chunk) if isinstance(chunk, dict) else None
     if error is None:
@@ -179,9 +179,9 @@ def error_in_event(event: ServerEvent, response: httpx2.Response) -> APIStatusEr
 
 
 def _status_of(error: Mapping[str, Any]) -> int:
-    """The status in an error object: its code as a number, else what its words say; 502 if neither is known."""
+    """The status of an error object: a number in its fields, else the status by word, else 502."""
     words = [str(error.get(name)) for name in ("status", "code", "type")]
     for word in words:
         if re.fullmatch(r"[45][0-9][0-9]", word):
             return int(word)
-    return next((status for name, status in _STATUS_OF_WORDS.items() if name in " ".join(words).lower()), 502)
+    return next((status for name, status in _STATUS_BY_WORD.items() if name in " ".join(words).lower()), 502)

@@ -1,7 +1,7 @@
-"""JSON as model services really write it, and text that arrives in pieces.
+"""JSON as model services send it, including common errors, and text that arrives in pieces.
 
-Besides JSON proper this reads NaN and Infinity (as null: llama.cpp and vLLM write them into log probabilities), lone
-halves of a surrogate pair (an emoji cut between two chunks), and broken UTF-8 (U+FFFD).
+Besides valid JSON this module reads NaN and Infinity (as null: llama.cpp and vLLM write them in log probabilities),
+lone surrogates (an emoji cut between two chunks), and invalid UTF-8 (as U+FFFD).
 """
 
 import json
@@ -11,7 +11,7 @@ import orjson
 
 
 def parsed(data: bytes) -> Any:
-    """The value, or None if the data is no JSON. Strings may hold lone surrogates."""
+    """The value, or None if the data is not JSON. Strings may contain lone surrogates."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -23,9 +23,9 @@ def parsed(data: bytes) -> Any:
 
 
 def storable(value: Any) -> Any:
-    """The value as it can be written again, lone surrogates as U+FFFD; None if it nests too deeply."""
+    """The value in a form that can be serialized, with lone surrogates as U+FFFD; None if it is nested too deeply."""
     try:
-        orjson.dumps([[[[[[[[value]]]]]]]])  # rows and answers wrap it
+        orjson.dumps([[[[[[[[value]]]]]]]])  # as deep as rows and responses nest it
     except orjson.JSONEncodeError:
         pass
     else:
@@ -39,21 +39,21 @@ def storable(value: Any) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """Text from what should be text: a string as it is, nothing for null, all else as JSON."""
+    """Text from a value that should be a string: null becomes the empty string, other values become JSON."""
     if isinstance(value, str):
         return value
     return "" if value is None else orjson.dumps(storable(value)).decode()
 
 
 class Text:
-    """Text that grows by pieces; a pair of surrogates may be cut between two."""
+    """Text assembled from pieces. A surrogate pair may be split between two pieces."""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
-        self._half = ""  # the first half of a pair whose second has not come
+        self._half = ""  # a high surrogate that waits for the next piece
 
     def add(self, piece: str) -> str:
-        """Returns what is complete with this piece."""
+        """Returns the text that this piece completes, without a high surrogate at its end."""
         if piece.isascii() and not self._half:
             self._pieces.append(piece)
             return piece
@@ -72,7 +72,7 @@ class Text:
 
 
 def _whole_text(text: str) -> str:
-    """Halves of a pair joined, and those that are alone replaced by U+FFFD."""
+    """The text with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

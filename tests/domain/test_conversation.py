@@ -40,7 +40,7 @@ def session(**fields: object) -> Session:
 
 @st.composite
 def raises(draw: st.DrawFn) -> list[Call]:
-    """What several processes may write of a few calls: every state, in any order, repeated too."""
+    """Calls in the states that several processes may write: any state, in any order, also repeatedly."""
     worst = [draw(MONEY) for _ in range(CALLS)]
     states = draw(st.lists(st.tuples(st.integers(0, CALLS - 1), st.sampled_from(State)), max_size=20))
     settled = st.builds(lambda usage, cost: {"usage": usage, "cost": cost}, USAGES, MONEY)
@@ -142,12 +142,12 @@ def test_raising_a_call_of_another_turn_changes_nothing() -> None:
     assert raise_call(session(), turned(1, opened(0)), replace(opened(1), state=State.SETTLED)) is None
 
 
-@pytest.mark.parametrize(("holder", "included"), [("c0", False), ("c1", True)])
-def test_only_the_call_that_holds_the_lease_ends_it(holder: str, included: bool) -> None:
+@pytest.mark.parametrize(("holder", "still_leased"), [("c0", False), ("c1", True)])
+def test_only_the_call_that_holds_the_lease_ends_it(holder: str, still_leased: bool) -> None:
     head = session(lease=Lease(call=holder, until=NOW))
     after = raise_call(head, turned(1, opened(0), opened(1)), replace(opened(0), state=State.FAILED))
     assert after is not None
-    assert (after[0].lease is not None) == included
+    assert (after[0].lease is not None) == still_leased
 
 
 @pytest.mark.parametrize(

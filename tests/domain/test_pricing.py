@@ -1,4 +1,4 @@
-"""What a call costs: exact, by the right price, and never above its worst case."""
+"""The cost of a call: exact, at the right rates, and never above its worst case."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -27,7 +27,8 @@ def rates(amount: int | str, output: int | str = 0) -> Rates:
 
 @st.composite
 def usages(draw: st.DrawFn) -> Usage:
-    """As a service reports it: cached and written tokens are part of the prompt, reasoning of the completion."""
+    """Usage as a service reports it: cached and cache-write tokens are part of the prompt, reasoning tokens of the
+    completion."""
     prompt, completion = draw(st.integers(0, 2_000_000)), draw(st.integers(0, 200_000))
     cached = draw(st.integers(0, prompt))
     return Usage(
@@ -48,8 +49,8 @@ class TestCost:
         assert cost(usage, each) == Decimal("0.00071")  # (300 + 60 + 125 + 225) / 1,000,000
 
     def test_reasoning_tokens_are_charged_as_completion_once(self) -> None:
-        thinking = Usage(completion_tokens=10, reasoning_tokens=9)
-        assert cost(thinking, rates(1, 4)) == cost(Usage(completion_tokens=10), rates(1, 4))
+        usage = Usage(completion_tokens=10, reasoning_tokens=9)
+        assert cost(usage, rates(1, 4)) == cost(Usage(completion_tokens=10), rates(1, 4))
 
     @given(usages(), RATES)
     def test_cost_is_exact(self, usage: Usage, each: Rates) -> None:
@@ -66,8 +67,8 @@ class TestCost:
     def test_cost_never_exceeds_the_worst_case(
         self, usage: Usage, each: Rates, prompt_slack: int, answer_slack: int
     ) -> None:
-        most = worst_case(usage.prompt_tokens + prompt_slack, usage.completion_tokens + answer_slack, each)
-        assert cost(usage, each) <= most
+        highest = worst_case(usage.prompt_tokens + prompt_slack, usage.completion_tokens + answer_slack, each)
+        assert cost(usage, each) <= highest
 
     def test_worst_case_uses_the_highest_prompt_rate(self) -> None:
         each = Rates(input=Decimal(1), cached_input=Decimal(0), cache_write=Decimal("1.25"), output=Decimal(4))

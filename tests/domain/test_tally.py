@@ -1,4 +1,4 @@
-"""A day's rows, tallied shard by shard, against the same rows added up naively."""
+"""Tallies of a day's ledger rows, compared with a naive sum of the same rows."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -54,60 +54,62 @@ def entries(draw: st.DrawFn, steps: st.SearchStrategy[int] = FIRST_STEP) -> Ledg
     return replace(drawn, call=replace(drawn.call, step=draw(steps)))
 
 
-def tallied(logged: Iterable[LedgerEntry], *, one_shard: bool = False) -> Figures:
-    """As a day is read: each shard in the order of its keys."""
+def tallied(rows: Iterable[LedgerEntry], *, one_shard: bool = False) -> Figures:
+    """The figures as a day is read: each shard in key order."""
     shards = defaultdict(list)
-    for one in logged:
+    for one in rows:
         partition, key = ledger_keys(one.call, one.session_id, one.turn)
         shards["all" if one_shard else partition].append((key, one))
     return reduce(Figures.plus, (tally(one for _, one in sorted(shard)) for shard in shards.values()), Figures())
 
 
-def tally(logged: Iterable[LedgerEntry]) -> Figures:
+def tally(rows: Iterable[LedgerEntry]) -> Figures:
     counting = Tally()
-    for one in logged:
+    for one in rows:
         counting.add(one)
     return counting.figures()
 
 
-def naive(logged: list[LedgerEntry]) -> Figures:
-    """The same from all rows at once, one figure at a time."""
-    counted = [one for one in logged if one.call.state is not State.ABANDONED]
-    done = [one for one in counted if one.call.state is State.SETTLED]
+def naive(rows: list[LedgerEntry]) -> Figures:
+    """The same figures, each computed from all rows."""
+    counted = [one for one in rows if one.call.state is not State.ABANDONED]
+    settled_rows = [one for one in counted if one.call.state is State.SETTLED]
     sessions = {one.session_id for one in counted if one.session_id}
-    alone = sum(one.session_id is None for one in counted)
+    without_session = sum(one.session_id is None for one in counted)
     turns = {(one.session_id, one.turn) for one in counted if one.session_id}
-    settled_turns = max_by_step(done)
-    costs = {session: total(one for one in done if one.session_id == session) for session in sessions}
+    settled_turns = max_by_step(settled_rows)
+    costs = {session: total(one for one in settled_rows if one.session_id == session) for session in sessions}
     ranked = sorted(((cost, session) for session, cost in costs.items() if cost), reverse=True)
-    models = {(one.call.deployment, one.call.model or "") for one in done}
-    callers = {one.caller or ANONYMOUS_CALLER for one in done}
-    doubtful = [one.call.worst_case for one in counted if one.call.state is State.UNACCOUNTED]
+    models = {(one.call.deployment, one.call.model or "") for one in settled_rows}
+    callers = {one.caller or ANONYMOUS_CALLER for one in settled_rows}
+    worst_cases = [one.call.worst_case for one in counted if one.call.state is State.UNACCOUNTED]
     return Figures(
-        usage=reduce(Usage.plus, (one.call.usage or Usage() for one in done), Usage()),
-        cost=total(done),
-        saved=sum((saved(one) for one in done), Decimal(0)),
+        usage=reduce(Usage.plus, (one.call.usage or Usage() for one in settled_rows), Usage()),
+        cost=total(settled_rows),
+        saved=sum((saved(one) for one in settled_rows), Decimal(0)),
         sessions=len(sessions),
-        turns=sum(max(1, settled_turns[turn]) for turn in turns) + alone,
+        turns=sum(max(1, settled_turns[turn]) for turn in turns) + without_session,
         calls=len(counted),
         open=sum(one.call.state is State.OPEN for one in counted),
         failed=sum(one.call.state is State.FAILED for one in counted),
-        unaccounted=len(doubtful),
-        unaccounted_cost=sum((worst or Decimal(0) for worst in doubtful), Decimal(0)),
-        unbounded=doubtful.count(None),
-        unpriced=sum(one.call.cost is None for one in done),
-        unpriced_turns=unpriced_turns(done),
+        unaccounted=len(worst_cases),
+        unaccounted_cost=sum((worst or Decimal(0) for worst in worst_cases), Decimal(0)),
+        unbounded=worst_cases.count(None),
+        unpriced=sum(one.call.cost is None for one in settled_rows),
+        unpriced_turns=unpriced_turns(settled_rows),
         models={
-            name: breakdown(one for one in done if (one.call.deployment, one.call.model or "") == name)
+            name: breakdown(one for one in settled_rows if (one.call.deployment, one.call.model or "") == name)
             for name in models
         },
-        callers={name: breakdown(one for one in done if (one.caller or ANONYMOUS_CALLER) == name) for name in callers},
+        callers={
+            name: breakdown(one for one in settled_rows if (one.caller or ANONYMOUS_CALLER) == name) for name in callers
+        },
         costliest=tuple(SessionCost(cost=cost, session_id=session) for cost, session in ranked[:MAX_COSTLIEST]),
     )
 
 
-def total(logged: Iterable[LedgerEntry]) -> Decimal:
-    return sum((one.call.cost or Decimal(0) for one in logged), Decimal(0))
+def total(rows: Iterable[LedgerEntry]) -> Decimal:
+    return sum((one.call.cost or Decimal(0) for one in rows), Decimal(0))
 
 
 def saved(one: LedgerEntry) -> Decimal:
@@ -117,29 +119,29 @@ def saved(one: LedgerEntry) -> Decimal:
     return call.usage.cached_tokens * (call.rates.input - call.rates.cached_input) / 1_000_000
 
 
-def max_by_step(logged: Iterable[LedgerEntry]) -> Counter[tuple[str, int]]:
-    """How many calls of one step each turn of a session has, at that step where it has the most. It is more than one
-    where the session was erased and begun again: then several turns have the same number."""
-    steps = Counter((one.session_id, one.turn, one.call.step) for one in logged if one.session_id)
+def max_by_step(rows: Iterable[LedgerEntry]) -> Counter[tuple[str, int]]:
+    """For each turn number of a session: the maximum number of calls at the same step. It exceeds one if the session
+    was erased and created again, because then several turns have the same number."""
+    steps = Counter((one.session_id, one.turn, one.call.step) for one in rows if one.session_id)
     most = Counter[tuple[str, int]]()
     for (session, turn, _), count in steps.items():
         most[session, turn] = max(most[session, turn], count)
     return most
 
 
-def unpriced_turns(logged: Iterable[LedgerEntry]) -> int:
-    """A call without a session is a turn of its own."""
-    unpriced = [one for one in logged if one.call.cost is None]
+def unpriced_turns(rows: Iterable[LedgerEntry]) -> int:
+    """A call without a session counts as its own turn."""
+    unpriced = [one for one in rows if one.call.cost is None]
     return max_by_step(unpriced).total() + sum(one.session_id is None for one in unpriced)
 
 
-def breakdown(logged: Iterable[LedgerEntry]) -> UsageBreakdown:
-    logged = list(logged)
-    calls = [one.call for one in logged]
+def breakdown(rows: Iterable[LedgerEntry]) -> UsageBreakdown:
+    rows = list(rows)
+    calls = [one.call for one in rows]
     return UsageBreakdown(
         cost=sum((call.cost or Decimal(0) for call in calls), Decimal(0)),
         calls=len(calls),
-        unpriced_turns=unpriced_turns(logged),
+        unpriced_turns=unpriced_turns(rows),
         prompt_tokens=sum(call.usage.prompt_tokens for call in calls if call.usage),
         completion_tokens=sum(call.usage.completion_tokens for call in calls if call.usage),
     )
@@ -147,32 +149,32 @@ def breakdown(logged: Iterable[LedgerEntry]) -> UsageBreakdown:
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(entries(), max_size=40))
-def test_sum_of_sixteen_shard_tallies_equals_the_tally_of_all_rows(logged: list[LedgerEntry]) -> None:
-    assert tallied(logged) == naive(logged)
+def test_sum_of_the_shard_tallies_equals_the_naive_sum_of_all_rows(rows: list[LedgerEntry]) -> None:
+    assert tallied(rows) == naive(rows)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(entries(), max_size=25))
-def test_sessions_in_one_shard_are_counted_separately(logged: list[LedgerEntry]) -> None:
-    assert tallied(logged, one_shard=True) == naive(logged)
+def test_sessions_in_one_shard_are_counted_separately(rows: list[LedgerEntry]) -> None:
+    assert tallied(rows, one_shard=True) == naive(rows)
 
 
 def step_of(one: LedgerEntry) -> object:
-    """What there is once: each step of a turn settles one call at most, and a call has one row."""
+    """Unique within a day: each step of a turn settles at most one call, and a call has one row."""
     call = one.call
     return (one.session_id, one.turn, call.step) if one.session_id and call.state is State.SETTLED else call.id
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(entries(steps=st.integers(0, 3)), max_size=40, unique_by=step_of))
-def test_steps_of_a_turn_count_as_one_turn(logged: list[LedgerEntry]) -> None:
-    assert tallied(logged) == tallied(logged, one_shard=True) == naive(logged)
+def test_steps_of_a_turn_count_as_one_turn(rows: list[LedgerEntry]) -> None:
+    assert tallied(rows) == tallied(rows, one_shard=True) == naive(rows)
 
 
 def test_sessions_with_a_common_id_prefix_are_counted_separately() -> None:
-    logged = [entry_costing(DAY, n + 1, session, turn) for n, session in enumerate(PREFIXES) for turn in (1, 2)]
+    rows = [entry_costing(DAY, n + 1, session, turn) for n, session in enumerate(PREFIXES) for turn in (1, 2)]
 
-    figures = tallied(logged, one_shard=True)
+    figures = tallied(rows, one_shard=True)
 
     assert (figures.sessions, figures.turns, figures.calls) == (len(PREFIXES), 2 * len(PREFIXES), 2 * len(PREFIXES))
     assert {one.session_id: one.cost for one in figures.costliest} == {
@@ -194,10 +196,10 @@ def test_call_without_a_session_counts_as_a_turn_of_no_session() -> None:
 
 
 def test_ten_costliest_sessions_are_listed_across_shards() -> None:
-    logged = [entry_costing(DAY, n + 1, f"s{n}") for n in range(25)]
+    rows = [entry_costing(DAY, n + 1, f"s{n}") for n in range(25)]
 
-    assert [int(one.cost) for one in tallied(logged).costliest] == list(range(25, 15, -1))
-    assert [int(one.cost) for one in tallied(logged, one_shard=True).costliest] == list(range(25, 15, -1))
+    assert [int(one.cost) for one in tallied(rows).costliest] == list(range(25, 15, -1))
+    assert [int(one.cost) for one in tallied(rows, one_shard=True).costliest] == list(range(25, 15, -1))
 
 
 def test_abandoned_call_counts_as_nothing() -> None:
@@ -218,17 +220,17 @@ def test_unaccounted_call_without_a_price_counts_as_unbounded() -> None:
 
 
 def test_turns_of_an_erased_and_restarted_session_are_counted_separately() -> None:
-    lives = [[entry(DAY, turn=1, state=State.UNACCOUNTED), entry(DAY, turn=1), entry(DAY, turn=2)] for _ in range(3)]
+    sessions = [[entry(DAY, turn=1, state=State.UNACCOUNTED), entry(DAY, turn=1), entry(DAY, turn=2)] for _ in range(3)]
 
-    figures = tallied([call for life in lives for call in life])
+    figures = tallied([call for session in sessions for call in session])
 
     assert (figures.turns, figures.sessions, figures.calls) == (6, 1, 9)
 
 
 def test_settlement_replaces_unaccounted_in_the_tally() -> None:
-    doubtful = entry(DAY, state=State.UNACCOUNTED)
+    unaccounted = entry(DAY, state=State.UNACCOUNTED)
 
-    figures = tallied([replace(doubtful, call=settled(doubtful))])
+    figures = tallied([replace(unaccounted, call=settled(unaccounted))])
 
     assert (figures.unaccounted, figures.unaccounted_cost) == (0, Decimal(0))
     assert figures.cost == Decimal("0.0012")

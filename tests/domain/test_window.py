@@ -1,7 +1,7 @@
-"""The window: history that always fits, a prefix that stays as it was, tool exchanges that stay whole.
+"""The window: past turns fit the budget, the prompt's prefix stays stable, and tool exchanges stay complete.
 
-The properties talk to a service of their own, which gives every message a size that the window can't foresee and
-reports usage as the real one does.
+The property tests use a simulated service. It gives every message a size that the window cannot predict, and reports
+usage like the real service.
 """
 
 from dataclasses import dataclass, field, replace
@@ -44,11 +44,11 @@ def calling(*ids: str, content: str | None = None) -> Message:
 
 @dataclass
 class Chat:
-    """A conversation as turns and storage make it, without either: what is sent goes through History and Window."""
+    """A conversation built like turns and storage build it, but in memory. Prompts come from History and Window."""
 
     budget: int = 1_000
     system: str = SYSTEM
-    sizes: dict[bytes, int] = field(default_factory=dict)  # message or tools -> tokens; estimated where not named
+    sizes: dict[bytes, int] = field(default_factory=dict)  # message or tools -> tokens; estimated if missing
     session: Session = field(init=False)
     turns: list[Turn] = field(default_factory=list)  # oldest first
     windows: list[Window] = field(default_factory=list)
@@ -90,11 +90,11 @@ class Chat:
         attached: Any = None,
         state: State = State.SETTLED,
         filtered: bool = False,
-        thought: int = 0,
+        reasoning: int = 0,
     ) -> None:
         prompt = self.prompt(window, attached)
-        spoken = self.tokens_of(reply) - MESSAGE_TOKENS  # no answer's usage shows its role and separators
-        usage = Usage(prompt_tokens=prompt, completion_tokens=spoken + thought, reasoning_tokens=thought)
+        content = self.tokens_of(reply) - MESSAGE_TOKENS  # usage does not count the answer's role and separators
+        usage = Usage(prompt_tokens=prompt, completion_tokens=content + reasoning, reasoning_tokens=reasoning)
         call = replace(turn.call, state=state, usage=usage if state is State.SETTLED else None)
         after = raise_call(self.session, self.turns[turn.number - 1], call)
         assert after is not None
@@ -104,16 +104,16 @@ class Chat:
         self.turns[turn.number - 1] = replace(turn, messages=messages, finish_reason=reason)
 
     def say(self, text: str, reply: Message | str = "ok", **how: Any) -> Window:
-        return self.take(user(text), reply=reply, **how)
+        return self.send(user(text), reply=reply, **how)
 
-    def take(self, *new: Message, reply: Message | str = "ok", state: State = State.SETTLED, **how: Any) -> Window:
+    def send(self, *new: Message, reply: Message | str = "ok", state: State = State.SETTLED, **how: Any) -> Window:
         turn, window = self.begin(*new, **how)
-        answered = reply if isinstance(reply, dict) else {"role": "assistant", "content": reply}
-        self.end(turn, window, answered, attached=how.get("attached"), state=state)
+        message = reply if isinstance(reply, dict) else {"role": "assistant", "content": reply}
+        self.end(turn, window, message, attached=how.get("attached"), state=state)
         return window
 
     def prompt(self, window: Window, attached: Any = None) -> int:
-        """What the service measures."""
+        """The prompt tokens that the service reports."""
         return self.fixed(attached) + sum(self.tokens_of(message) for message in window.messages[1:])
 
     def fixed(self, attached: Any = None) -> int:
@@ -130,7 +130,7 @@ def texts(window: Window) -> list[Any]:
 
 
 def numbers(chat: Chat, window: Window) -> list[int]:
-    """The past turns that a window shows, by their content."""
+    """The numbers of the past turns in a window, matched by content."""
     shown = {orjson.dumps(message) for message in window.messages}
     return [turn.number for turn in chat.turns if orjson.dumps(turn.messages[0]) in shown]
 
@@ -142,7 +142,7 @@ def filled(turns: int, length: int = 60, **how: Any) -> Chat:
     return chat
 
 
-class TestWhatIsShown:
+class TestTurnsInThePrompt:
     def test_first_prompt_is_the_system_prompt_and_the_message(self) -> None:
         window = Chat().window(user("hello"))
         assert window.messages == ({"role": "system", "content": SYSTEM}, user("hello"))
@@ -253,18 +253,18 @@ class TestBudget:
         new = user("y" * 3 * 1_600)
         assert texts(chat.window(new)) == [new["content"]]
 
-    @pytest.mark.parametrize("believed", [-10_000, 10_000])
-    def test_turn_size_is_between_one_token_and_its_bound(self, believed: int) -> None:
-        """A deployment with another tokenizer can make the difference of two measurements anything."""
+    @pytest.mark.parametrize("past_tokens", [-10_000, 10_000])
+    def test_turn_size_is_between_one_token_and_its_bound(self, past_tokens: int) -> None:
+        """The difference of two reported counts can have any value if another deployment has another tokenizer."""
         chat = filled(1)
-        chat.turns[0] = replace(chat.turns[0], past_tokens=believed)
-        thought = (chat.window(user("next")).past_tokens or 0) - estimate([{"role": "system", "content": SYSTEM}])
-        assert 1 <= thought <= bound(chat.turns[0].messages)
+        chat.turns[0] = replace(chat.turns[0], past_tokens=past_tokens)
+        estimated = (chat.window(user("next")).past_tokens or 0) - estimate([{"role": "system", "content": SYSTEM}])
+        assert 1 <= estimated <= bound(chat.turns[0].messages)
 
     def test_reasoning_tokens_are_not_part_of_a_replayed_turn(self) -> None:
         chat = Chat()
         turn, window = chat.begin(user("one"))
-        chat.end(turn, window, {"role": "assistant", "content": "1"}, thought=900)
+        chat.end(turn, window, {"role": "assistant", "content": "1"}, reasoning=900)
         assert texts(chat.window(user("two"))) == ["one", "1", "two"]
 
     def test_image_is_estimated_at_1500_tokens_whatever_its_bytes(self) -> None:
@@ -276,14 +276,14 @@ class TestBudget:
 
 
 class TestMoves:
-    @pytest.mark.parametrize("standing", [0, 400, 800], ids=["nothing", "much", "most"])
-    def test_window_move_frees_half_of_the_budget_for_past_turns(self, standing: int) -> None:
-        chat = Chat(budget=1_000, system="s" * 3 * standing)
+    @pytest.mark.parametrize("system_tokens", [0, 400, 800], ids=["small", "large", "largest"])
+    def test_window_move_frees_half_of_the_budget_for_past_turns(self, system_tokens: int) -> None:
+        chat = Chat(budget=1_000, system="s" * 3 * system_tokens)
         starts = [chat.say(f"{number}".ljust(24), reply="ok").first for number in range(100)]
         moves = [after - before for before, after in pairwise(starts) if after != before]
         assert moves
         turn = 8 + 1 + 2 * MESSAGE_TOKENS
-        assert min(moves) * turn > (1_000 - standing) / 2 - 2 * turn
+        assert min(moves) * turn > (1_000 - system_tokens) / 2 - 2 * turn
 
     def test_tools_in_every_turn_do_not_move_the_window_every_turn(self) -> None:
         chat = Chat(budget=1_000)
@@ -325,7 +325,7 @@ class TestTools:
     def test_tool_calls_and_results_are_replayed_in_order(self) -> None:
         chat = Chat()
         chat.say("weather?", reply=calling("a", "b"))
-        chat.take(result("b"), result("a"), reply="sunny")
+        chat.send(result("b"), result("a"), reply="sunny")
         window = chat.window(user("thanks"))
         assert window.messages[1:] == (
             user("weather?"),
@@ -363,7 +363,7 @@ class TestTools:
     def test_tool_results_of_a_failed_turn_may_be_sent_again(self) -> None:
         chat = Chat()
         chat.say("weather?", reply=calling("a"))
-        chat.take(result("a"), state=State.FAILED)
+        chat.send(result("a"), state=State.FAILED)
         assert chat.window(result("a")).messages[1:] == (user("weather?"), calling("a"), result("a"))
 
     def test_tool_calls_are_not_pending_after_an_answered_plain_message(self) -> None:
@@ -376,7 +376,7 @@ class TestTools:
     def test_exchange_of_new_tool_results_is_sent_whatever_its_size(self) -> None:
         chat = filled(3)
         chat.say("x" * 3 * 900, reply=calling("a"))
-        chat.take(result("a", "y" * 3 * 900), reply=calling("b"))
+        chat.send(result("a", "y" * 3 * 900), reply=calling("b"))
         window = chat.window(result("b"))
         roles = [message["role"] for message in window.messages]
         assert roles == ["system", "user", "assistant", "tool", "assistant", "tool"]
@@ -385,7 +385,7 @@ class TestTools:
     def test_halved_window_keeps_the_exchange_of_new_tool_results(self) -> None:
         chat = filled(3)
         chat.say("weather?", reply=calling("a"))
-        chat.take(result("a"), reply=calling("b"))
+        chat.send(result("a"), reply=calling("b"))
         past = chat.past(result("b"))
         window: Window | None = past.window(1_000)
         for _ in range(3):
@@ -405,17 +405,17 @@ class TestTools:
         chat.say("plain")
         for number in range(31):
             chat.say(f"{number}", reply=calling(f"a{number}"))
-            chat.take(result(f"a{number}"), reply="ok")
+            chat.send(result(f"a{number}"), reply="ok")
         chat.say("plain again")
         moved = chat.window(user("next"))
-        assert chat.turns[33 - 1].messages[0]["role"] == "tool"  # half of 64 turns on
+        assert chat.turns[33 - 1].messages[0]["role"] == "tool"  # 32 turns after the window start
         assert moved.first == 34
 
     def test_tool_exchange_of_64_turns_is_sent_and_a_longer_one_rejected(self) -> None:
         chat = Chat(budget=100)
         chat.say("0", reply=calling("a0"))
         for number in range(MAX_TURNS - 1):
-            window = chat.take(result(f"a{number}"), reply=calling(f"a{number + 1}"))
+            window = chat.send(result(f"a{number}"), reply=calling(f"a{number + 1}"))
             assert window.messages[1] == user("0")
         with pytest.raises(ContextTooLong, match="longer than 64 turns"):
             chat.past(result(f"a{MAX_TURNS - 1}"))
@@ -425,7 +425,7 @@ class TestTools:
         chat = Chat()
         chat.say("weather?", reply=calling("a"))
         late = chat.begin(user("never mind"))
-        chat.take(result("a"), reply="sunny")
+        chat.send(result("a"), reply="sunny")
         chat.end(*late, {"role": "assistant", "content": "fine"})
         assert texts(chat.window(user("next"))) == ["weather?", "never mind", "fine", "sunny", "next"]
         assert_accepted(chat.window(user("next")))
@@ -434,7 +434,7 @@ class TestTools:
         chat = Chat()
         chat.say("weather?", reply=calling("a"))
         late = chat.begin(result("a"))
-        chat.take(result("a"), reply="sunny")
+        chat.send(result("a"), reply="sunny")
         chat.end(*late, {"role": "assistant", "content": "warm"})
         assert texts(chat.window(user("next"))) == ["weather?", None, "42", "warm", "sunny", "next"]
         assert_accepted(chat.window(user("next")))
@@ -477,7 +477,7 @@ class TestBound:
 
 
 def assert_accepted(window: Window) -> None:
-    """The service's own rules: tool results right after their calls, and every call answered."""
+    """The service's rules: tool results directly after their calls, and a result for every call."""
     awaited: set[str] = set()
     for message in window.messages:
         if message["role"] == "tool":
@@ -492,31 +492,31 @@ def assert_accepted(window: Window) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """One turn of a random conversation. Sizes in characters; `dense` is tokens per character."""
+    """One turn of a random conversation. Sizes in characters; `density`: tokens per character."""
 
     length: int
-    dense: float
+    density: float
     answer: int
     outcome: str
     tools: int
     budget: int
     deployment: str
     calls: bool
-    patience: int  # turns that pass before a stalled one is settled
+    settled_after: int  # turns until a late one is settled
 
 
 OUTCOMES = ["settled"] * 12 + ["failed", "unaccounted", "filtered", "late", "cleared"]
 STEPS = st.builds(
     Step,
     length=st.one_of(st.integers(1, 300), st.integers(1, 3_000)),
-    dense=st.sampled_from([0.1, 0.25, 1 / 3, 0.6, 1.0]),
+    density=st.sampled_from([0.1, 0.25, 1 / 3, 0.6, 1.0]),
     answer=st.integers(0, 600),
     outcome=st.sampled_from(OUTCOMES),
     tools=st.sampled_from([0, 0, 0, 90, 1_500]),
     budget=st.sampled_from([600, 1_000, 1_000, 1_000]),
     deployment=st.sampled_from(["chat", "chat", "chat", "other"]),
     calls=st.booleans(),
-    patience=st.integers(1, 3),
+    settled_after=st.integers(1, 3),
 )
 SCRIPTS = st.one_of(
     st.lists(STEPS, min_size=2, max_size=30),
@@ -527,7 +527,7 @@ SCRIPTS = st.one_of(
 
 
 class Play:
-    """Runs a script. `sized` decides whether tools and system prompt have unpredictable sizes, too."""
+    """Runs a script. `sized`: tools and system prompt have unpredictable sizes, too."""
 
     def __init__(self, *, sized: bool, system: int = 30) -> None:
         self.chat = Chat(system="s" * system)
@@ -536,13 +536,13 @@ class Play:
         self.late: list[tuple[int, Turn, Window, Message, Any]] = []
 
     def step(self, number: int, step: Step) -> tuple[History, Window, Any, int]:
-        attached = {"tools": ["td"[step.dense == 1] * step.tools]} if step.tools else {}
+        attached = {"tools": ["td"[step.density == 1] * step.tools]} if step.tools else {}
         new = self.new(number, step)
         for message in new:
-            self.size(message, step.dense)
+            self.size(message, step.density)
         if self.sized:
-            self.size({"role": "system", "content": self.chat.system}, step.dense)
-            self.chat.sizes.setdefault(orjson.dumps(attached), int(bound([], attached) * step.dense))
+            self.size({"role": "system", "content": self.chat.system}, step.density)
+            self.chat.sizes.setdefault(orjson.dumps(attached), int(bound([], attached) * step.density))
         past = self.chat.past(*new, attached=attached, deployment=step.deployment)
         turn, window = self.chat.begin(*new, attached=attached, budget=step.budget, deployment=step.deployment)
         assert window == past.window(step.budget)
@@ -554,8 +554,8 @@ class Play:
             return tuple(result(call, f"{text}{call}") for call in self.pending)
         return (user(text),)
 
-    def size(self, message: Message, dense: float) -> None:
-        tokens = MESSAGE_TOKENS + int((bound([message]) - MESSAGE_BOUND) * dense)
+    def size(self, message: Message, density: float) -> None:
+        tokens = MESSAGE_TOKENS + int((bound([message]) - MESSAGE_BOUND) * density)
         self.chat.sizes.setdefault(orjson.dumps(message), tokens)
 
     def answer(self, number: int, step: Step, window: Window, attached: Any) -> None:
@@ -568,7 +568,7 @@ class Play:
                 if not filtered:
                     self.pending = [call["id"] for call in reply.get("tool_calls") or ()]
             case "late":
-                self.late.append((number + step.patience, turn, window, reply, attached))
+                self.late.append((number + step.settled_after, turn, window, reply, attached))
             case "cleared":
                 self.chat.end(turn, window, reply, attached=attached)
                 session = self.chat.session
@@ -576,14 +576,14 @@ class Play:
                 self.pending = []
             case _:
                 self.chat.end(turn, window, reply, attached=attached, state=State(step.outcome))
-        for due, *late in [stalled for stalled in self.late if stalled[0] <= number]:
-            stalled, shown, words, tools = late
-            self.chat.end(stalled, shown, words, attached=tools)
-            self.late.remove((due, stalled, shown, words, tools))
+        for late in [late for late in self.late if late[0] <= number]:
+            _, late_turn, late_window, late_reply, late_attached = late
+            self.chat.end(late_turn, late_window, late_reply, attached=late_attached)
+            self.late.remove(late)
         self.check_pending()
 
     def check_pending(self) -> None:
-        """A caller knows what is pending from the newest answer that it has."""
+        """Tool calls are pending only if the latest replayed answer has some."""
         replayed = [t for t in self.chat.turns if t.replayable and t.number > self.chat.session.cleared_through]
         last = replayed[-1].messages[-1] if replayed else {}
         pending = [call["id"] for call in last.get("tool_calls") or ()]
@@ -594,7 +594,7 @@ class Play:
             reply = calling(f"{number}a", f"{number}b")
         else:
             reply = {"role": "assistant", "content": f"{number}!".ljust(step.answer, "y")}
-        self.size(reply, step.dense)
+        self.size(reply, step.density)
         return reply
 
     def exchange(self, past: History) -> int:
@@ -619,7 +619,7 @@ class TestRandomConversations:
             history = sum(play.chat.tokens_of(message) for message in window.messages[1 : -len(past.new)])
             if history > play.exchange(past):
                 fixed = play.chat.fixed(attached) + estimate(past.new)
-                # Where a late answer changes what is shown of the turns around it, their sizes are off by a little.
+                # A late answer changes which messages are replayed around it, so the sizes of those turns are inexact.
                 assert history + fixed <= step.budget * 1.02
             play.answer(number, step, window, attached)
 
@@ -672,9 +672,9 @@ class TestThroughTheApp:
     async def test_conversation_of_300_turns_stays_within_the_budget(
         self, serve: Serve, environ: dict[str, str], fake: AzureOpenAI
     ) -> None:
-        context, answers_most = 4_000, 40
-        limits = {"CONTEXT_TOKENS": str(context), "AZURE_OPENAI_MAX_TOKENS": str(answers_most)}
-        fake.context_tokens, fake.chunk_tokens = context, 50
+        context_tokens, max_tokens = 4_000, 40
+        limits = {"CONTEXT_TOKENS": str(context_tokens), "AZURE_OPENAI_MAX_TOKENS": str(max_tokens)}
+        fake.context_tokens, fake.chunk_tokens = context_tokens, 50
         async with serve(environ | limits) as api:
             for number in range(1, 301):
                 if number % 50 == 0:
@@ -698,7 +698,7 @@ class TestThroughTheApp:
 
 
 def assert_cache_friendly(fake: AzureOpenAI) -> None:
-    """Prompts stay within the limit, moves are rare and big, and between them the prefix is the same to the byte."""
+    """Prompts stay within the limit, window moves are rare and large, and the prefix is byte-identical between them."""
     sent = [request.body["messages"] for request in fake.requests]
     sizes = [prefixes(request.body)[-1][1] for request in fake.requests]
     assert max(sizes) <= 4_000 - 40

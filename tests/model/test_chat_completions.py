@@ -1,4 +1,4 @@
-"""An answer gathered from its chunks is the same however the service cuts it."""
+"""Reading answers in the chat completions format: whole, in chunks of any size, and with invalid data."""
 
 from itertools import pairwise
 from typing import Any
@@ -28,13 +28,13 @@ REPLIES = st.builds(
 
 
 def chunks(reply: Reply, size: int = 1, **body: Any) -> list[dict[str, Any]]:
-    """What the service sends, `size` tokens in a chunk."""
+    """The chunks that the service sends, each with `size` tokens."""
     request = {"stream_options": {"include_usage": True}, **body}
     answer = Answer(request, reply, model="m-2026-01-01", prompt_tokens=9, cached_tokens=4, chunk_tokens=size)
     return [*answer.opening(), *answer.content(), *answer.closing()]
 
 
-def gathered(parts: list[dict[str, Any]]) -> Completion:
+def completion_of(parts: list[dict[str, Any]]) -> Completion:
     completion = Completion()
     for part in parts:
         completion.add(orjson.dumps(part))
@@ -70,7 +70,7 @@ def test_stream_cut_anywhere_gives_the_whole_message(reply: Reply, size: int) ->
     expected = {name: value for name, value in message.items() if name not in ("annotations",) and value is not None}
     if message["content"] is None:
         expected["content"] = None
-    assert gathered(chunks(reply, size)).message() == expected
+    assert completion_of(chunks(reply, size)).message() == expected
 
 
 @given(REPLIES, st.integers(1, 50))
@@ -86,20 +86,20 @@ def test_deltas_add_up_to_the_message(reply: Reply, size: int) -> None:
 def test_content_cut_between_any_characters_is_joined(text: str, cuts: list[int]) -> None:
     edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
     parts = [piece(content=text[start:end]) for start, end in pairwise(edges)]
-    assert gathered(parts).message()["content"] == text
+    assert completion_of(parts).message()["content"] == text
 
 
 class TestMessage:
     def test_empty_answer_has_empty_content(self) -> None:
-        assert gathered(chunks(Reply(""))).message() == {"role": "assistant", "content": ""}
+        assert completion_of(chunks(Reply(""))).message() == {"role": "assistant", "content": ""}
 
     def test_refusal_is_not_content(self) -> None:
-        message = gathered(chunks(Reply(refusal="I will not."))).message()
+        message = completion_of(chunks(Reply(refusal="I will not."))).message()
         assert message == {"role": "assistant", "content": None, "refusal": "I will not."}
 
     def test_tool_calls_are_joined_by_index(self) -> None:
         other = ("call_2", "add", "[1, 2]")
-        assert gathered(chunks(Reply(tool_calls=(CALL, other)))).message()["tool_calls"] == [
+        assert completion_of(chunks(Reply(tool_calls=(CALL, other)))).message()["tool_calls"] == [
             {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Zürich"}'}},
             {"id": "call_2", "type": "function", "function": {"name": "add", "arguments": "[1, 2]"}},
         ]
@@ -114,24 +114,24 @@ class TestMessage:
             piece(tool_calls=[call(1, "[")]),
             piece(tool_calls=[call(0, "}"), call(1, "]")]),
         ]
-        assert gathered(parts).message()["tool_calls"] == [
+        assert completion_of(parts).message()["tool_calls"] == [
             {"id": "a", "type": "function", "function": {"name": "one", "arguments": "{}"}},
             {"id": "b", "type": "function", "function": {"name": "two", "arguments": "[]"}},
         ]
 
     def test_gap_in_the_indexes_adds_no_tool_call(self) -> None:
         late = {"index": 7, "id": "c", "function": {"name": "look", "arguments": "{}"}}
-        assert gathered([piece(tool_calls=[late])]).message()["tool_calls"] == [
+        assert completion_of([piece(tool_calls=[late])]).message()["tool_calls"] == [
             {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
         ]
 
     def test_content_beside_tool_calls_is_kept(self) -> None:
-        message = gathered(chunks(Reply("Let me look.", tool_calls=(CALL,)))).message()
+        message = completion_of(chunks(Reply("Let me look.", tool_calls=(CALL,)))).message()
         assert message["content"] == "Let me look."
         assert len(message["tool_calls"]) == 1
 
     def test_partial_message_of_a_broken_stream_is_available(self) -> None:
-        completion = gathered(chunks(Reply("one two three"))[:4])
+        completion = completion_of(chunks(Reply("one two three"))[:4])
         assert completion.message()["content"] == "one two"
         assert completion.finish_reason is None
         assert completion.usage is None
@@ -139,12 +139,12 @@ class TestMessage:
 
 class TestRest:
     def test_finish_reason_and_model_survive_later_chunks_without_them(self) -> None:
-        completion = gathered([*chunks(Reply("hi", finish_reason="length")), piece()])
+        completion = completion_of([*chunks(Reply("hi", finish_reason="length")), piece()])
         assert completion.finish_reason == "length"
         assert completion.model == "m-2026-01-01"
 
     def test_usage_is_read_from_the_last_chunk(self) -> None:
-        completion = gathered(chunks(Reply("hi", reasoning_tokens=5, cache_write_tokens=3)))
+        completion = completion_of(chunks(Reply("hi", reasoning_tokens=5, cache_write_tokens=3)))
         assert completion.usage == Usage(
             prompt_tokens=9, cached_tokens=4, cache_write_tokens=3, completion_tokens=6, reasoning_tokens=5
         )
@@ -174,7 +174,7 @@ class TestRest:
         usage = read_usage({"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": details})
         assert (usage.prompt_tokens, usage.cached_tokens, usage.cache_write_tokens) == (1_060, 1_000, 50)
 
-    def test_tokens_reported_beside_are_counted_once(self) -> None:
+    def test_tokens_reported_beside_the_counts_are_added_once(self) -> None:
         reported = {
             "prompt_tokens": 500,
             "completion_tokens": 20,
@@ -190,8 +190,8 @@ class TestRest:
             "choices": [{"index": 0, "delta": {"content": "a"}}],
             "usage": {"prompt_tokens": 9, "completion_tokens": 1},
         }
-        assert gathered([counted]).usage == Usage(prompt_tokens=9, completion_tokens=1)
-        assert gathered([counted, piece(content="b")]).usage is None
+        assert completion_of([counted]).usage == Usage(prompt_tokens=9, completion_tokens=1)
+        assert completion_of([counted, piece(content="b")]).usage is None
 
     def test_most_severe_content_filter_result_is_kept(self) -> None:
         def rated(severity: str) -> dict[str, Any]:
@@ -199,21 +199,21 @@ class TestRest:
                 "choices": [{"index": 0, "content_filter_results": {"hate": {"filtered": False, "severity": severity}}}]
             }
 
-        results = gathered([rated("safe"), rated("medium"), rated("low")]).extras["content_filter"]["completion"]
+        results = completion_of([rated("safe"), rated("medium"), rated("low")]).extras["content_filter"]["completion"]
         assert results == {"hate": {"filtered": False, "severity": "medium"}}
 
     def test_content_filter_results_are_returned(self) -> None:
-        completion = gathered(chunks(Reply("hi", finish_reason="content_filter")))
+        completion = completion_of(chunks(Reply("hi", finish_reason="content_filter")))
         results = completion.extras["content_filter"]
         assert results["prompt"][0]["content_filter_results"]["jailbreak"] == {"filtered": False, "detected": False}
         assert results["completion"]["violence"] == {"filtered": True, "severity": "high"}
 
     def test_logprobs_are_joined_in_order(self) -> None:
-        completion = gathered(chunks(Reply("one two three"), logprobs=True))
+        completion = completion_of(chunks(Reply("one two three"), logprobs=True))
         assert [token["token"] for token in completion.extras["logprobs"]["content"]] == ["one", " two", " thre", "e"]
 
     def test_answer_without_extras_has_none(self) -> None:
-        assert gathered([piece(content="hi")]).extras == {}
+        assert completion_of([piece(content="hi")]).extras == {}
 
     def test_chunk_without_content_has_no_delta(self) -> None:
         completion = Completion()
@@ -226,7 +226,7 @@ class TestRest:
 def test_whole_answer_reads_like_the_streamed_one(reply: Reply) -> None:
     request: dict[str, Any] = {"stream_options": {"include_usage": True}}
     whole = Answer(request, reply, model="m-2026-01-01", prompt_tokens=9, cached_tokens=4, chunk_tokens=1).whole()
-    completion, streamed = gathered([whole]), gathered(chunks(reply))
+    completion, streamed = completion_of([whole]), completion_of(chunks(reply))
     assert completion.message() == streamed.message()
     assert (completion.finish_reason, completion.usage, completion.model) == (
         streamed.finish_reason,
@@ -237,8 +237,8 @@ def test_whole_answer_reads_like_the_streamed_one(reply: Reply) -> None:
 
 def test_first_of_several_choices_is_the_answer() -> None:
     choices = [{"index": at, "delta": {"content": f"{at}"}, "finish_reason": "stop"} for at in (1, 0, 2)]
-    assert gathered([{"choices": [choice]} for choice in choices]).message()["content"] == "0"
-    assert gathered([{"choices": choices}]).message()["content"] == "0"
+    assert completion_of([{"choices": [choice]} for choice in choices]).message()["content"] == "0"
+    assert completion_of([{"choices": choices}]).message()["content"] == "0"
 
 
 def test_usage_only_chunk_is_recognised() -> None:
@@ -279,7 +279,7 @@ def test_usage_only_chunk_is_recognised() -> None:
         b'{"prompt_filter_results": ' + b"[" * 300 + b"]" * 300 + b"}",
     ],
 )
-def test_odd_data_never_raises_and_is_not_taken_for_usage(data: bytes) -> None:
+def test_invalid_data_never_raises_and_is_not_read_as_usage(data: bytes) -> None:
     completion = Completion()
     completion.add(data)
     completion.end()
@@ -289,16 +289,18 @@ def test_odd_data_never_raises_and_is_not_taken_for_usage(data: bytes) -> None:
 
 def test_custom_tool_call_is_kept() -> None:
     first = {"index": 0, "id": "c1", "type": "custom", "custom": {"name": "code", "input": "print"}}
-    completion = gathered([piece(tool_calls=[first]), piece(tool_calls=[{"index": 0, "custom": {"input": "(1)"}}])])
+    completion = completion_of(
+        [piece(tool_calls=[first]), piece(tool_calls=[{"index": 0, "custom": {"input": "(1)"}}])]
+    )
     assert completion.message()["tool_calls"] == [
         {"id": "c1", "type": "custom", "custom": {"name": "code", "input": "print(1)"}}
     ]
 
 
 def test_legacy_function_call_is_kept() -> None:
-    """The form before tools, which the service still takes."""
+    """The predecessor of tool calls, which the service still accepts."""
     calls = [{"name": "look", "arguments": ""}, {"arguments": '{"a":'}, {"arguments": "1}"}]
-    completion = gathered([piece(content=None, function_call=call) for call in calls])
+    completion = completion_of([piece(content=None, function_call=call) for call in calls])
     assert completion.message() == {
         "role": "assistant",
         "content": None,
@@ -307,12 +309,12 @@ def test_legacy_function_call_is_kept() -> None:
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
-def test_usage_round_trips(prompt: int, completion: int, cached: int, written: int, thought: int) -> None:
+def test_usage_round_trips(prompt: int, completion: int, cached: int, cache_write: int, reasoning: int) -> None:
     usage = Usage(
-        prompt_tokens=prompt + cached + written,
+        prompt_tokens=prompt + cached + cache_write,
         cached_tokens=cached,
-        cache_write_tokens=written,
-        completion_tokens=completion + thought,
-        reasoning_tokens=thought,
+        cache_write_tokens=cache_write,
+        completion_tokens=completion + reasoning,
+        reasoning_tokens=reasoning,
     )
     assert read_usage(openai_usage(usage)) == usage

@@ -49,7 +49,7 @@ def environ(environ: dict[str, str], clock: ManualClock) -> dict[str, str]:
 async def two_endpoints(
     serve: Serve, environ: dict[str, str], fake: AzureOpenAI, second: AzureOpenAI
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """The app with two_endpoints endpoints; `fake` is preferred."""
+    """The app with two endpoints; `fake` is preferred."""
     async with serve(environ | {"AZURE_OPENAI_ENDPOINT": f"{fake.endpoint}, {second.endpoint}"}) as client:
         yield client
 
@@ -227,10 +227,10 @@ async def test_circuit_of_a_failing_endpoint_is_open_during_the_cooldown(
 
 
 @pytest.mark.parametrize("status", NOT_BILLED)
-async def test_failover_is_immediate(
+async def test_failover_does_not_wait_for_retry_after(
     two_endpoints: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, status: int
 ) -> None:
-    fake.fault(status, retry_after=300)  # longer than a turn may take, so no turn has waited for it
+    fake.fault(status, retry_after=300)  # longer than the turn timeout: a retry that waits for it fails
 
     await answer(two_endpoints)
 
@@ -297,7 +297,7 @@ async def test_circuit_opens_for_an_endpoint_without_usable_answers(
 async def test_failover_after_a_connect_timeout(
     serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
 ) -> None:
-    """No connection is accepted, and the backlog is full."""
+    """The socket accepts no connection and its backlog is full, so nothing replies to the connection attempt."""
     with socket.socket() as listening, socket.socket() as waiting:
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
@@ -312,7 +312,7 @@ async def test_failover_after_a_connect_timeout(
 
 @pytest.mark.parametrize("after", [None, 2])
 @pytest.mark.parametrize("fault", [408, 502, 504, "stall", "reset", "close"])
-async def test_retry_that_may_be_billed_twice_is_a_new_call_at_the_other_endpoint(
+async def test_retry_after_a_possibly_billed_failure_is_a_new_call_at_the_other_endpoint(
     two_endpoints: httpx.AsyncClient,
     fake: AzureOpenAI,
     second: AzureOpenAI,
@@ -320,7 +320,7 @@ async def test_retry_that_may_be_billed_twice_is_a_new_call_at_the_other_endpoin
     fault: Kind | int,
     after: int | None,
 ) -> None:
-    """Before its first byte, and in mid-answer. The retry does not wait for the endpoint that failed."""
+    """`after`: chunks before the failure; None is before the first byte. The retry does not wait for Retry-After."""
     fake.fault(fault, after=after, retry_after=300)
 
     response = await answer(two_endpoints)
@@ -437,7 +437,7 @@ async def test_returned_retry_after_is_the_shortest_of_all_endpoints(
 
 
 @pytest.mark.parametrize("status", [401, 404])
-async def test_retry_waits_if_only_one_endpoint_has_the_deployment(
+async def test_retry_waits_for_a_429_endpoint_if_the_other_one_fails_permanently(
     two_endpoints: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, status: int
 ) -> None:
     fake.fault(status)

@@ -33,7 +33,7 @@ JSON = dict[str, Any]
 
 
 class Ingestion(Loopback):
-    """Takes telemetry as Application Insights does."""
+    """A fake of Application Insights' ingestion endpoint that stores the telemetry it receives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,9 +51,9 @@ class Ingestion(Loopback):
                 body = gzip.decompress(body)
             items = json.loads(body)
             self.items += items
-            port = json.dumps({"itemsReceived": len(items), "itemsAccepted": len(items), "errors": []}).encode()
-            head = [("content-type", "application/json"), ("content-length", str(len(port)))]
-            await wire.send(h11.Response(status_code=200, headers=head), h11.Data(port), h11.EndOfMessage())
+            body = json.dumps({"itemsReceived": len(items), "itemsAccepted": len(items), "errors": []}).encode()
+            head = [("content-type", "application/json"), ("content-length", str(len(body)))]
+            await wire.send(h11.Response(status_code=200, headers=head), h11.Data(body), h11.EndOfMessage())
             wire.http.start_next_cycle()
 
     @property
@@ -72,11 +72,11 @@ def ingestion() -> Iterator[Ingestion]:
 
 @pytest.fixture
 def host(environ: dict[str, str], ingestion: Ingestion, tmp_path: Path) -> Iterator[str]:
-    """The host as a process of its own, because tracing is set up for a whole process."""
+    """The URL of a host in its own process, because tracing is set up once per process."""
     port = free_port()
     settings = environ | {
         "APPLICATIONINSIGHTS_CONNECTION_STRING": ingestion.connection_string,
-        "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",  # its own telemetry goes to the vendor
+        "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",  # the exporter's own telemetry, which goes to Microsoft
         "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED": "true",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "OTEL_METRIC_EXPORT_INTERVAL": "300",
@@ -117,10 +117,10 @@ async def test_call_is_traced_as_span_and_metrics_without_content(
         await send_message(api, "xylophone", "a-session-of-mine")
     await ingestion.until(lambda: len(ingestion.of("RemoteDependencyData")) == 2 and ingestion.measured >= MEASURED)
 
-    settled, doubtful = ingestion.of("RemoteDependencyData")
+    settled, unaccounted = ingestion.of("RemoteDependencyData")
     span, usage = settled["properties"], response["usage"]
     assert settled["name"] == "chat chat"
-    assert (settled["success"], doubtful["success"]) == (True, False)
+    assert (settled["success"], unaccounted["success"]) == (True, False)
     expected = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "azure.ai.openai",
@@ -136,20 +136,20 @@ async def test_call_is_traced_as_span_and_metrics_without_content(
     assert {name: str(span.get(name)) for name in expected} == expected
     assert float(span["gen_ai.response.time_to_first_chunk"]) > 0
     calls = {entry.call.id for entry in await closed_ledger(tables)}
-    assert {span["chat.call"], doubtful["properties"]["chat.call"]} == calls
+    assert {span["chat.call"], unaccounted["properties"]["chat.call"]} == calls
 
     sent = json.dumps(ingestion.items)
     assert not [secret for secret in ("xylophone", "marmalade", "a-session-of-mine") if secret in sent]
 
 
 def test_tracing_is_not_imported_without_a_connection_string() -> None:
-    """Every cold start would pay for it."""
+    """The import would slow every cold start."""
     program = (
         "import sys, shared.services; print([m for m in sys.modules if 'opentelemetry.sdk' in m or 'monitor' in m])"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
 
-    assert done.stdout.strip() == "[]"
+    assert process.stdout.strip() == "[]"
     assert tracing(None) is None
 
 
