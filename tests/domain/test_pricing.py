@@ -75,7 +75,7 @@ class TestCost:
         assert worst_case(1_000_000, 1_000_000, each) == Decimal("5.25")
 
 
-class TestConfigured:
+class TestConfiguredPrices:
     def test_price_by_deployment_wins_over_price_by_model(self) -> None:
         prices = prices_of({"chat": rates(1), "gpt-4.1": rates(2)}, {"chat": "gpt-4.1"})
         assert prices.rates("chat", "gpt-4.1-2025-04-14") == rates(1)
@@ -93,8 +93,10 @@ class TestConfigured:
         assert prices_of({"my-model-2026-03-17": rates(3)}, {}).rates("chat", "my-model-2026-09-01") is None
 
     def test_version_in_the_answer_wins_over_the_configured_version(self) -> None:
-        moved = prices_of({"gpt-35-turbo-0301": rates(9)}, {"chat": "gpt-35-turbo@0301"})
-        assert moved.rates("chat", "gpt-35-turbo-0125") == prices_of({}, {}).rates("x", "gpt-35-turbo-0125") is not None
+        prices = prices_of({"gpt-35-turbo-0301": rates(9)}, {"chat": "gpt-35-turbo@0301"})
+        assert (
+            prices.rates("chat", "gpt-35-turbo-0125") == prices_of({}, {}).rates("x", "gpt-35-turbo-0125") is not None
+        )
         other = prices_of({"gpt-4.1": rates(2), "gpt-5": rates(1)}, {"chat": "gpt-4.1"})
         assert other.rates("chat", "gpt-5-2025-08-07") == rates(1)
         assert prices_of({}, {"chat": "gpt-4.1"}).rates("chat", "gpt-4.1-2099-01-01") is None
@@ -115,7 +117,7 @@ class TestConfigured:
         assert prices_of({"gpt-4.1": rates(9)}, {}).rates("chat", "gpt-4.1-2025-04-14") == rates(9)
 
 
-class TestListed:
+class TestListPrices:
     def test_answers_model_decides_the_price_if_it_has_a_version(self) -> None:
         priced = prices_of({}, {"chat": "gpt-4"}).rates("chat", "gpt-4.1-2025-04-14")
         assert priced == prices_of({}, {"other": "gpt-4.1"}).rates("other")
@@ -157,10 +159,10 @@ class TestListed:
 
     def test_gpt_4_1_is_not_priced_as_gpt_4(self) -> None:
         prices = prices_of({}, {})
-        dear, cheap = prices.rates("x", "gpt-4"), prices.rates("x", "gpt-4.1")
-        assert dear is not None
+        expensive, cheap = prices.rates("x", "gpt-4"), prices.rates("x", "gpt-4.1")
+        assert expensive is not None
         assert cheap is not None
-        assert dear.input == 15 * cheap.input
+        assert expensive.input == 15 * cheap.input
 
     def test_long_prompt_is_charged_at_the_rate_of_its_tier(self) -> None:
         prices = prices_of({}, {})
@@ -174,12 +176,12 @@ class TestListed:
     def test_rate_never_falls_with_a_longer_prompt(self, one: int, other: int) -> None:
         less, more = sorted((one, other))
         cheap = prices_of({}, {}).rates("x", "gpt-5.4", prompt_tokens=less)
-        dear = prices_of({}, {}).rates("x", "gpt-5.4", prompt_tokens=more)
+        expensive = prices_of({}, {}).rates("x", "gpt-5.4", prompt_tokens=more)
         assert cheap is not None
-        assert dear is not None
-        assert worst_case(more, 1, dear) >= worst_case(less, 1, cheap)
+        assert expensive is not None
+        assert worst_case(more, 1, expensive) >= worst_case(less, 1, cheap)
 
-    def test_kinds_without_a_price_of_their_own_cost_the_input_rate(self) -> None:
+    def test_cached_and_cache_write_tokens_without_a_price_cost_the_input_rate(self) -> None:
         priced = prices_of({}, {}).rates("x", "gpt-4")
         assert priced is not None
         assert priced.cached_input == priced.cache_write == priced.input

@@ -64,10 +64,10 @@ def tallied(rows: Iterable[LedgerEntry], *, one_shard: bool = False) -> Figures:
 
 
 def tally(rows: Iterable[LedgerEntry]) -> Figures:
-    counting = Tally()
+    tally_of_rows = Tally()
     for one in rows:
-        counting.add(one)
-    return counting.figures()
+        tally_of_rows.add(one)
+    return tally_of_rows.figures()
 
 
 def naive(rows: list[LedgerEntry]) -> Figures:
@@ -123,10 +123,10 @@ def max_by_step(rows: Iterable[LedgerEntry]) -> Counter[tuple[str, int]]:
     """For each turn number of a session: the maximum number of calls at the same step. It exceeds one if the session
     was erased and created again, because then several turns have the same number."""
     steps = Counter((one.session_id, one.turn, one.call.step) for one in rows if one.session_id)
-    most = Counter[tuple[str, int]]()
+    highest = Counter[tuple[str, int]]()
     for (session, turn, _), count in steps.items():
-        most[session, turn] = max(most[session, turn], count)
-    return most
+        highest[session, turn] = max(highest[session, turn], count)
+    return highest
 
 
 def unpriced_turns(rows: Iterable[LedgerEntry]) -> int:
@@ -258,7 +258,7 @@ def test_cache_savings_are_the_cost_difference_of_cached_tokens() -> None:
     assert figures.cache_hit_rate == 0.64
 
 
-def test_day_without_turns_has_averages() -> None:
+def test_day_without_turns_has_averages_of_zero() -> None:
     assert Figures().cost_per_turn == 0
     assert Figures().cache_hit_rate == 0
 

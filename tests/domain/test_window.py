@@ -185,7 +185,7 @@ class TestTurnsInThePrompt:
         with pytest.raises(InvalidRequest, match="No tool call is waiting"):
             chat.past(result("a"))
 
-    def test_turn_settled_late_is_in_the_prompt_at_its_place(self) -> None:
+    def test_turn_settled_late_is_in_the_prompt_in_turn_order(self) -> None:
         chat = Chat()
         chat.say("one", reply="1")
         late = chat.begin(user("two"))
@@ -276,7 +276,7 @@ class TestBudget:
 
 
 class TestMoves:
-    @pytest.mark.parametrize("system_tokens", [0, 400, 800], ids=["small", "large", "largest"])
+    @pytest.mark.parametrize("system_tokens", [0, 400, 800])
     def test_window_move_frees_half_of_the_budget_for_past_turns(self, system_tokens: int) -> None:
         chat = Chat(budget=1_000, system="s" * 3 * system_tokens)
         starts = [chat.say(f"{number}".ljust(24), reply="ok").first for number in range(100)]
@@ -351,9 +351,9 @@ class TestTools:
     def test_tool_results_must_answer_each_pending_call_once(self, answered: tuple[str, ...]) -> None:
         chat = Chat()
         chat.say("weather?", reply=calling("a", "b"))
-        with pytest.raises(InvalidRequest, match=r"a, b") as refused:
+        with pytest.raises(InvalidRequest, match=r"a, b") as error:
             chat.past(*(result(call) for call in answered or ("x",)))
-        assert refused.value.param == "tool_results"
+        assert error.value.param == "tool_results"
 
     def test_tool_results_without_a_pending_call_are_rejected(self) -> None:
         chat = filled(2)
@@ -502,7 +502,7 @@ class Step:
     budget: int
     deployment: str
     calls: bool
-    settled_after: int  # turns until a late one is settled
+    settled_after: int  # a late turn is settled this many turns later
 
 
 OUTCOMES = ["settled"] * 12 + ["failed", "unaccounted", "filtered", "late", "cleared"]
@@ -679,8 +679,8 @@ class TestThroughTheApp:
             for number in range(1, 301):
                 if number % 50 == 0:
                     fake.fault(429, retry_after=0)
-                    refused = await send_message(api, f"{number}: this one fails")
-                    assert refused.status_code == 429
+                    response = await send_message(api, f"{number}: this one fails")
+                    assert response.status_code == 429
                 else:
                     await answer(api, f"{number}: " + "the quick brown fox jumps over the lazy dog " * 2)
         assert_cache_friendly(fake)
@@ -690,8 +690,8 @@ class TestThroughTheApp:
     ) -> None:
         fake.context_tokens = 16_000
         await answer(api, "My name is Ada.")
-        refused = await send_message(api, "word " * 16_000)
-        assert refused.json()["error"]["code"] == "context_too_long"
+        response = await send_message(api, "word " * 16_000)
+        assert response.json()["error"]["code"] == "context_too_long"
         await answer(api, "What is my name?")
         shown = [message["content"] for message in fake.requests[-1].body["messages"]]
         assert shown[1:] == ["My name is Ada.", "echo: My name is Ada.", "What is my name?"]
