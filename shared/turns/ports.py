@@ -96,7 +96,7 @@ class Piece:
 class AnswerReader(Protocol):
     """Reads one answer, whole or event by event. Whatever the service sends, it never raises.
 
-    `usage` is None until it is final; `error` is what the service broke its answer off with.
+    `usage` is None until it is final. `error`: the error that the service ended its answer with.
     """
 
     model: str | None
@@ -110,10 +110,10 @@ class AnswerReader(Protocol):
     def finish_reason(self) -> str | None: ...
     @property
     def complete(self) -> bool:
-        """Whether the whole answer came, with or without its usage."""
+        """True if the answer is complete, with or without usage."""
 
     def add(self, data: bytes) -> Piece | None:
-        """Read one event's data. None for the end of a stream, which is not passed on."""
+        """Read one event's data. Returns None for the end of a stream, which is not passed on."""
 
     def end(self) -> None:
         """The response ended cleanly."""
