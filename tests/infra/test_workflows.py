@@ -199,8 +199,9 @@ def test_deployment_waits_for_the_checks_of_the_same_commit() -> None:
     assert set(jobs) == {"checks", "deploy"}
     assert "    uses: ./.github/workflows/ci.yml\n" in jobs["checks"]
     assert re.search(r"^    needs: checks\b", jobs["deploy"], re.MULTILINE)
-    assert "always()" not in jobs["deploy"]
-    assert "continue-on-error" not in CI
+    assert re.findall(r"^    if: (.*)$", jobs["deploy"], re.MULTILINE) == ["vars.AZURE_CLIENT_ID != ''"]
+    assert re.findall(r"\bif:|continue-on-error", CI) == []
+    assert {"      - run: make test", "      - run: make coverage"} <= set(CI.splitlines())
     assert "  workflow_call:\n" in CI
 
 
