@@ -63,7 +63,7 @@ def piece(**delta: Any) -> dict[str, Any]:
 
 
 @given(REPLIES, st.integers(1, 50))
-def test_stream_cut_anywhere_gives_the_whole_message(reply: Reply, size: int) -> None:
+def test_stream_in_chunks_of_any_size_gives_the_whole_message(reply: Reply, size: int) -> None:
     request: dict[str, Any] = {}
     whole = Answer(request, reply, model="m", prompt_tokens=9, cached_tokens=4, chunk_tokens=1).whole()
     message = whole["choices"][0]["message"]
@@ -83,7 +83,7 @@ def test_deltas_add_up_to_the_message(reply: Reply, size: int) -> None:
 
 
 @given(st.text(min_size=1), st.lists(st.integers(0, 200)))
-def test_content_cut_between_any_characters_is_joined(text: str, cuts: list[int]) -> None:
+def test_content_split_between_any_characters_is_joined(text: str, cuts: list[int]) -> None:
     edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
     parts = [piece(content=text[start:end]) for start, end in pairwise(edges)]
     assert completion_of(parts).message()["content"] == text
@@ -137,7 +137,7 @@ class TestMessage:
         assert completion.usage is None
 
 
-class TestRest:
+class TestMetadata:
     def test_finish_reason_and_model_survive_later_chunks_without_them(self) -> None:
         completion = completion_of([*chunks(Reply("hi", finish_reason="length")), piece()])
         assert completion.finish_reason == "length"

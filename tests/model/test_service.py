@@ -105,7 +105,7 @@ async def test_retry_waits_for_retry_after(
     pause: dict[str, Any],
     min_seconds: float,
 ) -> None:
-    """Each pause is longer than the first backoff. A 429 is retried within the call, a 504 as a new call."""
+    """Each Retry-After is longer than the first backoff. A 429 is retried within the call, a 504 as a new call."""
     fake.fault(status, **pause)
     start = clock.monotonic()
 
@@ -251,7 +251,7 @@ async def test_429_opens_the_circuit_for_one_deployment_only(
     assert [request.body["model"] for request in second.requests] == ["chat", "chat"]
 
 
-async def test_failure_opens_the_circuit_for_all_deployments(
+async def test_503_opens_the_circuit_for_all_deployments(
     two_endpoints: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
 ) -> None:
     fake.fault(503, retry_after=300)
@@ -283,7 +283,7 @@ async def test_failover_from_an_unreachable_endpoint(
 async def test_circuit_opens_for_an_endpoint_without_usable_answers(
     two_endpoints: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, tables: Tables, fault: Kind | int
 ) -> None:
-    """200: a gateway's page instead of an answer."""
+    """200: a page of a gateway instead of an answer."""
     garbled = Fault("status", fault) if isinstance(fault, int) else Fault(fault)
     fake.responder = lambda _: garbled
 
@@ -350,7 +350,7 @@ async def test_broken_answer_does_not_shorten_a_later_retry_after(
 
 
 @pytest.mark.parametrize("shorter", ["first", "second"])
-async def test_retry_waits_for_the_endpoint_that_is_free_first(
+async def test_retry_waits_for_the_endpoint_with_the_shorter_retry_after(
     two_endpoints: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI, shorter: str
 ) -> None:
     short, long = (fake, second) if shorter == "first" else (second, fake)
@@ -384,7 +384,7 @@ async def test_both_endpoints_are_retried_without_retry_after(
     assert len(second.requests) == 2
 
 
-async def test_other_turn_tries_the_endpoint_with_the_shorter_retry_after(
+async def test_next_turn_calls_only_the_endpoint_with_the_shorter_retry_after(
     two_endpoints: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
 ) -> None:
     fake.responder = lambda _: Fault("status", 429, retry_after=300)
@@ -396,7 +396,7 @@ async def test_other_turn_tries_the_endpoint_with_the_shorter_retry_after(
         assert (len(fake.requests), len(second.requests)) == (1, turn)
 
 
-async def test_retry_waits_for_the_shortest_pause_of_all_endpoints(
+async def test_retry_waits_for_the_shortest_retry_after_of_all_endpoints(
     two_endpoints: httpx.AsyncClient, fake: AzureOpenAI, second: AzureOpenAI
 ) -> None:
     fake.fault(429, retry_after=4)
@@ -450,7 +450,7 @@ async def test_retry_waits_for_a_429_endpoint_if_the_other_one_fails_permanently
 
 @pytest.mark.parametrize("kind", ["closed", "stalled"])
 @pytest.mark.parametrize("status", [429, 503])
-async def test_cut_error_body_is_a_failure(
+async def test_failover_after_a_truncated_error_body_leaves_the_call_unaccounted(
     serve: Serve, environ: dict[str, str], second: AzureOpenAI, tables: Tables, kind: str, status: int
 ) -> None:
     async def send_half_an_error(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -478,7 +478,7 @@ async def test_cut_error_body_is_a_failure(
         pytest.param(b"HTTP/1.1 429 X\r\ncontent-length: 500\r\n\r\n{", id="in an error's body"),
     ],
 )
-async def test_broken_tls_connection_is_a_lost_connection(
+async def test_failover_after_a_broken_tls_connection_leaves_the_call_unaccounted(
     serve: Serve,
     environ: dict[str, str],
     second: AzureOpenAI,
@@ -607,7 +607,7 @@ async def test_rejection_of_an_option_that_was_not_sent_is_returned(api: httpx.A
     assert len(fake.requests) == 1
 
 
-async def test_ten_concurrent_turns_learn_a_rejected_option(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+async def test_rejected_option_is_omitted_by_ten_concurrent_turns(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
     fake.rejected = {"chat": frozenset({"temperature"})}
 
     await asyncio.gather(*(answer(api, "hi", f"s{number}", temperature=0.3) for number in range(10)))
@@ -728,7 +728,9 @@ async def test_rejected_reasoning_effort_of_the_turn_is_returned_as_400(
     assert (response.status_code, response.json()["error"]["param"]) == (400, "reasoning_effort")
 
 
-async def test_empty_answer_after_reasoning_has_a_notice(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+async def test_empty_answer_after_reasoning_has_a_notice_about_max_tokens(
+    api: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
     only_reasoning = Reply("", finish_reason="length", reasoning_tokens=800)
     fake.responder = lambda _: only_reasoning
 
@@ -747,7 +749,7 @@ async def test_empty_answer_after_reasoning_has_a_notice(api: httpx.AsyncClient,
         assert "notice" not in await answer(api, session=uuid.uuid4().hex)
 
 
-# Refused credentials
+# Rejected credentials
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -774,7 +776,7 @@ async def test_rejected_key_names_its_setting_and_is_logged_once(
 async def test_call_log_has_one_line_per_call_without_content(
     api: httpx.AsyncClient, fake: AzureOpenAI, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")  # of every library, like the Azure Functions worker
+    caplog.set_level("INFO")  # for all libraries, as the Azure Functions worker does
     fake.reply("marmalade")
     response = await answer(api, "xylophone", "a-session-of-mine")
     fake.fault("no_usage")
@@ -787,7 +789,7 @@ async def test_call_log_has_one_line_per_call_without_content(
     assert (settled["deployment"], settled["endpoint"]) == ("chat", name(fake))
     assert settled["model"] == response["model"]
     assert settled["cost_usd"] == format(response["cost_usd"], "f")
-    for kind in response["usage"].keys() - {"total_tokens"}:  # each has a price of its own
+    for kind in response["usage"].keys() - {"total_tokens"}:  # each kind has its own price
         assert settled[kind] == response["usage"][kind]
     assert 0 < settled["seconds_to_first_token"] <= settled["seconds"]
     assert (unaccounted["outcome"], unaccounted["reason"], unaccounted["cost_usd"]) == ("unaccounted", "no_usage", None)

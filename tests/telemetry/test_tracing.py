@@ -1,4 +1,4 @@
-"""What the real exporter sends to Application Insights for a call; without a connection string it costs nothing."""
+"""What the real exporter sends to Application Insights for a call. Tracing is off without a connection string."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ from tests.support.chat_client import answer, closed_ledger, send_message
 from tests.support.loopback import MAX_WAIT_S, Loopback, Wire
 
 KEY = "00000000-1111-2222-3333-444444444444"
-MEASURED = {
+METRICS = {
     "gen_ai.client.token.usage",
     "gen_ai.client.operation.duration",
     "gen_ai.client.operation.time_to_first_chunk",
@@ -57,7 +57,7 @@ class Ingestion(Loopback):
             wire.http.start_next_cycle()
 
     @property
-    def measured(self) -> set[str]:
+    def metric_names(self) -> set[str]:
         return {metric["name"] for item in self.of("MetricData") for metric in item["metrics"]}
 
     def of(self, kind: str) -> list[JSON]:
@@ -115,7 +115,7 @@ async def test_call_is_traced_as_span_and_metrics_without_content(
         response = await answer(api, "xylophone", "a-session-of-mine", max_tokens=50)
         fake.fault("no_usage")
         await send_message(api, "xylophone", "a-session-of-mine")
-    await ingestion.until(lambda: len(ingestion.of("RemoteDependencyData")) == 2 and ingestion.measured >= MEASURED)
+    await ingestion.until(lambda: len(ingestion.of("RemoteDependencyData")) == 2 and ingestion.metric_names >= METRICS)
 
     settled, unaccounted = ingestion.of("RemoteDependencyData")
     span, usage = settled["properties"], response["usage"]
