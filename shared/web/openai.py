@@ -177,23 +177,29 @@ def _openai_error(error: Exception, upstream_status: int | None = None) -> tuple
 
 
 def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
-    """The stored answer as a response of the model service."""
+    """The stored answer as a response of the model service, with every field of its message."""
     call, message = turn.call, turn.messages[-1]
+    filtered = turn.extras.get("content_filter", {})
     choice = {"index": 0, "logprobs": turn.extras.get("logprobs"), "finish_reason": turn.finish_reason}
     common = {
         "id": f"chatcmpl-{call.id}",
         "created": int(turn.started.timestamp()),
         "model": call.model or call.deployment,
     }
+    if "completion" in filtered:
+        choice["content_filter_results"] = filtered["completion"]
+    if "prompt" in filtered:
+        common["prompt_filter_results"] = filtered["prompt"]
     tokens = openai_usage(turn.usage) if turn.usage else None
     headers = {"idempotent-replayed": "true"} | ({"x-truncated": "true"} if turn.truncated else {})
     if not streamed:
-        completion = common | {"object": "chat.completion", "choices": [choice | {"message": message}], "usage": tokens}
+        choice["message"] = {"refusal": None, **message}
+        completion = common | {"object": "chat.completion", "choices": [choice], "usage": tokens}
         return json_response(completion, headers=headers)
     calls = [{"index": at, **call} for at, call in enumerate(message.get("tool_calls") or ())]
     delta = {**message, "tool_calls": calls} if calls else message
     chunks: list[dict[str, Any]] = [{"choices": [choice | {"delta": delta}]}]
-    if usage:
+    if usage and tokens:
         chunks.append({"choices": [], "usage": tokens})
     chunk = common | {"object": "chat.completion.chunk"}
     frames = b"".join(sse_frame(json_bytes(chunk | content)) for content in chunks)

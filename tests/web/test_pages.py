@@ -340,6 +340,11 @@ async def test_rejected_message_returns_to_input_for_editing(page: Page, fake: A
     await expect(page.get_by_role("button", name="Send again")).to_have_count(0)
     await expect(page.get_by_role("textbox", name="Message")).to_have_value("something bad")
 
+    await page.reload()
+
+    await expect(page.locator(".notes")).to_contain_text("The content filter stopped this message. It may have been")
+    await expect(page.locator(".notes")).not_to_contain_text("interrupted")
+
 
 @pytest.mark.parametrize("body", ["", '{"statusCode": 429, "message": "Too fast."}', '{"error": "Too fast."}', "null"])
 async def test_429_from_gateway_shows_readable_error(page: Page, body: str) -> None:
