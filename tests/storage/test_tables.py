@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -396,6 +397,28 @@ class TestUnavailable:
         assert "storage" in caplog.text
         keys = {"insert": ["k"], "commit": ["k", "l"]}.get(use, [])
         assert [each["RowKey"] async for each in table.query("PartitionKey eq @p", {"p": "p"})] == [*keys, "there"]
+
+    async def test_cut_that_can_not_be_noticed_gives_the_right_answer_or_storage_unavailable(
+        self, azurite_port: int, table: Table, client: TableClient
+    ) -> None:
+        """Some proxies send bodies that only the end of the connection ends."""
+        await table.put(row("there", partition="q"))
+        with TcpProxy(azurite_port) as proxy:
+            options = {"retry_total": 0}
+            async with TableServiceClient.from_connection_string(connection_string(proxy.port), **options) as service:
+                through = table_of(service.get_table_client(client.table_name))
+                for percent in range(0, 101, 5):
+                    keys = [f"{percent}-{each}" for each in "abc"]
+                    proxy.on(Match(), Cut(percent / 100, "close"), times=3)
+                    with suppress(StorageUnavailable):
+                        etag = await through.put(row(keys[0]))
+                        assert etag == (await table.get("p", keys[0]) or {})["etag"]
+                    with suppress(StorageUnavailable):
+                        etags = await through.commit([Write("put", row(key)) for key in keys[1:]])
+                        assert etags == [(await table.get("p", key) or {})["etag"] for key in keys[1:]]
+                    with suppress(StorageUnavailable):
+                        assert len(await all_of(through.query("PartitionKey eq @p", {"p": "q"}))) == 1
+                    assert all([await table.get("p", key) for key in keys])
 
     @pytest.mark.parametrize("cut", CUTS, ids=repr)
     async def test_cut_answer_to_a_read_is_read_again(

@@ -53,12 +53,12 @@ class Answer:
 class Cut:
     """Relay the target's answer with only a part of its body, then close. `fraction`: that part, from 0 to 1.
 
-    `framing` says how the body's end would have been recognised: by its length, by a last chunk, or not at all. The
-    answer of a target without a body is relayed whole.
+    `framing` says how the body's end would have been recognised: by its length, by a last chunk, or not at all: with
+    "close" a cut can't be noticed. An answer without a body is relayed whole.
     """
 
     fraction: float = 0.5
-    framing: Literal["length", "chunked"] = "length"
+    framing: Literal["length", "chunked", "close"] = "length"
 
 
 Action = Pass | Close | Stall | Answer | Cut
@@ -240,7 +240,11 @@ async def _cut(wire: Wire, answer: Message, cut: Cut) -> NoReturn:
     ]
     if cut.framing == "length":
         headers.append((b"Content-Length", str(len(answer.body)).encode()))
-    await wire.send(h11.Response(status_code=answer.head.status_code, headers=headers), h11.Data(data=body))
+    if cut.framing == "close":  # h11 would add chunks
+        lines = [b"HTTP/1.1 %d Cut" % answer.head.status_code, *(b"%s: %s" % header for header in headers)]
+        await wire.send_bytes(b"\r\n".join([*lines, b"connection: close", b"", body]))
+    else:
+        await wire.send(h11.Response(status_code=answer.head.status_code, headers=headers), h11.Data(data=body))
     wire.close()
     raise ConnectionAbortedError("answer cut by a proxy rule")
 

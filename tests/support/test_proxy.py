@@ -154,6 +154,14 @@ async def test_cut_answer_ends_within_its_body(
     assert received == b"stored x"[: int(8 * fraction)]
 
 
+async def test_cut_answer_without_framing_ends_unnoticed(proxy: TcpProxy, client: httpx.AsyncClient) -> None:
+    proxy.on(Match("PUT"), Cut(0.5, "close"))
+
+    answer = await client.put("/", content=b"x")
+
+    assert (answer.status_code, answer.headers["x-case"], answer.content) == (200, "Preserved", b"stor")
+
+
 async def test_answer_without_a_body_is_not_cut(proxy: TcpProxy, client: httpx.AsyncClient) -> None:
     proxy.on(Match("DELETE"), Cut())
 

@@ -150,6 +150,25 @@ async def test_reservation_that_overlooked_a_late_answer_fails_and_the_answer_is
     await assert_conserved(tables, fake)
 
 
+async def test_late_answer_without_usage_is_stored_and_replayed_though_recovery_raised_its_call_as_high(
+    first: Site, second: Site, fake: AzureOpenAI, tables: Tables
+) -> None:
+    fake.fault("no_usage")
+    with fake.hold() as hold:
+        late = await started(CHAT, first, hold)
+        await expire_lease(tables)
+        fake.fault(429)
+        assert (await CHAT.to(second)).status_code == 429
+    answer = ok_json(await late)
+    assert (answer["message"]["content"], answer["cost_usd"]) == ("echo: hi", None)
+
+    assert ok_json(await CHAT.to(second)) == answer
+    _, [turn, _] = await stored(tables)
+    assert (turn.call.state, turn.call.reason) == (State.UNACCOUNTED, "interrupted")
+    assert len(fake.requests) == 2
+    await assert_conserved(tables, fake)
+
+
 async def test_newest_of_several_late_answers_is_replayed(
     first: Site, second: Site, fake: AzureOpenAI, tables: Tables
 ) -> None:
