@@ -23,6 +23,7 @@ from shared.turns.ports import DONE, Piece
 
 log = logging.getLogger(__name__)
 
+MAX_NAME = 256  # characters of a model, a service tier or a finish_reason: they must fit into every row
 _SEVERITIES = {"low": 1, "medium": 2, "high": 3}  # of content filter results
 _READ = ("role", "content", "refusal", "tool_calls", "function_call")  # message fields with their own handling
 _ONCE = ("id", "type", "index", "format", "expires_at")  # text fields that are replaced, not appended to
@@ -230,7 +231,7 @@ def _merge(whole: dict[str, Any], piece: Mapping[str, Any]) -> None:
 
 
 def _name(value: Any) -> str | None:
-    return as_text(storable(value)) if isinstance(value, str) else None
+    return as_text(storable(value))[:MAX_NAME] if isinstance(value, str) else None
 
 
 def _severity(result: Any) -> tuple[bool, int]:

@@ -426,3 +426,20 @@ async def test_thinking_is_kept_apart_and_not_sent_back(api: httpx.AsyncClient, 
     assert (await answer(api))["message"] == {**HELLO, "reasoning_content": "hmm"}
     await answer(api)
     assert fake.requests[-1].body["messages"][2] == HELLO
+
+
+@pytest.mark.parametrize("field", ["model", "service_tier", "finish_reason"])
+async def test_name_too_long_for_a_row_is_cut(
+    api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, field: str
+) -> None:
+    """The turn could not be stored otherwise: its caller would wait for the call's deadline, and get an error."""
+    name = {field: "n" * 1_200_000}
+    finish_reason = name.pop("finish_reason", "stop")
+    fake.stream(text("hello", **name), end(finish_reason, **name), usage(**name))
+
+    await answer(api)
+
+    async for row in tables.sessions.query("PartitionKey eq @session", {"session": "s"}):
+        assert sum(len(str(value)) for value in row.values()) < 10_000
+    assert len(fake.meter) == 1
+    await assert_conserved(tables, fake)
