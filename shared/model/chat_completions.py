@@ -35,8 +35,9 @@ class ChatCompletions:
 
 
 def _sendable(message: Message) -> Message:
-    """The message without fields that occur only in answers, such as reasoning_content."""
-    sent = {name: value for name, value in message.items() if name in _REQUEST_FIELDS}
+    """The message without empty fields and those that occur only in answers, such as reasoning_content."""
+    sent = {name: value for name, value in message.items() if value and name in _REQUEST_FIELDS}
     if calls := message.get("tool_calls"):
         sent["tool_calls"] = [sendable(call) for call in calls]
-    return sent
+    calls_something = "tool_calls" in sent or "function_call" in sent
+    return {"role": message["role"], "content": None if calls_something else "", **sent}

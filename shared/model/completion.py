@@ -48,6 +48,7 @@ class Completion:
         self._text = {"content": Text(), "refusal": Text()}
         self._tool_calls = ToolCalls()
         self._function_call: dict[str, Text] = {}  # the predecessor of tool calls; services still accept it
+        self._empty: dict[str, Any] = {}  # fields of a document's message that are null or empty
         self._others: dict[str, Any] = {}  # stored unread: reasoning_content, annotations, audio
 
     @property
@@ -80,7 +81,7 @@ class Completion:
     def end(self) -> None:
         self._ended = True
 
-    def message(self) -> Message:
+    def message(self, *, empty_fields: bool = False) -> Message:
         message: dict[str, Any] = {"role": "assistant", "content": str(self._text["content"]) or None, **self._others}
         if self._text["refusal"]:
             message["refusal"] = str(self._text["refusal"])
@@ -90,7 +91,7 @@ class Completion:
             message["function_call"] = {name: str(text) for name, text in self._function_call.items()}
         elif message["content"] is None and "refusal" not in message:
             message["content"] = ""
-        return message
+        return {**message, **self._empty} if empty_fields else message
 
     def document(self) -> bytes:
         """The document that was received, or one assembled from the chunks of a stream."""
@@ -130,7 +131,10 @@ class Completion:
             self._add_filtered(filtered)
         if isinstance(logprobs := storable(choice.get("logprobs")), dict):
             self._add_logprobs(logprobs)
-        return self._add_delta(_delta(choice), whole="message" in choice)
+        delta, whole = _delta(choice), "message" in choice
+        if whole:
+            self._empty = {name: value for name, value in delta.items() if not value and name != "role"}
+        return self._add_delta(delta, whole=whole)
 
     def _add_delta(self, delta: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
         shown: dict[str, Any] = {}

@@ -190,7 +190,7 @@ class Turns:
         """Settle the session, answer the caller, settle the ledger: a final row implies that its session is final."""
         messages = run.request.messages
         if call.error is None or call.first_token:
-            messages = (*messages, call.answer.message())
+            messages = (*messages, call.answer.message(empty_fields=run.turn.plan.forwarded))
         result = TurnResult(
             messages=messages,
             finish_reason=call.finish_reason,

@@ -118,8 +118,9 @@ class AnswerReader(Protocol):
     def end(self) -> None:
         """The response ended cleanly."""
 
-    def message(self) -> Message:
-        """The assistant's message so far."""
+    def message(self, *, empty_fields: bool = False) -> Message:
+        """The assistant's message so far. `empty_fields`: with those that are null or empty in an answer that was not
+        streamed."""
 
     def document(self) -> bytes:
         """The answer as one JSON document."""

@@ -193,7 +193,7 @@ def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
     tokens = openai_usage(turn.usage) if turn.usage else None
     headers = {"idempotent-replayed": "true"} | ({"x-truncated": "true"} if turn.truncated else {})
     if not streamed:
-        choice["message"] = {"refusal": None, **message}
+        choice["message"] = message
         completion = common | {"object": "chat.completion", "choices": [choice], "usage": tokens}
         return json_response(completion, headers=headers)
     calls = [{"index": at, **call} for at, call in enumerate(message.get("tool_calls") or ())]
