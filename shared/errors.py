@@ -9,7 +9,7 @@ ChatError
 ├── SessionNotFound        404 unknown, erased, being erased, or owned by another caller (the same error for all)
 ├── SessionBusy            409 another turn of this session is running
 ├── MessageTooLarge        413 the request body is too large, or the turn does not fit into storage
-├── UnsupportedMediaType   415 the body is not application/json
+├── UnsupportedMediaType   415 the body is not application/json, or is compressed
 ├── IdempotencyMismatch    422 the idempotency key was used with another request
 ├── StorageUnavailable     503 Table Storage is unavailable or rejects the app
 └── UpstreamFailure        the model or email service failed; `maybe_billed`: True if the attempt may cost money

@@ -116,9 +116,7 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
 
 async def read_body(request: Request, limit: int) -> dict[str, Any]:
     """The JSON object of the request. Checks its size while reading, before parsing."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType("Send the body as JSON with the header Content-Type: application/json.")
+    _check_media_type(request)
     body = bytearray()
     try:
         async for chunk in request.stream():
@@ -135,6 +133,17 @@ async def read_body(request: Request, limit: int) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise InvalidRequest("The request body must be a JSON object.")
     return parsed
+
+
+def _check_media_type(request: Request) -> None:
+    """https://www.rfc-editor.org/rfc/rfc9110#field.content-encoding: 415 for a coding that is not accepted."""
+    codings = ",".join(request.headers.getlist("content-encoding")).lower().split(",")
+    if any(coding.strip() not in ("", "identity") for coding in codings):
+        message = "Send the body uncompressed, without the header Content-Encoding."
+        raise UnsupportedMediaType(message, param="Content-Encoding")
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType("Send the body as JSON with the header Content-Type: application/json.")
 
 
 def validated(model: type[M], body: Mapping[str, Any]) -> M:

@@ -47,7 +47,7 @@ _ERRORS = {
     404: "It does not exist, or is owned by another caller.",
     409: "Another turn of the session is running. Wait Retry-After seconds.",
     413: "The body, or the turn with its answer, is too large.",
-    415: "The body is not application/json.",
+    415: "The body is not application/json, or is compressed.",
     422: "The Idempotency-Key was used with another request.",
     429: "The model's rate limit is exceeded. Wait Retry-After seconds.",
     500: "A bug or a wrong setting. The message contains the incident ID, which is also in the log.",

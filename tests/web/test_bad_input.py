@@ -1,6 +1,7 @@
 """Invalid requests: the error explains the problem, nothing is stored, and the model is not called."""
 
 import asyncio
+import gzip
 import json
 import re
 from collections.abc import AsyncIterator
@@ -332,6 +333,21 @@ class TestContentTypes:
             response = await api.post("/api/chat", content=b'{"message": "hi"}', headers=headers)
             message, _ = error_of(response, 415, "unsupported_media_type")
             assert "Content-Type: application/json" in message
+
+    async def test_compressed_body_is_rejected_with_415(self, api: httpx.AsyncClient) -> None:
+        body = gzip.compress(b'{"message": "hi"}')
+        for codings in (["gzip"], ["GZIP"], ["br"], ["unknown"], ["identity, gzip"], ["identity", "gzip"]):
+            headers = [("content-type", "application/json"), *(("content-encoding", coding) for coding in codings)]
+            response = await api.post("/api/chat", content=body, headers=headers)
+            message, param = error_of(response, 415, "unsupported_media_type")
+            assert "without the header Content-Encoding" in message
+            assert param == "Content-Encoding"
+
+
+async def test_content_encoding_identity_is_accepted(api: httpx.AsyncClient) -> None:
+    for coding in ("identity", "Identity", "", "identity, identity"):
+        headers = JSON | {"content-encoding": coding}
+        assert (await api.post("/api/chat", content=b'{"message": "hi"}', headers=headers)).status_code == 200
 
 
 async def chunks(size: int) -> AsyncIterator[bytes]:

@@ -1,6 +1,7 @@
 """The OpenAI and Azure OpenAI compatible routes, called by OpenAI's SDK: forwarded unchanged, metered, charged once."""
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from functools import partial
@@ -370,6 +371,16 @@ async def test_unknown_model_returns_404_and_lists_the_deployments(api: httpx.As
 async def test_invalid_json_returns_400_and_other_content_type_415(api: httpx.AsyncClient) -> None:
     error(await api.post(ROUTE, content=b"{", headers={"content-type": "application/json"}), 400)
     error(await api.post(ROUTE, content=b"{}", headers={"content-type": "text/plain"}), 415)
+
+
+@pytest.mark.parametrize("route", [ROUTE, "/openai/deployments/chat/chat/completions"])
+async def test_compressed_body_returns_415_that_names_content_encoding(api: httpx.AsyncClient, route: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+
+    problem = error(await api.post(route, content=gzip.compress(b"{}"), headers=headers), 415)
+
+    assert (problem["code"], problem["param"]) == ("unsupported_media_type", "Content-Encoding")
+    assert "Content-Encoding" in problem["message"]
 
 
 async def test_body_above_max_request_bytes_returns_413_after_the_key_is_checked(
