@@ -1,6 +1,6 @@
 """All triggers of the app: name, method, route, authentication and handler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import azure.functions as func
@@ -8,7 +8,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.access.authentication import Auth
 from shared.services import services
-from shared.web import chat, openai, pages, service, sessions, usage
+from shared.web import chat, openai, pages, service, sessions, unknown, usage
 from shared.web.http import ErrorWriter, Handler, error_response, respond
 
 FUNCTION, ANONYMOUS = func.AuthLevel.FUNCTION, func.AuthLevel.ANONYMOUS
@@ -28,14 +28,14 @@ def route(
     app.route(path, methods=[method], auth_level=FUNCTION if auth is Auth.FUNCTION_KEY else ANONYMOUS)(function)
 
 
-def public(name: str, path: str, handler: Callable[[Request], Response]) -> None:
-    """A GET route without authentication. It needs no settings."""
+def public(name: str, path: str, handler: Callable[[Request], Response], methods: Sequence[str] = ("GET",)) -> None:
+    """A route without authentication. It needs no settings."""
 
     async def function(req: Request) -> Response:
         return handler(req)
 
     function.__name__ = name
-    app.route(path, methods=["GET"], auth_level=ANONYMOUS)(function)
+    app.route(path, methods=methods, auth_level=ANONYMOUS)(function)
 
 
 route("chat", "POST", "api/chat", Auth.FUNCTION_KEY, chat.post_chat)
@@ -65,6 +65,9 @@ public("chat_page", "chat", partial(pages.page, name="chat"))
 public("docs_page", "docs", partial(pages.page, name="docs"))
 public("usage_page", "usage", partial(pages.page, name="usage"))
 public("page_file", "pages/{file}", pages.file)
+
+for prefix in unknown.PREFIXES:  # the platform tries the functions in the order of their names
+    public(f"zz_{prefix}", f"{prefix}/{{*path}}", unknown.answer, unknown.METHODS)
 
 
 @app.timer_trigger("timer", "%SUMMARY_SCHEDULE%")

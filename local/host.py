@@ -27,7 +27,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from local.routing import FunctionRoute
+from local.routing import FunctionRoute, in_order
 from local.timers import Timers
 from local.triggers import DeclarationError, HttpTrigger, TimerTrigger, declared
 
@@ -41,7 +41,7 @@ def application(
     """The host as an ASGI app. `function_app.get_functions` must not have been called. Raises DeclarationError."""
     triggers = declared(function_app, environ)
     timers = Timers([trigger for trigger in triggers if isinstance(trigger, TimerTrigger)])
-    http_triggers = [trigger for trigger in triggers if isinstance(trigger, HttpTrigger)]
+    http_triggers = in_order(trigger for trigger in triggers if isinstance(trigger, HttpTrigger))
     routes: list[BaseRoute] = [FunctionRoute(trigger, route_prefix, function_key) for trigger in http_triggers]
 
     @asynccontextmanager

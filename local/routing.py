@@ -1,14 +1,16 @@
 """HTTP triggers, routed as the platform does it.
 
-Sources: Azure/azure-webjobs-sdk-extensions, WebJobsRouteBuilder.cs (routes are tried in the order of declaration), and
-Azure/azure-functions-host, WebScriptHostHttpRoutesManager.cs (a trigger's methods are a constraint of its route, so
-a wrong method is a 404, not a 405; see azure-functions-host#10098 and #11625) and FunctionInvocationMiddleware.cs (a
-wrong key is a 401 before the function runs). None of these responses has a body.
+Sources: Azure/azure-webjobs-sdk-extensions, WebJobsRouteBuilder.cs (the first route that matches wins), and
+Azure/azure-functions-host, FunctionMetadataManager.cs (functions are sorted by name; see azure-functions-host#9876),
+WebScriptHostHttpRoutesManager.cs (a trigger's methods are a constraint of its route, so a wrong method is a 404, not a
+405; see azure-functions-host#10098 and #11625) and FunctionInvocationMiddleware.cs (a wrong key is a 401 before the
+function runs). None of these responses has a body.
 """
 
 import hmac
 import logging
 import re
+from collections.abc import Iterable
 from urllib.parse import unquote
 
 from fastapi import Request
@@ -19,6 +21,11 @@ from starlette.types import Receive, Scope, Send
 from local.triggers import DeclarationError, HttpTrigger, invoke
 
 log = logging.getLogger("local.host")
+
+
+def in_order(triggers: Iterable[HttpTrigger]) -> list[HttpTrigger]:
+    """In the order in which the platform tries them: by name, compared like .NET's StringComparer.OrdinalIgnoreCase."""
+    return sorted(triggers, key=lambda trigger: trigger.function.upper())
 
 
 class FunctionRoute(BaseRoute):

@@ -7,6 +7,8 @@ ChatError
 ├── Unauthorized           401 no API key, or an invalid one
 ├── ModelNotFound          404 openai/* only: unknown model
 ├── SessionNotFound        404 unknown, erased, being erased, or owned by another caller (the same error for all)
+├── RouteNotFound          404 the path is no route
+├── MethodNotAllowed       405 the path has other methods; they are in the header Allow
 ├── SessionBusy            409 another turn of this session is running
 ├── MessageTooLarge        413 the request body is too large, or the turn does not fit into storage
 ├── UnsupportedMediaType   415 the body is not application/json, or is compressed
@@ -82,6 +84,16 @@ class SessionNotFound(ChatError):
 
     def __init__(self) -> None:
         super().__init__("Session not found. Start one with POST api/chat.", param="session_id")
+
+
+class RouteNotFound(ChatError):
+    code = "route_not_found"
+    status = 404
+
+
+class MethodNotAllowed(ChatError):
+    code = "method_not_allowed"
+    status = 405
 
 
 class SessionBusy(ChatError):

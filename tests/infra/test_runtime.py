@@ -219,6 +219,13 @@ def test_errors_are_json_responses(platform: Platform) -> None:
     assert (unknown.status, unknown.json()["error"]["code"]) == (404, "session_not_found")
 
 
+def test_unknown_path_lists_the_routes(platform: Platform) -> None:
+    answer = platform.call("zz_v1", "POST", "/v1/chat/completions", {"messages": []})
+    message = answer.json()["error"]["message"]
+    assert answer.status == 404
+    assert message.startswith("There is no route POST /v1/chat/completions. The routes are: POST /openai/v1/chat")
+
+
 def test_health_returns_ok(platform: Platform) -> None:
     assert platform.call("health", "GET", "/api/health").json() == {"status": "ok"}
 
