@@ -7,11 +7,13 @@ never repeats a secret.
 
 import json
 import re
+from dataclasses import fields
 from decimal import Decimal
 from typing import cast, get_args
 from urllib.parse import urlsplit
 
 from shared.domain.calls import Rates, ReasoningEffort
+from shared.domain.pricing import DEFAULT_TIER, Tariff
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a deployment or of a key
 
@@ -100,21 +102,46 @@ def parse_deployments(value: str) -> dict[str, str]:
     return deployments
 
 
-def parse_prices(value: str) -> dict[str, Rates]:
-    """A JSON object of deployment or model -> USD per 1,000,000 tokens by kind. Amounts are exact, never floats."""
+def parse_max_output_tokens(value: str) -> dict[str, int]:
+    """`number` or `deployment=number, …` to deployment -> tokens; "" stands for every deployment that is not named."""
+    maxima = {}
+    for item in filter(None, map(str.strip, value.split(","))):
+        name, named, number = item.rpartition("=")
+        name = name.strip()
+        if (named and not NAME.fullmatch(name)) or not re.fullmatch(r"[0-9]{1,9}", number.strip()) or int(number) < 1:
+            raise ValueError(f"{item!r} is not a number of tokens, or deployment=number.")
+        if name in maxima:
+            raise ValueError(f"{name or 'a number without a deployment'} is listed twice.")
+        maxima[name] = int(number)
+    return maxima
+
+
+def parse_prices(value: str) -> dict[str, Tariff]:
+    """A JSON object of deployment or model -> USD per 1,000,000 tokens by kind, and by service tier and kind. Amounts
+    are exact, never floats."""
     try:
         prices = json.loads(value, parse_float=Decimal)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"it is not JSON ({error}).") from error
     if not isinstance(prices, dict):
         raise ValueError('it must be a JSON object such as {"gpt-5.4-mini": {"input": 0.75, "output": 4.5}}.')
-    return {name: _rates(name, amounts) for name, amounts in prices.items()}
+    return {name: _tariff(name, amounts) for name, amounts in prices.items()}
+
+
+def _tariff(name: str, amounts: object) -> Tariff:
+    """The rates of the default tier, and of those that are named inside it."""
+    if not isinstance(amounts, dict):
+        raise ValueError(f"{name!r} needs input and output, in USD per 1M tokens.")
+    tiers = {tier: _rates(f"{name}.{tier}", each) for tier, each in amounts.items() if isinstance(each, dict)}
+    if DEFAULT_TIER in tiers:
+        raise ValueError(f"{name!r} has its default prices beside its tiers, without {DEFAULT_TIER!r}.")
+    return {DEFAULT_TIER: _rates(name, {kind: each for kind, each in amounts.items() if kind not in tiers}), **tiers}
 
 
 def _rates(name: str, amounts: object) -> Rates:
     if not isinstance(amounts, dict) or not {"input", "output"} <= amounts.keys():
         raise ValueError(f"{name!r} needs input and output, in USD per 1M tokens.")
-    if unknown := amounts.keys() - {"input", "cached_input", "cache_write", "output"}:
+    if unknown := amounts.keys() - {kind.name for kind in fields(Rates)}:
         raise ValueError(f"{name!r} has the unknown price {min(unknown)!r}.")
     rates = {kind: _rate(name, kind, amount) for kind, amount in amounts.items()}
     return Rates(
@@ -122,6 +149,8 @@ def _rates(name: str, amounts: object) -> Rates:
         cached_input=rates.get("cached_input", rates["input"]),
         cache_write=rates.get("cache_write", rates["input"]),
         output=rates["output"],
+        audio_input=rates.get("audio_input"),
+        audio_output=rates.get("audio_output"),
     )
 
 

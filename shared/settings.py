@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from shared.domain.calls import Rates, ReasoningEffort
+from shared.domain.calls import ReasoningEffort
+from shared.domain.pricing import Tariff
 from shared.environment import Environment
 from shared.setting_values import (
     SettingsError,
@@ -20,6 +21,7 @@ from shared.setting_values import (
     parse_email_address,
     parse_email_addresses,
     parse_key_hashes,
+    parse_max_output_tokens,
     parse_model_endpoints,
     parse_prices,
     parse_reasoning_effort,
@@ -42,6 +44,7 @@ __all__ = [
 
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly and say so when you do not know."
 MAX_ANSWER_TOKENS = 100_000  # the text of a longer answer might not fit into a table row
+MAX_OUTPUT_TOKENS = 128_000  # of the models with the longest answers
 MAX_MESSAGE_BYTES = 500_000  # upper limit of that setting: a system prompt of this size fills its row in UTF-16
 
 
@@ -58,7 +61,7 @@ class ModelSettings:
     timeout: float
     max_retries: int  # attempts after the first
     reasoning_effort: ReasoningEffort | None  # for turns that set none; None: not sent
-    prices: Mapping[str, Rates]
+    prices: Mapping[str, Tariff]
 
     @classmethod
     def read(cls, env: Environment) -> Self:
@@ -97,7 +100,7 @@ class TurnSettings:
     context_tokens: int  # prompt and answer together
     system_prompt: str  # for sessions without one in their first turn
     max_tokens: int  # of an answer, for turns that set no maximum
-    max_output_tokens: int  # of any model: the worst case of openai/* calls that set no maximum
+    max_output_tokens: Mapping[str, int]  # by deployment; "": every other one
     max_message_bytes: int  # of a request body on api/*
     max_request_bytes: int  # of a request body on openai/*
 
@@ -108,7 +111,7 @@ class TurnSettings:
             context_tokens=env.whole_number("CONTEXT_TOKENS", 16_000, minimum=256),
             system_prompt=env.text("SYSTEM_PROMPT") or DEFAULT_SYSTEM_PROMPT,
             max_tokens=env.whole_number("AZURE_OPENAI_MAX_TOKENS", 800, minimum=1),
-            max_output_tokens=env.whole_number("AZURE_OPENAI_MAX_OUTPUT_TOKENS", 128_000, minimum=1),
+            max_output_tokens=env.parsed("AZURE_OPENAI_MAX_OUTPUT_TOKENS", parse_max_output_tokens, {}),
             max_message_bytes=env.whole_number("MAX_MESSAGE_BYTES", 262_144, minimum=1_024, maximum=MAX_MESSAGE_BYTES),
             max_request_bytes=env.whole_number("MAX_REQUEST_BYTES", 20 * 1024 * 1024, minimum=1_024),
         )
@@ -119,6 +122,10 @@ class TurnSettings:
     def max_answer_tokens(self) -> int:
         """The largest `max_tokens` of a request: half of the context is reserved for the prompt."""
         return min(self.context_tokens // 2, MAX_ANSWER_TOKENS)
+
+    def max_output(self, deployment: str) -> int:
+        """The longest answer of a deployment, in tokens: the worst case of openai/* calls that set no maximum."""
+        return self.max_output_tokens.get(deployment, self.max_output_tokens.get("", MAX_OUTPUT_TOKENS))
 
     def _check_max_tokens(self) -> None:
         if self.max_tokens > self.max_answer_tokens:
@@ -226,7 +233,7 @@ class Settings:
         """Raises SettingsError, which names the first variable that is missing or malformed; UnresolvedReference if
         that variable is an unresolved Key Vault reference."""
         env = Environment(environ)
-        return cls(
+        settings = cls(
             tables=TableSettings.read(env),
             model=ModelSettings.read(env),
             turns=TurnSettings.read(env),
@@ -234,3 +241,9 @@ class Settings:
             keys=KeySettings.read(env),
             azure=AzureSettings.read(env),
         )
+        settings._check_max_output_tokens()
+        return settings
+
+    def _check_max_output_tokens(self) -> None:
+        if unknown := set(self.turns.max_output_tokens) - {"", *self.model.deployments}:
+            raise SettingsError("AZURE_OPENAI_MAX_OUTPUT_TOKENS", f"names the unknown deployment {min(unknown)!r}.")

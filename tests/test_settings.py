@@ -50,7 +50,7 @@ class TestDefaults:
             ("turns.timeout", 220.0),
             ("turns.context_tokens", 16_000),
             ("turns.max_tokens", 800),
-            ("turns.max_output_tokens", 128_000),
+            ("turns.max_output_tokens", {}),
             ("turns.max_message_bytes", 262_144),
             ("turns.max_request_bytes", 20_971_520),
             ("tables.endpoint", MINIMAL["TABLES_ENDPOINT"]),
@@ -274,22 +274,64 @@ class TestDeployments:
         assert model.deployments == {"a": "", "b": "gpt-4o"}
 
 
+class TestMaxOutputTokens:
+    @pytest.mark.parametrize(
+        ("value", "chat", "other"),
+        [
+            ("", 128_000, 128_000),
+            ("16384", 16_384, 16_384),
+            ("chat=16384", 16_384, 128_000),
+            (" chat = 16384 , 4096,", 16_384, 4_096),
+        ],
+    )
+    def test_maximum_is_set_for_all_or_by_deployment(self, value: str, chat: int, other: int) -> None:
+        turns = read(
+            AZURE_OPENAI_MODEL="chat", AZURE_OPENAI_DEPLOYMENTS="other", AZURE_OPENAI_MAX_OUTPUT_TOKENS=value
+        ).turns
+        assert (turns.max_output("chat"), turns.max_output("other")) == (chat, other)
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("many", "'many' is not a number of tokens"),
+            ("0", "'0' is not a number of tokens"),
+            ("chat=", "'chat=' is not a number of tokens"),
+            ("a b=1", "'a b=1' is not a number of tokens"),
+            ("chat=1, chat=2", "chat is listed twice"),
+            ("1, 2", "a number without a deployment is listed twice"),
+            ("unknown=1", "unknown deployment 'unknown'"),
+        ],
+    )
+    def test_error_names_the_malformed_part(self, value: str, expected: str) -> None:
+        error = error_of(AZURE_OPENAI_MODEL="chat", AZURE_OPENAI_MAX_OUTPUT_TOKENS=value)
+        assert error.name == "AZURE_OPENAI_MAX_OUTPUT_TOKENS"
+        assert expected in str(error)
+
+
 class TestPrices:
     def test_prices_are_exact_decimals_from_numbers_or_strings(self) -> None:
         prices = read(
             PRICES='{"chat": {"input": 0.1, "cached_input": "0.025", "cache_write": 1, "output": 1e-3}}'
         ).model.prices
         assert prices == {
-            "chat": Rates(
-                input=Decimal("0.1"), cached_input=Decimal("0.025"), cache_write=Decimal(1), output=Decimal("0.001")
-            )
+            "chat": {
+                "default": Rates(
+                    input=Decimal("0.1"), cached_input=Decimal("0.025"), cache_write=Decimal(1), output=Decimal("0.001")
+                )
+            }
         }
 
     def test_cached_input_and_cache_write_default_to_the_input_price(self) -> None:
         prices = read(PRICES='{"chat": {"input": 2, "output": 8}}').model.prices
-        assert prices["chat"] == Rates(
+        assert prices["chat"]["default"] == Rates(
             input=Decimal(2), cached_input=Decimal(2), cache_write=Decimal(2), output=Decimal(8)
         )
+
+    def test_prices_name_audio_and_service_tiers(self) -> None:
+        value = '{"a": {"input": 1, "output": 2, "audio_output": 3, "priority": {"input": 4, "output": 5}}}'
+        tariff = read(PRICES=value).model.prices["a"]
+        assert (tariff["default"].audio_input, tariff["default"].audio_output) == (None, Decimal(3))
+        assert (tariff["priority"].input, tariff["priority"].audio_output) == (Decimal(4), None)
 
     @pytest.mark.parametrize(
         ("value", "expected"),
@@ -300,6 +342,9 @@ class TestPrices:
             ('{"chat": 1}', "'chat' needs input and output"),
             ('{"chat": {"input": 1}}', "'chat' needs input and output"),
             ('{"chat": {"input": 1, "output": 1, "cached": 1}}', "unknown price 'cached'"),
+            ('{"chat": {"input": 1, "output": 1, "priority": {"input": 1}}}', "'chat.priority' needs input and output"),
+            ('{"chat": {"priority": {"input": 1, "output": 1}}}', "'chat' needs input and output"),
+            ('{"chat": {"input": 1, "output": 1, "default": {"input": 1, "output": 1}}}', "without 'default'"),
             ('{"chat": {"input": "cheap", "output": 1}}', ""),
             ('{"chat": {"input": 1e9999999999999999999, "output": 1}}', ""),
             ('{"chat": {"input": true, "output": 1}}', "input of 'chat' is not a number"),

@@ -4,7 +4,7 @@ A call's state only ever rises (`State.rank`), so any process can repeat any ste
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -34,14 +34,17 @@ _RANK = {State.OPEN: 0, State.ABANDONED: 1, State.UNACCOUNTED: 2, State.SETTLED:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens of one or more calls. Cached and cache-write tokens are part of the prompt's, reasoning tokens of the
-    completion's."""
+    """Tokens of one or more calls. Cached, cache-write and audio prompt tokens are part of the prompt's, reasoning and
+    audio completion tokens of the completion's. `unpriced_tokens`: those of a kind that no rate covers."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    audio_prompt_tokens: int = 0
+    audio_completion_tokens: int = 0
+    unpriced_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -53,26 +56,23 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens - self.reasoning_tokens
 
     def plus(self, other: "Usage", sign: int = 1) -> "Usage":
-        return Usage(
-            prompt_tokens=self.prompt_tokens + sign * other.prompt_tokens,
-            cached_tokens=self.cached_tokens + sign * other.cached_tokens,
-            cache_write_tokens=self.cache_write_tokens + sign * other.cache_write_tokens,
-            completion_tokens=self.completion_tokens + sign * other.completion_tokens,
-            reasoning_tokens=self.reasoning_tokens + sign * other.reasoning_tokens,
-        )
+        return Usage(**{name: getattr(self, name) + sign * getattr(other, name) for name in USAGE_FIELDS})
 
 
+USAGE_FIELDS = tuple(each.name for each in fields(Usage))
 NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """USD per 1,000,000 tokens, by kind."""
+    """USD per 1,000,000 tokens, by kind. None: the rate is not known."""
 
     input: Decimal
     cached_input: Decimal
     cache_write: Decimal
     output: Decimal
+    audio_input: Decimal | None = None
+    audio_output: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

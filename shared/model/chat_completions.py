@@ -30,8 +30,18 @@ class ChatCompletions:
     def prompt_bound(self, body: Mapping[str, Any]) -> int:
         return bound(body["messages"], {name: value for name, value in body.items() if name != "messages"})
 
+    def has_audio(self, body: Mapping[str, Any]) -> bool:
+        modalities = body.get("modalities")
+        return (isinstance(modalities, list) and "audio" in modalities) or any(map(_has_audio, body["messages"]))
+
     def reader(self) -> AnswerReader:
         return Completion()
+
+
+def _has_audio(message: Message) -> bool:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return "audio" in message or any(isinstance(part, dict) and part.get("type") == "input_audio" for part in parts)
 
 
 def _sendable(message: Message) -> Message:

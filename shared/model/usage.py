@@ -1,11 +1,48 @@
 """Usage from a service's `usage` object."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shared.domain.calls import Usage
 
+log = logging.getLogger(__name__)
+
 _MAX_TOKENS = 2**53  # a larger number is not a token count
+
+# The spellings of a count, as paths in the usage object: OpenAI's, then DeepSeek's, Moonshot's and LiteLLM's.
+_CACHED = ("prompt_tokens_details.cached_tokens", "prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")
+_CACHE_WRITE = (
+    "prompt_tokens_details.cache_write_tokens",
+    "prompt_tokens_details.cache_creation_tokens",
+    "cache_creation_input_tokens",
+)
+_REASONING = ("completion_tokens_details.reasoning_tokens", "reasoning_tokens")
+_AUDIO_PROMPT = "prompt_tokens_details.audio_tokens"
+_AUDIO_COMPLETION = "completion_tokens_details.audio_tokens"
+_CACHED_AUDIO = "prompt_tokens_details.cached_tokens_details.audio_tokens"
+
+_DETAILS = ("prompt_tokens_details", "completion_tokens_details")
+_NESTED = tuple(f"{name}." for name in _DETAILS)
+
+# Counts that are charged as those above, or that repeat one of them.
+_KNOWN = {
+    *(*_CACHED, *_CACHE_WRITE, *_REASONING, _AUDIO_PROMPT, _AUDIO_COMPLETION),
+    *(
+        "prompt_tokens",
+        "completion_tokens",
+        "total_tokens",
+        "input_tokens",
+        "output_tokens",
+        "prompt_cache_miss_tokens",
+    ),
+    "prompt_tokens_details.text_tokens",
+    "prompt_tokens_details.cache_creation_token_details.ephemeral_5m_input_tokens",  # LiteLLM's name of a cache write
+    "prompt_tokens_details.cached_tokens_details.text_tokens",
+    "completion_tokens_details.text_tokens",
+    "completion_tokens_details.accepted_prediction_tokens",
+    "completion_tokens_details.rejected_prediction_tokens",
+}
 
 
 def usage_of(reported: Any) -> Usage | None:
@@ -13,27 +50,53 @@ def usage_of(reported: Any) -> Usage | None:
     Missing details count as zero."""
     if not isinstance(reported, Mapping):
         return None
-    prompt, completion = _count(reported.get("prompt_tokens")), _count(reported.get("completion_tokens"))
-    if prompt is None or completion is None:
+    counts = dict(_counts(reported))
+    if "prompt_tokens" not in counts or "completion_tokens" not in counts:
         return None
-    uncounted = (_count(reported.get("total_tokens")) or 0) - prompt - completion
-    cached = _detail(reported, "prompt", "cached_tokens")
-    cache_write = _detail(reported, "prompt", "cache_write_tokens")
-    reasoning = _detail(reported, "completion", "reasoning_tokens")
+    prompt, completion = counts["prompt_tokens"], counts["completion_tokens"]
+    uncounted = counts.get("total_tokens", 0) - prompt - completion
+    cached, cache_write, reasoning = (_first(counts, names) or 0 for names in (_CACHED, _CACHE_WRITE, _REASONING))
     answer = _including(reasoning, completion, uncounted)
     uncounted -= answer - completion  # otherwise the same tokens could be added to the prompt too
+    asked = _including(cached + cache_write, prompt, uncounted)
+    uncounted -= asked - prompt
+    if uncounted > 0 and _first(counts, _REASONING) is None:  # Gemini's compatible API reports no reasoning tokens
+        answer, uncounted = answer + uncounted, 0
+    audio_prompt, audio_completion = counts.get(_AUDIO_PROMPT, 0), counts.get(_AUDIO_COMPLETION, 0)
+    unpriced = {name: count for name, count in counts.items() if count and name not in _KNOWN}
+    if uncounted > 0:
+        unpriced["total_tokens"] = uncounted
+    if cached and audio_prompt and _CACHED_AUDIO not in counts:  # how many of the cached tokens are audio is not known
+        unpriced[_AUDIO_PROMPT] = audio_prompt
+    if audio_prompt + cached + cache_write > asked or audio_completion > answer:
+        unpriced["audio_tokens"] = audio_prompt + audio_completion
+    if unpriced:
+        names = ", ".join(sorted(unpriced))[:300]
+        log.warning("the cost of a call is unknown, because no rate covers these of its tokens: %s", names)
     return Usage(
-        prompt_tokens=_including(cached + cache_write, prompt, uncounted),
+        prompt_tokens=asked,
         cached_tokens=cached,
         cache_write_tokens=cache_write,
         completion_tokens=answer,
         reasoning_tokens=reasoning,
+        audio_prompt_tokens=audio_prompt,
+        audio_completion_tokens=audio_completion,
+        unpriced_tokens=min(sum(unpriced.values()), _MAX_TOKENS),
     )
 
 
-def _detail(reported: Mapping[str, Any], kind: str, name: str) -> int:
-    details = reported.get(f"{kind}_tokens_details")
-    return (_count(details.get(name)) or 0) if isinstance(details, Mapping) else 0
+def _counts(reported: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int]]:
+    """Each valid count of the object and of its details, with its path. Other objects in it are not read: they repeat
+    counts under the names of another API."""
+    for name, value in reported.items():
+        if isinstance(value, Mapping) and (path in _NESTED if path else name in _DETAILS):
+            yield from _counts(value, f"{path}{name}.")
+        elif name.endswith("_tokens") and (count := _count(value)) is not None:
+            yield f"{path}{name}", count
+
+
+def _first(counts: Mapping[str, int], names: tuple[str, ...]) -> int | None:
+    return next((counts[name] for name in names if name in counts), None)
 
 
 def _count(value: Any) -> int | None:

@@ -12,8 +12,10 @@ import orjson
 
 from shared.domain.calls import Call, Rates, State, Usage
 
-USAGE_COLUMNS = ("prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens")
-_RATES = ("input", "cached_input", "cache_write", "output")
+_USAGE = ("prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens")
+_RARE_USAGE = ("audio_prompt_tokens", "audio_completion_tokens", "unpriced_tokens")  # absent if zero
+USAGE_COLUMNS = (*_USAGE, *_RARE_USAGE)
+_RATES = ("input", "cached_input", "cache_write", "output", "audio_input", "audio_output")  # absent if unknown
 
 
 def json_text(value: Any) -> str:
@@ -21,11 +23,14 @@ def json_text(value: Any) -> str:
 
 
 def usage_columns(usage: Usage | None) -> dict[str, Any]:
-    return {name: getattr(usage, name) for name in USAGE_COLUMNS} if usage else {}
+    if usage is None:
+        return {}
+    rare = {name: count for name in _RARE_USAGE if (count := getattr(usage, name))}
+    return {name: getattr(usage, name) for name in _USAGE} | rare
 
 
 def to_usage(columns: Mapping[str, Any]) -> Usage:
-    return Usage(**{name: columns[name] for name in USAGE_COLUMNS})
+    return Usage(**{name: columns[name] for name in USAGE_COLUMNS if name in columns})
 
 
 def call_columns(call: Call) -> dict[str, Any]:
@@ -39,7 +44,7 @@ def call_columns(call: Call) -> dict[str, Any]:
         "worst_case": _amount(call.worst_case),
         **usage_columns(call.usage),
         "cost": _amount(call.cost),
-        "rates": json_text({name: _amount(getattr(call.rates, name)) for name in _RATES}) if call.rates else None,
+        "rates": _rates_text(call.rates) if call.rates else None,
         "model": call.model,
         "endpoint": call.endpoint,
         "reason": call.reason,
@@ -63,6 +68,11 @@ def to_call(columns: Mapping[str, Any]) -> Call:
         endpoint=columns.get("endpoint"),
         reason=columns.get("reason"),
     )
+
+
+def _rates_text(rates: Rates) -> str:
+    known = {name: rate for name in _RATES if (rate := getattr(rates, name)) is not None}
+    return json_text({name: _amount(rate) for name, rate in known.items()})
 
 
 def _amount(value: Decimal | None) -> str | None:

@@ -10,9 +10,8 @@ from typing import Any
 
 import orjson
 
-from shared.domain.calls import Usage
 from shared.domain.daily import Adjustment, Day, Figures, SessionCost, UsageBreakdown
-from shared.storage.call_columns import json_text
+from shared.storage.call_columns import json_text, to_usage, usage_columns
 
 Row = dict[str, Any]
 
@@ -70,7 +69,7 @@ def _figures_fields(figures: Figures) -> dict[str, Any]:
     return {
         **{name: getattr(figures, name) for name in _COUNTS},
         **{name: format(getattr(figures, name), "f") for name in _AMOUNTS},
-        "usage": {name: getattr(figures.usage, name) for name in Usage.__dataclass_fields__},
+        "usage": usage_columns(figures.usage),
         "models": [[*names, _breakdown_fields(breakdown)] for names, breakdown in figures.models.items()],
         "callers": [[name, _breakdown_fields(breakdown)] for name, breakdown in figures.callers.items()],
         "costliest": [[session.session_id, format(session.cost, "f")] for session in figures.costliest],
@@ -84,7 +83,7 @@ def _figures(fields: Mapping[str, Any]) -> Figures:
     return Figures(
         **counts,
         **amounts,
-        usage=Usage(**fields["usage"]),
+        usage=to_usage(fields["usage"]),
         models={(deployment, model): _breakdown(totals) for deployment, model, totals in fields["models"]},
         callers={name: _breakdown(totals) for name, totals in fields["callers"]},
         costliest=tuple(SessionCost(session_id=name, cost=Decimal(cost)) for name, cost in fields["costliest"]),

@@ -34,9 +34,10 @@ class OpenCall:
         return self.failed(self.error) if self.error else self._unaccounted("no_usage")
 
     def _settled(self, usage: Usage, prices: Prices) -> Call:
-        """At the price of the model named in the answer."""
+        """At the price of the model and the service tier named in the answer."""
         opened, model = self.entry.call, self.answer.model
-        rates = prices.rates(opened.deployment, model, prompt_tokens=usage.prompt_tokens)
+        tier = self.answer.service_tier
+        rates = prices.rates(opened.deployment, model, tier=tier, prompt_tokens=usage.prompt_tokens)
         return replace(
             opened,
             state=State.SETTLED,

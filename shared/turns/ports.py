@@ -137,6 +137,9 @@ class Dialect(Protocol):
     def prompt_bound(self, body: Mapping[str, Any]) -> int:
         """An upper bound on the tokens in a request's prompt."""
 
+    def has_audio(self, body: Mapping[str, Any]) -> bool:
+        """True if a request sends audio or asks for it."""
+
     def reader(self) -> AnswerReader: ...
 
 

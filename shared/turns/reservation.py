@@ -97,13 +97,14 @@ class Reservations:
     def new_call(self, plan: Plan, *, step: int = 0) -> Call:
         """An open call for the plan, with its worst-case cost in USD."""
         now = self._clock.now()
-        rates = self._prices.rates(plan.deployment, prompt_tokens=plan.prompt_bound)
+        rates = self._prices.highest_rates(plan.deployment, prompt_tokens=plan.prompt_bound)
+        audio = plan.dialect.has_audio(plan.body)
         return Call(
             id=uuid.uuid4().hex,
             day=now.date(),
             deadline=now + call_lifetime(self._limits.turn_timeout),
             deployment=plan.deployment,
-            worst_case=worst_case(plan.prompt_bound, plan.max_tokens, rates) if rates else None,
+            worst_case=worst_case(plan.prompt_bound, plan.max_tokens, rates, audio=audio) if rates else None,
             step=step,
         )
 

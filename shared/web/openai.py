@@ -37,6 +37,8 @@ from shared.web.http import (
 
 SESSION_HEADER = "x-session-id"
 DONE = b"data: [DONE]\n\n"
+# OpenAI's, xAI's, OpenRouter's and Qwen's web search: each search has its own price, and usage does not count searches.
+_BILLED_BY_CALL = ("web_search_options", "search_parameters", "plugins", "enable_search")
 _ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # for people; SDKs go by the status
 
 
@@ -89,11 +91,9 @@ def _forwarded(
     request: Request, app: Services, principal: Principal, completion: CompletionRequest, body: Mapping[str, Any]
 ) -> ForwardedRequest:
     deployment = _deployment(request, app, completion)
-    if body.get("service_tier") not in (None, "auto", "default"):
-        message = "Only the default service tier has known prices. Leave service_tier out."
-        raise InvalidRequest(message, param="service_tier")
+    _check_price(body)
     requested = max(completion.max_tokens or 0, completion.max_completion_tokens or 0) or None
-    maximum = app.settings.turns.max_output_tokens
+    maximum = app.settings.turns.max_output(deployment)
     forwarded_body = {name: value for name, value in body.items() if name != "model"}
     if completion.stream:  # usage is always requested; its chunk is forwarded only if the caller requested it
         forwarded_body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
@@ -120,6 +120,22 @@ def _forwarded(
         idempotency_key=idempotency_key(request),
         fingerprint=sha256(fingerprint).hexdigest(),
     )
+
+
+def _check_price(body: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest for options whose price is not known before the call, or that are not billed by token."""
+    if body.get("service_tier") not in (None, "auto", "default"):
+        message = "Only the default service tier has known prices. Leave service_tier out."
+        raise InvalidRequest(message, param="service_tier")
+    for name in _BILLED_BY_CALL:
+        if body.get(name):
+            message = f"{name} is billed by the call, which this app can't account for. Leave it out."
+            raise InvalidRequest(message, param=name)
+    tools = body.get("tools")
+    for index, tool in enumerate(tools if isinstance(tools, list) else ()):
+        if isinstance(tool, dict) and tool.get("type", "function") not in ("function", "custom"):
+            message = "Only function and custom tools are accepted: others are billed by the call."
+            raise InvalidRequest(message, param=f"tools[{index}].type")
 
 
 def _deployment(request: Request, app: Services, completion: CompletionRequest) -> str:
@@ -215,6 +231,10 @@ def openai_usage(usage: Usage) -> dict[str, Any]:
         "prompt_tokens_details": {
             "cached_tokens": usage.cached_tokens,
             "cache_write_tokens": usage.cache_write_tokens,
+            "audio_tokens": usage.audio_prompt_tokens,
         },
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "audio_tokens": usage.audio_completion_tokens,
+        },
     }

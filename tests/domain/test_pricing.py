@@ -1,6 +1,7 @@
 """The cost of a call: exact, at the right rates, and never above its worst case."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -10,14 +11,22 @@ from hypothesis import strategies as st
 
 from shared.domain.calls import Rates, Usage
 from shared.domain.clock import SystemClock
-from shared.domain.pricing import Prices, cost, worst_case
+from shared.domain.pricing import DEFAULT_TIER, Prices, cost, worst_case
 
 AMOUNTS = st.decimals(0, 999_999, places=12)
-RATES = st.builds(Rates, input=AMOUNTS, cached_input=AMOUNTS, cache_write=AMOUNTS, output=AMOUNTS)
+RATES = st.builds(
+    Rates,
+    input=AMOUNTS,
+    cached_input=AMOUNTS,
+    cache_write=AMOUNTS,
+    output=AMOUNTS,
+    audio_input=AMOUNTS,
+    audio_output=AMOUNTS,
+)
 
 
 def prices_of(configured: Mapping[str, Rates], deployments: Mapping[str, str]) -> Prices:
-    return Prices(configured, deployments, SystemClock())
+    return Prices({name: {DEFAULT_TIER: each} for name, each in configured.items()}, deployments, SystemClock())
 
 
 def rates(amount: int | str, output: int | str = 0) -> Rates:
@@ -27,17 +36,32 @@ def rates(amount: int | str, output: int | str = 0) -> Rates:
 
 @st.composite
 def usages(draw: st.DrawFn) -> Usage:
-    """Usage as a service reports it: cached and cache-write tokens are part of the prompt, reasoning tokens of the
-    completion."""
+    """Usage as a service reports it: cached, cache-write and audio prompt tokens are part of the prompt, reasoning and
+    audio completion tokens of the completion."""
     prompt, completion = draw(st.integers(0, 2_000_000)), draw(st.integers(0, 200_000))
     cached = draw(st.integers(0, prompt))
+    cache_write = draw(st.integers(0, prompt - cached))
     return Usage(
         prompt_tokens=prompt,
         cached_tokens=cached,
-        cache_write_tokens=draw(st.integers(0, prompt - cached)),
+        cache_write_tokens=cache_write,
         completion_tokens=completion,
         reasoning_tokens=draw(st.integers(0, completion)),
+        audio_prompt_tokens=draw(st.integers(0, prompt - cached - cache_write)),
+        audio_completion_tokens=draw(st.integers(0, completion)),
     )
+
+
+def exact(usage: Usage, each: Rates) -> Decimal:
+    amount = cost(usage, each)
+    assert amount is not None
+    return amount
+
+
+def bound(prompt: int, completion: int, each: Rates, *, audio: bool = False) -> Decimal:
+    amount = worst_case(prompt, completion, each, audio=audio)
+    assert amount is not None
+    return amount
 
 
 class TestCost:
@@ -54,21 +78,35 @@ class TestCost:
 
     @given(usages(), RATES)
     def test_cost_is_exact(self, usage: Usage, each: Rates) -> None:
-        plain = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens
-        exact = (
+        audio_rates = Fraction(each.audio_input or 0), Fraction(each.audio_output or 0)
+        plain = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens - usage.audio_prompt_tokens
+        micro = (
             plain * Fraction(each.input)
             + usage.cached_tokens * Fraction(each.cached_input)
             + usage.cache_write_tokens * Fraction(each.cache_write)
-            + usage.completion_tokens * Fraction(each.output)
+            + usage.audio_prompt_tokens * audio_rates[0]
+            + (usage.completion_tokens - usage.audio_completion_tokens) * Fraction(each.output)
+            + usage.audio_completion_tokens * audio_rates[1]
         )
-        assert Fraction(cost(usage, each)) == exact / 1_000_000
+        assert Fraction(exact(usage, each)) == micro / 1_000_000
+
+    @pytest.mark.parametrize("kind", ["audio_prompt_tokens", "audio_completion_tokens", "unpriced_tokens"])
+    def test_cost_is_unknown_if_a_kind_of_token_has_no_rate(self, kind: str) -> None:
+        usage = Usage(prompt_tokens=100, completion_tokens=100)
+        assert cost(usage, rates(1, 4)) is not None
+        assert cost(usage.plus(Usage(**{kind: 1})), rates(1, 4)) is None
 
     @given(usages(), RATES, st.integers(0, 10_000), st.integers(0, 10_000))
     def test_cost_never_exceeds_the_worst_case(
         self, usage: Usage, each: Rates, prompt_slack: int, answer_slack: int
     ) -> None:
-        highest = worst_case(usage.prompt_tokens + prompt_slack, usage.completion_tokens + answer_slack, each)
-        assert cost(usage, each) <= highest
+        prompt, completion = usage.prompt_tokens + prompt_slack, usage.completion_tokens + answer_slack
+        assert exact(usage, each) <= bound(prompt, completion, each, audio=True)
+        text = replace(usage, audio_prompt_tokens=0, audio_completion_tokens=0)
+        assert exact(text, each) <= bound(prompt, completion, each)
+
+    def test_worst_case_of_audio_is_unknown_without_its_rates(self) -> None:
+        assert worst_case(1, 1, rates(1, 4), audio=True) is None
 
     def test_worst_case_uses_the_highest_prompt_rate(self) -> None:
         each = Rates(input=Decimal(1), cached_input=Decimal(0), cache_write=Decimal("1.25"), output=Decimal(4))
@@ -117,7 +155,50 @@ class TestConfiguredPrices:
         assert prices_of({"gpt-4.1": rates(9)}, {}).rates("chat", "gpt-4.1-2025-04-14") == rates(9)
 
 
+class TestServiceTiers:
+    PRICES = Prices({"chat": {DEFAULT_TIER: rates(1, 9), "priority": rates(2, 8)}}, {}, SystemClock())
+
+    @pytest.mark.parametrize("tier", [None, "", "default", "auto", "standard", "on_demand"])
+    def test_default_tier_has_the_default_price(self, tier: str | None) -> None:
+        assert self.PRICES.rates("chat", tier=tier) == rates(1, 9)
+        assert prices_of({}, {}).rates("gpt-4.1", tier=tier) == prices_of({}, {}).rates("gpt-4.1") is not None
+
+    def test_other_tier_has_only_its_configured_price(self) -> None:
+        assert self.PRICES.rates("chat", tier="priority") == rates(2, 8)
+        assert self.PRICES.rates("chat", tier="flex") is None
+        assert prices_of({}, {}).rates("gpt-4.1", tier="priority") is None
+
+    def test_worst_case_takes_the_highest_rate_of_each_kind_over_all_tiers(self) -> None:
+        assert self.PRICES.highest_rates("chat", prompt_tokens=1) == rates(2, 9)
+
+
 class TestListPrices:
+    def test_audio_has_its_own_price(self) -> None:
+        priced = prices_of({}, {"chat": "gpt-audio"}).rates("chat", "gpt-audio-2025-08-28")
+        assert priced is not None
+        usage = Usage(prompt_tokens=17, completion_tokens=592, audio_completion_tokens=482)
+        assert cost(usage, priced) == Decimal("0.0319905")  # (17 * 2.5 + 110 * 10 + 482 * 64) / 1,000,000
+
+    @pytest.mark.parametrize(
+        "model",
+        [
+            *("DeepSeek-R1", "deepseek-chat", "grok-4", "grok-3-mini", "kimi-k2", "Kimi-K2-Thinking"),
+            *("claude-sonnet-4-5", "claude-opus-4-1-20250805", "Mistral-Large-2411", "Llama-3.3-70B-Instruct"),
+            *("gpt-oss-120b", "mai-ds-r1", "model-router"),
+        ],
+    )
+    def test_other_makers_models_have_no_list_price(self, model: str) -> None:
+        assert prices_of({}, {"chat": model}).rates("chat", model) is None
+        assert prices_of({model: rates(1)}, {"chat": model}).rates("chat", model) == rates(1)
+
+    @pytest.mark.parametrize("model", ["gpt-5-search-api", "gpt-4o-search-preview", "o3-deep-research"])
+    def test_models_that_bill_by_the_search_have_no_list_price(self, model: str) -> None:
+        assert prices_of({}, {"chat": model}).rates("chat", model) is None
+
+    @pytest.mark.parametrize("model", ["phi-4", "o3-mini", "gpt-4o", "gpt-5.4-mini-2026-03-17", "codex-mini"])
+    def test_azures_and_openais_models_have_a_list_price(self, model: str) -> None:
+        assert prices_of({}, {"chat": model}).rates("chat", model) is not None
+
     def test_answers_model_decides_the_price_if_it_has_a_version(self) -> None:
         priced = prices_of({}, {"chat": "gpt-4"}).rates("chat", "gpt-4.1-2025-04-14")
         assert priced == prices_of({}, {"other": "gpt-4.1"}).rates("other")
@@ -179,7 +260,7 @@ class TestListPrices:
         expensive = prices_of({}, {}).rates("x", "gpt-5.4", prompt_tokens=more)
         assert cheap is not None
         assert expensive is not None
-        assert worst_case(more, 1, expensive) >= worst_case(less, 1, cheap)
+        assert bound(more, 1, expensive) >= bound(less, 1, cheap)
 
     def test_cached_and_cache_write_tokens_without_a_price_cost_the_input_rate(self) -> None:
         priced = prices_of({}, {}).rates("x", "gpt-4")

@@ -185,6 +185,89 @@ class TestMetadata:
         usage = read_usage(reported)
         assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (500, 148, 648)
 
+    @pytest.mark.parametrize(
+        ("details", "total", "completion", "unpriced"),
+        [
+            (None, 120, 20, 0),  # reasoning tokens are not reported: charged as completion
+            ({"audio_tokens": 0}, 120, 20, 0),
+            ({"reasoning_tokens": 0}, 120, 10, 10),
+            ({"reasoning_tokens": 4}, 120, 10, 10),
+            ({"reasoning_tokens": 10}, 120, 20, 0),  # reported beside the completion
+            (None, 110, 10, 0),
+            (None, 90, 10, 0),
+        ],
+    )
+    def test_total_above_its_parts_is_completion_only_where_reasoning_is_not_reported(
+        self, details: dict[str, int] | None, total: int, completion: int, unpriced: int
+    ) -> None:
+        usage = read_usage(
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 10,
+                "total_tokens": total,
+                "completion_tokens_details": details,
+            }
+        )
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.unpriced_tokens) == (100, completion, unpriced)
+
+    @pytest.mark.parametrize(
+        "reported",
+        [
+            {"prompt_cache_hit_tokens": 60, "prompt_cache_miss_tokens": 40},  # DeepSeek
+            {"cached_tokens": 60},  # Moonshot
+            {"cache_read_input_tokens": 60, "prompt_tokens_details": {"cached_tokens": 60}},  # LiteLLM
+            {"input_tokens": 100, "output_tokens": 10, "input_tokens_details": {"cached_tokens": 60, "any_tokens": 1}},
+        ],
+    )
+    def test_each_spelling_of_cached_tokens_is_read(self, reported: dict[str, Any]) -> None:
+        usage = read_usage({"prompt_tokens": 100, "completion_tokens": 10, **reported})
+        expected = 0 if "input_tokens" in reported else 60  # another API's names only repeat the counts
+        assert (usage.cached_tokens, usage.unpriced_tokens) == (expected, 0)
+
+    def test_audio_tokens_are_read(self) -> None:
+        usage = read_usage(
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 592,
+                "prompt_tokens_details": {"audio_tokens": 40, "text_tokens": 60, "image_tokens": 0, "cached_tokens": 0},
+                "completion_tokens_details": {"audio_tokens": 482, "text_tokens": 110, "reasoning_tokens": 0},
+            }
+        )
+        assert (usage.audio_prompt_tokens, usage.audio_completion_tokens, usage.unpriced_tokens) == (40, 482, 0)
+
+    @pytest.mark.parametrize(
+        "details",
+        [
+            {"prompt_tokens_details": {"image_tokens": 7}},
+            {"completion_tokens_details": {"image_tokens": 7}},
+            {"prompt_tokens_details": {"video_tokens": 7.0}},
+            {"prompt_tokens_details": {"cache_creation_token_details": {"ephemeral_1h_input_tokens": 7}}},
+            {"tool_use_prompt_tokens": 7},
+            {"prompt_tokens_details": {"audio_tokens": 7, "cached_tokens": 50}},  # which ones are cached?
+            {
+                "prompt_tokens_details": {
+                    "audio_tokens": 7,
+                    "cached_tokens": 50,
+                    "cached_tokens_details": {"audio_tokens": 7},
+                }
+            },
+            {"completion_tokens_details": {"audio_tokens": 700}},  # more than there are
+        ],
+    )
+    def test_tokens_of_an_unknown_kind_make_the_cost_unknown(
+        self, details: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert read_usage({"prompt_tokens": 100, "completion_tokens": 10, **details}).unpriced_tokens > 0
+        assert "the cost of a call is unknown" in caplog.text
+
+    def test_deeply_nested_usage_is_read(self) -> None:
+        nested: dict[str, Any] = {}
+        for _ in range(100_000):
+            nested = {"prompt_tokens_details": nested}
+        assert read_usage({"prompt_tokens": 1, "completion_tokens": 1, **nested}) == Usage(
+            prompt_tokens=1, completion_tokens=1
+        )
+
     def test_running_usage_is_not_the_usage_of_the_answer(self) -> None:
         counted = {
             "choices": [{"index": 0, "delta": {"content": "a"}}],

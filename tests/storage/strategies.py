@@ -21,8 +21,19 @@ USAGES = st.builds(
     cache_write_tokens=TOKENS,
     completion_tokens=TOKENS,
     reasoning_tokens=TOKENS,
+    audio_prompt_tokens=TOKENS,
+    audio_completion_tokens=TOKENS,
+    unpriced_tokens=TOKENS,
 )
-RATES = st.builds(Rates, input=MONEY, cached_input=MONEY, cache_write=MONEY, output=MONEY)
+RATES = st.builds(
+    Rates,
+    input=MONEY,
+    cached_input=MONEY,
+    cache_write=MONEY,
+    output=MONEY,
+    audio_input=st.none() | MONEY,
+    audio_output=st.none() | MONEY,
+)
 SESSION_IDS = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 CALL_IDS = st.uuids().map(lambda uuid: uuid.hex)
 CALLS = st.builds(

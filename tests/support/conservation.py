@@ -107,8 +107,10 @@ def _assert_accounted(call: Call, billed: Billed | None) -> None:
         assert call.state is not State.OPEN
     if billed is not None and call.state is not State.SETTLED:
         assert call.state is State.UNACCOUNTED, f"billed but {call.state}"
+        bill = cost(billed_usage(billed), RATES)
+        assert bill is not None
         assert call.worst_case is not None
-        assert call.worst_case >= cost(billed_usage(billed), RATES)
+        assert call.worst_case >= bill
 
 
 def _assert_agree(session: StoredSession, ledger_calls: dict[str, Call], *, erased: bool, released: bool) -> None:

@@ -226,10 +226,9 @@ async def test_worst_case_counts_every_choice_and_the_max_output_tokens(api: htt
     [
         [{"type": "text", "text": "ü" * 500}],
         [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}],
-        [{"type": "input_audio", "input_audio": {"data": "AAAA" * 200, "format": "wav"}}],
         [{"type": "file", "file": {"file_data": "data:application/pdf;base64," + "A" * 900}}],
     ],
-    ids=["text", "image", "audio", "file"],
+    ids=["text", "image", "file"],
 )
 async def test_worst_case_counts_every_kind_of_content(
     api: httpx.AsyncClient, tables: Tables, content: list[Any]
@@ -238,6 +237,23 @@ async def test_worst_case_counts_every_kind_of_content(
     more = await worst_case(tables, partial(post, api, max_tokens=1, messages=[{"role": "user", "content": content}]))
 
     assert more > plain
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AAAA"}}]}]},
+        {"messages": [*HELLO, {"role": "assistant", "audio": {"id": "audio_1"}}, *HELLO]},
+        {"messages": HELLO, "modalities": ["text", "audio"]},
+    ],
+    ids=["prompt", "earlier answer", "answer"],
+)
+async def test_audio_without_a_known_rate_has_no_worst_case(
+    api: httpx.AsyncClient, tables: Tables, body: dict[str, Any]
+) -> None:
+    await post(api, **body)
+    [entry] = await closed_ledger(tables)
+    assert entry.call.worst_case is None
 
 
 # Errors
@@ -341,6 +357,9 @@ async def test_each_retry_of_the_sdk_is_a_separate_call(api: httpx.AsyncClient, 
         ({"messages": [{"content": "hi"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": HELLO, "service_tier": "priority"}, "service_tier"),
+        ({"messages": HELLO, "web_search_options": {"search_context_size": "low"}}, "web_search_options"),
+        ({"messages": HELLO, "search_parameters": {"mode": "on"}}, "search_parameters"),
+        ({"messages": HELLO, "tools": [TOOL, {"type": "web_search"}]}, "tools[1].type"),
         ({"messages": HELLO * 2_049}, "messages"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": ["a"]}]}, "messages[0].tool_call_id"),
         ({"messages": HELLO, "n": 0}, "n"),
