@@ -15,8 +15,9 @@ import orjson
 from shared.domain.calls import Usage
 from shared.domain.conversation import Message
 from shared.errors import UpstreamError, UpstreamResponse
+from shared.model.error_body import read_error
+from shared.model.stream_errors import error_in
 from shared.model.tool_calls import ToolCalls
-from shared.model.upstream_errors import error_in
 from shared.model.usage import usage_of
 from shared.model.wire_json import Text, as_text, parsed, storable
 from shared.turns.ports import DONE, Piece
@@ -73,8 +74,8 @@ class Completion:
         chunk = parsed(data)
         if not isinstance(chunk, dict):
             return Piece({})
-        if error := error_in(chunk):
-            self._fail(error, data)
+        if error_in(chunk):
+            self._fail(data)
             return Piece({})
         return self._add(chunk, data)
 
@@ -171,10 +172,10 @@ class Completion:
             if isinstance(tokens, list) and tokens:
                 gathered.setdefault(kind, []).extend(tokens)
 
-    def _fail(self, error: Mapping[str, Any], data: bytes) -> None:
+    def _fail(self, data: bytes) -> None:
         """Record an error that ends the answer. Endpoint handles an error in the first event."""
         log.warning("the model service ended its answer with an error")
-        reason = as_text(error.get("message"))[:300]
+        reason = read_error(data).message[:300] or "it gave no reason."
         self.error = UpstreamError(f"The model's answer ended with an error: {reason}", maybe_billed=True)
         self.error.upstream = UpstreamResponse(502, {}, data)
 

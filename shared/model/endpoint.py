@@ -17,13 +17,8 @@ from shared.access.identity import ServiceAccess
 from shared.domain.clock import Clock
 from shared.errors import ChatError, UpstreamError, UpstreamResponse, UpstreamTimeout
 from shared.model.sse import CONNECTION_ERRORS, events
-from shared.model.upstream_errors import (
-    NotAuthorized,
-    error_in_event,
-    from_connection_error,
-    from_status,
-    visible_headers,
-)
+from shared.model.stream_errors import error_in_event
+from shared.model.upstream_errors import NotAuthorized, from_connection_error, from_status, visible_headers
 from shared.model.wire_json import parsed
 from shared.turns.ports import Plan, ServerEvent
 

@@ -1,11 +1,9 @@
 """What the model service's errors mean for the caller, for failover and for billing."""
 
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import httpx2
 from openai import APIStatusError
@@ -21,8 +19,7 @@ from shared.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from shared.model.wire_json import parsed, storable
-from shared.turns.ports import ServerEvent
+from shared.model.error_body import ErrorBody, read_error
 
 _MAX_PAUSE_S = 10_000_000  # a longer pause is treated as a mistake and ignored
 _VISIBLE = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
@@ -30,21 +27,6 @@ _VISIBLE = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelim
 _UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request arguments? supplied: (\w+)")
 # Codes for an option that is not supported at all; some errors have only a message (OpenHands/software-agent-sdk#1837).
 _UNSUPPORTED_CODES = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
-
-
-# Parts of an error's code or type -> the HTTP status that services send with it.
-_STATUS_BY_WORD = {
-    "rate_limit": 429,
-    "insufficient_quota": 429,
-    "content_filter": 400,
-    "context_length": 400,
-    "invalid_request": 400,
-    "bad_request": 400,
-    "authentication": 401,
-    "overloaded": 503,
-    "unavailable": 503,
-    "timeout": 504,
-}
 
 
 class NotAuthorized(UpstreamUnavailable):
@@ -81,7 +63,7 @@ def from_status(error: APIStatusError, deployment: str, access: ServiceAccess, n
     pause = _pause(error, now)
     match error.status_code:
         case 400 | 413 | 422:
-            return _bad_request(error)
+            return _bad_request(read_error(error.response.content))
         case 401 | 403:
             reason = f"{error.status_code} {error.code}"
             return NotAuthorized(access.message, reason, stale=error.status_code == 401)
@@ -110,32 +92,31 @@ def from_connection_error(cause: BaseException | None) -> ChatError:
     return UpstreamError("The connection to the model was lost. Retry the request.", maybe_billed=True)
 
 
-def _bad_request(error: APIStatusError) -> ChatError:
-    body = error.body if isinstance(error.body, dict) else {}
-    message = str(body.get("message") or "The model service rejected the request.")
-    param = body["param"] if isinstance(body.get("param"), str) else None
+def _bad_request(error: ErrorBody) -> ChatError:
+    message = error.message or "The model service rejected the request."
     unknown = _UNKNOWN_ARGUMENT.match(message)
     too_long = error.code == "context_length_exceeded" or error.type == "exceed_context_size_error"  # llama.cpp's
     match error.code:
         case "content_filter":
-            return ContentFiltered(f"The content filter stopped this prompt{_why(body)}. Rephrase it.", param="message")
+            return ContentFiltered(
+                f"The content filter stopped this prompt{_why(error)}. Rephrase it.", param="message"
+            )
         case _ if too_long:
             shorter = "This conversation is too long for the model. Send a shorter message."
             return ContextTooLong(shorter, param="message")
         case _ if unknown:
             return OptionRejected(message, param=unknown[1], unsupported=True)
-        case code if param:
+        case code if error.param:
             unsupported = code in _UNSUPPORTED_CODES or message.startswith(("Unsupported ", "Unknown parameter"))
-            return OptionRejected(message, param=param, unsupported=unsupported)
+            return OptionRejected(message, param=error.param, unsupported=unsupported)
         case _:
             return InvalidRequest(message)
 
 
-def _why(filtered: Mapping[str, Any]) -> str:
+def _why(filtered: ErrorBody) -> str:
     """The content filter categories that stopped a prompt, in parentheses; empty if the service names none.
     https://learn.microsoft.com/azure/ai-services/openai/concepts/content-filter"""
-    inner = filtered.get("innererror")
-    results = inner.get("content_filter_result") if isinstance(inner, dict) else None
+    results = filtered.inner.get("content_filter_result")
     items = results.items() if isinstance(results, dict) else ()
     names = [name for name, result in items if isinstance(result, dict) and result.get("filtered") is True]
     return f" ({', '.join(names)})" if names else ""
@@ -156,32 +137,3 @@ def _pause(error: APIStatusError, now: datetime) -> float | None:
 
 def visible_headers(headers: httpx2.Headers) -> dict[str, str]:
     return {name: value for name, value in headers.items() if _VISIBLE.fullmatch(name)}
-
-
-def error_in(chunk: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The error in an event or document: OpenAI's object, vLLM's (`object: error`), or plain text; else None."""
-    error = chunk.get("error")
-    if isinstance(error, dict) and error:
-        return error
-    if isinstance(error, str) and error:
-        return {"message": error, **{name: chunk[name] for name in ("code", "type") if name in chunk}}
-    return chunk if chunk.get("object") == "error" else None
-
-
-def error_in_event(event: ServerEvent, response: httpx2.Response) -> APIStatusError | None:
-    """The error in an event, as if the response had the error's status. None if there is none."""
-    chunk = parsed(event.data)
-    error = error_in(chunk) if isinstance(chunk, dict) else None
-    if error is None:
-        return None
-    shown = httpx2.Response(_status_of(error), headers=response.headers, content=event.data, request=response.request)
-    return APIStatusError(str(error.get("message")), response=shown, body=storable(error))
-
-
-def _status_of(error: Mapping[str, Any]) -> int:
-    """The status of an error object: a number in its fields, else the status by word, else 502."""
-    words = [str(error.get(name)) for name in ("status", "code", "type")]
-    for word in words:
-        if re.fullmatch(r"[45][0-9][0-9]", word):
-            return int(word)
-    return next((status for name, status in _STATUS_BY_WORD.items() if name in " ".join(words).lower()), 502)
