@@ -16,9 +16,10 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsync
 from shared.access.identity import ServiceAccess
 from shared.domain.clock import Clock
 from shared.errors import ChatError, UpstreamError, UpstreamResponse, UpstreamTimeout
+from shared.model.error_body import read_error
 from shared.model.sse import CONNECTION_ERRORS, events
-from shared.model.stream_errors import error_in_event
-from shared.model.upstream_errors import NotAuthorized, from_connection_error, from_status, visible_headers
+from shared.model.stream_errors import error_status
+from shared.model.upstream_errors import NotAuthorized, from_connection_error, from_response, visible_headers
 from shared.model.wire_json import parsed
 from shared.turns.ports import Plan, ServerEvent
 
@@ -71,7 +72,7 @@ class Endpoint:
                 options={"headers": headers} if streamed else {"headers": headers, "timeout": self._unstreamed_timeout},
             )
         except APIStatusError as error:
-            raise self._failure(plan, call_id, error) from error
+            raise self._failure(plan, call_id, error.response, error.status_code, error.response.content) from error
         except (APIConnectionError, *CONNECTION_ERRORS) as error:  # CONNECTION_ERRORS while an error's body is read
             cause = error.__cause__ if isinstance(error, APIConnectionError) else error
             log.warning("call %s: %s: %s", call_id, self.name, type(cause or error).__name__)
@@ -79,16 +80,17 @@ class Endpoint:
         stack.push_async_callback(response.aclose)
         answer = _reading(events(response, self._clock))
         first = await _first(answer)
-        if first and (early := error_in_event(first[-1], response)):
-            raise self._failure(plan, call_id, early)
+        if first and (status := error_status(first[-1].data)):
+            raise self._failure(plan, call_id, response, status, first[-1].data)
         return visible_headers(response.headers), _chained(first, answer)
 
-    def _failure(self, plan: Plan, call_id: str, error: APIStatusError) -> ChatError:
-        log.warning("call %s: %s answered %s %s", call_id, self.name, error.status_code, error.code)
-        failure = from_status(error, plan.deployment, self._access, self._clock.now())
+    def _failure(self, plan: Plan, call_id: str, response: httpx2.Response, status: int, body: bytes) -> ChatError:
+        """`status`, `body`: those of the error, which may be an event of a response with status 200."""
+        upstream = UpstreamResponse(status, visible_headers(response.headers), body)
+        failure = from_response(upstream, plan.deployment, self._access, self._clock.now())
+        log.warning("call %s: %s answered %s %s", call_id, self.name, status, read_error(body).kind)
         if not isinstance(failure, NotAuthorized):  # callers must not see errors about the app's own credentials
-            visible = visible_headers(error.response.headers)
-            failure.upstream = UpstreamResponse(error.status_code, visible, error.response.content)
+            failure.upstream = upstream
         return failure
 
     async def sign_in(self) -> str | None:

@@ -50,7 +50,7 @@ class ErrorBody:
     @property
     def kind(self) -> str:
         """Code and type, in lower case."""
-        return f"{self.code} {self.type}".lower()
+        return f"{self.code} {self.type}".strip().lower()
 
 
 def read_error(content: bytes) -> ErrorBody:

@@ -4,11 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import httpx2
-from openai import APIStatusError
-
-from shared.model.wire_json import parsed, storable
-from shared.turns.ports import ServerEvent
+from shared.model.wire_json import parsed
 
 # Parts of an error's code or type -> the HTTP status that services send with it.
 _STATUS_BY_WORD = {
@@ -37,14 +33,11 @@ def error_in(chunk: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return chunk if chunk.get("object") == "error" else None
 
 
-def error_in_event(event: ServerEvent, response: httpx2.Response) -> APIStatusError | None:
-    """The error in an event, as if the response had the error's status. None if there is none."""
-    chunk = parsed(event.data)
+def error_status(data: bytes) -> int | None:
+    """The status of the error in an event; None if there is no error."""
+    chunk = parsed(data)
     error = error_in(chunk) if isinstance(chunk, dict) else None
-    if error is None:
-        return None
-    shown = httpx2.Response(_status_of(error), headers=response.headers, content=event.data, request=response.request)
-    return APIStatusError(str(error.get("message")), response=shown, body=storable(error))
+    return None if error is None else _status_of(error)
 
 
 def _status_of(error: Mapping[str, Any]) -> int:

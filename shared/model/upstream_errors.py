@@ -1,12 +1,12 @@
 """What the model service's errors mean for the caller, for failover and for billing."""
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
 import httpx2
-from openai import APIStatusError
 
 from shared.access.identity import ServiceAccess
 from shared.errors import (
@@ -16,6 +16,7 @@ from shared.errors import (
     InvalidRequest,
     RateLimited,
     UpstreamError,
+    UpstreamResponse,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -56,17 +57,17 @@ class OptionRejected(InvalidRequest):
         self.unsupported = unsupported
 
 
-def from_status(error: APIStatusError, deployment: str, access: ServiceAccess, now: datetime) -> ChatError:
-    """The error for a status, including whether the attempt may have been billed. Azure documents 401 and 429 as free.
-    403, 404, 409, 500 and 503 without any answer also count as free, because nothing was generated. A gateway's 408,
-    502 or 504 does not show whether the model ran."""
-    pause = _pause(error, now)
-    match error.status_code:
+def from_response(response: UpstreamResponse, deployment: str, access: ServiceAccess, now: datetime) -> ChatError:
+    """The error that the response means, and whether the attempt may have been billed. Azure documents 401 and 429 as
+    free. 403, 404, 409, 500 and 503 without any answer also count as free, because nothing was generated. A gateway's
+    408, 502 or 504 does not show whether the model ran."""
+    pause, error = _pause(response.headers, now), read_error(response.body)
+    match response.status:
         case 400 | 413 | 422:
-            return _bad_request(read_error(error.response.content))
+            return _bad_request(error)
         case 401 | 403:
-            reason = f"{error.status_code} {error.code}"
-            return NotAuthorized(access.message, reason, stale=error.status_code == 401)
+            reason = f"{response.status} {error.code}"
+            return NotAuthorized(access.message, reason, stale=response.status == 401)
         case 404:
             return DeploymentNotFound(deployment)
         case 408 | 504:
@@ -122,11 +123,11 @@ def _why(filtered: ErrorBody) -> str:
     return f" ({', '.join(names)})" if names else ""
 
 
-def _pause(error: APIStatusError, now: datetime) -> float | None:
+def _pause(headers: Mapping[str, str], now: datetime) -> float | None:
     """Seconds to wait according to Retry-After. A gateway may send a date instead.
     https://learn.microsoft.com/azure/ai-services/openai/how-to/quota#rate-limiting, RFC 9110, 10.2.3"""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1)):
-        value = error.response.headers.get(name, "")
+        value = headers.get(name, "")
         if re.fullmatch(r"[0-9]{1,7}(\.[0-9]+)?", value):
             return float(value) * unit
     with suppress(ValueError, OverflowError):  # not a date
