@@ -8,7 +8,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.access.authentication import Auth
 from shared.services import services
-from shared.web import chat, openai, pages, service, sessions, unknown, usage
+from shared.web import chat, models, openai, pages, service, sessions, unknown, usage
 from shared.web.http import ErrorWriter, Handler, error_response, respond
 
 FUNCTION, ANONYMOUS = func.AuthLevel.FUNCTION, func.AuthLevel.ANONYMOUS
@@ -53,7 +53,10 @@ openai_route(
     "openai/deployments/{deployment}/chat/completions",
     handler=openai.post_completion,
 )
-openai_route("models", "GET", "openai/v1/models", handler=openai.get_models)
+openai_route("models", "GET", "openai/v1/models", handler=models.get_models)
+openai_route("model", "GET", "openai/v1/models/{model}", handler=models.get_model)
+openai_route("azure_models", "GET", "openai/models", handler=models.get_models)
+openai_route("azure_model", "GET", "openai/models/{model}", handler=models.get_model)
 
 route("usage_of_day", "GET", "api/usage/daily/{date}", Auth.USAGE_KEY, usage.get_day)
 route("usage_of_days", "GET", "api/usage/daily", Auth.USAGE_KEY, usage.get_days)

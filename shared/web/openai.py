@@ -16,11 +16,11 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 from shared.domain.calls import Usage
 from shared.domain.conversation import Turn
 from shared.domain.principal import Principal
-from shared.errors import ChatError, InvalidRequest, ModelNotFound
+from shared.errors import ChatError, InvalidRequest
 from shared.services import Services
 from shared.turns.events import Answer, Delta, Event, Metered, Opened, Started
 from shared.turns.requests import ForwardedRequest
-from shared.web.contract.completions import CompletionRequest, ModelAnswer, ModelsAnswer
+from shared.web.contract.completions import CompletionRequest
 from shared.web.http import (
     error_fields,
     event_stream,
@@ -34,6 +34,7 @@ from shared.web.http import (
     sse_frame,
     validated,
 )
+from shared.web.models import existing_deployment
 
 SESSION_HEADER = "x-session-id"
 DONE = b"data: [DONE]\n\n"
@@ -77,14 +78,6 @@ async def post_completion(request: Request, app: Services, principal: Principal)
         write = functools.partial(_write, usage=wants_usage)
         return event_stream(relay(event, stream, app.clock, write=write, write_error=_write_error), headers)
     return Response(_answer_body(event), 200, headers, media_type="application/json")
-
-
-async def get_models(request: Request, app: Services, principal: Principal) -> Response:
-    models = [
-        ModelAnswer(id=name, object="model", created=0, owned_by="azure-openai")
-        for name in sorted(app.settings.model.deployments)
-    ]
-    return json_response(ModelsAnswer(object="list", data=models))
 
 
 def _forwarded(
@@ -139,14 +132,10 @@ def _check_price(body: Mapping[str, Any]) -> None:
 
 
 def _deployment(request: Request, app: Services, completion: CompletionRequest) -> str:
-    deployments = app.settings.model.deployments
     deployment: str | None = request.path_params.get("deployment") or completion.model
     if not deployment:
         raise InvalidRequest("Name a model. GET openai/v1/models lists them.", param="model")
-    if deployment not in deployments:
-        listed = ", ".join(sorted(deployments))
-        raise ModelNotFound(f"Model {deployment!r} does not exist. Choose one of: {listed}.", param="model")
-    return deployment
+    return existing_deployment(deployment, app)
 
 
 def _is_openai_error(body: bytes) -> bool:

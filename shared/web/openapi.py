@@ -24,6 +24,7 @@ _ANSWERS = (
     chat.ErrorEvent,
     service.HealthAnswer,
     chat.HistoryAnswer,
+    completions.ModelAnswer,
     completions.ModelsAnswer,
     chat.SessionAnswer,
     chat.StartEvent,
@@ -58,6 +59,7 @@ _ERRORS = {
 _CHAT: list[JSON] = [{"functionKey": []}, {"functionKey": [], "clientKey": []}]
 _CLIENT: list[JSON] = [{"clientKey": []}]
 _USAGE: list[JSON] = [{"usageKey": []}]
+_NAME = {"type": "string", "minLength": 1}
 _DATE = {"type": "string", "format": "date"}
 _DAYS = (400, 401, 500, 503)
 _STORAGE = (401, 404, 500, 503)
@@ -105,8 +107,10 @@ def _paths() -> JSON:
     chunks = {"application/json": {"type": "object"}, "text/event-stream": _event(_text(_CHUNKS))}
     session_header = _parameter("X-Session-Id", "header", _matching(fields.SESSION_ID), required=False)
     completion = partial(_operation, content=chunks, keys=_CLIENT, errors=_TURN, body="CompletionRequest", proxied=True)
+    models = partial(_operation, content=_json("ModelsAnswer"), keys=_CLIENT, errors=(401, 500))
+    model = partial(_operation, content=_json("ModelAnswer"), keys=_CLIENT, errors=(401, 404, 500))
     version = _parameter("api-version", "query", {"type": "string"}, required=False)
-    deployment = _parameter("deployment", "path", {"type": "string", "minLength": 1})
+    deployment, model_id = (_parameter(name, "path", _NAME) for name in ("deployment", "model"))
     turn = _json("ChatAnswer") | {"text/event-stream": _events()}
     page = _json("DailyAnswer") | {"text/html": _text("The same as an HTML page.")}
     return {
@@ -176,14 +180,10 @@ def _paths() -> JSON:
         "/openai/deployments/{deployment}/chat/completions": {
             "post": completion("Azure OpenAI's chat completions", deployment, version, session_header, key)
         },
-        "/openai/v1/models": {
-            "get": _operation(
-                "The deployments that can be used as model",
-                content=_json("ModelsAnswer"),
-                keys=_CLIENT,
-                errors=(401, 500),
-            )
-        },
+        "/openai/v1/models": {"get": models("The deployments that can be used as model")},
+        "/openai/v1/models/{model}": {"get": model("A deployment", model_id)},
+        "/openai/models": {"get": models("Azure OpenAI's list of models: the deployments", version)},
+        "/openai/models/{model}": {"get": model("A deployment, as Azure OpenAI's model", model_id, version)},
         "/api/health": {"get": _operation("Liveness", content=_json("HealthAnswer"))},
     }
 

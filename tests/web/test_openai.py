@@ -165,10 +165,6 @@ async def test_deployment_in_the_path_wins_over_the_model_in_the_body(
     assert [entry.call.deployment for entry in await closed_ledger(tables)] == ["another"] * 3
 
 
-async def test_models_lists_the_deployments(sdk: AsyncOpenAI) -> None:
-    assert [model.id async for model in sdk.models.list()] == ["another", "chat"]
-
-
 @pytest.mark.parametrize("kind", ["OpenAI", "AzureOpenAI"])
 async def test_synchronous_sdk_works(api: httpx.AsyncClient, kind: str) -> None:
     def complete() -> list[str | None]:

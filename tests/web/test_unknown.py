@@ -31,6 +31,7 @@ SLIPS = [
     "/openai/chat/completions",
     "/openai/openai/v1/chat/completions",
     "/openai/v1",
+    "/openai/v1/models/org/model",
     "/openai/v1/responses",
     "/openai/v1/v1/chat/completions",
     "/openai/v1/deployments/chat/chat/completions",
@@ -120,8 +121,9 @@ async def test_openais_sdk_with_a_wrong_base_url_shows_what_is_wrong(api: httpx.
         with pytest.raises(openai.NotFoundError, match="ends in /openai/v1") as caught:
             await sdk.chat.completions.create(model="chat", messages=HELLO)
         assert caught.value.code == "route_not_found"
-        with pytest.raises(openai.NotFoundError, match="ends in /openai/v1"):
-            await sdk.models.list()
+        if base != "/openai":  # there are Azure OpenAI's models
+            with pytest.raises(openai.NotFoundError, match="ends in /openai/v1"):
+                await sdk.models.list()
 
 
 @pytest.mark.parametrize("endpoint", ["/openai", "/openai/v1", "/v1", "/api"])
