@@ -133,6 +133,7 @@ resource appSettings 'Microsoft.Web/sites/config@2025-03-01' = {
     AZURE_CLIENT_ID: identityClientId // otherwise DefaultAzureCredential requests a system-assigned identity
     APPLICATIONINSIGHTS_CONNECTION_STRING: applicationInsightsConnectionString
     APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'ClientId=${identityClientId};Authorization=AAD'
+    AzureWebJobsDisableHomepage: 'true' // otherwise `/` is the platform's page
     AzureWebJobsStorage__blobServiceUri: blobEndpoint
     AzureWebJobsStorage__clientId: identityClientId
     AzureWebJobsStorage__credential: 'managedidentity'

@@ -32,6 +32,10 @@ class _File:
     etag: str
 
 
+def home(request: Request) -> Response:
+    return Response(status_code=302, headers={"location": "/chat"})
+
+
 def page(request: Request, name: str) -> Response:
     return _answer(request, f"{name}.html")
 

@@ -71,6 +71,7 @@ ALTERNATIVES = {"AZURE_OPENAI_API_KEY": "api-key", "ACS_ENDPOINT": "email", "SMT
 PLATFORM = {
     "APPLICATIONINSIGHTS_AUTHENTICATION_STRING",
     "APPLICATIONINSIGHTS_CONNECTION_STRING",
+    "AzureWebJobsDisableHomepage",
     "AzureWebJobsStorage__blobServiceUri",
     "AzureWebJobsStorage__clientId",
     "AzureWebJobsStorage__credential",
@@ -301,6 +302,10 @@ class TestAllSwitches:
         assert not settings.keys() - allowed
         assert not settings.keys() & LOCAL.keys()
         assert all(isinstance(value, str) for value in settings.values())
+
+    def test_platforms_own_page_is_off(self, predicted: Mapping[str, Deployment], name: str) -> None:
+        """Compared with `true` in any case: Azure/azure-functions-host, HomepageMiddleware.cs."""
+        assert predicted[name].settings["AzureWebJobsDisableHomepage"] == "true"
 
     def test_app_settings_name_the_identity(self, predicted: Mapping[str, Deployment], name: str) -> None:
         settings = predicted[name].settings

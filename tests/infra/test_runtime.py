@@ -226,6 +226,11 @@ def test_unknown_path_lists_the_routes(platform: Platform) -> None:
     assert message.startswith("There is no route POST /v1/chat/completions. The routes are: POST /openai/v1/chat")
 
 
+def test_root_leads_to_the_chat_page(platform: Platform) -> None:
+    answer = platform.call("home", "GET", "/")
+    assert (answer.status, answer.headers["location"], answer.rest()) == (302, "/chat", b"")
+
+
 def test_health_returns_ok(platform: Platform) -> None:
     assert platform.call("health", "GET", "/api/health").json() == {"status": "ok"}
 

@@ -136,7 +136,11 @@ class Host:
         async with (
             aiohttp.ClientSession(trust_env=False) as client,
             client.request(
-                command["method"], f"{self.address}{command['path']}", headers=headers, json=command.get("body")
+                command["method"],
+                f"{self.address}{command['path']}",
+                headers=headers,
+                json=command.get("body"),
+                allow_redirects=False,
             ) as response,
         ):
             write_answer(id=command["id"], status=response.status, headers=dict(response.headers))

@@ -38,6 +38,13 @@ async def test_every_file_has_a_content_security_policy(api: httpx.AsyncClient) 
         assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
 
 
+async def test_root_leads_to_the_chat_page(api: httpx.AsyncClient) -> None:
+    del api.headers["x-functions-key"]
+    for path in ("/", "/?a=b"):
+        response = await api.get(path)
+        assert (response.status_code, response.headers["location"]) == (302, "/chat")
+
+
 @pytest.mark.parametrize("name", [*OUTSIDE, "chat.html", "%2e%2e", "chat.js%00", "CHAT.JS", "x"])
 async def test_any_other_name_returns_404(api: httpx.AsyncClient, name: str) -> None:
     response = await api.get(f"/pages/{name}")

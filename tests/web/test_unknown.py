@@ -181,7 +181,7 @@ def test_functions_for_unknown_paths_sort_last() -> None:
 def test_no_route_is_hidden_by_another(data: st.DataObject) -> None:
     route = data.draw(st.sampled_from([route for route in routes() if "{*" not in route.route]))
     texts = st.sampled_from(WORDS) | st.text("abz09.-_~", min_size=1, max_size=9)
-    path = "/" + re.sub(r"\{\w+\}", lambda _: data.draw(texts), route.route)
+    path = "/" + re.sub(r"\{\w+\}", lambda _: data.draw(texts), route.route.strip("/"))
     for method in route.methods:
         assert first_match(method, path) == route.function
 
