@@ -16,6 +16,7 @@ ChatError
 ├── StorageUnavailable     503 Table Storage is unavailable or rejects the app
 └── UpstreamFailure        the model or email service failed; `maybe_billed`: True if the attempt may cost money
     ├── RateLimited        429
+    ├── QuotaExhausted     429 the service's account has no credit left; no retry helps
     ├── UpstreamError      502
     ├── UpstreamUnavailable 503
     └── UpstreamTimeout    504
@@ -46,6 +47,7 @@ class ChatError(Exception):
 
     code = "internal_error"
     status = 500
+    final = False  # True if no retry can help, although the status says so
     upstream: UpstreamResponse | None = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
@@ -160,6 +162,19 @@ class RateLimited(UpstreamFailure):
     code = "rate_limited"
     status = 429
     default_pause = 1
+
+
+class QuotaExhausted(UpstreamFailure):
+    code = "insufficient_quota"  # OpenAI's, which its clients know
+    status = 429
+    final = True
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The model service refuses this app's account: its credit or budget is used up. Waiting does not help: who"
+            " runs this app must check the plan and the billing of the model service.",
+            maybe_billed=False,
+        )
 
 
 class UpstreamError(UpstreamFailure):

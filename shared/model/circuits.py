@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from shared.domain.clock import Clock
-from shared.errors import RateLimited, UpstreamFailure, UpstreamUnavailable
+from shared.errors import QuotaExhausted, RateLimited, UpstreamFailure, UpstreamUnavailable
 from shared.model.endpoint import Endpoint
 from shared.model.upstream_errors import DeploymentNotFound
 
@@ -73,7 +73,10 @@ class Circuits:
 
     def failed(self, endpoint: Endpoint, deployment: str, failure: UpstreamFailure) -> None:
         """Open the circuit. A rate limit opens it for this deployment only, because each deployment has its own quota:
-        https://learn.microsoft.com/azure/ai-services/openai/how-to/quota."""
+        https://learn.microsoft.com/azure/ai-services/openai/how-to/quota. An account without credit opens none: it
+        works again as soon as its bill is paid."""
+        if isinstance(failure, QuotaExhausted):
+            return
         now, limited = self._clock.monotonic(), isinstance(failure, RateLimited)
         key = endpoint, deployment if limited else None
         if isinstance(failure, DeploymentNotFound):

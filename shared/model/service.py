@@ -11,7 +11,7 @@ from typing import Any
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from shared.domain.clock import Clock
-from shared.errors import RateLimited, UpstreamFailure, UpstreamUnavailable
+from shared.errors import QuotaExhausted, RateLimited, UpstreamFailure, UpstreamUnavailable
 from shared.model.circuits import Circuits
 from shared.model.endpoint import Endpoint
 from shared.model.options import Options
@@ -76,6 +76,7 @@ class ModelCall:
         self._clock = clock
         self._stack = AsyncExitStack()
         self._endpoint: Endpoint | None = None
+        self._exhausted: dict[Endpoint, UpstreamFailure] = {}  # not tried again by this call
         self.attempts = 0
         self.headers: Mapping[str, str] = {}
 
@@ -104,8 +105,10 @@ class ModelCall:
     async def _try_endpoints(self) -> AsyncIterator[ServerEvent]:
         """The answer of the first endpoint that returns one. Otherwise raises the failure with the shortest wait; this
         includes the failures of paused endpoints, which are not tried."""
-        failures: dict[Endpoint, UpstreamFailure] = {}
+        failures = dict(self._exhausted)
         for endpoint in self._circuits.available(self._plan.deployment):
+            if endpoint in self._exhausted:
+                continue
             try:
                 return await self._try(endpoint)
             except UpstreamFailure as failure:
@@ -113,6 +116,8 @@ class ModelCall:
                 if failure.maybe_billed:
                     raise
                 failures[endpoint] = failure
+                if isinstance(failure, QuotaExhausted):
+                    self._exhausted[endpoint] = failure
         failures = self._circuits.paused(self._plan.deployment) | failures
         raise min(failures.values(), key=lambda failure: (not _is_transient(failure), failure.pause or 0))
 

@@ -14,6 +14,7 @@ from shared.errors import (
     ContentFiltered,
     ContextTooLong,
     InvalidRequest,
+    QuotaExhausted,
     RateLimited,
     UpstreamError,
     UpstreamResponse,
@@ -21,6 +22,7 @@ from shared.errors import (
     UpstreamUnavailable,
 )
 from shared.model.error_body import ErrorBody, read_error
+from shared.model.refusal_words import no_credit
 
 _MAX_PAUSE_S = 10_000_000  # a longer pause is treated as a mistake and ignored
 _VISIBLE = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
@@ -63,6 +65,10 @@ def from_response(response: UpstreamResponse, deployment: str, access: ServiceAc
     408, 502 or 504 does not show whether the model ran."""
     pause, error = _pause(response.headers, now), read_error(response.body)
     match response.status:
+        case 402:
+            return QuotaExhausted()
+        case status if status not in (401, 404) and no_credit(error):
+            return QuotaExhausted()
         case 400 | 413 | 422:
             return _bad_request(error)
         case 401 | 403:

@@ -39,7 +39,10 @@ async def respond(request: Request, auth: Auth, handler: Handler, write_error: E
         app = services()
         return await handler(request, app, app.authenticator.principal(auth, request.headers))
     except Exception as error:
-        return write_error(error)
+        response = write_error(error)
+        if isinstance(error, ChatError) and error.final:
+            response.headers["x-should-retry"] = "false"  # OpenAI's clients otherwise go by the status
+        return response
 
 
 def error_response(error: Exception) -> Response:

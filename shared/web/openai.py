@@ -16,7 +16,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 from shared.domain.calls import Usage
 from shared.domain.conversation import Turn
 from shared.domain.principal import Principal
-from shared.errors import ChatError, InvalidRequest
+from shared.errors import ChatError, InvalidRequest, QuotaExhausted
 from shared.services import Services
 from shared.turns.events import Answer, Delta, Event, Metered, Opened, Started
 from shared.turns.requests import ForwardedRequest
@@ -178,6 +178,8 @@ def _openai_error(error: Exception, upstream_status: int | None = None) -> tuple
     fields, status, retry_after = error_fields(error)
     status = upstream_status or status
     kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    if isinstance(error, QuotaExhausted):
+        kind = error.code
     return {**fields, "type": kind}, status, retry_after
 
 

@@ -50,7 +50,7 @@ _ERRORS = {
     413: "The body, or the turn with its answer, is too large.",
     415: "The body is not application/json, or is compressed.",
     422: "The Idempotency-Key was used with another request.",
-    429: "The model's rate limit is exceeded. Wait Retry-After seconds.",
+    429: "The model's rate limit is exceeded: wait Retry-After seconds. Or its account has no credit left.",
     500: "A bug or a wrong setting. The message contains the incident ID, which is also in the log.",
     502: "The model's answer broke off, or the email was rejected.",
     503: "Table storage or the model service can't be reached or rejects the app. Wait Retry-After seconds.",

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from local.keys import line
-from tests.conftest import Tables
-from tests.support.azure_openai import Request
-from tests.support.chat_client import send_message
+from shared.domain.calls import State
+from tests.conftest import Serve, Tables
+from tests.support.azure_openai import AzureOpenAI, Request
+from tests.support.chat_client import send_message, states
 from tests.support.conservation import assert_conserved
 from tests.support.rude_upstream import Raw, RudeUpstream
 
@@ -59,10 +61,106 @@ SHAPES: dict[str, Any] = {
 }
 
 
+QUOTA = "You exceeded your current quota, please check your plan and billing details."
+NO_CREDIT: dict[str, tuple[int, Any]] = {
+    "langchain-ai/langchainjs#1929": (429, openai_error(QUOTA, code="insufficient_quota", kind="insufficient_quota")),
+    "chatanywhere/GPT_API_free#229": (429, openai_error("余额不足", kind="insufficient_quota")),
+    "waylaidwanderer/node-chatgpt-api#167": (429, openai_error(QUOTA, kind="insufficient_quota")),
+    "words alone": (429, openai_error(QUOTA, kind="requests")),
+    "OpenAI's budget": (429, openai_error("Billing hard limit has been reached.", code="billing_hard_limit_reached")),
+    "continuedev/continue#9942": (402, openai_error("Insufficient Balance", kind="unknown_error")),
+    "Aider-AI/aider#4851": (400, openai_error("Insufficient Balance", code="invalid_request_error")),
+    "a page": (402, "<html><body>402</body></html>"),
+    "Anthropic's": (400, openai_error("Your credit balance is too low to access the Anthropic API.")),
+    "one-api's": (403, openai_error("user quota is not enough", code="insufficient_user_quota", kind="one_api_error")),
+}
+RATE_LIMITS: dict[str, Any] = {
+    "Azure": openai_error(
+        "Requests have exceeded token rate limit of your current OpenAI S0 pricing tier. Please retry after 1 second."
+    ),
+    "Gemini": openai_error(
+        f"{QUOTA} Quota exceeded for metric: requests_per_minute, limit: 15. Please retry in 3.07s."
+    ),
+    "OpenAI": openai_error(
+        "Rate limit reached for gpt-4 on tokens per min (TPM): Limit 10000.", code="rate_limit_exceeded"
+    ),
+}
+
+
+class TestNoCredit:
+    """`insufficient_quota` has the status of a rate limit, but no waiting mends it."""
+
+    @pytest.fixture
+    def environ(self, environ: dict[str, str]) -> dict[str, str]:
+        return environ | {"AZURE_OPENAI_MAX_RETRIES": "2"}
+
+    @pytest.mark.parametrize("report", NO_CREDIT)
+    async def test_it_is_reported_at_once_and_never_retried(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, report: str
+    ) -> None:
+        status, body = NO_CREDIT[report]
+        refuse(fake, status, body)
+        for attempt in (1, 2):  # the second finds no open circuit
+            response = await send_message(api)
+            error = response.json()["error"]
+            assert (response.status_code, error["code"]) == (429, "insufficient_quota")
+            assert "billing" in error["message"]
+            assert response.headers["x-should-retry"] == "false"
+            assert "retry-after" not in response.headers
+            assert len(fake.requests) == attempt
+        assert await states(tables) == [State.FAILED] * 2
+        await assert_conserved(tables, fake)
+
+    @pytest.mark.parametrize("event", [openai_error(QUOTA, code="insufficient_quota"), openai_error(QUOTA)])
+    async def test_it_may_come_inside_a_200(self, api: httpx.AsyncClient, fake: RudeUpstream, event: JSON) -> None:
+        fake.stream(event, billed=False)
+        response = await send_message(api)
+        assert (response.status_code, response.json()["error"]["code"]) == (429, "insufficient_quota")
+        assert len(fake.requests) == 1
+
+    async def test_openai_clients_know_it_and_do_not_retry(self, api: httpx.AsyncClient, fake: RudeUpstream) -> None:
+        refuse(fake, 429, NO_CREDIT["langchain-ai/langchainjs#1929"][1])
+        client = openai.AsyncOpenAI(base_url=f"{str(api.base_url).rstrip('/')}/openai/v1", api_key=KEY, max_retries=2)
+        async with client:
+            with pytest.raises(openai.RateLimitError) as raised:
+                await client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "hi"}])
+        assert (raised.value.code, raised.value.type) == ("insufficient_quota", "insufficient_quota")
+        assert len(fake.requests) == 1
+
+    async def test_openai_routes_say_it_themselves_where_the_service_has_no_words(
+        self, api: httpx.AsyncClient, fake: RudeUpstream
+    ) -> None:
+        refuse(fake, 402, "")
+        response = await openai_post(api)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["type"]) == (402, "insufficient_quota", "insufficient_quota")
+        assert response.headers["x-should-retry"] == "false"
+
+    async def test_another_endpoint_is_tried(
+        self, serve: Serve, environ: dict[str, str], fake: RudeUpstream, tables: Tables
+    ) -> None:
+        refuse(fake, 429, NO_CREDIT["words alone"][1])
+        with AzureOpenAI() as second:
+            second.fault(503, retry_after_ms=10)  # after it the call asks the second again, but not the first
+            async with serve(environ | {"AZURE_OPENAI_ENDPOINT": f"{fake.endpoint}, {second.endpoint}"}) as api:
+                assert (await send_message(api)).status_code == 200
+                assert (len(fake.requests), len(second.requests)) == (1, 2)
+                fake.raw_responder = lambda _: None  # paid: no cooldown
+                assert (await send_message(api)).status_code == 200
+            assert (len(fake.requests), len(second.requests)) == (2, 2)
+            await assert_conserved(tables, fake, second)
+
+    @pytest.mark.parametrize("report", RATE_LIMITS)
+    async def test_rate_limit_is_still_one(self, api: httpx.AsyncClient, fake: RudeUpstream, report: str) -> None:
+        fake.raw(json.dumps(RATE_LIMITS[report]).encode(), status=429, media_type="application/json", billed=False)
+        assert (await send_message(api)).status_code == 200
+        assert len(fake.requests) == 2
+
+
 class TestWords:
     @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("status", [400, 422])
-    async def test_refusal_is_told_in_plain_words_with_its_field(
+    async def test_refusal_is_in_plain_words_with_its_field(
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, shape: str, status: int
     ) -> None:
         refuse(fake, status, SHAPES[shape])
@@ -71,8 +169,8 @@ class TestWords:
         error = response.json()["error"]
         assert (response.status_code, error["code"]) == (400, "invalid_request")
         assert (error["message"], error["param"]) == (expected, "frequency_penalty")
-        openai = await openai_post(api)
-        assert (openai.status_code, openai.json()["error"]["message"]) == (status, expected)
+        passed_on = await openai_post(api)
+        assert (passed_on.status_code, passed_on.json()["error"]["message"]) == (status, expected)
         await assert_conserved(tables, fake)
         assert len(fake.requests) == 2
 
@@ -81,7 +179,7 @@ class TestWords:
         refuse(fake, 400, body)
         assert (await send_message(api)).json()["error"]["message"] == "The model service rejected the request."
 
-    async def test_error_in_mid_stream_is_told_in_plain_words(self, api: httpx.AsyncClient, fake: RudeUpstream) -> None:
+    async def test_error_in_mid_stream_is_in_plain_words(self, api: httpx.AsyncClient, fake: RudeUpstream) -> None:
         fake.stream(
             {"choices": [{"index": 0, "delta": {"content": "hel"}}]},
             {"error": {"message": repr({"detail": [{"msg": "the engine died"}]})}},
