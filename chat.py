@@ -236,8 +236,13 @@ class ChatApi:
             if status == 429:  # sent by the platform, without a body
                 return Failure(f"{self.url} is overloaded (429).", LIMITED, _retry_after(response))
             target = f" and redirects to {response.headers['location']}" if response.is_redirect else ""
-            return Failure(f"The server at {self.url} is not the chat API (HTTP {status}){target}; check --url.")
+            return self._wrong_url(f" (HTTP {status}){target}")
+        if code == "route_not_found":
+            return self._wrong_url(f": it has no {response.request.url.path}")
         return Failure(message, code, _retry_after(response))
+
+    def _wrong_url(self, reason: str) -> Failure:
+        return Failure(f"The server at {self.url} is not the chat API{reason}; check --url.")
 
 
 def _retry_after(response: httpx.Response) -> float | None:

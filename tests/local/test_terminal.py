@@ -651,6 +651,15 @@ async def test_server_that_is_not_the_chat_api_prints_an_error(network: TcpProxy
     assert error in done.err
 
 
+@pytest.mark.parametrize("path", ["/chat", "/openai/v1", "/api"])
+async def test_url_with_a_path_is_reported(network: TcpProxy, path: str) -> None:
+    done = await run_piped(f"{network.endpoint}{path}")
+
+    assert (done.code, done.out) == (1, "")
+    assert f"The server at {network.endpoint}{path} is not the chat API: it has no {path}/api/" in done.err
+    assert "; check --url." in done.err
+
+
 async def test_lost_connection_is_retried_with_the_same_idempotency_key_and_billed_once(
     api: httpx.AsyncClient, fake: AzureOpenAI, network: TcpProxy, tables: Tables
 ) -> None:
