@@ -2,7 +2,6 @@
 `os.environ`."""
 
 from collections.abc import Callable, Mapping
-from decimal import InvalidOperation
 from functools import partial
 from typing import TypeVar
 
@@ -34,7 +33,7 @@ class Environment:
             return None
         try:
             return parse(value)
-        except (ValueError, InvalidOperation) as error:
+        except ValueError as error:
             raise SettingsError(name, f"is malformed: {error}") from error
 
     def required(self, name: str, parse: Callable[[str], T]) -> T:

@@ -17,6 +17,7 @@ from shared.access.keys import Keys
 from shared.domain.clock import Clock, SystemClock
 from shared.domain.pricing import Prices
 from shared.errors import UpstreamUnavailable
+from shared.mail.addresses import recipients, sender
 from shared.mail.choose import transport
 from shared.maintenance import Maintenance
 from shared.model.chat_completions import ChatCompletions
@@ -144,8 +145,8 @@ def _model_service(settings: Settings, identity: Identity, clock: Clock) -> Mode
 def _mail_config(settings: Settings, identity: Identity, clock: Clock) -> MailConfig:
     return MailConfig(
         schedule=settings.mail.schedule,
-        sender=settings.mail.sender or "",
-        recipients=settings.mail.recipients,
+        sender=cache(lambda: sender(settings.mail)),
+        recipients=cache(lambda: recipients(settings.mail)),
         transport=cache(lambda: transport(settings.mail, identity, clock)),
     )
 

@@ -1,26 +1,26 @@
 """Parsers of single settings: text in, a checked value out.
 
-A parser gets text that is stripped and not empty. It raises ValueError if the text is malformed, or
-decimal.InvalidOperation for a price. The message does not name the setting (`shared.environment` adds the name) and
-never repeats a secret.
+A parser gets text that is stripped and not empty. It raises ValueError if the text is malformed. The message is a
+sentence for the operator, never the text of a Python exception. It does not name the setting (`shared.environment` adds
+the name) and never repeats a secret.
 """
 
 import json
 import re
+from base64 import b64decode
+from collections.abc import Sequence
 from dataclasses import fields
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import cast, get_args
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from shared.domain.calls import Rates, ReasoningEffort
 from shared.domain.pricing import DEFAULT_TIER, Tariff
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a deployment or of a key
 
-# The subset of RFC 5321 that needs no escaping in a header: ASCII, no quotes, and no `?`, which is part of an encoded
-# word (=?utf-8?q?…?=, RFC 2047).
-_ATOM, _LABEL = r"[A-Za-z0-9!#$%&'*+/=^_`{|}~-]+", "[A-Za-z0-9_-]+"
-EMAIL_ADDRESS = re.compile(rf"{_ATOM}(\.{_ATOM})*@{_LABEL}(\.{_LABEL})*")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_PRICES_EXAMPLE = '{"gpt-5.4-mini": {"input": 0.75, "output": 4.5}}'
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -58,11 +58,7 @@ def parse_model_endpoints(value: str) -> tuple[str, ...]:
 
 
 def _model_endpoint(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("https", "http") or not parts.hostname or parts.port == 0:
-        raise ValueError(f"{url!r} is not a URL such as https://NAME.openai.azure.com.")
-    if "@" in parts.netloc:  # the message must not repeat the password
-        raise ValueError("a URL in it contains a name or password. Set the key in AZURE_OPENAI_API_KEY instead.")
+    parts = _url(url, ("https", "http"), "https://NAME.openai.azure.com")
     if parts.query or parts.fragment:
         raise ValueError(f"{url!r} has a query or a fragment. Remove it.")
     path = parts.path.rstrip("/")
@@ -71,6 +67,27 @@ def _model_endpoint(url: str) -> str:
     if path:
         raise ValueError(f"{url!r} has a path that does not end in /v1.")
     return f"{parts.scheme}://{parts.netloc}/openai/v1/"
+
+
+def _url(text: str, schemes: Sequence[str], example: str) -> SplitResult:
+    parts = _split(text)
+    valid = parts is not None and parts.scheme in schemes and _HOST.fullmatch(parts.hostname or "")
+    if "@" in (parts.netloc if parts and valid else text):  # the message must not repeat the password
+        raise ValueError("a URL in it contains a name or password. Keys have settings of their own.")
+    if not parts or not valid:
+        raise ValueError(f"{text!r} is not a URL such as {example}.")
+    return parts
+
+
+def _split(url: str) -> SplitResult | None:
+    """None if the host or the port can't be connected to."""
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        port = parts.port
+    except ValueError:
+        return None
+    return None if port == 0 else parts
 
 
 def is_remote_cleartext(url: str) -> bool:
@@ -120,11 +137,14 @@ def parse_prices(value: str) -> dict[str, Tariff]:
     """A JSON object of deployment or model -> USD per 1,000,000 tokens by kind, and by service tier and kind. Amounts
     are exact, never floats."""
     try:
-        prices = json.loads(value, parse_float=Decimal)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"it is not JSON ({error}).") from error
+        prices = json.loads(value, parse_float=str, parse_int=str)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"it is not JSON from {where} on. Expected: {_PRICES_EXAMPLE}.") from None
+    except RecursionError:
+        raise ValueError(f"it is not JSON like this: {_PRICES_EXAMPLE}. It is nested too deeply.") from None
     if not isinstance(prices, dict):
-        raise ValueError('it must be a JSON object such as {"gpt-5.4-mini": {"input": 0.75, "output": 4.5}}.')
+        raise ValueError(f"it must be a JSON object such as {_PRICES_EXAMPLE}.")
     return {name: _tariff(name, amounts) for name, amounts in prices.items()}
 
 
@@ -155,9 +175,9 @@ def _rates(name: str, amounts: object) -> Rates:
 
 
 def _rate(name: str, kind: str, amount: object) -> Decimal:
-    if isinstance(amount, bool) or not isinstance(amount, int | Decimal | str):
-        raise ValueError(f"{kind} of {name!r} is not a number.")
-    rate = Decimal(amount)
+    rate = _number(amount)
+    if rate is None:
+        raise ValueError(f"{kind} of {name!r} is not a number such as 0.75: {json.dumps(amount)[:100]}.")
     # At most 6 digits before the decimal point and 12 after it: costs and totals stay exact in Decimal's 28 digits.
     if not rate.is_finite() or not 0 <= rate < 1_000_000 or rate != round(rate, 12):
         raise ValueError(
@@ -166,10 +186,18 @@ def _rate(name: str, kind: str, amount: object) -> Decimal:
     return rate
 
 
+def _number(amount: object) -> Decimal | None:
+    """The number of a JSON string or number, which the JSON parser passes as text; None if it is none."""
+    if not isinstance(amount, str) or not amount.isascii() or "_" in amount:  # Decimal accepts 1_5
+        return None
+    try:
+        return Decimal(amount)
+    except InvalidOperation:
+        return None
+
+
 def parse_tables_endpoint(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme != "https" or not parts.hostname or parts.port == 0:  # an access token is sent there: TLS only
-        raise ValueError(f"{value!r} is not a URL such as https://NAME.table.core.windows.net.")
+    _url(value, ("https",), "https://NAME.table.core.windows.net")  # an access token is sent there: TLS only
     return value
 
 
@@ -178,11 +206,18 @@ def parse_storage_connection_string(value: str) -> str:
     parts = [part.partition("=") for part in value.split(";") if part.strip()]
     if not all(name.strip() and text.strip() for name, _, text in parts):
         raise ValueError("a part of it is not name=value.")
-    names = {name.strip().lower() for name, _, _ in parts}
+    values = {name.strip().lower(): text.strip() for name, _, text in parts}
+    names = values.keys()
+    if len(names) < len(parts):
+        raise ValueError("a name in it is listed twice.")
     if value.lower() != "usedevelopmentstorage=true" and not (
         {"accountname", "accountkey"} <= names or {"tableendpoint", "sharedaccesssignature"} <= names
     ):
         raise ValueError("it needs AccountName and AccountKey, or TableEndpoint and SharedAccessSignature.")
+    try:
+        b64decode(values.get("accountkey", ""), validate=True)
+    except ValueError:
+        raise ValueError("its AccountKey is not base64; copy it again.") from None
     return value
 
 
@@ -204,14 +239,3 @@ def parse_key_hashes(value: str) -> dict[str, str]:
             raise ValueError(f"{name!r} or its key is listed twice.")
         hashes[name] = key_hash.lower()
     return hashes
-
-
-def parse_email_addresses(value: str) -> tuple[str, ...]:
-    """Addresses separated by commas or semicolons."""
-    return tuple(parse_email_address(address.strip()) for address in re.split("[,;]", value) if address.strip())
-
-
-def parse_email_address(value: str) -> str:
-    if not EMAIL_ADDRESS.fullmatch(value):
-        raise ValueError(f"{value!r} is not an email address.")
-    return value

@@ -18,8 +18,6 @@ from shared.setting_values import (
     is_remote_cleartext,
     parse_api_key,
     parse_deployments,
-    parse_email_address,
-    parse_email_addresses,
     parse_key_hashes,
     parse_max_output_tokens,
     parse_model_endpoints,
@@ -160,10 +158,11 @@ class TableSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailSettings:
     """The daily summary email: when it is sent, to which addresses and how. `acs_endpoint`, `acs_connection_string`,
-    `smtp_url` and `outbox` are alternatives; the check that exactly one is set runs when the first email is sent."""
+    `smtp_url` and `outbox` are alternatives. The values are text as it was set; `shared.mail` and `shared.reports`
+    check them when an email is sent, so that a wrong one stops only the email."""
 
     schedule: str | None  # NCRONTAB, six fields, UTC; the Functions host resolves it too, and validates it
-    recipients: tuple[str, ...]  # none: no email
+    recipients: str | None  # addresses, comma separated; None: no email
     sender: str | None
     acs_endpoint: str | None  # Azure Communication Services, by the app's identity
     acs_connection_string: str | None = field(repr=False)
@@ -174,8 +173,8 @@ class MailSettings:
     def read(cls, env: Environment) -> Self:
         return cls(
             schedule=env.text("SUMMARY_SCHEDULE"),
-            recipients=env.parsed("SUMMARY_RECIPIENTS", parse_email_addresses, ()),
-            sender=env.optional("SUMMARY_SENDER", parse_email_address),
+            recipients=env.text("SUMMARY_RECIPIENTS"),
+            sender=env.text("SUMMARY_SENDER"),
             acs_endpoint=env.text("ACS_ENDPOINT"),
             acs_connection_string=env.text("ACS_CONNECTION_STRING"),
             smtp_url=env.text("SMTP_URL"),

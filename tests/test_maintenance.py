@@ -261,6 +261,7 @@ async def test_recovery_and_deletions_run_while_the_mail_server_is_down(
         ({"OUTBOX_DIR": ""}, "ACS_ENDPOINT"),
         ({"SMTP_URL": "smtp://127.0.0.1"}, "SMTP_URL"),
         ({"SUMMARY_SCHEDULE": "0 6 * * *"}, "SUMMARY_SCHEDULE"),
+        ({"SUMMARY_RECIPIENTS": "jürgen@example.com"}, "SUMMARY_RECIPIENTS"),
     ],
 )
 async def test_recovery_and_deletions_run_while_mail_is_misconfigured(

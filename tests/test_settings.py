@@ -22,6 +22,14 @@ from tests.support.setting_names import MINIMAL, names_read
 
 ENDPOINT = "https://name.openai.azure.com/openai/v1/"
 NAMES = names_read()
+ODD_VALUES = [
+    *("é", "1,5", '"1,5"', "1_5", "-1", "1e5", "1e99999999999999999999", "nan", "NaN", "null", "[]", "{}", "[" * 9_999),
+    *("1" * 5_000, "'", '"', "\x00", "\ud800", "{1: 2}", "a=b", "a=b;c=d", "AccountName=a;AccountKey=b", "@", "%zz"),
+    *("https://[::1", "https://a:b", "https://a:99999", "https://\u2100", "https://a..b", "//", "https://" + "a" * 70),
+]
+PYTHON_WORDS = re.compile(
+    r"class|decimal\.|Error|Expecting|Extra data|could not be cast|netloc|codec|sys\.|recursion|\bNone\b|True"
+)
 
 
 def read(**environ: str) -> Settings:
@@ -57,7 +65,7 @@ class TestDefaults:
             ("tables.connection_string", None),
             ("tables.prefix", "chat"),
             ("mail.schedule", None),
-            ("mail.recipients", ()),
+            ("mail.recipients", None),
             ("mail.sender", None),
             ("mail.acs_endpoint", None),
             ("mail.acs_connection_string", None),
@@ -112,7 +120,7 @@ def test_max_answer_tokens_is_half_the_context_up_to_100000() -> None:
 def test_repr_contains_no_secrets() -> None:
     settings = read(
         AZURE_OPENAI_API_KEY="hunter2",
-        TABLES_CONNECTION_STRING="AccountName=a;AccountKey=hunter2",
+        TABLES_CONNECTION_STRING="AccountName=a;AccountKey=hunter2=",
         ACS_CONNECTION_STRING="endpoint=https://a;accesskey=hunter2",
         SMTP_URL="smtps://user:hunter2@host",
     )
@@ -158,8 +166,13 @@ class TestMalformedSettings:
             ("AZURE_OPENAI_ENDPOINT", "name.openai.azure.com", "not a URL such as https://"),
             ("AZURE_OPENAI_ENDPOINT", "ftp://name", "not a URL such as https://"),
             ("AZURE_OPENAI_ENDPOINT", "https://", "not a URL such as https://"),
-            ("AZURE_OPENAI_ENDPOINT", "https://[::1", "Invalid IPv6"),
-            ("AZURE_OPENAI_ENDPOINT", "https://host:99999", "[Pp]ort"),
+            ("AZURE_OPENAI_ENDPOINT", "https://[::1", "not a URL such as https://"),
+            ("AZURE_OPENAI_ENDPOINT", "https://host:99999", "not a URL such as https://"),
+            ("AZURE_OPENAI_ENDPOINT", "https://host:port", "not a URL such as https://"),
+            ("AZURE_OPENAI_ENDPOINT", "https://a b", "not a URL such as https://"),
+            ("AZURE_OPENAI_ENDPOINT", "https://a..b", "not a URL such as https://"),
+            ("AZURE_OPENAI_ENDPOINT", "https://\u24d0", "not a URL such as https://"),
+            ("AZURE_OPENAI_ENDPOINT", "https://\u2100", "not a URL such as https://"),
             ("AZURE_OPENAI_ENDPOINT", " , ", "contains no URL"),
             ("AZURE_OPENAI_ENDPOINT", "https://a, b", "'b' is not a URL"),
             ("AZURE_OPENAI_ENDPOINT", "https://user:secret@a", "contains a name or password"),
@@ -184,16 +197,19 @@ class TestMalformedSettings:
             ("MAX_MESSAGE_BYTES", "500001", "whole number from 1024 to 500000"),
             ("TABLES_ENDPOINT", "name", "not a URL such as https://"),
             ("TABLES_ENDPOINT", "http://name.table.example", "not a URL such as https://"),
+            ("TABLES_ENDPOINT", "https://name:port", "not a URL such as https://"),
+            ("TABLES_ENDPOINT", "https://user:secret@name", "contains a name or password"),
             ("TABLES_CONNECTION_STRING", "mine", "a part of it is not name=value"),
             ("TABLES_CONNECTION_STRING", "AccountName=a", "needs AccountName and AccountKey"),
             ("TABLES_CONNECTION_STRING", "AccountName=a;AccountKey=b;c", "a part of it is not name=value"),
+            ("TABLES_CONNECTION_STRING", "AccountName=a;accountname=b;AccountKey=Yg==", "listed twice"),
+            ("TABLES_CONNECTION_STRING", "AccountName=a;AccountKey=b", "AccountKey is not base64"),
+            ("TABLES_CONNECTION_STRING", "AccountName=a;AccountKey=é", "AccountKey is not base64"),
             ("TABLE_PREFIX", "1st", "must begin with a letter, followed by up to 54"),
             ("TABLE_PREFIX", "a-b", "must begin with a letter, followed by up to 54"),
             ("TABLE_PREFIX", "a" * 56, "must begin with a letter, followed by up to 54"),
             ("CLIENT_KEYS", "ada", "not name=SHA-256"),
             ("USAGE_KEYS", f"ada={'0' * 63}", "not name=SHA-256"),
-            ("SUMMARY_RECIPIENTS", "ada@example.com, bob", "'bob' is not an email address"),
-            ("SUMMARY_SENDER", "ada@example.com, bob@example.com", "is not an email address"),
         ],
     )
     def test_error_names_the_setting_and_the_problem(self, name: str, value: str, expected: str) -> None:
@@ -213,6 +229,23 @@ class TestMalformedSettings:
     def test_error_does_not_repeat_a_secret(self, name: str) -> None:
         assert "hunter2" not in str(error_of(**{name: "AccountKey=hunter2"}))
 
+    @pytest.mark.parametrize("name", ["AZURE_OPENAI_ENDPOINT", "TABLES_ENDPOINT"])
+    @pytest.mark.parametrize(
+        "url", ["ftp://u:hunter2@a", "u:hunter2@a", "https://u:hunter2@a:port", "https://u:hunter2@\u2100"]
+    )
+    def test_error_does_not_repeat_the_password_of_a_url(self, name: str, url: str) -> None:
+        assert "hunter2" not in str(error_of(**{name: url}))
+
+    @pytest.mark.parametrize("name", sorted(NAMES))
+    def test_error_contains_no_words_of_python(self, name: str) -> None:
+        for value in (*ODD_VALUES, *(f'{{"a": {{"input": {value}, "output": 1}}}}' for value in ODD_VALUES)):
+            try:
+                read(**{name: value})
+            except SettingsError as error:
+                message = str(error).replace(repr(value), "")
+                assert not PYTHON_WORDS.search(message), message
+                assert message.endswith("."), message
+
     @given(st.sampled_from(sorted(NAMES)), st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
     def test_random_text_is_accepted_or_the_error_names_the_setting(self, name: str, value: str) -> None:
         try:
@@ -220,44 +253,6 @@ class TestMalformedSettings:
         except SettingsError as error:
             if name not in str(error):
                 raise
-
-
-@pytest.mark.parametrize("name", ["SUMMARY_RECIPIENTS", "SUMMARY_SENDER"])
-class TestEmailAddresses:
-    @pytest.mark.parametrize(
-        "address",
-        [
-            "ada@example.com.",
-            "ada@example..com",
-            "ada@.example.com",
-            ".ada@example.com",
-            "ada..b@example.com",
-            "@example.com",
-            "ada@",
-            "ada@b@example.com",
-            "a(b@example.com",
-            "a:b@example.com",
-            'a"b@example.com',
-            '"a b"@example.com',
-            "[x]@example.com",
-            "ada@[127.0.0.1]",
-            "a\x00b@example.com",
-            "\u200bada@example.com",
-            "jürgen@example.com",
-            "=?utf-8?q?ada?=@example.com",
-            "Ada <ada@example.com>",
-        ],
-    )
-    def test_address_that_is_invalid_in_an_email_header_is_rejected(self, name: str, address: str) -> None:
-        error = error_of(**{name: address})
-        assert error.name == name
-        assert f"{address!r} is not an email address" in str(error)
-
-    @pytest.mark.parametrize(
-        "address", ["chat@localhost", "o'hara+cost@mail.example.com", "a-b_c@xn--bcher-kva.example"]
-    )
-    def test_valid_email_address_is_accepted(self, name: str, address: str) -> None:
-        read(**{name: address})
 
 
 class TestDeployments:
@@ -345,8 +340,17 @@ class TestPrices:
             ('{"chat": {"input": 1, "output": 1, "priority": {"input": 1}}}', "'chat.priority' needs input and output"),
             ('{"chat": {"priority": {"input": 1, "output": 1}}}', "'chat' needs input and output"),
             ('{"chat": {"input": 1, "output": 1, "default": {"input": 1, "output": 1}}}', "without 'default'"),
-            ('{"chat": {"input": "cheap", "output": 1}}', ""),
-            ('{"chat": {"input": 1e9999999999999999999, "output": 1}}', ""),
+            ("1,5", "it is not JSON from line 1, column 2 on"),
+            ('{"chat": {"input": 1,5, "output": 1}}', "it is not JSON from line 1, column"),
+            ('{"chat": {"input": "1,5", "output": 1}}', "input of 'chat' is not a number such as 0.75: \"1,5\"."),
+            ('{"chat": {"input": "1_5", "output": 1}}', 'is not a number such as 0.75: "1_5".'),
+            ('{"chat": {"input": "", "output": 1}}', 'is not a number such as 0.75: "".'),
+            ('{"chat": {"input": "$2", "output": 1}}', 'is not a number such as 0.75: "$2".'),
+            ('{"chat": {"input": null, "output": 1}}', "is not a number such as 0.75: null."),
+            ('{"chat": {"input": [1], "output": 1}}', "input of 'chat' is not a number"),
+            ('{"chat": {"input": "\N{FULLWIDTH DIGIT ONE}", "output": 1}}', "input of 'chat' is not a number"),
+            ('{"chat": {"input": 1e9999999999999999999, "output": 1}}', "input of 'chat' is not a number"),
+            ('{"chat": {"input": %s, "output": 1}}' % ("1" * 5_000), "input of 'chat' is not an amount"),
             ('{"chat": {"input": true, "output": 1}}', "input of 'chat' is not a number"),
             ('{"chat": {"input": NaN, "output": 1}}', "input of 'chat' is not a number"),
             ('{"chat": {"input": "NaN", "output": 1}}', "input of 'chat' is not an amount"),

@@ -4,7 +4,6 @@ The SDK of a transport is imported only when that transport is chosen: only the 
 slow down every cold start. Error messages never contain a secret.
 """
 
-import binascii
 from base64 import b64decode
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from azure.core.credentials import AzureKeyCredential
 from azure.core.credentials_async import AsyncTokenCredential
 
 from shared.domain.clock import Clock
+from shared.mail.addresses import sender
 from shared.mail.email import Transport
 from shared.mail.outbox import Outbox
 from shared.mail.smtp import smtp
@@ -39,7 +39,7 @@ def transport(settings: MailSettings, credential: AsyncTokenCredential, clock: C
         )
     if settings.outbox:
         return Outbox(Path(settings.outbox))
-    if not settings.sender:
+    if not sender(settings):
         raise SettingsError("SUMMARY_SENDER", "is not set. Set it to the sender address of the summary email.")
     if settings.smtp_url:
         return smtp(settings.smtp_url)
@@ -57,7 +57,7 @@ def _connection(value: str) -> tuple[str, AzureKeyCredential]:
         key = parts["accesskey"].strip()
         b64decode(key, validate=True)
         endpoint = parts["endpoint"].strip()
-    except (KeyError, binascii.Error):
+    except (KeyError, ValueError):
         example = "endpoint=https://NAME.communication.azure.com/;accesskey=…"
         raise SettingsError("ACS_CONNECTION_STRING", f"is malformed. Expected: {example}.") from None
     return _endpoint("ACS_CONNECTION_STRING", endpoint), AzureKeyCredential(key)

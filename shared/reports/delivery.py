@@ -31,12 +31,12 @@ CLAIM_DURATION = timedelta(minutes=15)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailConfig:
-    """Schedule, addresses and transport of the summary email. `transport` is called on first use; it may raise
-    SettingsError."""
+    """Schedule, addresses and transport of the summary email. The functions are called when an email is sent; they may
+    raise SettingsError."""
 
     schedule: str | None
-    sender: str
-    recipients: tuple[str, ...]
+    sender: Callable[[], str]
+    recipients: Callable[[], tuple[str, ...]]
     transport: Callable[[], Transport]
 
 
@@ -80,7 +80,7 @@ class Delivery:
         if the day is not final, SettingsError if a setting is missing, UpstreamError if sending fails."""
         if not (await self._reports.day(day)).final:
             raise InvalidRequest(f"{day} is not final yet. Send its email once it is.", param="date")
-        if not self._config.recipients:
+        if not self._config.recipients():
             raise SettingsError(
                 "SUMMARY_RECIPIENTS", "is not set. Set it to the addresses that receive the summary email."
             )
@@ -95,7 +95,7 @@ class Delivery:
         """True if the day is done. If not, later days wait."""
         if day.claimed_until and self._clock.now() < day.claimed_until:
             return False
-        if not self._config.recipients:
+        if not self._config.recipients():
             await self._update(day.day, partial(replace, outcome="not_wanted"))
         elif not day.figures.calls and not is_latest and not day.claimed_until:
             await self._update(day.day, partial(replace, outcome="quiet", mailed_cost=ZERO))
@@ -143,8 +143,8 @@ class Delivery:
     async def _email(self, day: date, operation_id: str, adjustments: tuple[Adjustment, ...]) -> Email:
         content = summary_email(await self._reports.summary(day, adjustments))
         return Email(
-            sender=self._config.sender,
-            recipients=self._config.recipients,
+            sender=self._config.sender(),
+            recipients=self._config.recipients(),
             subject=content.subject,
             text=content.text,
             html=content.html,

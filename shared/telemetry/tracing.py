@@ -4,6 +4,7 @@
 Only this module uses OpenTelemetry. It imports it only if tracing is set up, because the import slows every cold start.
 """
 
+import logging
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -12,6 +13,8 @@ from urllib.parse import urlsplit
 from shared.domain.calls import State
 from shared.domain.hashing import session_label
 from shared.turns.ports import CallRecord
+
+log = logging.getLogger(__name__)
 
 _QUIET = (
     "azure_sdk",
@@ -30,8 +33,9 @@ _SECONDS = [0.01 * 2**power for power in range(14)]
 
 
 def tracing(connection_string: str | None) -> Callable[[CallRecord], None] | None:
-    """A function that records a call in Application Insights. None without a connection string, or if the optional
-    dependency in requirements-tracing.txt is not installed. A provider that the platform has set up is reused."""
+    """A function that records a call in Application Insights. None without a connection string, if it is malformed, or
+    if the optional dependency in requirements-tracing.txt is not installed. A provider that the platform has set up is
+    reused."""
     if not connection_string:
         return None
     try:
@@ -41,14 +45,18 @@ def tracing(connection_string: str | None) -> Callable[[CallRecord], None] | Non
     except ImportError:
         return None
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
-        configure_azure_monitor(
-            connection_string=connection_string,
-            logger_name="chat.telemetry",  # a logger without records: the platform already exports log lines
-            sampling_ratio=1.0,  # every call: a call costs far more than its span
-            enable_live_metrics=False,
-            enable_performance_counters=False,
-            instrumentation_options={name: {"enabled": False} for name in _QUIET},
-        )
+        try:
+            configure_azure_monitor(
+                connection_string=connection_string,
+                logger_name="chat.telemetry",  # a logger without records: the platform already exports log lines
+                sampling_ratio=1.0,  # every call: a call costs far more than its span
+                enable_live_metrics=False,
+                enable_performance_counters=False,
+                instrumentation_options={name: {"enabled": False} for name in _QUIET},
+            )
+        except ValueError:  # chat goes on without
+            log.error("APPLICATIONINSIGHTS_CONNECTION_STRING is malformed; calls are not traced. Copy it again.")  # noqa: TRY400
+            return None
     return _Recorder(trace.get_tracer("chat"), metrics.get_meter("chat"))
 
 

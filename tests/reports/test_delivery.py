@@ -106,7 +106,12 @@ class App:
         self.services = Services(settings, self.clock)
         self.days = Days(self.services._table("daily"))
         self.ledger = Ledger(self.services._table("usage"))
-        config = MailConfig(schedule=None, sender="chat@example.com", recipients=recipients, transport=lambda: mail)
+        config = MailConfig(
+            schedule=None,
+            sender=lambda: "chat@example.com",
+            recipients=lambda: recipients,
+            transport=lambda: mail,
+        )
         self.delivery = Delivery(self.days, self.services.reports, config, self.clock)
 
     async def write_history(self) -> None:
@@ -724,7 +729,7 @@ async def test_unconfigured_transport_raises_settings_error_without_claiming_a_d
     def unset() -> MailService:
         raise SettingsError("ACS_ENDPOINT", "is not set")
 
-    config = MailConfig(schedule=None, sender="", recipients=RECIPIENTS, transport=unset)
+    config = MailConfig(schedule=None, sender=str, recipients=lambda: RECIPIENTS, transport=unset)
     running_app.clock.set(datetime(2024, 3, 12, 6, tzinfo=UTC))
     with pytest.raises(SettingsError):
         await Delivery(running_app.days, running_app.services.reports, config, running_app.clock).send_due()

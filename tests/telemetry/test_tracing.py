@@ -157,3 +157,11 @@ def test_tracing_is_off_without_the_optional_dependency(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "azure.monitor.opentelemetry", None)
 
     assert tracing(f"InstrumentationKey={KEY}") is None
+
+
+@pytest.mark.parametrize("value", ["x", "InstrumentationKey=x", "InstrumentationKey="])
+def test_malformed_connection_string_is_logged_and_stops_only_tracing(
+    value: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert tracing(value) is None
+    assert "APPLICATIONINSIGHTS_CONNECTION_STRING is malformed" in caplog.text

@@ -452,6 +452,15 @@ async def test_unconfigured_summary_email_returns_500_naming_the_setting(
     assert setting in error["message"]
 
 
+@pytest.mark.parametrize("setting", ["SUMMARY_RECIPIENTS", "SUMMARY_SENDER"])
+async def test_malformed_address_stops_only_the_email(serve: Serve, environ: dict[str, str], setting: str) -> None:
+    async with serve(environ | {setting: "jürgen@example.com"}) as api:
+        await answer(api)
+        error = error_of(await api.post(f"{ROUTE}/email", headers={"api-key": KEY}), 500)
+
+    assert setting in error["message"]
+
+
 # The timer
 
 
