@@ -128,12 +128,12 @@ def _embedded(text: str) -> Any:
 def _salvaged(text: str, depth: int) -> ErrorBody:
     words = list(_WORDS_IN_STRUCTURE.finditer(text))
     plain = [each for each in words if each["name"] == "msg"] or words
-    found = [_read(re.sub(r"\\(['\"\\])", r"\1", each["single"] or each["double"]), depth + 1) for each in plain[:3]]
+    readings = [_read(re.sub(r"\\(['\"\\])", r"\1", each["single"] or each["double"]), depth + 1) for each in plain[:3]]
     paths = [_names(re.findall(r"\w+", each)) for each in _LOC.findall(text)]
     codes = {each["name"]: each["value"] for each in _CODE.finditer(text)}
     items = [
         replace(read, message=_named(path, read.message), fields=read.fields or path[:1])
-        for read, path in zip(found, paths or [()] * len(found), strict=False)
+        for read, path in zip(readings, paths or [()] * len(readings), strict=False)
     ]
     read = _joined(items)
     param = read.param or (paths[0][-1] if paths and paths[0] else codes.get("param"))

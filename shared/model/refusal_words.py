@@ -33,3 +33,46 @@ def no_credit(error: ErrorBody) -> bool:
     if _NO_CREDIT_KINDS.search(error.kind):
         return True
     return bool(_NO_CREDIT_WORDS.search(error.message)) and not _PASSES.search(error.message)
+
+
+# OpenAI's code, llama.cpp's (ggml-org/llama.cpp#15780), LiteLLM's, GitHub's.
+_TOO_LONG_KINDS = _any_of("context_?(length|window|size|limit)", "max_prompt_tokens", "tokens_limit_reached")
+_TOO_LONG_WORDS = _any_of(
+    # OpenAI, vLLM (vllm-project/vllm#20409, ogx-ai/ogx#4534), Mistral, DeepSeek, xAI
+    "maximum (context|prompt|model|input) (length|window|size|limit)",
+    "context (length|window|size|limit)[^.]{0,40}(exceed|overflow|full)",  # ggml-org/llama.cpp#19774
+    # llama.cpp (#17284), Ollama, LiteLLM
+    "(exceed|larger than|longer than)[^.]{0,60}context (length|window|size|limit)",
+    # Anthropic, vllm-project/vllm#10440, Bedrock
+    r"(?<!image )(prompt|input|conversation|messages?)( \([^)]*\))?( is| are)? too (long|large)",
+    r"reduce (the length of )?(the|your) (input|message|prompt)",
+    "input tokens? (count[^.]{0,40} )?exceed",  # gpt-5, Gemini
+    r"max_(completion_)?tokens must be at least 1, got -",  # vllm-project/vllm#4667: nothing is left for the answer
+    r"context (the )?overflows|context length of only|ContextWindowExceeded",  # LM Studio, LiteLLM
+    r"`inputs` (tokens \+|must have less)|range of input length|max size: \d+ tokens",  # TGI, DashScope, GitHub
+    r"current length is \d+ while limit is",  # Cerebras
+)
+# llama.cpp answers 500 to some malformed requests (ggml-org/llama.cpp#13566, #10920, #25510).
+_MALFORMED_WORDS = _any_of(
+    "(image|audio|video) input is not supported",
+    "unsupported (param|content)",
+    "failed to parse tool call arguments",
+    "failed to (load|download|decode) (the )?(image|audio)",
+    r"(param|parameter) requires",
+    "not supported with tools",
+    r"must (be|contain) (a|an|one of|either|base64|data urls)\b|expected '\w+' to be|missing '?\w+'? (field|in)",
+    r"json\.exception\.(out_of_range\.403|type_error\.302)|json schema conversion failed",
+)
+
+
+def context_too_long(error: ErrorBody) -> bool:
+    """True if the prompt, alone or with the answer's maximum, exceeds the model's context window. "Too many tokens"
+    alone is a rate limit's wording."""
+    if _TOO_LONG_KINDS.search(error.kind):
+        return True
+    return bool(_TOO_LONG_WORDS.search(error.message)) and not _PASSES.search(error.message)
+
+
+def malformed_request(error: ErrorBody) -> bool:
+    """True if an internal error's words blame the request, so that the same request fails again."""
+    return bool(_MALFORMED_WORDS.search(error.message))

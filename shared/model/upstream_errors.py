@@ -22,7 +22,7 @@ from shared.errors import (
     UpstreamUnavailable,
 )
 from shared.model.error_body import ErrorBody, read_error
-from shared.model.refusal_words import no_credit
+from shared.model.refusal_words import context_too_long, malformed_request, no_credit
 
 _MAX_PAUSE_S = 10_000_000  # a longer pause is treated as a mistake and ignored
 _VISIBLE = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
@@ -71,6 +71,10 @@ def from_response(response: UpstreamResponse, deployment: str, access: ServiceAc
             return QuotaExhausted()
         case 400 | 413 | 422:
             return _bad_request(error)
+        case status if status >= 500 and context_too_long(error):
+            return _bad_request(error)
+        case 500 if malformed_request(error):
+            return _bad_request(error)
         case 401 | 403:
             reason = f"{response.status} {error.code}"
             return NotAuthorized(access.message, reason, stale=response.status == 401)
@@ -102,15 +106,14 @@ def from_connection_error(cause: BaseException | None) -> ChatError:
 def _bad_request(error: ErrorBody) -> ChatError:
     message = error.message or "The model service rejected the request."
     unknown = _UNKNOWN_ARGUMENT.match(message)
-    too_long = error.code == "context_length_exceeded" or error.type == "exceed_context_size_error"  # llama.cpp's
     match error.code:
         case "content_filter":
             return ContentFiltered(
                 f"The content filter stopped this prompt{_why(error)}. Rephrase it.", param="message"
             )
-        case _ if too_long:
-            shorter = "This conversation is too long for the model. Send a shorter message."
-            return ContextTooLong(shorter, param="message")
+        case _ if context_too_long(error):
+            shorter = "Send a shorter message, or lower max_tokens."
+            return ContextTooLong(f"This conversation is too long for the model. {shorter}", param="message")
         case _ if unknown:
             return OptionRejected(message, param=unknown[1], unsupported=True)
         case code if error.param:

@@ -14,8 +14,17 @@ import pytest
 from local.keys import line
 from shared.domain.calls import State
 from tests.conftest import Serve, Tables
+from tests.model.test_refusal_words import (
+    MALFORMED,
+    MODELS_FAULT,
+    NO_CREDIT,
+    QUOTA,
+    RATE_LIMITS,
+    TOO_LONG,
+    openai_error,
+)
 from tests.support.azure_openai import AzureOpenAI, Request
-from tests.support.chat_client import send_message, states
+from tests.support.chat_client import answer, send_message, states
 from tests.support.conservation import assert_conserved
 from tests.support.rude_upstream import Raw, RudeUpstream
 
@@ -49,41 +58,11 @@ async def openai_post(api: httpx.AsyncClient, **fields: Any) -> httpx.Response:
     return await api.post("/openai/v1/chat/completions", json=body, headers={"authorization": f"Bearer {KEY}"})
 
 
-def openai_error(message: str, param: str | None = None, code: Any = None, kind: str = "invalid_request_error") -> JSON:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
 EXTRA = {"type": "extra_forbidden", "loc": ["body", "frequency_penalty"], "msg": "Extra inputs are not permitted"}
 SHAPES: dict[str, Any] = {
     "FastAPI": {"detail": [EXTRA]},
     "editor-code-assistant/eca#231": {"object": "error", "message": {"detail": [EXTRA]}, "param": None},
     "vLLM": {"object": "error", "message": repr([EXTRA | {"loc": ("body", "frequency_penalty")}]), "code": 400},
-}
-
-
-QUOTA = "You exceeded your current quota, please check your plan and billing details."
-NO_CREDIT: dict[str, tuple[int, Any]] = {
-    "langchain-ai/langchainjs#1929": (429, openai_error(QUOTA, code="insufficient_quota", kind="insufficient_quota")),
-    "chatanywhere/GPT_API_free#229": (429, openai_error("余额不足", kind="insufficient_quota")),
-    "waylaidwanderer/node-chatgpt-api#167": (429, openai_error(QUOTA, kind="insufficient_quota")),
-    "words alone": (429, openai_error(QUOTA, kind="requests")),
-    "OpenAI's budget": (429, openai_error("Billing hard limit has been reached.", code="billing_hard_limit_reached")),
-    "continuedev/continue#9942": (402, openai_error("Insufficient Balance", kind="unknown_error")),
-    "Aider-AI/aider#4851": (400, openai_error("Insufficient Balance", code="invalid_request_error")),
-    "a page": (402, "<html><body>402</body></html>"),
-    "Anthropic's": (400, openai_error("Your credit balance is too low to access the Anthropic API.")),
-    "one-api's": (403, openai_error("user quota is not enough", code="insufficient_user_quota", kind="one_api_error")),
-}
-RATE_LIMITS: dict[str, Any] = {
-    "Azure": openai_error(
-        "Requests have exceeded token rate limit of your current OpenAI S0 pricing tier. Please retry after 1 second."
-    ),
-    "Gemini": openai_error(
-        f"{QUOTA} Quota exceeded for metric: requests_per_minute, limit: 15. Please retry in 3.07s."
-    ),
-    "OpenAI": openai_error(
-        "Rate limit reached for gpt-4 on tokens per min (TPM): Limit 10000.", code="rate_limit_exceeded"
-    ),
 }
 
 
@@ -94,7 +73,7 @@ class TestNoCredit:
     def environ(self, environ: dict[str, str]) -> dict[str, str]:
         return environ | {"AZURE_OPENAI_MAX_RETRIES": "2"}
 
-    @pytest.mark.parametrize("report", NO_CREDIT)
+    @pytest.mark.parametrize("report", ["langchain-ai/langchainjs#1929", "one-api's", "a page"])
     async def test_it_is_reported_at_once_and_never_retried(
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, report: str
     ) -> None:
@@ -150,27 +129,74 @@ class TestNoCredit:
             assert (len(fake.requests), len(second.requests)) == (2, 2)
             await assert_conserved(tables, fake, second)
 
-    @pytest.mark.parametrize("report", RATE_LIMITS)
-    async def test_rate_limit_is_still_one(self, api: httpx.AsyncClient, fake: RudeUpstream, report: str) -> None:
-        fake.raw(json.dumps(RATE_LIMITS[report]).encode(), status=429, media_type="application/json", billed=False)
+    async def test_rate_limit_is_still_one(self, api: httpx.AsyncClient, fake: RudeUpstream) -> None:
+        fake.raw(json.dumps(RATE_LIMITS["Azure"]).encode(), status=429, media_type="application/json", billed=False)
         assert (await send_message(api)).status_code == 200
         assert len(fake.requests) == 2
 
 
+class TestContextTooLong:
+    @pytest.mark.parametrize("report", ["vllm-project/vllm#20409", "Mistral", "ggml-org/llama.cpp#15780"])
+    async def test_window_shrinks(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, report: str
+    ) -> None:
+        for _ in range(3):
+            await answer(api)
+        refuse(fake, *TOO_LONG[report], when=lambda request: len(request.body["messages"]) > 6)
+        for _ in range(3):
+            await answer(api)
+        assert len(fake.requests) <= 3 + 6
+        await assert_conserved(tables, fake)
+
+    @pytest.mark.parametrize("report", ["vllm-project/vllm#4667", "Anthropic", "ggml-org/llama.cpp#19774"])
+    async def test_prompt_that_no_window_makes_short_enough_is_a_400(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, report: str
+    ) -> None:
+        refuse(fake, *TOO_LONG[report])
+        response = await send_message(api)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "context_too_long")
+        assert len(fake.requests) == 1
+
+
+class TestMalformed:
+    """llama.cpp answers 500 to requests that fail again each time."""
+
+    @pytest.fixture
+    def environ(self, environ: dict[str, str]) -> dict[str, str]:
+        return environ | {"AZURE_OPENAI_MAX_RETRIES": "2"}
+
+    async def test_internal_error_that_blames_the_request_is_a_400(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        words = MALFORMED["ggml-org/llama.cpp#13566"]
+        refuse(fake, 500, {"error": {"code": 500, "message": words, "type": "server_error"}})
+        response = await send_message(api)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["message"]) == (400, "invalid_request", words)
+        assert len(fake.requests) == 1
+        assert await states(tables) == [State.FAILED]
+
+    async def test_answer_that_llama_could_not_parse_is_retried(
+        self, api: httpx.AsyncClient, fake: RudeUpstream
+    ) -> None:
+        error = {"error": {"code": 500, "message": MODELS_FAULT, "type": "server_error"}}
+        fake.raw(json.dumps(error).encode(), status=500, media_type="application/json", billed=False)
+        assert (await send_message(api)).status_code == 200
+
+
 class TestWords:
     @pytest.mark.parametrize("shape", SHAPES)
-    @pytest.mark.parametrize("status", [400, 422])
     async def test_refusal_is_in_plain_words_with_its_field(
-        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, shape: str, status: int
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, shape: str
     ) -> None:
-        refuse(fake, status, SHAPES[shape])
+        refuse(fake, 422, SHAPES[shape])
         response = await send_message(api)
         expected = "frequency_penalty: Extra inputs are not permitted"
         error = response.json()["error"]
         assert (response.status_code, error["code"]) == (400, "invalid_request")
         assert (error["message"], error["param"]) == (expected, "frequency_penalty")
         passed_on = await openai_post(api)
-        assert (passed_on.status_code, passed_on.json()["error"]["message"]) == (status, expected)
+        assert (passed_on.status_code, passed_on.json()["error"]["message"]) == (422, expected)
         await assert_conserved(tables, fake)
         assert len(fake.requests) == 2
 

@@ -1,0 +1,154 @@
+"""The words of services' refusals, each with the report that it is from."""
+
+import json
+from typing import Any
+
+import pytest
+
+from shared.model.error_body import ErrorBody, read_error
+from shared.model.refusal_words import context_too_long, malformed_request, no_credit
+
+JSON = dict[str, Any]
+
+
+def openai_error(message: str, param: str | None = None, code: Any = None, kind: str = "invalid_request_error") -> JSON:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+QUOTA = "You exceeded your current quota, please check your plan and billing details."
+NO_CREDIT: dict[str, tuple[int, Any]] = {
+    "langchain-ai/langchainjs#1929": (429, openai_error(QUOTA, code="insufficient_quota", kind="insufficient_quota")),
+    "chatanywhere/GPT_API_free#229": (429, openai_error("余额不足", kind="insufficient_quota")),
+    "waylaidwanderer/node-chatgpt-api#167": (429, openai_error(QUOTA, kind="insufficient_quota")),
+    "words alone": (429, openai_error(QUOTA, kind="requests")),
+    "OpenAI's budget": (429, openai_error("Billing hard limit has been reached.", code="billing_hard_limit_reached")),
+    "continuedev/continue#9942": (402, openai_error("Insufficient Balance", kind="unknown_error")),
+    "Aider-AI/aider#4851": (400, openai_error("Insufficient Balance", code="invalid_request_error")),
+    "a page": (402, "<html><body>402</body></html>"),
+    "Anthropic's": (400, openai_error("Your credit balance is too low to access the Anthropic API.")),
+    "one-api's": (403, openai_error("user quota is not enough", code="insufficient_user_quota", kind="one_api_error")),
+}
+RATE_LIMITS: dict[str, Any] = {
+    "Azure": openai_error(
+        "Requests have exceeded token rate limit of your current OpenAI S0 pricing tier. Please retry after 1 second."
+    ),
+    "Gemini": openai_error(
+        f"{QUOTA} Quota exceeded for metric: requests_per_minute, limit: 15. Please retry in 3.07s."
+    ),
+    "OpenAI": openai_error(
+        "Rate limit reached for gpt-4 on tokens per min (TPM): Limit 10000.", code="rate_limit_exceeded"
+    ),
+}
+LLAMA = "the request exceeds the available context size. try increasing the context size or enable context shift"
+TOO_LONG: dict[str, tuple[int, Any]] = {
+    "OpenAI": (400, openai_error("Too long.", param="messages", code="context_length_exceeded")),
+    "gpt-5": (400, openai_error("Input tokens exceed the configured limit of 272000 tokens.", param="messages")),
+    "vllm-project/vllm#20409": (
+        400,
+        {
+            "object": "error",
+            "message": "This model's maximum context length is 16384 tokens. However, you requested 122946 tokens"
+            " (112946 in the messages, 10000 in the completion). Please reduce the length of the messages or"
+            " completion.",
+            "type": "BadRequestError",
+            "param": None,
+            "code": 400,
+        },
+    ),
+    "vllm-project/vllm#4667": (
+        400,
+        {"object": "error", "message": "max_tokens must be at least 1, got -186.", "code": 400},
+    ),
+    "vLLM 0.12": (
+        400,
+        openai_error(
+            "'max_tokens' or 'max_completion_tokens' is too large: 1024. This model's maximum context length is 2048"
+            " tokens and your request has 1500 input tokens (1024 > 2048 - 1500).",
+            param="max_completion_tokens",
+            code=400,
+            kind="BadRequestError",
+        ),
+    ),
+    "vLLM's prompt": (
+        400,
+        {"error": {"message": "The decoder prompt (length 40000) is longer than the maximum model length of 32768."}},
+    ),
+    "vllm-project/vllm#10440": (400, {"detail": "Input prompt (35247 tokens) is too long and exceeds limit of 1000"}),
+    "Mistral": (
+        400,
+        {
+            "object": "error",
+            "message": "Prompt contains 40960 tokens and 0 draft tokens, too large for model with 32768 maximum context"
+            " length",
+            "type": "invalid_request_prompt",
+            "code": "3051",
+        },
+    ),
+    "ggml-org/llama.cpp#15780": (
+        500,
+        {"error": {"code": 500, "message": LLAMA, "type": "exceed_context_size_error", "n_prompt_tokens": 14}},
+    ),
+    "ggml-org/llama.cpp#17284": (
+        400,
+        openai_error("the request exceeds the available context size, try increasing it."),
+    ),
+    "ggml-org/llama.cpp#19774": (500, openai_error("Context size has been exceeded.", kind="server_error")),
+    "Ollama": (400, openai_error("the input length exceeds the context length", kind="api_error")),
+    "LiteLLM": (
+        400,
+        openai_error(
+            "litellm.ContextWindowExceededError: AnthropicException - prompt is too long: 9 tokens > 8 maximum"
+        ),
+    ),
+    "Anthropic": (413, {"detail": "prompt is too long: 205000 tokens > 200000 maximum"}),
+}
+NOT_TOO_LONG: dict[str, str] = {
+    "a rate limit": "Too many tokens. Limit 10 per minute.",
+    "the answer's maximum": "max_tokens is too large: 200000. This model supports at most 16384 completion tokens.",
+    "a field": "Invalid 'user': string too long. Expected a string with maximum length 64, but got 80 instead.",
+    "an image": "Image input too large.",
+}
+MALFORMED: dict[str, str] = {
+    "ggml-org/llama.cpp#13566": "image input is not supported by this server",
+    "ggml-org/llama.cpp#10920": "Unsupported param: tools",
+    "ggml-org/llama.cpp#25510": "Failed to parse tool call arguments as JSON: [json.exception.parse_error.101] …",
+}
+MODELS_FAULT = "Failed to parse input at pos 0"  # antoinezambelli/forge#127: the model's own output was malformed
+
+
+def read(body: Any) -> ErrorBody:
+    return read_error((body if isinstance(body, str) else json.dumps(body)).encode())
+
+
+@pytest.mark.parametrize("report", [report for report in NO_CREDIT if report != "a page"])
+def test_no_credit_is_recognised(report: str) -> None:
+    assert no_credit(read(NO_CREDIT[report][1]))
+
+
+@pytest.mark.parametrize("report", RATE_LIMITS)
+def test_rate_limit_is_not_taken_for_no_credit_or_a_long_prompt(report: str) -> None:
+    error = read(RATE_LIMITS[report])
+    assert not no_credit(error)
+    assert not context_too_long(error)
+
+
+@pytest.mark.parametrize("report", TOO_LONG)
+def test_prompt_that_is_too_long_is_recognised(report: str) -> None:
+    assert context_too_long(read(TOO_LONG[report][1]))
+
+
+@pytest.mark.parametrize("report", NOT_TOO_LONG)
+def test_other_limits_are_not_taken_for_a_long_prompt(report: str) -> None:
+    error = read(openai_error(NOT_TOO_LONG[report]))
+    assert not context_too_long(error)
+    assert not no_credit(error)
+
+
+@pytest.mark.parametrize("report", MALFORMED)
+def test_malformed_request_is_recognised(report: str) -> None:
+    assert malformed_request(read(openai_error(MALFORMED[report])))
+
+
+def test_other_internal_errors_do_not_blame_the_request() -> None:
+    for words in (MODELS_FAULT, "The server had an error while processing your request. Sorry about that!", ""):
+        assert not malformed_request(read(openai_error(words)))
