@@ -91,8 +91,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fake() -> Iterator[AzureOpenAI]:
-    with AzureOpenAI() as server:
+def fake(request: pytest.FixtureRequest) -> Iterator[AzureOpenAI]:
+    """The model service; `with_both_fakes` (tests/support/rude_upstream.py) runs a test with the rude one too."""
+    with getattr(request, "param", AzureOpenAI)() as server:
         yield server
 
 

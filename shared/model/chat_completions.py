@@ -34,8 +34,8 @@ class ChatCompletions:
         modalities = body.get("modalities")
         return (isinstance(modalities, list) and "audio" in modalities) or any(map(_has_audio, body["messages"]))
 
-    def reader(self) -> AnswerReader:
-        return Completion()
+    def reader(self, body: Mapping[str, Any]) -> AnswerReader:
+        return Completion(one_choice=body.get("n") in (None, 1))
 
 
 def _has_audio(message: Message) -> bool:

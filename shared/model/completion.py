@@ -31,9 +31,14 @@ _ONCE = ("id", "type", "index", "format", "expires_at")  # text fields that are 
 
 
 class Completion:
-    """An answer as far as it has been received. Only the first choice is read. Implements AnswerReader."""
+    """An answer as far as it has been received. Only the first choice is read. Implements AnswerReader.
 
-    def __init__(self) -> None:
+    `one_choice`: the request asks for one choice. It is then read whatever its index, because some services count the
+    chunks there (microsoft/foundry-local#263) or begin at 1 (spring-projects/spring-ai#6221).
+    """
+
+    def __init__(self, *, one_choice: bool = False) -> None:
+        self._one_choice = one_choice
         self.model: str | None = None
         self.service_tier: str | None = None
         self.extras: dict[str, Any] = {}
@@ -44,6 +49,8 @@ class Completion:
         self._usage_is_last = False
         self._ended = self._done = False
         self._has_data = False  # any choice or usage
+        self._begun = False  # any part of the answer itself
+        self._objects = 0  # chunks, or the document
         self._document = b""
         self._id: str | None = None
         self._text = {"content": Text(), "refusal": Text()}
@@ -107,35 +114,38 @@ class Completion:
         )
 
     def _add(self, chunk: Mapping[str, Any], data: bytes) -> Piece:
+        self._objects += 1
         choices = [each for each in _listed(chunk.get("choices")) if isinstance(each, dict)]
-        first = next((each for each in choices if each.get("index") in (0, None)), {})
+        first = next((each for each in choices if self._one_choice or each.get("index") in (0, None)), {})
+        delta, whole = _delta(first), "message" in first and not isinstance(first.get("delta"), dict)
         self.model = _name(chunk.get("model")) or self.model
         self.service_tier = _name(chunk.get("service_tier")) or self.service_tier
         self._finish_reason = _name(first.get("finish_reason")) or self._finish_reason
         self._has_data = self._has_data or bool(choices) or bool(chunk.get("usage"))
         reported = chunk.get("usage") or first.get("usage")  # Moonshot reports it in the choice
         usage = usage_of(reported)
-        if usage:
-            self._usage, self._reported, self._usage_is_last = usage, reported, not choices
-        elif any(value for name, value in _delta(first).items() if name != "role"):
+        generated = any(value for name, value in delta.items() if name != "role")
+        self._begun = self._begun or generated or self._finish_reason is not None
+        if usage:  # a gateway may report some before the answer begins: vllm-project/semantic-router#2215
+            self._usage, self._reported, self._usage_is_last = usage, reported, self._begun and not choices
+        elif generated:
             self._usage, self._usage_is_last = None, False  # usage reported before this chunk is incomplete
-        shown = self._add_choice(chunk, first)
-        if "message" not in first:
+        self._add_details(chunk, first)
+        self._document = data if whole or (self._objects == 1 and "delta" not in first) else b""
+        shown = self._add_delta(delta, whole=whole)
+        if not whole:
             return Piece(shown, only_usage=usage is not None and not choices)
-        self._document = data
+        self._done = True
+        self._empty = {name: value for name, value in delta.items() if not value and name != "role"}
         return Piece(shown, chunk=orjson.dumps(_as_chunk(chunk, choices)))
 
-    def _add_choice(self, chunk: Mapping[str, Any], choice: Mapping[str, Any]) -> dict[str, Any]:
+    def _add_details(self, chunk: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
         if filtered := storable(chunk.get("prompt_filter_results")):
             self.extras.setdefault("content_filter", {})["prompt"] = filtered
         if isinstance(filtered := storable(choice.get("content_filter_results")), dict):
             self._add_filtered(filtered)
         if isinstance(logprobs := storable(choice.get("logprobs")), dict):
             self._add_logprobs(logprobs)
-        delta, whole = _delta(choice), "message" in choice
-        if whole:
-            self._empty = {name: value for name, value in delta.items() if not value and name != "role"}
-        return self._add_delta(delta, whole=whole)
 
     def _add_delta(self, delta: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
         shown: dict[str, Any] = {}
@@ -198,8 +208,8 @@ def _texts(delta: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _delta(choice: Mapping[str, Any]) -> Mapping[str, Any]:
-    delta = choice.get("message") or choice.get("delta")
-    return delta if isinstance(delta, dict) else {}
+    """What the choice adds. Foundry Local repeats each delta as a message (microsoft/foundry-local#263)."""
+    return next((each for each in map(choice.get, ("delta", "message")) if isinstance(each, dict)), {})
 
 
 def _as_chunk(document: Mapping[str, Any], choices: list[dict[str, Any]]) -> Any:

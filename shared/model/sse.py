@@ -9,6 +9,7 @@ from contextlib import suppress
 import httpx2
 
 from shared.domain.clock import Clock
+from shared.model.wire_json import parsed
 from shared.turns.ports import DONE, ServerEvent
 
 CONNECTION_ERRORS = (httpx2.RequestError, OSError)  # a broken TLS record raises the socket's own error
@@ -29,7 +30,8 @@ async def events(response: httpx2.Response, clock: Clock) -> AsyncIterator[Serve
         if len(start) > len(_BOM) and start.removeprefix(_BOM).strip():
             break
     if start.removeprefix(_BOM).lstrip().startswith(b"{"):
-        yield ServerEvent(b"".join([start, *[part async for part in parts]]).removeprefix(_BOM))
+        document = b"".join([start, *[part async for part in parts]]).removeprefix(_BOM)
+        yield ServerEvent(document.rstrip().removesuffix(b"data: [DONE]"))  # decolua/9router#3492
         return
     lines = _lines(start, parts)
     async for event in _events(lines):
@@ -46,7 +48,8 @@ async def events(response: httpx2.Response, clock: Clock) -> AsyncIterator[Serve
 
 
 async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[ServerEvent]:
-    """An event at the end of the body counts even without a blank line after it, because it may contain the usage."""
+    """The standard discards an event without a blank line at the end of the body. This one counts if it is whole,
+    because it may contain the usage."""
     name, data = b"", list[bytes]()
     async for line in lines:
         field, _, value = line.partition(b":")
@@ -59,8 +62,8 @@ async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[ServerEvent]:
             if any(data):
                 yield _event(name, data)
             name, data = b"", []
-    if any(data):
-        yield _event(name, data)
+    if any(data) and ((last := _event(name, data)).data == DONE or parsed(last.data) is not None):
+        yield last
 
 
 def _event(name: bytes, data: list[bytes]) -> ServerEvent:
@@ -87,7 +90,8 @@ async def _lines(start: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[byt
         for other in others:
             yield b"".join(line).removeprefix(bom)
             line, bom = [other], b""
-    yield b"".join(line).removeprefix(bom)
+    if rest := b"".join(line).removeprefix(bom):
+        yield rest
 
 
 def _framed(response: httpx2.Response) -> bool:

@@ -119,7 +119,7 @@ class Turns:
         """Call the model. Returns the call and the outcome to settle."""
         plan = run.turn.plan
         upstream = self._model.call(plan, call_id=entry.call.id, deadline=run.deadline)
-        call = OpenCall(entry, upstream, plan.dialect.reader(), self._clock.now())
+        call = OpenCall(entry, upstream, plan.dialect.reader(plan.body), self._clock.now())
         try:
             await self._read_answer(run, call)
             outcome = call.outcome(self._prices)

@@ -140,7 +140,8 @@ class Dialect(Protocol):
     def has_audio(self, body: Mapping[str, Any]) -> bool:
         """True if a request sends audio or asks for it."""
 
-    def reader(self) -> AnswerReader: ...
+    def reader(self, body: Mapping[str, Any]) -> AnswerReader:
+        """A reader for the answer to this request."""
 
 
 def _no_shorter_plan() -> "Plan | None":
@@ -154,7 +155,8 @@ class Plan:
     deployment: str
     dialect: Dialect
     body: Mapping[str, Any]  # the request without the model's name
-    forwarded: bool  # the body is the caller's: no option is added or dropped
+    forwarded: bool  # the body is the caller's: only its maximum may be renamed
+    added: frozenset[str]  # fields of the body that this app added
     prompt_bound: int  # tokens
     max_tokens: int  # of all the answer's choices together
     requested_max_tokens: int | None  # the maximum in the body, if there is one

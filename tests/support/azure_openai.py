@@ -273,7 +273,7 @@ class AzureOpenAI(Loopback):
             bill.charge(fault.outcome)
             return await _break_connection(wire, fault)
         hold = self._holds.popleft() if self._holds else None
-        opening, content, closing = _parts(request, answer, usage=fault.kind != "no_usage")
+        opening, content, closing = self._parts(request, answer, usage=fault.kind != "no_usage")
         if not request.streamed:  # the first byte is sent when the whole answer is ready
             await asyncio.sleep(self.chunk_delay * len(answer.content()))
             await _wait_at(hold)
@@ -291,6 +291,14 @@ class AzureOpenAI(Loopback):
                 await asyncio.sleep(0.1)
                 await wire.send(_data(b": ping\n\n"))
         return await wire.send(*map(_data, _ending(fault, closing)), h11.EndOfMessage())
+
+    def _parts(self, request: Request, answer: Answer, *, usage: bool) -> tuple[list[bytes], list[bytes], list[bytes]]:
+        """Opening, content and closing chunks; the two halves of a JSON answer are its content and closing."""
+        if request.streamed:
+            opening, content, closing = answer.opening(), answer.content(), answer.closing(usage)
+            return [*map(_event, opening)], [*map(_event, content)], [*map(_event, closing), b"data: [DONE]\n\n"]
+        whole = answers.compact(answer.whole(usage)).encode("utf-8", "replace")
+        return [], [whole[: len(whole) // 2]], [whole[len(whole) // 2 :]]
 
     async def _send_content(self, wire: Wire, content: list[bytes], hold: Hold | None) -> None:
         for number, part in enumerate(content):
@@ -332,15 +340,6 @@ def _entry(request: Request, answer: Answer, fault: Fault) -> Billed:
         outcome="ok",
         at=datetime.now(UTC),
     )
-
-
-def _parts(request: Request, answer: Answer, *, usage: bool) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """Opening, content and closing chunks; the two halves of a JSON answer are its content and closing."""
-    if request.streamed:
-        opening, content, closing = answer.opening(), answer.content(), answer.closing(usage)
-        return [*map(_event, opening)], [*map(_event, content)], [*map(_event, closing), b"data: [DONE]\n\n"]
-    whole = answers.compact(answer.whole(usage)).encode("utf-8", "replace")
-    return [], [whole[: len(whole) // 2]], [whole[len(whole) // 2 :]]
 
 
 def _ending(fault: Fault, closing: list[bytes]) -> list[bytes]:

@@ -1,6 +1,6 @@
 """A rude model service: it sends the bytes that a test gives it, whatever they are, and meters what it bills for them.
 
-It is the fake of azure_openai.py where no bytes are queued, so that both take turns in one test.
+Where no bytes are queued, it answers as the fake of azure_openai.py does, in a rude dialect.
 """
 
 import json
@@ -12,9 +12,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import h11
+import pytest
 
 from tests.support.azure_openai import AzureOpenAI, Billed, Request
+from tests.support.azure_openai_answers import Answer
 from tests.support.loopback import Wire
+from tests.support.rude_dialect import Rude
 
 JSON = dict[str, Any]
 PROMPT_TOKENS, COMPLETION_TOKENS = 9, 3  # what each raw answer is billed, unless it says otherwise
@@ -39,16 +42,28 @@ class Raw:
 class RudeUpstream(AzureOpenAI):
     def __init__(self) -> None:
         super().__init__()
+        self._rude = Rude()
         self._raw: deque[Raw] = deque()
         self.raw_responder: Callable[[Request], Raw | None] = lambda request: None
 
     def raw(self, *parts: bytes, **details: Any) -> None:
         """Queue an answer; `details` are fields of Raw."""
-        self._raw.append(Raw(parts, **details))
+        self.queue(Raw(parts, **details))
+
+    def queue(self, raw: Raw) -> None:
+        self._raw.append(raw)
 
     def stream(self, *events: JSON | bytes | str, done: bool = True, **details: Any) -> None:
         """Queue a stream: mappings are chunks, text is an event's data, bytes are sent as they are."""
         self.raw(*map(frame, events), *([b"data: [DONE]\n\n"] if done else []), **details)
+
+    def _parts(self, request: Request, answer: Answer, *, usage: bool) -> tuple[list[bytes], list[bytes], list[bytes]]:
+        opening, content, closing = super()._parts(request, answer, usage=usage)
+        if request.streamed:
+            opening, content, closing = self._rude.stream(opening, content, closing)
+            return opening, content, closing
+        whole = self._rude.document(content[0] + closing[0])
+        return [], [whole[: len(whole) // 2]], [whole[len(whole) // 2 :]]
 
     async def _complete(self, wire: Wire, request: Request) -> None:
         raw = self._raw.popleft() if self._raw else self.raw_responder(request)
@@ -60,7 +75,8 @@ class RudeUpstream(AzureOpenAI):
         if raw.framing == "close":
             return await _send_unframed(wire, raw)
         if raw.framing == "length":
-            headers.append(("content-length", str(sum(map(len, raw.parts)))))
+            missing = 1 if raw.ending == "reset" else 0  # a whole body would count as a clean end
+            headers.append(("content-length", str(sum(map(len, raw.parts)) + missing)))
         else:
             headers.append(("transfer-encoding", "chunked"))
         await wire.send(h11.Response(status_code=raw.status, headers=headers))
@@ -70,6 +86,10 @@ class RudeUpstream(AzureOpenAI):
         if raw.ending == "reset":
             return wire.reset()
         return await wire.send(h11.EndOfMessage())
+
+
+_RUDE = pytest.param(RudeUpstream, id="rude")
+with_both_fakes = pytest.mark.parametrize("fake", [pytest.param(AzureOpenAI, id="polite"), _RUDE], indirect=True)
 
 
 async def _send_unframed(wire: Wire, raw: Raw) -> None:
