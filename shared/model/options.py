@@ -1,7 +1,7 @@
-"""Options that a deployment rejects: detected from its errors, and dropped from later requests if possible.
+"""Options that a deployment rejects: learned from its errors, and left out of or renamed in later requests.
 
-What a deployment rejects depends on reasoning_effort and tools: some models accept temperature only without reasoning
-(vercel/ai#10932), or reasoning_effort only without tools (itzcrazykns/vane#1173).
+What is learned holds for the deployment until the process restarts. The body of a forwarded request changes only where
+the deployment takes the same option under another name, and by what this app alone added to it.
 """
 
 import logging
@@ -13,7 +13,11 @@ from shared.turns.ports import Plan
 
 log = logging.getLogger(__name__)
 
+# Models that reason refuse the older name of the answer's maximum, others the newer one (pydantic/pydantic-ai#6593).
+_OTHER_MAXIMUM = {"max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
+
 _Combination: TypeAlias = tuple[str, str | None, bool]  # deployment, reasoning_effort, with tools
+_Kind: TypeAlias = tuple[str, bool]  # deployment, with data sources
 
 
 class Options:
@@ -21,30 +25,53 @@ class Options:
 
     def __init__(self, defaults: Mapping[str, Any]) -> None:
         self._defaults = defaults
-        self._rejected: dict[_Combination, set[str]] = {}  # until the process restarts
+        # Some models accept temperature only without reasoning (vercel/ai#10932).
+        self._rejected: dict[_Combination, set[str]] = {}
+        self._maximum: dict[str, str] = {}  # the name that the deployment takes
+        self._without_usage: set[_Kind] = (
+            set()
+        )  # refuse stream_options: Azure's On Your Data (openai/openai-python#2296)
 
     def body(self, plan: Plan) -> dict[str, Any]:
-        """The request body. A forwarded request is unchanged; others get the default options and lose rejected options
-        that can be dropped."""
-        if plan.forwarded:
-            return dict(plan.body)
-        rejected = self._rejected.get(self._combination(plan), set())
-        defaults = {name: value for name, value in self._defaults.items() if name not in rejected}
-        own = {name: value for name, value in plan.body.items() if name != "temperature" or name not in rejected}
-        return defaults | own
+        """The request body, with the default options and without what the deployment is known to reject."""
+        body = dict(plan.body)
+        if not plan.forwarded:
+            rejected = self._rejected.get(self._combination(plan), set())
+            body = {name: value for name, value in self._defaults.items() if name not in rejected} | body
+            if "temperature" in rejected:
+                body.pop("temperature", None)
+        if "stream_options" in plan.added and self._kind(plan) in self._without_usage:
+            body.pop("stream_options", None)
+        return self._renamed(body, self._maximum.get(plan.deployment))
 
-    def drop(self, rejection: OptionRejected, plan: Plan) -> bool:
-        """True if the rejected option can be dropped: it came from settings, or it is `temperature` and the model
-        rejects the parameter itself. Later requests of the same combination then omit it."""
-        name = rejection.param
-        droppable = name not in plan.body or (name == "temperature" and rejection.unsupported)
-        if name is None or plan.forwarded or not droppable:
-            return False
-        rejected = self._rejected.setdefault(self._combination(plan), set())
-        if name not in rejected:
-            rejected.add(name)
-            log.warning("deployment %r rejects option %s: omitted until the process restarts", plan.deployment, name)
-        return True
+    def learn(self, rejection: OptionRejected, plan: Plan, body: Mapping[str, Any]) -> None:
+        """Learn from the rejection of this body. The next one differs if the request can do without the option."""
+        for name in rejection.fields:
+            if name not in body:
+                continue
+            unsupported = name in rejection.unsupported
+            if name in _OTHER_MAXIMUM and unsupported:
+                self._maximum[plan.deployment] = _OTHER_MAXIMUM[name]
+            elif name == "stream_options" and name in plan.added:
+                self._without_usage.add(self._kind(plan))
+            elif not plan.forwarded and (name not in plan.body or (name == "temperature" and unsupported)):
+                self._rejected.setdefault(self._combination(plan), set()).add(name)
+            else:
+                continue
+            log.warning("deployment %r rejects %s: not sent until the process restarts", plan.deployment, name)
+
+    def _renamed(self, body: dict[str, Any], maximum: str | None) -> dict[str, Any]:
+        """The body with the answer's maximum under the name that the deployment takes. If the caller sent both, the
+        value under that name counts."""
+        if maximum is None or _OTHER_MAXIMUM[maximum] not in body:
+            return body
+        value = body.pop(_OTHER_MAXIMUM[maximum])
+        if body.get(maximum) is None:
+            body[maximum] = value
+        return body if body[maximum] is not None else {name: each for name, each in body.items() if name != maximum}
+
+    def _kind(self, plan: Plan) -> _Kind:
+        return plan.deployment, bool(plan.body.get("data_sources"))
 
     def _combination(self, plan: Plan) -> _Combination:
         effort = plan.body.get("reasoning_effort", self._defaults.get("reasoning_effort"))

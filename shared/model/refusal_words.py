@@ -76,3 +76,24 @@ def context_too_long(error: ErrorBody) -> bool:
 def malformed_request(error: ErrorBody) -> bool:
     """True if an internal error's words blame the request, so that the same request fails again."""
     return bool(_MALFORMED_WORDS.search(error.message))
+
+
+_UNKNOWN_KINDS = _any_of("unsupported_(param|value)", "unknown_param", "extra_forbidden", "unsupportedparams")
+_UNKNOWN_WORDS = _any_of("^(unsupported|unknown) ", "extra inputs are not permitted", "unrecognized request argument")
+_UNKNOWN_FIELDS = _any_of(  # each captures one name, or several
+    r"unrecognized request arguments? supplied: ([\w, ]+)",  # OpenAI's older models
+    r"(?:unknown|unsupported|unrecognized|unexpected) (?:keyword )?(?:param(?:eter)?|argument|field|name|property)s?:?"
+    r" [\"'`]?(\w+)",
+    r"(\w+): extra inputs are not permitted",
+    r"[\"'`](\w+)[\"'`] (?:was unexpected|is (?:unsupported|not (?:supported|permitted|allowed)))",
+    r"does not support parameters: \[([^\]]*)\]",  # LiteLLM's
+)
+
+
+def unknown_fields(error: ErrorBody) -> tuple[str, ...]:
+    """The fields of the request that the deployment does not take, whatever their value."""
+    matches = _UNKNOWN_FIELDS.findall(error.message)
+    named = tuple(name for groups in matches for group in groups for name in re.findall(r"\w+", group))
+    if error.fields and (_UNKNOWN_KINDS.search(error.kind) or _UNKNOWN_WORDS.search(error.message)):
+        return tuple(dict.fromkeys((*error.fields, *named)))
+    return named

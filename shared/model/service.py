@@ -122,8 +122,10 @@ class ModelCall:
         raise min(failures.values(), key=lambda failure: (not _is_transient(failure), failure.pause or 0))
 
     async def _try(self, endpoint: Endpoint) -> AsyncIterator[ServerEvent]:
-        """Try one endpoint. Retry without an option that it rejects, and once with a fresh token."""
+        """Try one endpoint. Retry without options that it rejects, as long as the body is a new one, and once with a
+        fresh token."""
         self._endpoint, renewed, token = endpoint, False, None
+        rejected: list[dict[str, Any]] = []
         while True:
             body = self._options.body(self._plan)
             try:
@@ -131,7 +133,9 @@ class ModelCall:
                 self.attempts += 1
                 self.headers, answer = await endpoint.send(self._plan, body, self._call_id, self._stack)
             except OptionRejected as rejection:
-                if rejection.param not in body or not self._options.drop(rejection, self._plan):
+                rejected.append(body)
+                self._options.learn(rejection, self._plan, body)
+                if self._options.body(self._plan) in rejected:
                     raise
             except NotAuthorized as refusal:
                 if renewed or not refusal.stale or not await endpoint.renew(token):

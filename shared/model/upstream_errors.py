@@ -1,7 +1,7 @@
 """What the model service's errors mean for the caller, for failover and for billing."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -22,14 +22,10 @@ from shared.errors import (
     UpstreamUnavailable,
 )
 from shared.model.error_body import ErrorBody, read_error
-from shared.model.refusal_words import context_too_long, malformed_request, no_credit
+from shared.model.refusal_words import context_too_long, malformed_request, no_credit, unknown_fields
 
 _MAX_PAUSE_S = 10_000_000  # a longer pause is treated as a mistake and ignored
 _VISIBLE = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
-# Older models name an unknown option only in the message. If it lists several, each attempt drops one.
-_UNKNOWN_ARGUMENT = re.compile(r"Unrecognized request arguments? supplied: (\w+)")
-# Codes for an option that is not supported at all; some errors have only a message (OpenHands/software-agent-sdk#1837).
-_UNSUPPORTED_CODES = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 
 
 class NotAuthorized(UpstreamUnavailable):
@@ -52,10 +48,12 @@ class DeploymentNotFound(UpstreamError):
 
 
 class OptionRejected(InvalidRequest):
-    """The deployment rejects the option `param`, either always (`unsupported`) or only with this value."""
+    """The deployment rejects options of the request. `fields`: their names. `unsupported`: those that it does not take
+    at all, whatever their value."""
 
-    def __init__(self, message: str, *, param: str, unsupported: bool) -> None:
+    def __init__(self, message: str, *, param: str, fields: Sequence[str], unsupported: Sequence[str] = ()) -> None:
         super().__init__(message, param=param)
+        self.fields = fields
         self.unsupported = unsupported
 
 
@@ -105,7 +103,7 @@ def from_connection_error(cause: BaseException | None) -> ChatError:
 
 def _bad_request(error: ErrorBody) -> ChatError:
     message = error.message or "The model service rejected the request."
-    unknown = _UNKNOWN_ARGUMENT.match(message)
+    unsupported = unknown_fields(error)
     match error.code:
         case "content_filter":
             return ContentFiltered(
@@ -114,11 +112,8 @@ def _bad_request(error: ErrorBody) -> ChatError:
         case _ if context_too_long(error):
             shorter = "Send a shorter message, or lower max_tokens."
             return ContextTooLong(f"This conversation is too long for the model. {shorter}", param="message")
-        case _ if unknown:
-            return OptionRejected(message, param=unknown[1], unsupported=True)
-        case code if error.param:
-            unsupported = code in _UNSUPPORTED_CODES or message.startswith(("Unsupported ", "Unknown parameter"))
-            return OptionRejected(message, param=error.param, unsupported=unsupported)
+        case _ if fields := tuple(dict.fromkeys((*error.fields, *unsupported))):
+            return OptionRejected(message, param=error.param or fields[0], fields=fields, unsupported=unsupported)
         case _:
             return InvalidRequest(message)
 

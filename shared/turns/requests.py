@@ -94,11 +94,13 @@ class ComposedRequest:
             shorter = history.halved(window)
             return self._plan(history, shorter, max_tokens) if shorter else None
 
+        body = self.dialect.compose(window.messages, max_tokens=max_tokens, options=self.options)
         return Plan(
             deployment=history.deployment,
             dialect=self.dialect,
-            body=self.dialect.compose(window.messages, max_tokens=max_tokens, options=self.options),
+            body=body,
             forwarded=False,
+            added=frozenset(body) - frozenset(self.options),
             prompt_bound=window.bound,
             max_tokens=max_tokens,
             requested_max_tokens=max_tokens,
@@ -112,8 +114,8 @@ class ComposedRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardedRequest:
     """A request with the caller's own body; only the model's name is set. `max_tokens`: the total of all choices, or
-    the largest possible total; `requested_max_tokens`: the maximum in the body, if there is one. A session stores only
-    what the request adds to it."""
+    the largest possible total; `requested_max_tokens`: the maximum in the body, if there is one; `added`: the fields of
+    the body that this app added. A session stores only what the request adds to it."""
 
     principal: Principal
     dialect: Dialect
@@ -121,6 +123,7 @@ class ForwardedRequest:
     deployment: str
     max_tokens: int
     requested_max_tokens: int | None = None
+    added: frozenset[str] = frozenset()
     messages: tuple[Message, ...] = ()
     session_id: str | None = None
     system: str | None = None
@@ -143,6 +146,7 @@ class ForwardedRequest:
             dialect=self.dialect,
             body=self.body,
             forwarded=True,
+            added=self.added,
             prompt_bound=self.dialect.prompt_bound(self.body),
             max_tokens=self.max_tokens,
             requested_max_tokens=self.requested_max_tokens,

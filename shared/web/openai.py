@@ -97,6 +97,7 @@ def _forwarded(
         deployment=deployment,
         max_tokens=min(requested or maximum, maximum) * (completion.n or 1),
         requested_max_tokens=completion.max_completion_tokens or completion.max_tokens,
+        added=frozenset(() if completion.stream_options else ("stream_options",)),
     )
     session = request.headers.get(SESSION_HEADER)
     if session is None:

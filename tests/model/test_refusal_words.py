@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shared.model.error_body import ErrorBody, read_error
-from shared.model.refusal_words import context_too_long, malformed_request, no_credit
+from shared.model.refusal_words import context_too_long, malformed_request, no_credit, unknown_fields
 
 JSON = dict[str, Any]
 
@@ -116,6 +116,29 @@ MALFORMED: dict[str, str] = {
 MODELS_FAULT = "Failed to parse input at pos 0"  # antoinezambelli/forge#127: the model's own output was malformed
 
 
+def foundry(name: str, *inside: str) -> JSON:
+    """editor-code-assistant/eca#231, pydantic/pydantic-ai#6593."""
+    detail = [{"type": "extra_forbidden", "loc": ["body", name, *inside], "msg": "Extra inputs are not permitted"}]
+    return {"object": "error", "message": {"detail": detail}, "type": "invalid_request_error", "param": None}
+
+
+OLD, NEW = "max_tokens", "max_completion_tokens"
+USE_NEW = f"Unsupported parameter: '{OLD}' is not supported with this model. Use '{NEW}' instead."
+NEW_REFUSED: dict[str, tuple[int, Any]] = {
+    "Foundry's Mistral": (422, foundry(NEW)),
+    "older models": (400, openai_error(f"Unrecognized request argument supplied: {NEW}")),
+    "vLLM": (
+        400,
+        {"object": "error", "message": repr([{"type": "extra_forbidden", "loc": ("body", NEW)}]), "code": 400},
+    ),
+    "LiteLLM": (400, openai_error(f"litellm.UnsupportedParamsError: x does not support parameters: ['{NEW}'], for y.")),
+    "Groq": (400, openai_error(f"property '{NEW}' is unsupported")),
+    "serde": (422, {"detail": f"unknown field `{NEW}`, expected one of `model`, `messages`"}),
+    "jsonschema": (400, openai_error(f"Additional properties are not allowed ('{NEW}' was unexpected)")),
+    "Gemini": (400, [{"error": {"code": 400, "message": f'Unknown name "{NEW}": Cannot find field.'}}]),
+}
+
+
 def read(body: Any) -> ErrorBody:
     return read_error((body if isinstance(body, str) else json.dumps(body)).encode())
 
@@ -152,3 +175,18 @@ def test_malformed_request_is_recognised(report: str) -> None:
 def test_other_internal_errors_do_not_blame_the_request() -> None:
     for words in (MODELS_FAULT, "The server had an error while processing your request. Sorry about that!", ""):
         assert not malformed_request(read(openai_error(words)))
+
+
+@pytest.mark.parametrize("report", NEW_REFUSED)
+def test_field_that_a_deployment_does_not_take_is_recognised(report: str) -> None:
+    assert unknown_fields(read(NEW_REFUSED[report][1])) == (NEW,)
+
+
+def test_field_with_another_name_for_it_is_recognised() -> None:
+    assert OLD in unknown_fields(read(openai_error(USE_NEW, param=OLD, code="unsupported_parameter")))
+    assert OLD in unknown_fields(read(openai_error(USE_NEW)))
+
+
+@pytest.mark.parametrize("words", ["Expected a value <= 1.", "max_tokens is too large: 9.", "Invalid value.", ""])
+def test_value_that_is_refused_is_not_an_unknown_field(words: str) -> None:
+    assert unknown_fields(read(openai_error(words, param=OLD))) == ()

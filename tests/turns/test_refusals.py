@@ -3,6 +3,7 @@
 Each scenario is a report from public trackers, with its source beside it.
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,16 +18,21 @@ from tests.conftest import Serve, Tables
 from tests.model.test_refusal_words import (
     MALFORMED,
     MODELS_FAULT,
+    NEW,
+    NEW_REFUSED,
     NO_CREDIT,
+    OLD,
     QUOTA,
     RATE_LIMITS,
     TOO_LONG,
+    USE_NEW,
+    foundry,
     openai_error,
 )
 from tests.support.azure_openai import AzureOpenAI, Request
 from tests.support.chat_client import answer, send_message, states
 from tests.support.conservation import assert_conserved
-from tests.support.rude_upstream import Raw, RudeUpstream
+from tests.support.rude_upstream import Raw, RudeUpstream, end, text, usage
 
 JSON = dict[str, Any]
 KEY = "a-client-key-of-the-tests"
@@ -212,3 +218,134 @@ class TestWords:
         )
         response = await send_message(api, stream=True)
         assert "error: the engine died" in response.text
+
+
+def sends(name: str) -> Callable[[Request], bool]:
+    return lambda request: name in request.body
+
+
+def maxima(fake: RudeUpstream) -> list[JSON]:
+    return [{name: request.body[name] for name in (OLD, NEW) if name in request.body} for request in fake.requests]
+
+
+class TestMaximum:
+    @pytest.mark.parametrize("report", ["Foundry's Mistral", "older models"])
+    async def test_deployment_that_refuses_the_new_name_gets_the_old_one_from_then_on(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, report: str
+    ) -> None:
+        refuse(fake, *NEW_REFUSED[report], when=sends(NEW))
+        for _ in range(2):
+            await answer(api, max_tokens=50)
+        assert (await openai_post(api, max_completion_tokens=60, stream=True)).status_code == 200
+        await answer(api, session="other", deployment="another", max_tokens=70)
+        assert maxima(fake) == [{NEW: 50}, {OLD: 50}, {OLD: 50}, {OLD: 60}, {NEW: 70}, {OLD: 70}]
+        assert {entry.call.state for entry in await assert_conserved(tables, fake)} == {State.SETTLED}
+
+    async def test_deployment_that_refuses_the_old_name_gets_the_new_one(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        refuse(fake, 400, openai_error(USE_NEW, param=OLD, code="unsupported_parameter"), when=sends(OLD))
+        for _ in range(2):
+            assert (await openai_post(api, max_tokens=60)).status_code == 200
+        assert maxima(fake) == [{OLD: 60}, {NEW: 60}, {NEW: 60}]
+        await assert_conserved(tables, fake)
+
+    @pytest.mark.parametrize(
+        ("both", "sent"),
+        [({OLD: 40, NEW: 60}, {OLD: 40}), ({OLD: None, NEW: 60}, {OLD: 60}), ({OLD: None, NEW: None}, {})],
+    )
+    async def test_caller_who_sends_both_names_keeps_the_value_under_the_one_that_is_taken(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, both: JSON, sent: JSON
+    ) -> None:
+        refuse(fake, 422, foundry(NEW), when=sends(NEW))
+        assert (await openai_post(api, **both)).status_code == 200
+        assert maxima(fake)[1:] == [sent]
+        await assert_conserved(tables, fake)
+
+    async def test_deployment_that_refuses_both_names_gets_two_requests(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        fake.raw_responder = lambda request: refusal(422, foundry(NEW if NEW in request.body else OLD))
+        for requests in (2, 4):
+            assert (await send_message(api)).status_code == 400
+            assert len(fake.requests) == requests
+        assert await states(tables) == [State.FAILED] * 2
+
+    async def test_value_that_is_refused_is_not_renamed(self, api: httpx.AsyncClient, fake: RudeUpstream) -> None:
+        refuse(fake, 400, openai_error("Invalid 'max_completion_tokens': below the minimum.", param=NEW))
+        assert (await send_message(api)).status_code == 400
+        assert len(fake.requests) == 1
+
+    async def test_ten_concurrent_turns_all_learn_it(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        refuse(fake, 422, foundry(NEW), when=sends(NEW))
+        await asyncio.gather(*(answer(api, session=f"s{number}") for number in range(10)))
+        await assert_conserved(tables, fake)
+
+
+ON_YOUR_DATA = openai_error("Validation error at #/stream_options: Extra inputs are not permitted", code=400)
+USAGE_REFUSED: dict[str, tuple[int, Any]] = {
+    "openai/openai-python#2296": (400, ON_YOUR_DATA),
+    "BerriAI/litellm#11696": (422, foundry("stream_options", "include_usage")),
+    "older models": (400, openai_error("Unrecognized request argument supplied: stream_options")),
+}
+SOURCES = [{"type": "azure_search", "parameters": {}}]
+
+
+class TestStreamOptions:
+    @pytest.mark.parametrize("report", USAGE_REFUSED)
+    async def test_usage_that_the_app_alone_requests_is_given_up_where_it_is_refused(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, report: str
+    ) -> None:
+        refuse(fake, *USAGE_REFUSED[report], when=sends("stream_options"))
+        for _ in range(2):
+            response = await answer(api)
+            assert (response["message"]["content"], response["usage"]) == ("echo: hi", None)
+        assert [sends("stream_options")(request) for request in fake.requests] == [True, False, False]
+        assert await states(tables) == [State.UNACCOUNTED] * 2
+        await assert_conserved(tables, fake)
+
+    async def test_usage_that_comes_all_the_same_is_settled(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        fake.raw(json.dumps(ON_YOUR_DATA).encode(), status=400, media_type="application/json", billed=False)
+        fake.stream(text("hello"), end(), usage())
+        assert (await answer(api))["usage"]["total_tokens"] == 12
+        await assert_conserved(tables, fake)
+
+    async def test_it_is_learned_for_each_kind_of_request(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        """On Your Data refuses it; the same deployment without data sources takes it."""
+        refuse(fake, 400, ON_YOUR_DATA, when=lambda request: {"data_sources", "stream_options"} <= request.body.keys())
+        for _ in range(2):
+            for fields in ({"data_sources": SOURCES}, {}):
+                assert (await openai_post(api, stream=True, **fields)).status_code == 200
+        sent = [(sends("data_sources")(each), sends("stream_options")(each)) for each in fake.requests]
+        assert sent == [(True, True), (True, False), (False, True), (True, False), (False, True)]
+        await assert_conserved(tables, fake)
+
+    @pytest.mark.parametrize("own", [{"include_usage": True}, {"include_obfuscation": False}])
+    async def test_caller_who_sends_it_gets_the_refusal(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, own: JSON
+    ) -> None:
+        refuse(fake, 400, ON_YOUR_DATA, when=sends("stream_options"))
+        assert (await openai_post(api, stream=True)).status_code == 200
+        response = await openai_post(api, stream=True, stream_options=own)
+        assert (response.status_code, response.json()) == (400, ON_YOUR_DATA)
+
+    async def test_everything_that_a_deployment_refuses_at_once_is_learned_together(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        both = {"detail": [*foundry(NEW)["message"]["detail"], *foundry("stream_options", "x")["message"]["detail"]]}
+        refuse(fake, 422, both, when=lambda request: sends(NEW)(request) or sends("stream_options")(request))
+        await answer(api)
+        assert len(fake.requests) == 2
+        await assert_conserved(tables, fake)
+
+    async def test_request_without_a_stream_is_unchanged(self, api: httpx.AsyncClient, fake: RudeUpstream) -> None:
+        refuse(fake, 400, ON_YOUR_DATA, when=sends("stream_options"))
+        await answer(api)
+        assert (await openai_post(api)).json()["usage"]
+        assert sorted(fake.requests[-1].body) == ["messages", "model"]
