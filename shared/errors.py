@@ -12,6 +12,8 @@ ChatError
 ├── SessionBusy            409 another turn of this session is running
 ├── MessageTooLarge        413 the request body is too large, or the turn does not fit into storage
 ├── UnsupportedMediaType   415 the body is not application/json, or is compressed
+├── BudgetExceeded         429 a budget in USD is used up until it is reset
+├── LimitReached           429 a budget is held by calls that are running, or a rate limit is reached
 ├── IdempotencyMismatch    422 the idempotency key was used with another request
 ├── StorageUnavailable     503 Table Storage is unavailable or rejects the app
 └── UpstreamFailure        the model or email service failed; `maybe_billed`: True if the attempt may cost money
@@ -27,6 +29,7 @@ VersionConflict is internal: storage raises it if a row has changed since it was
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class ChatError(Exception):
     """Base of every error that a caller may see.
 
     `code` is stable and machine-readable; `message` says what is wrong and what to do; `param` names the offending
-    field; `retry_after` is in seconds; `upstream` is the model service's own response, for callers that use its format.
+    field; `details` are further fields of the response; `retry_after` is in seconds; `upstream` is the model service's
+    own response, for callers that use its format.
     """
 
     code = "internal_error"
@@ -50,8 +54,16 @@ class ChatError(Exception):
     final = False  # True if no retry can help, although the status says so
     upstream: UpstreamResponse | None = None
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: int | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(message)
+        self.details = details or {}
         self.message = message
         self.param = param
         self.retry_after = retry_after
@@ -121,6 +133,25 @@ class MessageTooLarge(ChatError):
 class UnsupportedMediaType(ChatError):
     code = "unsupported_media_type"
     status = 415
+
+
+class BudgetExceeded(ChatError):
+    """`details`: what the caller may see of the budget."""
+
+    code = "budget_exceeded"
+    status = 429
+    final = True
+
+
+class LimitReached(ChatError):
+    """`rates`: domain.limits.RateStatus, what is left of the caller's limit per minute; None if it is another limit."""
+
+    code = "rate_limited"
+    status = 429
+
+    def __init__(self, message: str, retry_after: int, rates: Any = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.rates = rates
 
 
 class IdempotencyMismatch(ChatError):

@@ -67,7 +67,8 @@ class Services:
 
         call_log = CallLog(tracing(settings.azure.insights))
         prices = Prices(settings.model.prices, settings.model.deployments, clock)
-        ledger = Ledger(usage_table)
+        ledger = Ledger(usage_table, clock)
+        admission = Admission(ledger, settings.limits, clock)
         sessions = Sessions(sessions_table, clock)
         deletions = Deletions(sessions_table, sessions, clock)
         recovery = Recovery(sessions, ledger, call_log, clock)
@@ -78,9 +79,10 @@ class Services:
                 deletions=deletions,
                 recovery=recovery,
                 prices=prices,
+                admission=admission,
                 clock=clock,
             ),
-            Admission(ledger, clock),
+            admission,
             ledger=ledger,
             model=self._model,
             call_log=call_log,

@@ -11,12 +11,14 @@ from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import fields
 from decimal import Decimal, InvalidOperation
-from typing import cast, get_args
+from typing import Any, cast, get_args
 from urllib.parse import SplitResult, urlsplit
 
 from shared.domain.calls import Rates, ReasoningEffort
+from shared.domain.limits import Limit, Limits
 from shared.domain.pricing import DEFAULT_TIER, Tariff
 
+_LIMIT_PARTS = tuple(part.name for part in fields(Limit) if part.name != "name")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a deployment or of a key
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
@@ -156,6 +158,43 @@ def _tariff(name: str, amounts: object) -> Tariff:
     if DEFAULT_TIER in tiers:
         raise ValueError(f"{name!r} has its default prices beside its tiers, without {DEFAULT_TIER!r}.")
     return {DEFAULT_TIER: _rates(name, {kind: each for kind, each in amounts.items() if kind not in tiers}), **tiers}
+
+
+def parse_limits(value: str) -> Limits:
+    """A JSON object of total, anonymous, callers' names, `*` and session -> limits."""
+    try:
+        limits = json.loads(value, parse_float=Decimal, object_pairs_hook=_unique)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error}).") from error
+    if not isinstance(limits, dict):
+        raise ValueError('it must be a JSON object such as {"total": {"usd_per_day": 10}}.')
+    session = _limit("session", limits.pop("session", {}), ("usd", "max_tokens"))
+    return Limits(
+        by_name={name: Limit(name=name, **_limit(name, parts, _LIMIT_PARTS)) for name, parts in limits.items()},
+        session_usd=session.get("usd"),
+        session_max_tokens=session.get("max_tokens"),
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"it has {min(twice)!r} twice.")
+    return dict(pairs)
+
+
+def _limit(name: str, parts: object, known: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(parts, dict):
+        raise ValueError(f"{name!r} must be a JSON object of limits ({', '.join(known)}).")
+    if unknown := parts.keys() - set(known):
+        raise ValueError(f"{name!r} has the unknown limit {min(unknown)!r}. Known are {', '.join(known)}.")
+    return {part: (_rate if part.startswith("usd") else _count)(name, part, each) for part, each in parts.items()}
+
+
+def _count(name: str, kind: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 10**9:
+        raise ValueError(f"{kind} of {name!r} is not a whole number from 1 to 999,999,999.")
+    return value
 
 
 def _rates(name: str, amounts: object) -> Rates:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from shared.domain.calls import ReasoningEffort
+from shared.domain.limits import ANONYMOUS, OTHERS, TOTAL, Limits
 from shared.domain.pricing import Tariff
 from shared.environment import Environment
 from shared.setting_values import (
@@ -19,6 +20,7 @@ from shared.setting_values import (
     parse_api_key,
     parse_deployments,
     parse_key_hashes,
+    parse_limits,
     parse_max_output_tokens,
     parse_model_endpoints,
     parse_prices,
@@ -226,6 +228,7 @@ class Settings:
     mail: MailSettings
     keys: KeySettings
     azure: AzureSettings
+    limits: Limits
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -239,9 +242,22 @@ class Settings:
             mail=MailSettings.read(env),
             keys=KeySettings.read(env),
             azure=AzureSettings.read(env),
+            limits=env.parsed("LIMITS", parse_limits, Limits()),
         )
+        settings._check_limits()
         settings._check_max_output_tokens()
         return settings
+
+    def _check_limits(self) -> None:
+        keys = [f"key:{name}" for name in self.keys.client_keys]
+        for name in self.limits.by_name:
+            if name not in (TOTAL, ANONYMOUS, OTHERS, *keys):
+                known = ", ".join(map(repr, keys)) or "none"
+                raise SettingsError(
+                    "LIMITS",
+                    f"has the unknown caller {name!r}. Known are 'total', 'anonymous', '*', 'session' and the names in"
+                    f" CLIENT_KEYS: {known}.",
+                )
 
     def _check_max_output_tokens(self) -> None:
         if unknown := set(self.turns.max_output_tokens) - {"", *self.model.deployments}:

@@ -16,7 +16,7 @@ from aiosmtpd.smtp import Envelope
 
 from local.parts import free_port
 from shared.domain.calls import LedgerEntry, State
-from shared.domain.clock import Clock
+from shared.domain.clock import Clock, SystemClock
 from shared.errors import StorageUnavailable
 from shared.maintenance import JOB_TIME_LIMIT_S, Job, Maintenance
 from shared.services import Services, services
@@ -99,7 +99,7 @@ async def write_crashed_call(tables: Tables, day: date) -> LedgerEntry:
 
 
 async def state_of(tables: Tables, entry: LedgerEntry) -> State:
-    stored = await Ledger(tables.usage).find(entry.call, entry.session_id, entry.turn)
+    stored = await Ledger(tables.usage, SystemClock()).find(entry.call, entry.session_id, entry.turn)
     assert stored is not None
     return stored.call.state
 

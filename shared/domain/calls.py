@@ -86,6 +86,8 @@ class Call:
     deadline: datetime
     deployment: str
     worst_case: Decimal | None  # USD; None if the price is unknown
+    max_tokens: int = 0  # prompt and answer together: an upper bound
+    minute: datetime | None = None  # in which it was reserved, if limits apply to it
     step: int = 0
     state: State = State.OPEN
     usage: Usage | None = None
@@ -141,10 +143,13 @@ NO_TOTALS = Totals()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """A ledger row: one call, its caller and its turn, without content."""
+    """A ledger row: one call, its caller and its turn, without content. `limits`: the names of the limits that the call
+    counts against, in `minute`, which is the call's own or a later one of the same day."""
 
     call: Call
     session_id: str | None  # None for a call without a session
     turn: int
     caller: str | None  # the principal's name
+    limits: tuple[str, ...] = ()
+    minute: datetime | None = None
     etag: str = field(default="", compare=False)

@@ -42,6 +42,7 @@ def call_columns(call: Call) -> dict[str, Any]:
         "state": call.state.value,
         "deployment": call.deployment,
         "worst_case": _amount(call.worst_case),
+        **({"minute": call.minute.isoformat(), "max_tokens": call.max_tokens} if call.minute else {}),
         **usage_columns(call.usage),
         "cost": _amount(call.cost),
         "rates": _rates_text(call.rates) if call.rates else None,
@@ -61,6 +62,8 @@ def to_call(columns: Mapping[str, Any]) -> Call:
         state=State(columns["state"]),
         deployment=columns["deployment"],
         worst_case=_decimal(columns.get("worst_case")),
+        minute=_time(columns.get("minute")),
+        max_tokens=columns.get("max_tokens") or 0,
         usage=to_usage(columns) if "prompt_tokens" in columns else None,
         cost=_decimal(columns.get("cost")),
         rates=Rates(**{name: Decimal(amount) for name, amount in rates.items()}) if rates else None,
@@ -68,6 +71,10 @@ def to_call(columns: Mapping[str, Any]) -> Call:
         endpoint=columns.get("endpoint"),
         reason=columns.get("reason"),
     )
+
+
+def _time(value: str | None) -> datetime | None:
+    return datetime.fromisoformat(value).astimezone(UTC) if value else None
 
 
 def _rates_text(rates: Rates) -> str:

@@ -3,12 +3,15 @@
 Stored names must not change: see session_rows.
 """
 
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
+
+import orjson
 
 from shared.domain.calls import Call, LedgerEntry
 from shared.domain.hashing import sha256_hex
-from shared.storage.call_columns import USAGE_COLUMNS, call_columns, to_call
+from shared.storage.call_columns import USAGE_COLUMNS, call_columns, json_text, to_call
+from shared.storage.counter_rows import limits_partition
 
 Row = dict[str, Any]
 
@@ -27,20 +30,35 @@ def ledger_partition(day: date, shard: int) -> str:
 def ledger_keys(call: Call, session_id: str | None, turn: int) -> tuple[str, str]:
     """PartitionKey and RowKey of a call. They never change, whichever process writes the row."""
     shard = int(sha256_hex(session_id or call.id)[:2], 16) % SHARDS
-    return ledger_partition(call.day, shard), f"{session_id}~{turn:010}~{call.id}" if session_id else f"~{call.id}"
+    key = f"{session_id}~{turn:010}~{call.id}" if session_id else f"~{call.id}"
+    if call.minute:
+        return limits_partition(call.day), limited_prefix(call.day, shard) + key
+    return ledger_partition(call.day, shard), key
+
+
+def limited_prefix(day: date, shard: int) -> str:
+    """The beginning of the RowKey of a day's limited calls, by shard: a day is read in as many ranges."""
+    return f"{day:%d}~{shard:x}~"
 
 
 def from_entry(entry: LedgerEntry) -> Row:
     partition, key = ledger_keys(entry.call, entry.session_id, entry.turn)
-    return {"PartitionKey": partition, "RowKey": key, "caller": entry.caller, **call_columns(entry.call)}
+    row = {"PartitionKey": partition, "RowKey": key, "caller": entry.caller, **call_columns(entry.call)}
+    if entry.limits:
+        row |= {"limits": json_text(entry.limits), "counted_in": entry.minute}
+    return row
 
 
 def to_entry(row: Row) -> LedgerEntry:
-    session_id, *rest = row["RowKey"].split("~")
+    parts = row["RowKey"].split("~")
+    session_id, *rest = parts if len(parts) < 4 else parts[2:]  # a limited call's begins with day and shard
+    counted_in: datetime | None = row.get("counted_in")
     return LedgerEntry(
         call=to_call(row),
         session_id=session_id or None,
         turn=int(rest[0]) if session_id else 0,
         caller=row.get("caller"),
+        limits=tuple(orjson.loads(row.get("limits") or "[]")),
+        minute=counted_in and counted_in.astimezone(UTC),
         etag=row["etag"],
     )

@@ -1,22 +1,43 @@
-"""Opens a call in the ledger. Nothing may be spent before its row is acknowledged."""
+"""Admits calls: checks the caller's limits, and opens calls in the ledger. Nothing may be spent before a call's row is
+acknowledged."""
 
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
 from shared.domain.calls import Call, LedgerEntry, State
 from shared.domain.clock import Clock
-from shared.domain.conversation import TurnResult
-from shared.errors import ChatError, StorageUnavailable, VersionConflict
+from shared.domain.conversation import Session, TurnResult
+from shared.domain.limits import Budget, Counter, Limit, Limits, RateStatus
+from shared.domain.principal import Principal
+from shared.domain.refusals import check_possible, check_session
+from shared.errors import ChatError, SessionBusy, StorageUnavailable, VersionConflict
 from shared.turns.lease import ReservedTurn, persist
-from shared.turns.ports import Ledger
+from shared.turns.ports import LaterDay, Ledger
 from shared.turns.requests import Request
+
+_LATER_DAY = "later_day"  # reason of a call that is replaced by one of a later day
 
 
 class Admission:
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, limits: Limits, clock: Clock) -> None:
         self._ledger = ledger
+        self.configured = limits
         self._clock = clock
+
+    def limits(self, principal: Principal) -> tuple[Limit, ...]:
+        """The limits that the caller's calls count against."""
+        return self.configured.counted(principal)
+
+    def check(self, principal: Principal, call: Call, session: Session | None = None) -> None:
+        """Raises the refusal of a call that can't be opened, as far as it is known before anything is written."""
+        limits = self.configured.counted(principal)
+        check_possible(limits, call)
+        if session:
+            check_session(self.configured, session.totals, call)
+        if error := self._ledger.known_refusal(limits, call):
+            raise error
 
     async def open(
         self,
@@ -27,23 +48,70 @@ class Admission:
         on_refusal: Callable[[ChatError], None],
     ) -> LedgerEntry:
         """Open the turn's call. On refusal, call `on_refusal` first: nothing was spent, so the caller need not wait.
-        Then mark the call as failed in the session and the ledger, and raise the error."""
-        call = turn.call
-        new = LedgerEntry(call=call, session_id=turn.session_id, turn=turn.number, caller=request.principal.name)
-        row: LedgerEntry | None = None
-        with suppress(VersionConflict, StorageUnavailable):
-            if self._clock.now() < call.deadline:
-                row = await self._ledger.open(request.principal, new, replaces=replaces)
+        Then mark the call as failed in the session, and in the ledger if storage failed; raise the error."""
+        limits, row = self.configured.counted(request.principal), None
+        while True:
+            new = LedgerEntry(
+                call=turn.call, session_id=turn.session_id, turn=turn.number, caller=request.principal.name
+            )
+            try:
+                if self._clock.now() < turn.call.deadline:
+                    row = await self._ledger.open(new, limits, replaces=replaces)
+            except LaterDay as later:
+                replaces = None  # raised already
+                if await self._move(turn, later):
+                    continue
+                await self._refuse(request, turn, SessionBusy(), on_refusal)
+            except (VersionConflict, StorageUnavailable):
+                pass
+            except ChatError as refusal:
+                await self._refuse(request, turn, refusal, on_refusal)
+            break
         if row is None:
             with suppress(StorageUnavailable):  # the row may exist: ours after a lost response, or a fence
-                row = await self._ledger.find(call, turn.session_id, turn.number)
-        if row and row.call.state is State.OPEN and self._clock.now() < call.deadline:
+                row = await self._ledger.find(turn.call, turn.session_id, turn.number)
+        if row and row.call.state is State.OPEN and self._clock.now() < turn.call.deadline:
             return row
-        error = StorageUnavailable()
-        on_refusal(error)
-        failed = replace(call, state=State.FAILED, reason=error.code)
-        finished = self._clock.now()
-        await turn.settle(failed, TurnResult(messages=request.messages, finish_reason="error", finished=finished))
-        if row or self._clock.now() < call.deadline:  # no row is inserted after the deadline
+        failed = await self._fail(request, turn, StorageUnavailable(), on_refusal)
+        if row or self._clock.now() < failed.deadline:  # no row is inserted after the deadline
             await persist(failed, lambda: self._ledger.raise_call(row or new, failed), self._clock)
+        raise StorageUnavailable
+
+    def budgets(self, principal: Principal, entry: LedgerEntry, call: Call) -> tuple[Budget, ...]:
+        """The caller's own budgets with the entry's call in its new state."""
+        own, counter = self.configured.own(principal), self._own_counter(principal, entry)
+        if own is None or counter is None or entry.minute is None:
+            return ()
+        return tuple(counter.raised(entry.call, call, entry.minute).budgets(own))
+
+    def rates(self, principal: Principal, entry: LedgerEntry) -> RateStatus | None:
+        """What is left of the caller's own limits per minute; None if there are none."""
+        own, counter = self.configured.own(principal), self._own_counter(principal, entry)
+        return counter.rates(own, self._clock.now()) if own and counter else None
+
+    def _own_counter(self, principal: Principal, entry: LedgerEntry) -> Counter | None:
+        own = self.configured.own(principal)
+        counted = own is not None and own.name in entry.limits
+        return self._ledger.known_counter(own.name, entry.call.day) if own and counted else None
+
+    async def _move(self, turn: ReservedTurn, later: LaterDay) -> bool:
+        """Replace the turn's call by one of the later day, because a row lies where its session looks for it. Returns
+        False if the turn has lost its session."""
+        call, minute = turn.call, later.minute
+        moved = replace(call, id=uuid.uuid4().hex, day=minute.date(), minute=minute)
+        return await turn.replace_call(replace(call, state=State.FAILED, reason=_LATER_DAY), moved)
+
+    async def _refuse(
+        self, request: Request, turn: ReservedTurn, error: ChatError, on_refusal: Callable[[ChatError], None]
+    ) -> None:
+        """Fail the call, which has no row, and raise the error."""
+        await self._fail(request, turn, error, on_refusal)
         raise error
+
+    async def _fail(
+        self, request: Request, turn: ReservedTurn, error: ChatError, on_refusal: Callable[[ChatError], None]
+    ) -> Call:
+        on_refusal(error)
+        failed, finished = replace(turn.call, state=State.FAILED, reason=error.code), self._clock.now()
+        await turn.settle(failed, TurnResult(messages=request.messages, finish_reason="error", finished=finished))
+        return failed

@@ -17,7 +17,9 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_ji
 from shared.domain.calls import Call
 from shared.domain.clock import Clock
 from shared.domain.conversation import Lease, Session, Turn, TurnResult, raise_call
-from shared.errors import StorageUnavailable, VersionConflict
+from shared.domain.limits import Limits
+from shared.domain.refusals import check_session
+from shared.errors import ChatError, StorageUnavailable, VersionConflict
 from shared.turns.ports import Plan, Sessions
 from shared.turns.recovery import read_turn
 
@@ -71,6 +73,9 @@ class ReservedTurn(Protocol):
     async def retry(self, failed: Call, new: Call, plan: Plan) -> bool:
         """Raise the failed call and add a new one under the same lease, in one transaction. False if impossible."""
 
+    async def replace_call(self, failed: Call, new: Call) -> bool:
+        """The same for a call that was never opened."""
+
 
 class SessionlessTurn:
     """A call without a session: it is stored only in the ledger."""
@@ -93,11 +98,18 @@ class SessionlessTurn:
         """Calls without a session are not retried; the client retries."""
         return False
 
+    async def replace_call(self, failed: Call, new: Call) -> bool:
+        self.call = new
+        return True
+
 
 class LeasedTurn:
     """A session and its running turn, as last stored. A lock keeps renewal and settlement from overlapping."""
 
-    def __init__(self, sessions: Sessions, clock: Clock, session: Session, turn: Turn, plan: Plan) -> None:
+    def __init__(
+        self, sessions: Sessions, clock: Clock, limits: Limits, session: Session, turn: Turn, plan: Plan
+    ) -> None:
+        self._limits = limits
         self._sessions = sessions
         self._clock = clock
         self._lock = asyncio.Lock()
@@ -132,13 +144,23 @@ class LeasedTurn:
             return await persist(call, lambda: self._settle(call, result), self._clock)
 
     async def retry(self, failed: Call, new: Call, plan: Plan) -> bool:
-        """Returns False if the lease is lost."""
+        """Returns False if the lease is lost, or the session's budget does not allow the new call."""
+        return await self._replace_call(failed, new, plan)
+
+    async def replace_call(self, failed: Call, new: Call) -> bool:
+        return await self._replace_call(failed, new, self.plan)
+
+    async def _replace_call(self, failed: Call, new: Call, plan: Plan) -> bool:
         async with self._lock:
             while self.session.leased_to(failed):
                 raised = raise_call(self.session, self.turn, failed)
                 if raised is None:
                     break
                 session, turn = raised
+                try:
+                    check_session(self._limits, session.totals, new)
+                except ChatError:
+                    break
                 calls = (*turn.calls, new)
                 turn = replace(turn, calls=calls, window_start=plan.window_start, past_tokens=plan.past_tokens)
                 try:

@@ -2,13 +2,13 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Protocol
 
 from shared.domain.calls import Call, LedgerEntry, Usage
 from shared.domain.conversation import IdempotencyRecord, Message, Session, Turn
-from shared.domain.principal import Principal
-from shared.errors import UpstreamError
+from shared.domain.limits import Counter, Limit
+from shared.errors import ChatError, UpstreamError
 
 
 class Sessions(Protocol):
@@ -52,15 +52,29 @@ class Deletions(Protocol):
     async def finish(self, session: Session) -> None: ...
 
 
+class LaterDay(Exception):
+    """A limit of the call is at a minute of a later day already: the call must be replaced by one of that minute."""
+
+    def __init__(self, minute: datetime) -> None:
+        super().__init__(minute)
+        self.minute = minute
+
+
 class Ledger(Protocol):
     """The rows of all calls, one for each. All methods raise StorageUnavailable."""
 
     async def open(
-        self, principal: Principal, entry: LedgerEntry, *, replaces: tuple[LedgerEntry, Call] | None = None
+        self, entry: LedgerEntry, limits: Sequence[Limit] = (), *, replaces: tuple[LedgerEntry, Call] | None = None
     ) -> LedgerEntry:
-        """Insert the row of a new call, the only way to start spending; may refuse with a ChatError. For a retry,
-        `replaces` is the old call's row and the state to raise it to first. Raises VersionConflict if the row already
-        exists."""
+        """Insert the row of a new call, the only way to start spending, and hold its worst case against the limits. For
+        a retry, `replaces` is the old call's row and the state to raise it to, at the latest before. Raises the refusal
+        of a limit, LaterDay, and VersionConflict if the row already exists."""
+
+    def known_refusal(self, limits: Sequence[Limit], call: Call) -> ChatError | None:
+        """Why `open` would refuse the call, as far as this process knows without asking storage."""
+
+    def known_counter(self, name: str, day: date) -> Counter | None:
+        """What is used of a limit in the day's month, as far as this process knows."""
 
     async def fence(self, entry: LedgerEntry) -> LedgerEntry:
         """Insert a row that stops a stalled process from opening the call. Raises VersionConflict if one exists."""

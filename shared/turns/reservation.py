@@ -13,8 +13,11 @@ from datetime import timedelta
 from shared.domain.calls import Call
 from shared.domain.clock import Clock
 from shared.domain.conversation import IdempotencyRecord, Session, Turn
+from shared.domain.limits import minute_of
 from shared.domain.pricing import Prices, worst_case
+from shared.domain.principal import Principal
 from shared.errors import SessionBusy, SessionNotFound, StorageUnavailable, VersionConflict
+from shared.turns.admission import Admission
 from shared.turns.idempotency import answered_turn, check_first_key, check_same_request, new_record
 from shared.turns.lease import LeasedTurn, SessionlessTurn, lease_for
 from shared.turns.ports import Deletions, Plan, Sessions
@@ -51,6 +54,7 @@ class Reservations:
         deletions: Deletions,
         recovery: Recovery,
         prices: Prices,
+        admission: Admission,
         clock: Clock,
     ) -> None:
         self._limits = limits
@@ -58,6 +62,7 @@ class Reservations:
         self._deletions = deletions
         self._recovery = recovery
         self._prices = prices
+        self._admission = admission
         self._clock = clock
 
     async def reserve(self, request: Request) -> LeasedTurn | Replay:
@@ -92,10 +97,13 @@ class Reservations:
 
     async def without_session(self, request: ForwardedRequest) -> SessionlessTurn:
         plan = request.plan_without_session()
-        return SessionlessTurn(self.new_call(plan), plan)
+        call = self.new_call(request.principal, plan)
+        self._admission.check(request.principal, call)
+        return SessionlessTurn(call, plan)
 
-    def new_call(self, plan: Plan, *, step: int = 0) -> Call:
-        """An open call for the plan, with its worst-case cost in USD."""
+    def new_call(self, principal: Principal, plan: Plan, *, step: int = 0) -> Call:
+        """An open call for the plan, with its worst case in USD and tokens. The time is read once: a limited call's
+        day, month and minute go together."""
         now = self._clock.now()
         rates = self._prices.highest_rates(plan.deployment, prompt_tokens=plan.prompt_bound)
         audio = plan.dialect.has_audio(plan.body)
@@ -105,6 +113,8 @@ class Reservations:
             deadline=now + call_lifetime(self._limits.turn_timeout),
             deployment=plan.deployment,
             worst_case=worst_case(plan.prompt_bound, plan.max_tokens, rates, audio=audio) if rates else None,
+            max_tokens=plan.prompt_bound + plan.max_tokens,
+            minute=minute_of(now) if self._admission.limits(principal) else None,
             step=step,
         )
 
@@ -124,7 +134,8 @@ class Reservations:
 
     def _planned(self, request: Request, session: Session, turns: Sequence[Turn]) -> _Planned:
         plan = request.plan(session, turns, self._limits)
-        call, now = self.new_call(plan), self._clock.now()
+        call, now = self.new_call(request.principal, plan), self._clock.now()
+        self._admission.check(request.principal, call, session)
         turn = Turn(
             number=session.turns + 1,
             started=now,
@@ -176,7 +187,7 @@ class Reservations:
                     raise SessionBusy from None
                 raise
             session, turn = stored, stored_turn
-        return LeasedTurn(self._sessions, self._clock, session, turn, planned.plan)
+        return LeasedTurn(self._sessions, self._clock, self._admission.configured, session, turn, planned.plan)
 
 
 def call_lifetime(turn_timeout: float) -> timedelta:

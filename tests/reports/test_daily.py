@@ -11,6 +11,7 @@ import pytest
 
 from local.azurite import connection_string
 from shared.domain.calls import LedgerEntry, State
+from shared.domain.clock import SystemClock
 from shared.domain.daily import Figures
 from shared.errors import StorageUnavailable
 from shared.reports.daily import Reports
@@ -57,7 +58,7 @@ def days(services: Services) -> Days:
 
 @pytest.fixture
 def ledger(tables: Tables) -> Ledger:
-    return Ledger(tables.usage)
+    return Ledger(tables.usage, SystemClock())
 
 
 async def recover(reports: Reports, after: str = "") -> list[str]:
@@ -107,9 +108,9 @@ async def test_ledger_rows_are_not_kept_in_memory_while_they_are_counted(
     class CountingLedger(Ledger):
         max_entries = 0  # in memory at once
 
-        async def _part(self, partition: str) -> AsyncIterator[LedgerEntry]:
+        async def _part(self, day: date, shard: int) -> AsyncIterator[LedgerEntry]:
             n = 0
-            async for row in super()._part(partition):
+            async for row in super()._part(day, shard):
                 yield row
                 n += 1
                 if n == 25:
@@ -118,7 +119,7 @@ async def test_ledger_rows_are_not_kept_in_memory_while_they_are_counted(
 
     await write(tables.usage, (entry_costing(MONDAY, 1, f"s{n // 10}", n) for n in range(1_200)))
     gc.collect()
-    ledger = CountingLedger(tables.usage)
+    ledger = CountingLedger(tables.usage, SystemClock())
     recovery = Recovery(Sessions(tables.sessions, clock), ledger, CallLog(None), clock)
     reports = Reports(ledger, days, recovery, clock, grace=GRACE)
 

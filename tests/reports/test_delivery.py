@@ -105,7 +105,7 @@ class App:
         self.clock = clock or ManualClock()
         self.services = Services(settings, self.clock)
         self.days = Days(self.services._table("daily"))
-        self.ledger = Ledger(self.services._table("usage"))
+        self.ledger = Ledger(self.services._table("usage"), self.clock)
         config = MailConfig(
             schedule=None,
             sender=lambda: "chat@example.com",

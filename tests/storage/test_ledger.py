@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from shared.domain.calls import Call, LedgerEntry, State
-from shared.domain.principal import ANONYMOUS
+from shared.domain.clock import SystemClock
 from shared.errors import VersionConflict
 from shared.storage.ledger import Ledger
 from tests.conftest import Serve, Tables
@@ -197,8 +197,8 @@ async def test_ledger_rows_hold_no_content(api: httpx.AsyncClient, fake: AzureOp
 
 async def test_ledger_row_keeps_its_caller_when_its_state_is_raised(api: httpx.AsyncClient, tables: Tables) -> None:
     await answer(api)  # makes the tables
-    ledger = Ledger(tables.usage)
-    opened = await ledger.open(ANONYMOUS, LedgerEntry(call=call_of(), session_id="of-a-team", turn=1, caller="a team"))
+    ledger = Ledger(tables.usage, SystemClock())
+    opened = await ledger.open(LedgerEntry(call=call_of(), session_id="of-a-team", turn=1, caller="a team"))
 
     await ledger.raise_call(opened, call_of(state=State.UNACCOUNTED))
     await ledger.raise_call(opened, call_of(state=State.SETTLED))
@@ -237,21 +237,15 @@ async def test_unfinished_returns_open_and_unaccounted_rows_of_every_shard(
     api: httpx.AsyncClient, tables: Tables
 ) -> None:
     await answer(api)
-    ledger = Ledger(tables.usage)
+    ledger = Ledger(tables.usage, SystemClock())
     for index in range(48):
         state = State.OPEN if index % 3 else State.UNACCOUNTED
-        await ledger.open(
-            ANONYMOUS, LedgerEntry(call=call_of(f"o{index}", state), session_id=f"s{index}", turn=1, caller=None)
-        )
+        await ledger.open(LedgerEntry(call=call_of(f"o{index}", state), session_id=f"s{index}", turn=1, caller=None))
     for index, state in enumerate((State.ABANDONED, State.SETTLED, State.FAILED) * 6):
-        await ledger.open(
-            ANONYMOUS, LedgerEntry(call=call_of(f"f{index}", state), session_id=f"s{index}", turn=2, caller=None)
-        )
+        await ledger.open(LedgerEntry(call=call_of(f"f{index}", state), session_id=f"s{index}", turn=2, caller=None))
     for days in (-1, 1):
         other = TODAY + timedelta(days=days)
-        await ledger.open(
-            ANONYMOUS, LedgerEntry(call=call_of(f"d{days}", day=other), session_id="s1", turn=3, caller=None)
-        )
+        await ledger.open(LedgerEntry(call=call_of(f"d{days}", day=other), session_id="s1", turn=3, caller=None))
 
     call_ids = {entry.call.id async for entry in ledger.unfinished(TODAY.date())}
 
@@ -260,11 +254,11 @@ async def test_unfinished_returns_open_and_unaccounted_rows_of_every_shard(
 
 async def test_ledger_row_is_inserted_once_and_never_lowered(api: httpx.AsyncClient, tables: Tables) -> None:
     await answer(api)
-    ledger = Ledger(tables.usage)
-    opened = await ledger.open(ANONYMOUS, LedgerEntry(call=call_of(), session_id="t", turn=1, caller=None))
+    ledger = Ledger(tables.usage, SystemClock())
+    opened = await ledger.open(LedgerEntry(call=call_of(), session_id="t", turn=1, caller=None))
 
     with pytest.raises(VersionConflict):
-        await ledger.open(ANONYMOUS, opened)
+        await ledger.open(opened)
     for state in (State.UNACCOUNTED, State.SETTLED, State.ABANDONED, State.UNACCOUNTED, State.FAILED):
         await ledger.raise_call(opened, call_of(state=state))
 
@@ -275,7 +269,7 @@ async def test_ledger_row_is_inserted_once_and_never_lowered(api: httpx.AsyncCli
 
 async def test_settling_a_missing_ledger_row_does_not_insert_it(api: httpx.AsyncClient, tables: Tables) -> None:
     await answer(api)
-    ledger = Ledger(tables.usage)
+    ledger = Ledger(tables.usage, SystemClock())
 
     await ledger.raise_call(
         LedgerEntry(call=call_of(), session_id="t", turn=1, caller=None, etag='W/"x"'), call_of(state=State.SETTLED)

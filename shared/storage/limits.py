@@ -1,0 +1,279 @@
+"""Limited calls: their ledger rows, and the counters of the limits that they count against.
+
+The limited calls of a month lie in one partition with the counters, so that a call's row and all its counters change in
+one transaction, guarded by the versions that were read. docs/limits_protocol.py specifies this. One transaction of a
+partition runs at a time; changes that wait meanwhile go into the next one together.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+
+from shared.domain.calls import Call, LedgerEntry
+from shared.domain.clock import Clock
+from shared.domain.limits import Counter, Limit, value_of
+from shared.domain.refusals import refusal
+from shared.errors import ChatError, StorageUnavailable, VersionConflict
+from shared.storage.counter_rows import COUNTERS, counter_keys, from_counter, limits_partition, to_counter
+from shared.storage.ledger_rows import from_entry
+from shared.storage.tables import Table, Write
+from shared.turns.ports import LaterDay
+
+MAX_WRITES = 100  # https://learn.microsoft.com/rest/api/storageservices/performing-entity-group-transactions
+MAX_ATTEMPTS = 9  # of a change, where other instances change the same counters
+MAX_PAUSE_S = 0.02  # before an attempt is repeated
+FRESH_S = 1.0  # for so long a counter that was read refuses calls without being read again
+_MONTHS = 2  # kept in memory
+
+Counters = Mapping[str, Counter]
+
+
+@dataclass(eq=False)
+class _Change:
+    """Entries to write, and the counters with them. `plan` raises the refusal of a call. `names`: of the counters."""
+
+    plan: Callable[[Counters], tuple[Sequence[LedgerEntry], dict[str, Counter]]]
+    names: tuple[str, ...]
+    done: asyncio.Future[list[LedgerEntry]]
+    attempts: int = 0
+
+    def succeed(self, entries: list[LedgerEntry]) -> None:
+        if not self.done.done():  # the turn may be cancelled
+            self.done.set_result(entries)
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+@dataclass
+class _Group:
+    """Changes for one transaction."""
+
+    changes: list[tuple[_Change, Sequence[LedgerEntry]]] = field(default_factory=list)
+    counters: dict[str, Counter] = field(default_factory=dict)  # those that change
+
+    def has_room(self, change: _Change) -> bool:
+        entries = sum(len(entries) for _, entries in self.changes)
+        return entries + 2 + len(self.counters.keys() | set(change.names)) <= MAX_WRITES  # 2: a retry's
+
+    @property
+    def entries(self) -> list[LedgerEntry]:
+        return [entry for _, entries in self.changes for entry in entries]
+
+
+class LimitedCalls:
+    """Raises VersionConflict if a call's row is not the version that was read, and StorageUnavailable."""
+
+    def __init__(self, table: Table, clock: Clock) -> None:
+        self._table = table
+        self._clock = clock
+        self._months: dict[date, _Month] = {}
+
+    async def open(
+        self, entry: LedgerEntry, limits: Sequence[Limit], replaces: tuple[LedgerEntry, Call] | None
+    ) -> LedgerEntry:
+        """Insert the row of a new call if every limit has room, and raise the row that it replaces, if there is one.
+        Raises the limit's refusal, or LaterDay."""
+        call = entry.call
+
+        def plan(counters: Counters) -> tuple[Sequence[LedgerEntry], dict[str, Counter]]:
+            changed: dict[str, Counter] = {}
+            entries = []
+            if replaces:
+                raised, changed = _raised(*replaces, counters)
+                entries.append(raised)
+            known = {limit.name: changed.get(limit.name) or counters[limit.name] for limit in limits}
+            minute = max(filter(None, (call.minute, *(counter.minute for counter in known.values()))))
+            if minute.date() > call.day:
+                raise LaterDay(minute)
+            for limit in limits:
+                counter = known[limit.name].at(minute)
+                if error := refusal(limit, counter, call, self._clock.now()):
+                    raise error
+                changed[limit.name] = counter.opened(call, minute)
+            entries.append(replace(entry, limits=tuple(known), minute=minute))
+            return entries, changed
+
+        names = {limit.name for limit in limits} | set(replaces[0].limits if replaces else ())
+        return (await self._month(call.day).change(plan, tuple(names)))[-1]
+
+    async def raise_row(self, entry: LedgerEntry, call: Call) -> None:
+        """Raise a row that was read to the call's state, and its counters by the difference."""
+        await self._month(entry.call.day).change(lambda counters: _raised_alone(entry, call, counters), entry.limits)
+
+    def known_refusal(self, limits: Sequence[Limit], call: Call) -> ChatError | None:
+        """Why the call would be refused, as far as this process knows from counters that are fresh."""
+        month = self._months.get(call.day.replace(day=1))
+        return month.known_refusal(limits, call) if month and call.minute else None
+
+    async def counters(self, month: date) -> list[Counter]:
+        """All counters of a month, as stored."""
+        rows = self._table.query(COUNTERS, {"month": limits_partition(month)})
+        return [to_counter(row) async for row in rows]
+
+    async def counters_of(self, limits: Iterable[Limit], month: date) -> dict[str, Counter]:
+        """The counters of these limits, as stored."""
+        return {limit.name: await self._month(month).read(limit.name) for limit in limits}
+
+    def known_counter(self, name: str, month: date) -> Counter | None:
+        """The counter as last read or written by this process."""
+        known = self._months.get(month.replace(day=1))
+        return known.counters.get(name) if known else None
+
+    def _month(self, day: date) -> "_Month":
+        first = day.replace(day=1)
+        if first not in self._months:
+            self._months[first] = _Month(self._table, self._clock, first)
+            for old in sorted(self._months)[:-_MONTHS]:
+                if not self._months[old].busy:
+                    del self._months[old]
+        return self._months[first]
+
+
+def _raised(entry: LedgerEntry, call: Call, counters: Counters) -> tuple[LedgerEntry, dict[str, Counter]]:
+    changed = {}
+    if entry.minute and value_of(entry.call) != value_of(call):
+        changed = {name: counters[name].raised(entry.call, call, entry.minute) for name in entry.limits}
+    return replace(entry, call=call), changed
+
+
+def _raised_alone(
+    entry: LedgerEntry, call: Call, counters: Counters
+) -> tuple[Sequence[LedgerEntry], dict[str, Counter]]:
+    raised, changed = _raised(entry, call, counters)
+    return [raised], changed
+
+
+class _Month:
+    """The limited calls of one month. `counters`: as last read or written."""
+
+    def __init__(self, table: Table, clock: Clock, first: date) -> None:
+        self._table = table
+        self._clock = clock
+        self._first = first
+        self._waiting: deque[_Change] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        self._read_at: dict[str, float] = {}  # monotonic seconds
+        self.counters: dict[str, Counter] = {}
+
+    @property
+    def busy(self) -> bool:
+        return self._worker is not None
+
+    async def change(
+        self, plan: Callable[[Counters], tuple[Sequence[LedgerEntry], dict[str, Counter]]], names: tuple[str, ...]
+    ) -> list[LedgerEntry]:
+        """Write what is planned; returns the entries as stored."""
+        change = _Change(plan, names, asyncio.get_running_loop().create_future())
+        self._waiting.append(change)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        return await change.done
+
+    def known_refusal(self, limits: Sequence[Limit], call: Call) -> ChatError | None:
+        for limit in limits:
+            counter = self.counters.get(limit.name)
+            if counter and call.minute and self._is_fresh(limit.name):
+                minute = max(call.minute, counter.minute or call.minute)
+                if minute.date() == call.day and (error := refusal(limit, counter.at(minute), call, self._clock.now())):
+                    return error
+        return None
+
+    async def read(self, name: str) -> Counter:
+        row = await self._table.get(*counter_keys(name, self._first))
+        counter = to_counter(row) if row else Counter(name=name, month=self._first, since=self._clock.now())
+        self._keep(counter)
+        return counter
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                group = _Group()
+                while self._waiting and group.has_room(self._waiting[0]):
+                    await self._plan(self._waiting.popleft(), group)
+                await self._write(group)
+        finally:
+            self._worker = None
+
+    async def _plan(self, change: _Change, group: _Group) -> None:
+        """Add the change to the group. A counter that is not fresh is read again before it refuses a call."""
+        try:
+            await self._read(name for name in change.names if name not in self.counters)
+            try:
+                entries, counters = change.plan(self.counters | group.counters)
+            except (ChatError, LaterDay):
+                stale = [name for name in change.names if name not in group.counters and not self._is_fresh(name)]
+                if not stale:
+                    raise
+                await self._read(stale)
+                entries, counters = change.plan(self.counters | group.counters)
+        except Exception as error:
+            change.fail(error)
+        else:
+            group.changes.append((change, entries))
+            group.counters |= counters
+
+    async def _write(self, group: _Group) -> None:
+        try:
+            if group.changes:
+                await self._commit(group)
+        except Exception as error:
+            for change, _ in group.changes:
+                change.fail(error)
+
+    async def _commit(self, group: _Group) -> None:
+        counters = list(group.counters.values())
+        writes = [Write("put", from_counter(counter), counter.etag) for counter in counters]
+        writes += [Write("put", from_entry(entry), entry.etag) for entry in group.entries]
+        try:
+            etags = await self._table.commit(writes)
+        except VersionConflict as conflict:
+            await self._resolve(conflict, group)
+            return
+        except StorageUnavailable:  # it may be committed
+            self._forget(group.counters)
+            raise
+        for counter, etag in zip(counters, etags, strict=False):
+            self._keep(replace(counter, etag=etag))
+        stored = iter(etags[len(counters) :])
+        for change, entries in group.changes:
+            change.succeed([replace(entry, etag=next(stored)) for entry in entries])
+
+    async def _resolve(self, conflict: VersionConflict, group: _Group) -> None:
+        """If a counter has changed, try again. Otherwise a call's row has: write each change alone to find it."""
+        before = {name: self.counters[name].etag for name in group.counters}
+        await self._read(before)
+        changes = [change for change, _ in group.changes]
+        if all(self.counters[name].etag == etag for name, etag in before.items()):
+            if len(changes) == 1:
+                changes[0].fail(conflict)
+            for change in changes if len(changes) > 1 else ():
+                alone = _Group()
+                await self._plan(change, alone)
+                await self._write(alone)
+            return
+        for change in changes:
+            change.attempts += 1
+            if change.attempts >= MAX_ATTEMPTS:
+                change.fail(StorageUnavailable("Too many calls change the same limits. Retry.", retry_after=1))
+            else:
+                self._waiting.append(change)
+        await self._clock.sleep(random.uniform(0, MAX_PAUSE_S))  # noqa: S311 - not a secret
+
+    async def _read(self, names: Iterable[str]) -> None:
+        await asyncio.gather(*map(self.read, names))
+
+    def _keep(self, counter: Counter) -> None:
+        self.counters[counter.name] = counter
+        self._read_at[counter.name] = self._clock.monotonic()
+
+    def _forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.counters.pop(name, None)
+
+    def _is_fresh(self, name: str) -> bool:
+        return self._clock.monotonic() - self._read_at.get(name, -FRESH_S) < FRESH_S
