@@ -8,7 +8,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.access.authentication import Auth
 from shared.services import services
-from shared.web import chat, models, openai, pages, service, sessions, unknown, usage
+from shared.web import chat, limits, models, openai, pages, service, sessions, unknown, usage
 from shared.web.http import ErrorWriter, Handler, error_response, respond
 
 FUNCTION, ANONYMOUS = func.AuthLevel.FUNCTION, func.AuthLevel.ANONYMOUS
@@ -25,7 +25,8 @@ def route(
         return await respond(req, auth, handler, errors)
 
     function.__name__ = name
-    app.route(path, methods=[method], auth_level=FUNCTION if auth is Auth.FUNCTION_KEY else ANONYMOUS)(function)
+    level = ANONYMOUS if auth in (Auth.CLIENT_KEY, Auth.USAGE_KEY) else FUNCTION
+    app.route(path, methods=[method], auth_level=level)(function)
 
 
 def public(name: str, path: str, handler: Callable[[Request], Response], methods: Sequence[str] = ("GET",)) -> None:
@@ -45,6 +46,8 @@ route("messages", "GET", "api/sessions/{session_id}/messages", Auth.FUNCTION_KEY
 route("clear_messages", "DELETE", "api/sessions/{session_id}/messages", Auth.FUNCTION_KEY, sessions.delete_messages)
 route("about", "GET", "api/about", Auth.FUNCTION_KEY, service.get_about)
 
+route("limits", "GET", "api/limits", Auth.FUNCTION_KEY_OR_USAGE_KEY, limits.get_limits)
+
 openai_route = partial(route, auth=Auth.CLIENT_KEY, errors=openai.error_response)
 openai_route("completion", "POST", "openai/v1/chat/completions", handler=openai.post_completion)
 openai_route(
@@ -58,6 +61,7 @@ openai_route("model", "GET", "openai/v1/models/{model}", handler=models.get_mode
 openai_route("azure_models", "GET", "openai/models", handler=models.get_models)
 openai_route("azure_model", "GET", "openai/models/{model}", handler=models.get_model)
 
+route("usage_of_limits", "GET", "api/usage/limits", Auth.USAGE_KEY, limits.get_limits)
 route("usage_of_day", "GET", "api/usage/daily/{date}", Auth.USAGE_KEY, usage.get_day)
 route("usage_of_days", "GET", "api/usage/daily", Auth.USAGE_KEY, usage.get_days)
 route("email_usage_of_day", "POST", "api/usage/daily/{date}/email", Auth.USAGE_KEY, usage.post_email)

@@ -25,6 +25,7 @@ from shared.model.endpoint import Endpoint
 from shared.model.service import ModelService
 from shared.reports.daily import Reports
 from shared.reports.delivery import Delivery, MailConfig
+from shared.reports.limits import LimitReports
 from shared.settings import Settings, UnresolvedReference
 from shared.storage.cursors import Cursors
 from shared.storage.days import Days
@@ -94,6 +95,7 @@ class Services:
 
         days = Days(daily_table)
         self.reports = Reports(ledger, days, recovery, clock, grace=call_lifetime(settings.turns.timeout))
+        self.limits = LimitReports(ledger, settings.limits, clock)
         self.delivery = Delivery(days, self.reports, _mail_config(settings, self._identity, clock), clock)
         self.maintenance = Maintenance(
             {
@@ -162,6 +164,7 @@ def _turn_limits(settings: Settings) -> TurnLimits:
         max_tokens=settings.turns.max_tokens,
         max_answer_tokens=settings.turns.max_answer_tokens,
         turn_timeout=settings.turns.timeout,
+        callers=settings.limits,
     )
 
 

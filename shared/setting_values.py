@@ -22,6 +22,7 @@ _LIMIT_PARTS = tuple(part.name for part in fields(Limit) if part.name != "name")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a deployment or of a key
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_LIMITS_EXAMPLE = '{"total": {"usd_per_day": 10}}'
 _PRICES_EXAMPLE = '{"gpt-5.4-mini": {"input": 0.75, "output": 4.5}}'
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -135,18 +136,31 @@ def parse_max_output_tokens(value: str) -> dict[str, int]:
     return maxima
 
 
+def _json_object(value: str, example: str) -> dict[str, Any]:
+    """The parsed object, with its numbers as text. Names are unique."""
+    try:
+        parsed = json.loads(value, parse_float=str, parse_int=str, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"it is not JSON from {where} on. Expected: {example}.") from None
+    except RecursionError:
+        raise ValueError(f"it is not JSON like this: {example}. It is nested too deeply.") from None
+    if not isinstance(parsed, dict):
+        raise ValueError(f"it must be a JSON object such as {example}.")
+    return parsed
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"it has {min(twice)!r} twice.")
+    return dict(pairs)
+
+
 def parse_prices(value: str) -> dict[str, Tariff]:
     """A JSON object of deployment or model -> USD per 1,000,000 tokens by kind, and by service tier and kind. Amounts
     are exact, never floats."""
-    try:
-        prices = json.loads(value, parse_float=str, parse_int=str)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"it is not JSON from {where} on. Expected: {_PRICES_EXAMPLE}.") from None
-    except RecursionError:
-        raise ValueError(f"it is not JSON like this: {_PRICES_EXAMPLE}. It is nested too deeply.") from None
-    if not isinstance(prices, dict):
-        raise ValueError(f"it must be a JSON object such as {_PRICES_EXAMPLE}.")
+    prices = _json_object(value, _PRICES_EXAMPLE)
     return {name: _tariff(name, amounts) for name, amounts in prices.items()}
 
 
@@ -162,25 +176,13 @@ def _tariff(name: str, amounts: object) -> Tariff:
 
 def parse_limits(value: str) -> Limits:
     """A JSON object of total, anonymous, callers' names, `*` and session -> limits."""
-    try:
-        limits = json.loads(value, parse_float=Decimal, object_pairs_hook=_unique)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"it is not JSON ({error}).") from error
-    if not isinstance(limits, dict):
-        raise ValueError('it must be a JSON object such as {"total": {"usd_per_day": 10}}.')
+    limits = _json_object(value, _LIMITS_EXAMPLE)
     session = _limit("session", limits.pop("session", {}), ("usd", "max_tokens"))
     return Limits(
         by_name={name: Limit(name=name, **_limit(name, parts, _LIMIT_PARTS)) for name, parts in limits.items()},
         session_usd=session.get("usd"),
         session_max_tokens=session.get("max_tokens"),
     )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"it has {min(twice)!r} twice.")
-    return dict(pairs)
 
 
 def _limit(name: str, parts: object, known: Sequence[str]) -> dict[str, Any]:
@@ -192,9 +194,9 @@ def _limit(name: str, parts: object, known: Sequence[str]) -> dict[str, Any]:
 
 
 def _count(name: str, kind: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 10**9:
+    if not isinstance(value, str) or not re.fullmatch("[0-9]{1,9}", value) or int(value) < 1:
         raise ValueError(f"{kind} of {name!r} is not a whole number from 1 to 999,999,999.")
-    return value
+    return int(value)
 
 
 def _rates(name: str, amounts: object) -> Rates:

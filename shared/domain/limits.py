@@ -15,6 +15,7 @@ from shared.domain.principal import Principal
 TOTAL, ANONYMOUS, OTHERS = "total", "anonymous", "*"  # names of limits beside those of callers
 _HELD = (State.OPEN, State.UNACCOUNTED)
 _MINUTE = timedelta(minutes=1)
+_NEARLY = Decimal("0.8")  # of a budget: callers are told from here on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,10 @@ class Budget:
     @property
     def used(self) -> Decimal:
         return self.spent + self.held
+
+    @property
+    def nearly_used(self) -> bool:
+        return self.used >= _NEARLY * self.limit
 
     @property
     def remaining(self) -> Decimal:

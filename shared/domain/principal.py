@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+_USAGE_KEY = "usage-key:"
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:
@@ -13,6 +15,14 @@ class Principal:
     @classmethod
     def of_key(cls, name: str) -> "Principal":
         return cls(f"key:{name}")
+
+    @classmethod
+    def of_usage_key(cls, name: str) -> "Principal":
+        return cls(f"{_USAGE_KEY}{name}")
+
+    @property
+    def reads_usage(self) -> bool:
+        return self.name is not None and self.name.startswith(_USAGE_KEY)
 
 
 ANONYMOUS = Principal()

@@ -63,6 +63,14 @@ class Ledger:
     def known_counter(self, name: str, day: date) -> Counter | None:
         return self._limited.known_counter(name, day)
 
+    async def counter(self, name: str, day: date) -> Counter:
+        """What is used of a limit in the day's month."""
+        return await self._limited.counter(name, day)
+
+    async def counters(self, day: date) -> list[Counter]:
+        """What is used of all limits in the day's month."""
+        return await self._limited.counters(day)
+
     async def fence(self, entry: LedgerEntry) -> LedgerEntry:
         return await self._insert(entry)
 

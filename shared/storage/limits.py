@@ -110,18 +110,18 @@ class LimitedCalls:
         month = self._months.get(call.day.replace(day=1))
         return month.known_refusal(limits, call) if month and call.minute else None
 
-    async def counters(self, month: date) -> list[Counter]:
-        """All counters of a month, as stored."""
-        rows = self._table.query(COUNTERS, {"month": limits_partition(month)})
+    async def counters(self, day: date) -> list[Counter]:
+        """All counters of the day's month, as stored."""
+        rows = self._table.query(COUNTERS, {"month": limits_partition(day)})
         return [to_counter(row) async for row in rows]
 
-    async def counters_of(self, limits: Iterable[Limit], month: date) -> dict[str, Counter]:
-        """The counters of these limits, as stored."""
-        return {limit.name: await self._month(month).read(limit.name) for limit in limits}
+    async def counter(self, name: str, day: date) -> Counter:
+        """The limit's counter of the day's month, as stored."""
+        return await self._month(day).read(name)
 
-    def known_counter(self, name: str, month: date) -> Counter | None:
+    def known_counter(self, name: str, day: date) -> Counter | None:
         """The counter as last read or written by this process."""
-        known = self._months.get(month.replace(day=1))
+        known = self._months.get(day.replace(day=1))
         return known.counters.get(name) if known else None
 
     def _month(self, day: date) -> "_Month":

@@ -78,11 +78,12 @@ class Admission:
         raise StorageUnavailable
 
     def budgets(self, principal: Principal, entry: LedgerEntry, call: Call) -> tuple[Budget, ...]:
-        """The caller's own budgets with the entry's call in its new state."""
+        """The caller's own budgets of which most is used, with the entry's call in its new state."""
         own, counter = self.configured.own(principal), self._own_counter(principal, entry)
         if own is None or counter is None or entry.minute is None:
             return ()
-        return tuple(counter.raised(entry.call, call, entry.minute).budgets(own))
+        budgets = counter.raised(entry.call, call, entry.minute).budgets(own)
+        return tuple(budget for budget in budgets if budget.nearly_used)
 
     def rates(self, principal: Principal, entry: LedgerEntry) -> RateStatus | None:
         """What is left of the caller's own limits per minute; None if there are none."""

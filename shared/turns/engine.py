@@ -95,8 +95,6 @@ class Turns:
             if isinstance(turn, Replay):
                 _replay(turn, stream)
                 return
-            if turn.session_id:
-                stream.send(Started(turn.session_id, turn.number, turn.call.deployment))
             async with turn.renewing():
                 await self._call_and_settle(_Run(request=request, turn=turn, stream=stream, deadline=deadline))
         except ChatError as error:
@@ -107,7 +105,10 @@ class Turns:
 
     async def _call_and_settle(self, run: _Run) -> None:
         """Call the model, retry at most once if the first call may have been billed, and settle the last call."""
-        call, outcome = await self._call(run, await self._open(run))
+        entry = await self._open(run)
+        if run.turn.session_id:
+            run.stream.send(Started(run.turn.session_id, run.turn.number, entry.call.deployment))
+        call, outcome = await self._call(run, entry)
         if (plan := self._retry_plan(run, call, outcome)) and await self._retry(run, outcome, plan):
             call, outcome = await self._call(run, await self._open(run, replaces=(call.entry, outcome)))
         await self._settle(run, call, outcome)
@@ -135,7 +136,8 @@ class Turns:
         answer = call.answer
         try:
             async with self._clock.timeout_at(run.deadline), call.upstream as events:
-                run.stream.send(Opened(call.upstream.headers))
+                rates = self._admission.rates(run.request.principal, call.entry)
+                run.stream.send(Opened(call.upstream.headers, rates))
                 async for event in events:
                     self._read_event(run, call, event)
                 answer.end()
@@ -202,7 +204,8 @@ class Turns:
             run.stream.fail(call.error)
         else:
             document = call.answer.document() if run.turn.plan.forwarded else b""
-            run.stream.send(Answer(*settled, document) if settled else Metered(document))
+            budgets = self._admission.budgets(run.request.principal, call.entry, outcome)
+            run.stream.send(Answer(*settled, document, budgets) if settled else Metered(document))
         await persist(outcome, lambda: self._ledger.raise_call(call.entry, outcome), self._clock)
 
 

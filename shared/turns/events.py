@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias
 
 from shared.domain.conversation import Session, Turn
+from shared.domain.limits import Budget, RateStatus
 from shared.turns.ports import ServerEvent
 
 
@@ -21,9 +22,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The model service has started to respond, with these headers."""
+    """The model service has started to respond, with these headers. `rates`: what is left of the caller's limits."""
 
     headers: Mapping[str, str]
+    rates: RateStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,13 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The turn is settled. `data`: the answer as one JSON document; empty in a replay."""
+    """The turn is settled. `data`: the answer as one JSON document; empty in a replay. `budgets`: those of the caller
+    of which most is used."""
 
     session: Session
     turn: Turn
     data: bytes = b""
+    budgets: tuple[Budget, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from shared.domain.conversation import Message, Session, Turn
+from shared.domain.limits import Limits
 from shared.domain.principal import Principal
 from shared.domain.window import History, Window
 from shared.errors import InvalidRequest
@@ -27,6 +28,11 @@ class TurnLimits:
     max_tokens: int  # of an answer, if the request sets no maximum
     max_answer_tokens: int  # the largest maximum that a request may set
     turn_timeout: float
+    callers: Limits = field(default_factory=Limits)
+
+    def longest_answer(self, principal: Principal) -> int:
+        """The largest maximum that this caller may set."""
+        return min(self.max_answer_tokens, self.callers.max_tokens(principal, session=True) or self.max_answer_tokens)
 
 
 class Request(Protocol):
@@ -78,15 +84,16 @@ class ComposedRequest:
                 f"There is no deployment {self.deployment!r}. Choose one of: {', '.join(sorted(limits.deployments))}.",
                 param="deployment",
             )
-        if self.max_tokens is not None and self.max_tokens > limits.max_answer_tokens:
-            raise InvalidRequest(f"max_tokens may be at most {limits.max_answer_tokens}.", param="max_tokens")
+        longest = limits.longest_answer(self.principal)
+        if self.max_tokens is not None and self.max_tokens > longest:
+            raise InvalidRequest(f"max_tokens may be at most {longest}.", param="max_tokens")
 
     def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
         if self.system not in (None, session.system):
             raise InvalidRequest("system is set by a session's first turn and can't be changed later.", param="system")
         attached = {name: self.options[name] for name in _PROMPT_OPTIONS if name in self.options}
         history = History.of(session, turns, self.messages, attached, self.deployment or session.deployment)
-        max_tokens = self.max_tokens or limits.max_tokens
+        max_tokens = self.max_tokens or min(limits.max_tokens, limits.longest_answer(self.principal))
         return self._plan(history, history.window(limits.context_tokens - max_tokens), max_tokens)
 
     def _plan(self, history: History, window: Window, max_tokens: int) -> Plan:

@@ -8,8 +8,11 @@ from typing import Any, TypeVar
 from shared.domain.calls import Usage
 from shared.domain.conversation import Session, Turn
 from shared.domain.daily import DailySummary, Figures, UsageBreakdown
+from shared.reports.limits import LimitUse
+from shared.turns.events import Answer
 from shared.web.contract.chat import ChatAnswer, HistoryAnswer, SessionAnswer, SessionTotals, TurnAnswer
 from shared.web.contract.fields import TokenUsage
+from shared.web.contract.limits import BudgetAnswer, CallerLimits, RateAnswer, RemainingAnswer
 from shared.web.contract.usage import (
     AdjustmentAnswer,
     CallerCost,
@@ -28,11 +31,16 @@ EMPTY_ANSWER = (
 )
 
 
-def chat_answer(session: Session, turn: Turn) -> ChatAnswer:
-    call = turn.call
+def chat_answer(answer: Answer) -> ChatAnswer:
+    session, turn, call = answer.session, answer.turn, answer.turn.call
     optional = dict(turn.extras)
     if turn.truncated:
         optional["truncated"] = list(turn.truncated)
+    if answer.budgets:
+        optional["limits"] = [
+            RemainingAnswer(name=budget.name, remaining_usd=budget.remaining, resets_at=budget.resets_at)
+            for budget in answer.budgets
+        ]
     message = turn.messages[-1]
     if turn.finish_reason == "length" and not any(message.get(kind) for kind in ("content", "refusal", "tool_calls")):
         optional["notice"] = EMPTY_ANSWER
@@ -70,6 +78,36 @@ def history_answer(session: Session, turns: list[Turn]) -> HistoryAnswer:
         session_id=session.id,
         turns=[_turn_answer(turn) for turn in turns],
         next_before=turns[-1].number if more else None,
+    )
+
+
+def limit_answer(use: LimitUse) -> CallerLimits:
+    limit, rates = use.limit, use.rates
+    budgets = [
+        BudgetAnswer(
+            name=budget.name,
+            limit_usd=budget.limit,
+            spent_usd=budget.spent,
+            held_usd=budget.held,
+            remaining_usd=budget.remaining,
+            resets_at=budget.resets_at,
+        )
+        for budget in use.budgets
+    ]
+    per_minute = []
+    if rates and limit.requests_per_minute is not None:
+        per_minute.append(("requests_per_minute", limit.requests_per_minute, rates.requests))
+    if rates and limit.tokens_per_minute is not None:
+        per_minute.append(("tokens_per_minute", limit.tokens_per_minute, rates.tokens))
+    return CallerLimits(
+        caller=limit.name,
+        budgets=budgets,
+        rates=[
+            RateAnswer(name=name, limit=most, remaining=left, resets_at=rates.resets_at)
+            for name, most, left in per_minute
+            if rates
+        ],
+        max_tokens=limit.max_tokens,
     )
 
 

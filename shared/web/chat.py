@@ -44,7 +44,7 @@ async def post_chat(request: Request, app: Services, principal: Principal) -> Re
     if streamed:
         return event_stream(relay(first, stream, app.clock, write=_write, write_error=_write_error), headers)
     answer = await stream.answer()
-    return json_response(chat_answer(answer.session, answer.turn), headers=headers)
+    return json_response(chat_answer(answer), headers=headers)
 
 
 def _write(event: Event) -> bytes:
@@ -54,8 +54,8 @@ def _write(event: Event) -> bytes:
             return _frame("start", start)
         case Delta(pieces):
             return _frame("delta", pieces)
-        case Answer(session, turn):
-            return _frame("done", chat_answer(session, turn))
+        case Answer():
+            return _frame("done", chat_answer(event))
         case _:
             return b""
 

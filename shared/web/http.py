@@ -56,7 +56,7 @@ def json_error(fields: Mapping[str, Any], status: int, retry_after: int | None) 
 def error_fields(error: Exception) -> tuple[dict[str, Any], int, int | None]:
     """The error as the caller sees it, its status, and the seconds to wait before a retry."""
     if isinstance(error, ChatError):
-        fields = {"code": error.code, "message": error.message, "param": error.param}
+        fields = {"code": error.code, "message": error.message, "param": error.param, **error.details}
         return fields, error.status, error.retry_after
     incident = uuid.uuid4().hex
     if isinstance(error, SettingsError):

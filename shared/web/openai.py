@@ -5,6 +5,7 @@ service sent it. Without X-Session-Id the call is only in the ledger; with it th
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -15,8 +16,9 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.calls import Usage
 from shared.domain.conversation import Turn
+from shared.domain.limits import RateStatus
 from shared.domain.principal import Principal
-from shared.errors import ChatError, InvalidRequest, QuotaExhausted
+from shared.errors import BudgetExceeded, ChatError, InvalidRequest, LimitReached, QuotaExhausted
 from shared.services import Services
 from shared.turns.events import Answer, Delta, Event, Metered, Opened, Started
 from shared.turns.requests import ForwardedRequest
@@ -48,7 +50,10 @@ def error_response(error: Exception) -> Response:
     status and headers."""
     upstream = error.upstream if isinstance(error, ChatError) else None
     if upstream is None or upstream.status < 400:  # a redirect would bypass this app
-        return json_error(*_openai_error(error))
+        response = json_error(*_openai_error(error))
+        if isinstance(error, LimitReached) and error.rates:
+            response.headers.update(rate_headers(error.rates, error.retry_after or 0))
+        return response
     if _is_openai_error(upstream.body):
         return Response(upstream.body, upstream.status, upstream.headers, media_type="application/json")
     response = json_error(*_openai_error(error, upstream.status))
@@ -69,6 +74,8 @@ async def post_completion(request: Request, app: Services, principal: Principal)
                 replayed = event.replayed
             case Opened():
                 headers.update(event.headers)
+                if event.rates:
+                    headers |= rate_headers(event.rates, (event.rates.resets_at - app.clock.now()).total_seconds())
             case Delta() if streamed and not replayed:
                 break
     wants_usage = bool(completion.stream_options and completion.stream_options.include_usage)
@@ -85,26 +92,33 @@ def _forwarded(
 ) -> ForwardedRequest:
     deployment = _deployment(request, app, completion)
     _check_price(body)
+    session, added = request.headers.get(SESSION_HEADER), set[str]()
     requested = max(completion.max_tokens or 0, completion.max_completion_tokens or 0) or None
     maximum = app.settings.turns.max_output(deployment)
     forwarded_body = {name: value for name, value in body.items() if name != "model"}
+    allowed = app.settings.limits.max_tokens(principal, session=session is not None)
+    if allowed and requested and requested > allowed:
+        raise InvalidRequest(f"max_tokens may be at most {allowed}.", param="max_tokens")
+    if allowed and not requested:
+        forwarded_body["max_completion_tokens"] = requested = allowed
+        added.add("max_completion_tokens")
     if completion.stream:  # usage is always requested; its chunk is forwarded only if the caller requested it
         forwarded_body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        added |= set() if completion.stream_options else {"stream_options"}
     forwarded = ForwardedRequest(
         principal=principal,
         dialect=app.chat_completions,
         body=forwarded_body,
         deployment=deployment,
         max_tokens=min(requested or maximum, maximum) * (completion.n or 1),
-        requested_max_tokens=completion.max_completion_tokens or completion.max_tokens,
-        added=frozenset(() if completion.stream_options else ("stream_options",)),
+        requested_max_tokens=requested,
+        added=frozenset(added),
     )
-    session = request.headers.get(SESSION_HEADER)
     if session is None:
         return forwarded
     if (completion.n or 1) > 1:
         raise InvalidRequest("A turn of a session has one answer. Leave out n, or X-Session-Id.", param="n")
-    compared = {name: value for name, value in forwarded_body.items() if name not in ("stream", "stream_options")}
+    compared = {name: each for name, each in body.items() if name not in ("stream", "stream_options")}
     fingerprint = orjson.dumps({**compared, "model": deployment}, option=orjson.OPT_SORT_KEYS)
     return replace(
         forwarded,
@@ -137,6 +151,21 @@ def _deployment(request: Request, app: Services, completion: CompletionRequest) 
     if not deployment:
         raise InvalidRequest("Name a model. GET openai/v1/models lists them.", param="model")
     return existing_deployment(deployment, app)
+
+
+def rate_headers(rates: RateStatus, seconds: float) -> dict[str, str]:
+    """What is left of the caller's limits per minute, as OpenAI writes it. `seconds`: until the minute ends.
+    https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers"""
+    headers, per_minute = {}, rates.limit
+    for kind, limit, remaining in (
+        ("requests", per_minute.requests_per_minute, rates.requests),
+        ("tokens", per_minute.tokens_per_minute, rates.tokens),
+    ):
+        if limit is not None:
+            headers[f"x-ratelimit-limit-{kind}"] = str(limit)
+            headers[f"x-ratelimit-remaining-{kind}"] = str(remaining)
+            headers[f"x-ratelimit-reset-{kind}"] = f"{max(0, math.ceil(seconds))}s"
+    return headers
 
 
 def _is_openai_error(body: bytes) -> bool:
@@ -179,8 +208,8 @@ def _openai_error(error: Exception, upstream_status: int | None = None) -> tuple
     fields, status, retry_after = error_fields(error)
     status = upstream_status or status
     kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    if isinstance(error, QuotaExhausted):
-        kind = error.code
+    if isinstance(error, QuotaExhausted | BudgetExceeded):
+        kind = fields["code"] = QuotaExhausted.code
     return {**fields, "type": kind}, status, retry_after
 
 

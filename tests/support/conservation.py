@@ -10,9 +10,10 @@ from functools import partial
 
 from shared.domain.calls import Call, LedgerEntry, State, Totals, Usage
 from shared.domain.conversation import Session, Turn
+from shared.domain.limits import Counter, held_by, spent_by, tokens_of
 from shared.domain.pricing import cost
-from shared.storage import ledger_rows
-from shared.storage import session_rows as rows
+from shared.storage import ledger_rows, session_rows
+from shared.storage.counter_rows import to_counter
 from shared.storage.entities import Row
 from shared.storage.tables import Table
 from tests.conftest import Tables
@@ -52,6 +53,7 @@ async def assert_conserved(
     assert billed.keys() <= calls_by_id.keys(), "a billed call has no ledger row"
     for call in calls_by_id.values():
         _assert_accounted(call, billed.get(call.id))
+    await assert_counted(tables, entries)
     calls_by_session: dict[str, dict[str, Call]] = defaultdict(dict)
     for entry in entries:
         if entry.session_id:
@@ -62,6 +64,24 @@ async def assert_conserved(
     return entries
 
 
+def is_counter(row: Row) -> bool:
+    return str(row["RowKey"]).startswith("!")
+
+
+async def assert_counted(tables: Tables, entries: list[LedgerEntry]) -> dict[str, Counter]:
+    """Assert that each limit's counter is the sum over the rows of the calls that name it; returns the counters."""
+    counters = [to_counter(row) async for row in all_rows(tables.usage) if is_counter(row)]
+    for counter in counters:
+        calls = [e.call for e in entries if counter.name in e.limits and e.call.day.replace(day=1) == counter.month]
+        today = [call for call in calls if counter.minute and call.day == counter.minute.date()]
+        assert (counter.spent, counter.held) == (sum(map(spent_by, calls)), sum(map(held_by, calls)))
+        assert (counter.day_spent, counter.day_held) == (sum(map(spent_by, today)), sum(map(held_by, today)))
+        minute = [e.call for e in entries if counter.name in e.limits and e.minute == counter.minute]
+        assert counter.minute_tokens == sum(map(tokens_of, minute))
+        assert counter.minute_requests == len(minute)
+    return {counter.name: counter for counter in counters}
+
+
 def _idle(fake: AzureOpenAI) -> bool:
     return fake.busy == 0
 
@@ -70,7 +90,8 @@ async def _after_settlement(tables: Tables) -> tuple[list[LedgerEntry], dict[str
     """Ledger and sessions once every row is settled, which follows the answer; after MAX_WAIT_S as they are then."""
     deadline = time.monotonic() + MAX_WAIT_S
     while True:
-        entries = [ledger_rows.to_entry(row) async for row in all_rows(tables.usage)]
+        rows = [row async for row in all_rows(tables.usage)]
+        entries = [ledger_rows.to_entry(row) for row in rows if not is_counter(row)]
         sessions = await _sessions(tables)
         states = {call.id: call.state for session in sessions.values() for call in session.calls.values()}
         unsettled = [
@@ -87,10 +108,10 @@ async def _sessions(tables: Tables) -> dict[str, StoredSession]:
         session, key = row["PartitionKey"], row["RowKey"]
         if session.startswith("~"):
             continue
-        if key == rows.HEAD:
-            sessions[session].head = rows.to_session(row)
+        if key == session_rows.HEAD:
+            sessions[session].head = session_rows.to_session(row)
         elif key.startswith("turn-"):
-            sessions[session].turns.append(rows.to_turn(row))
+            sessions[session].turns.append(session_rows.to_turn(row))
     return sessions
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from shared.domain.calls import ReasoningEffort
 from shared.web.contract.fields import NonEmpty, SessionId, TokenUsage, Wire
+from shared.web.contract.limits import RemainingAnswer
 
 IMAGE_URL = r"^(https?://|data:image/)"
 OPTIONS = (
@@ -129,6 +130,7 @@ class ChatAnswer(BaseModel):
     logprobs: dict[str, Any] | None = None
     truncated: list[str] | None = None
     notice: str | None = None  # for people: why the answer is empty
+    limits: list[RemainingAnswer] | None = None  # the caller's budgets of which 80 % or more is used
 
 
 class StartEvent(BaseModel):
@@ -148,7 +150,10 @@ class DeltaEvent(BaseModel):
 
 
 class ErrorEvent(BaseModel):
-    """The turn failed. `status`: the HTTP status of the same error without streaming; `retry_after`: seconds."""
+    """The turn failed. `status`: the HTTP status of the same error without streaming; `retry_after`: seconds. A
+    `budget_exceeded` has the fields of the budget too."""
+
+    model_config = ConfigDict(extra="allow")
 
     code: str
     message: str
