@@ -185,11 +185,11 @@ def parse_limits(value: str) -> Limits:
     )
 
 
-def _limit(name: str, parts: object, known: Sequence[str]) -> dict[str, Any]:
+def _limit(name: str, parts: object, names: Sequence[str]) -> dict[str, Any]:
     if not isinstance(parts, dict):
-        raise ValueError(f"{name!r} must be a JSON object of limits ({', '.join(known)}).")
-    if unknown := parts.keys() - set(known):
-        raise ValueError(f"{name!r} has the unknown limit {min(unknown)!r}. Known are {', '.join(known)}.")
+        raise ValueError(f"{name!r} must be a JSON object of limits ({', '.join(names)}).")
+    if unknown := parts.keys() - set(names):
+        raise ValueError(f"{name!r} has the unknown limit {min(unknown)!r}. Known are {', '.join(names)}.")
     return {part: (_rate if part.startswith("usd") else _count)(name, part, each) for part, each in parts.items()}
 
 

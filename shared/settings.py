@@ -252,11 +252,11 @@ class Settings:
         keys = [f"key:{name}" for name in self.keys.client_keys]
         for name in self.limits.by_name:
             if name not in (TOTAL, ANONYMOUS, OTHERS, *keys):
-                known = ", ".join(map(repr, keys)) or "none"
+                names = ", ".join(map(repr, keys)) or "none"
                 raise SettingsError(
                     "LIMITS",
                     f"has the unknown caller {name!r}. Known are 'total', 'anonymous', '*', 'session' and the names in"
-                    f" CLIENT_KEYS: {known}.",
+                    f" CLIENT_KEYS: {names}.",
                 )
 
     def _check_max_output_tokens(self) -> None:

@@ -15,7 +15,7 @@ from shared.domain.principal import Principal
 TOTAL, ANONYMOUS, OTHERS = "total", "anonymous", "*"  # names of limits beside those of callers
 _HELD = (State.OPEN, State.UNACCOUNTED)
 _MINUTE = timedelta(minutes=1)
-_NEARLY = Decimal("0.8")  # of a budget: callers are told from here on
+_NEARLY = Decimal("0.8")  # of a budget: callers see what is left from here on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,9 +52,9 @@ def _refusals(limit: Limit, counter: Counter, call: Call, now: datetime) -> Iter
         if budget.used + (call.worst_case or ZERO) > budget.limit:
             yield _over_budget(limit, budget, call.worst_case or ZERO, now)
     if limit.requests_per_minute is not None and counter.minute_requests >= limit.requests_per_minute:
-        yield _rate_limited(limit, f"{limit.requests_per_minute} requests", counter, now)
+        yield _rate_limited(limit, _count(limit.requests_per_minute, "request"), counter, now)
     if limit.tokens_per_minute is not None and counter.minute_tokens + call.max_tokens > limit.tokens_per_minute:
-        yield _rate_limited(limit, f"{limit.tokens_per_minute} tokens", counter, now)
+        yield _rate_limited(limit, _count(limit.tokens_per_minute, "token"), counter, now)
 
 
 def _over_budget(limit: Limit, budget: Budget, worst_case: Decimal, now: datetime) -> ChatError:
@@ -94,10 +94,14 @@ def _too_large(tokens: int, call: Call) -> ChatError:
 
 def _price_unknown(call: Call) -> ChatError:
     return InvalidRequest(
-        f"A budget applies to this call, and its price is not known. Whoever runs this app must name deployment"
-        f" {call.deployment!r} in PRICES.",
+        f"A budget applies to this call, and the price of deployment {call.deployment!r} is not known. The operator of"
+        " this app must set it in PRICES.",
         param="deployment",
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _whose(limit: Limit, what: str) -> str:

@@ -86,16 +86,16 @@ class LimitedCalls:
             if replaces:
                 raised, changed = _raised(*replaces, counters)
                 entries.append(raised)
-            known = {limit.name: changed.get(limit.name) or counters[limit.name] for limit in limits}
-            minute = max(filter(None, (call.minute, *(counter.minute for counter in known.values()))))
+            before = {limit.name: changed.get(limit.name) or counters[limit.name] for limit in limits}
+            minute = max(filter(None, (call.minute, *(counter.minute for counter in before.values()))))
             if minute.date() > call.day:
                 raise LaterDay(minute)
             for limit in limits:
-                counter = known[limit.name].at(minute)
+                counter = before[limit.name].at(minute)
                 if error := refusal(limit, counter, call, self._clock.now()):
                     raise error
                 changed[limit.name] = counter.opened(call, minute)
-            entries.append(replace(entry, limits=tuple(known), minute=minute))
+            entries.append(replace(entry, limits=tuple(before), minute=minute))
             return entries, changed
 
         names = {limit.name for limit in limits} | set(replaces[0].limits if replaces else ())
@@ -121,8 +121,8 @@ class LimitedCalls:
 
     def known_counter(self, name: str, day: date) -> Counter | None:
         """The counter as last read or written by this process."""
-        known = self._months.get(day.replace(day=1))
-        return known.counters.get(name) if known else None
+        month = self._months.get(day.replace(day=1))
+        return month.counters.get(name) if month else None
 
     def _month(self, day: date) -> "_Month":
         first = day.replace(day=1)

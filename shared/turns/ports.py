@@ -71,7 +71,7 @@ class Ledger(Protocol):
         of a limit, LaterDay, and VersionConflict if the row already exists."""
 
     def known_refusal(self, limits: Sequence[Limit], call: Call) -> ChatError | None:
-        """Why `open` would refuse the call, as far as this process knows without asking storage."""
+        """Why `open` would refuse the call, as far as this process knows without a request to storage."""
 
     def known_counter(self, name: str, day: date) -> Counter | None:
         """What is used of a limit in the day's month, as far as this process knows."""

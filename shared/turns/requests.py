@@ -30,7 +30,7 @@ class TurnLimits:
     turn_timeout: float
     callers: Limits = field(default_factory=Limits)
 
-    def longest_answer(self, principal: Principal) -> int:
+    def maximum_for(self, principal: Principal) -> int:
         """The largest maximum that this caller may set."""
         return min(self.max_answer_tokens, self.callers.max_tokens(principal, session=True) or self.max_answer_tokens)
 
@@ -84,7 +84,7 @@ class ComposedRequest:
                 f"There is no deployment {self.deployment!r}. Choose one of: {', '.join(sorted(limits.deployments))}.",
                 param="deployment",
             )
-        longest = limits.longest_answer(self.principal)
+        longest = limits.maximum_for(self.principal)
         if self.max_tokens is not None and self.max_tokens > longest:
             raise InvalidRequest(f"max_tokens may be at most {longest}.", param="max_tokens")
 
@@ -93,7 +93,7 @@ class ComposedRequest:
             raise InvalidRequest("system is set by a session's first turn and can't be changed later.", param="system")
         attached = {name: self.options[name] for name in _PROMPT_OPTIONS if name in self.options}
         history = History.of(session, turns, self.messages, attached, self.deployment or session.deployment)
-        max_tokens = self.max_tokens or min(limits.max_tokens, limits.longest_answer(self.principal))
+        max_tokens = self.max_tokens or min(limits.max_tokens, limits.maximum_for(self.principal))
         return self._plan(history, history.window(limits.context_tokens - max_tokens), max_tokens)
 
     def _plan(self, history: History, window: Window, max_tokens: int) -> Plan:

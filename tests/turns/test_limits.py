@@ -1,4 +1,4 @@
-"""Limits of callers: calls beyond them are refused, whoever makes them and however many run at once."""
+"""Limits of callers: calls beyond them are refused, however many run at once."""
 
 import asyncio
 import json
