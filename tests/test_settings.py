@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from local.environment import settings_file
 from local.places import ROOT
 from shared.domain.calls import Rates
+from shared.domain.limits import Limit, Limits
 from shared.settings import Settings, SettingsError, UnresolvedReference
 from tests.conftest import FUNCTION_KEY, Serve
 from tests.support.azure_openai import AzureOpenAI
@@ -365,6 +366,74 @@ class TestPrices:
         error = error_of(PRICES=value)
         assert error.name == "PRICES"
         assert expected in str(error)
+
+
+class TestLimits:
+    ANN = f"ann={'0' * 64}"
+
+    def test_nothing_is_limited_by_default(self) -> None:
+        assert read().limits == read(LIMITS="{}").limits == Limits()
+
+    def test_amounts_are_exact_decimals_from_numbers_or_strings(self) -> None:
+        value = """{"total": {"usd_per_day": 0.1, "usd_per_month": "2"}, "anonymous": {"requests_per_minute": 3},
+            "key:ann": {"tokens_per_minute": 4000, "max_tokens": 500}, "*": {},
+            "session": {"usd": 1e-3, "max_tokens": 600}}"""
+        assert read(LIMITS=value, CLIENT_KEYS=self.ANN).limits == Limits(
+            by_name={
+                "total": Limit(name="total", usd_per_day=Decimal("0.1"), usd_per_month=Decimal(2)),
+                "anonymous": Limit(name="anonymous", requests_per_minute=3),
+                "key:ann": Limit(name="key:ann", tokens_per_minute=4_000, max_tokens=500),
+                "*": Limit(name="*"),
+            },
+            session_usd=Decimal("0.001"),
+            session_max_tokens=600,
+        )
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("10", "must be a JSON object such as"),
+            ('{"total": ', "is not JSON from line 1, column 10 on"),
+            (
+                '{"total": 10}',
+                "'total' must be a JSON object of limits (usd_per_day, usd_per_month, requests_per_minute",
+            ),
+            ('{"session": null}', "'session' must be a JSON object of limits (usd, max_tokens)"),
+            ('{"total": {"usd": 10}}', "'total' has the unknown limit 'usd'. Known are usd_per_day,"),
+            ('{"session": {"usd_per_day": 1}}', "'session' has the unknown limit 'usd_per_day'. Known are usd, max_"),
+            ('{"total": {"name": "a"}}', "'total' has the unknown limit 'name'"),
+            ('{"total": {"usd_per_day": -1}}', "usd_per_day of 'total' is not an amount in USD from 0"),
+            ('{"total": {"usd_per_day": "much"}}', """usd_per_day of 'total' is not a number such as 0.75: "much"."""),
+            ('{"total": {"usd_per_month": NaN}}', "usd_per_month of 'total' is not a number such as 0.75: NaN."),
+            (
+                '{"total": {"usd_per_month": 1000000}}',
+                "usd_per_month of 'total' is not an amount in USD from 0 to below",
+            ),
+            ('{"session": {"usd": true}}', "usd of 'session' is not a number such as 0.75: true."),
+            (
+                '{"*": {"requests_per_minute": 0}}',
+                "requests_per_minute of '*' is not a whole number from 1 to 999,999,",
+            ),
+            ('{"*": {"tokens_per_minute": 1.5}}', "tokens_per_minute of '*' is not a whole number from 1"),
+            ('{"*": {"tokens_per_minute": 1000000000}}', "tokens_per_minute of '*' is not a whole number from 1"),
+            ('{"anonymous": {"max_tokens": null}}', "max_tokens of 'anonymous' is not a whole number from 1"),
+            ('{"total": {}, "total": {}}', "it has 'total' twice"),
+            ('{"total": {"max_tokens": 1, "max_tokens": 2}}', "it has 'max_tokens' twice"),
+            (
+                '{"ann": {}}',
+                "has the unknown caller 'ann'. Known are 'total', 'anonymous', '*', 'session' and the names",
+            ),
+            ('{"key:ben": {}}', "has the unknown caller 'key:ben'. Known are"),
+            ('{"key:": {}}', "in CLIENT_KEYS: 'key:ann'."),
+        ],
+    )
+    def test_error_names_the_place(self, value: str, expected: str) -> None:
+        error = error_of(LIMITS=value, CLIENT_KEYS=self.ANN)
+        assert error.name == "LIMITS"
+        assert expected in str(error)
+
+    def test_error_says_that_no_caller_has_a_name(self) -> None:
+        assert str(error_of(LIMITS='{"key:ann": {}}')).endswith("the names in CLIENT_KEYS: none.")
 
 
 class TestApp:

@@ -1,13 +1,15 @@
 """Hypothesis strategies for values to store."""
 
-from datetime import UTC, date, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
 from hypothesis import strategies as st
 
-from shared.domain.calls import Call, Rates, State, Totals, Usage
+from shared.domain.calls import Call, LedgerEntry, Rates, State, Totals, Usage
 from shared.domain.conversation import Deletion, Lease, Message, Session, Turn
+from shared.domain.limits import Counter
 
 TIMES = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -52,6 +54,50 @@ CALLS = st.builds(
     endpoint=SOME,
     reason=SOME,
 )
+MINUTES = st.integers(0, 24 * 60 - 1)  # of a day
+NAMES = st.from_regex(r"\A(total|anonymous|key:[A-Za-z0-9][A-Za-z0-9._-]{0,63})\Z")  # of limits
+
+
+def minute_of_day(day: date, minute: int) -> datetime:
+    return datetime.combine(day, time(), UTC) + timedelta(minutes=minute)
+
+
+LIMITED_CALLS = st.builds(
+    lambda call, minute, tokens: replace(call, minute=minute_of_day(call.day, minute), max_tokens=tokens),
+    CALLS,
+    MINUTES,
+    TOKENS,
+)
+LIMITED_ENTRIES = st.builds(
+    lambda call, session, turn, caller, limits, minute: LedgerEntry(
+        call=call,
+        session_id=session,
+        turn=turn if session else 0,
+        caller=caller,
+        limits=tuple(limits),
+        minute=minute_of_day(call.day, minute),
+    ),
+    LIMITED_CALLS,
+    st.none() | SESSION_IDS,
+    st.integers(1, 9_999_999_999),
+    SOME,
+    st.lists(NAMES, min_size=1, max_size=2, unique=True),
+    MINUTES,
+)
+COUNTERS = st.builds(
+    Counter,
+    name=NAMES,
+    month=st.dates(date(2020, 1, 1), date(2100, 1, 1)).map(lambda day: day.replace(day=1)),
+    since=TIMES,
+    minute=st.none() | TIMES,
+    spent=MONEY,
+    held=MONEY,
+    day_spent=MONEY,
+    day_held=MONEY,
+    minute_tokens=TOKENS,
+    minute_requests=TOKENS,
+    etag=st.just("e"),
+)
 MESSAGES: st.SearchStrategy[Message] = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool"]), "content": st.none() | TEXT},
     optional={"tool_call_id": TEXT, "tool_calls": st.lists(st.dictionaries(TEXT, TEXT, max_size=2), max_size=2)},
@@ -60,7 +106,7 @@ TURNS = st.builds(
     Turn,
     number=st.integers(1, 9_999_999_998),
     started=TIMES,
-    calls=st.lists(CALLS, min_size=1, max_size=2).map(tuple),
+    calls=st.lists(CALLS | LIMITED_CALLS, min_size=1, max_size=2).map(tuple),
     messages=st.lists(MESSAGES, max_size=3).map(tuple),
     window_start=st.integers(1, 10**9),
     past_tokens=st.integers(0, 10**7),
