@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -61,8 +62,9 @@ RETRY_NOTICES = {
     LOST: "The connection was lost. Retrying as the same request, so it is not billed twice.",
     UNREACHABLE: "The server does not respond. Retrying.",
     BUSY: "Another turn of this session is still running. Waiting until it ends.",
-    LIMITED: "Rate limited. Retrying in {delay:g} s.",
+    LIMITED: "{reason} Retrying in {delay:g} s.",
 }
+BUDGETS = {"usd_per_day": "daily budget", "usd_per_month": "monthly budget"}
 
 
 STATE_NOTES = {
@@ -91,6 +93,19 @@ class Failure(Exception):
     def __init__(self, message: str, code: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
         self.code, self.retry_after = code, retry_after
+
+    @classmethod
+    def reported(cls, error: JSON, retry_after: float | None) -> Failure:
+        """An error of the server, with the time of a budget's reset in this machine's time zone."""
+        message, resets_at = str(error["message"]), str(error.get("resets_at") or "")
+        return cls(
+            message.replace(resets_at, local_time(resets_at)) if resets_at else message, error["code"], retry_after
+        )
+
+    @property
+    def reason(self) -> str:
+        """The first sentence of the message; the others say what to do."""
+        return str(self).partition(". ")[0].rstrip(".") + "."
 
 
 class Event(NamedTuple):
@@ -128,6 +143,15 @@ def usd(amount: Decimal | int | None) -> str:
     amount = Decimal(amount)
     places = max(4, 1 - amount.adjusted())
     return f"${amount.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP):f}"
+
+
+def local_time(utc: str) -> str:
+    """In this machine's time zone: Sun 29 Nov, 01:00. Unchanged if it can't be read."""
+    try:
+        local = datetime.fromisoformat(utc.replace("Z", "+00:00")).astimezone()
+    except (ValueError, OverflowError):
+        return utc
+    return f"{local:%a} {local.day} {local:%b}, {local:%H:%M}"
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -205,7 +229,7 @@ class ChatApi:
                 return
             for event in events(response.iter_bytes()):
                 if event.name == "error":
-                    raise Failure(event.data["message"], event.data["code"], event.data["retry_after"])
+                    raise Failure.reported(event.data, event.data["retry_after"])
                 yield event
 
     @contextmanager
@@ -228,18 +252,17 @@ class ChatApi:
             remedy = "Set it with --key or CHAT_KEY; `az functionapp keys list -g GROUP -n APP` shows it"
             return Failure(f"{problem} (401). {remedy}.", "unauthorized")
         try:
-            error = response.json()["error"]
-            code, message = error["code"], error["message"]
-        except (ValueError, LookupError, TypeError):
+            failure = Failure.reported(response.json()["error"], _retry_after(response))
+        except (ValueError, LookupError, TypeError, AttributeError):
             if status in (502, 503, 504):
                 return Failure(f"The gateway in front of {self.url} returned {status}.", LOST)
             if status == 429:  # sent by the platform, without a body
                 return Failure(f"{self.url} is overloaded (429).", LIMITED, _retry_after(response))
             target = f" and redirects to {response.headers['location']}" if response.is_redirect else ""
             return self._wrong_url(f" (HTTP {status}){target}")
-        if code == "route_not_found":
+        if failure.code == "route_not_found":
             return self._wrong_url(f": it has no {response.request.url.path}")
-        return Failure(message, code, _retry_after(response))
+        return failure
 
     def _wrong_url(self, reason: str) -> Failure:
         return Failure(f"The server at {self.url} is not the chat API{reason}; check --url.")
@@ -494,7 +517,9 @@ class Conversation:
                     raise self._gave_up(failure) from failure
                 if failure.code != notified:
                     notified = failure.code
-                    self._notify(f"{RETRY_NOTICES[notified].format(delay=delay)} Ctrl-C cancels.")
+                    self._notify(
+                        f"{RETRY_NOTICES[notified].format(reason=failure.reason, delay=delay)} Ctrl-C cancels."
+                    )
             time.sleep(delay)
             backoff = min(2 * backoff, MAX_RETRY_DELAY_S)
             view.restart()
@@ -529,6 +554,10 @@ def answer_notes(answer: JSON, show_tokens: bool) -> Iterator[str]:
         begun = truncated is True or "content" in truncated  # True: servers up to 0.2.0
         part = "has only its beginning" if begun else f"lacks its {', '.join(truncated)}"
         yield f"(Too long to be stored; the history {part}.)"
+    for budget in answer.get("limits") or ():
+        left = usd(budget["remaining_usd"]) if budget["remaining_usd"] else "Nothing"
+        name = BUDGETS.get(budget["name"], "budget")
+        yield f"({left} of your {name} is left until {local_time(budget['resets_at'])}.)"
     if show_tokens:
         tokens = answer["usage"]["total_tokens"] if answer["usage"] else "unknown"
         yield f"[Tokens used: {tokens} | Estimated cost: {usd(answer['cost_usd'])}]"

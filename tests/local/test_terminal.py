@@ -757,7 +757,7 @@ async def test_429_is_retried_after_retry_after_seconds(api: httpx.AsyncClient, 
     done = await run_piped(api)
 
     assert (done.code, done.out) == (0, "echo: hi\n")
-    assert done.err.splitlines() == ["Rate limited. Retrying in 1 s. Ctrl-C cancels."]
+    assert done.err.splitlines() == ["The model service's rate limit is exceeded. Retrying in 1 s. Ctrl-C cancels."]
     assert len(fake.meter) == 1
 
 
@@ -767,7 +767,7 @@ async def test_429_of_the_platform_without_a_body_is_retried(
     network.on(POST, Answer(429, b"", (("retry-after", "1"),)))
     done = await run_piped(network.endpoint)
     assert (done.code, done.out) == (0, "echo: hi\n")
-    assert "Rate limited. Retrying in 1 s." in done.err
+    assert f"{network.endpoint} is overloaded (429). Retrying in 1 s." in done.err
 
     network.on(POST, Answer(429, b""))
     done = await run_piped(network.endpoint, "hi", "--wait", "0")
@@ -791,7 +791,7 @@ async def test_ctrl_c_during_rate_limit_wait_reports_that_it_costs_nothing(
     fake.fault(429, retry_after=30)
     async with open_terminal(api) as terminal:
         await terminal.enter("hi")
-        await terminal.shows("Rate limited. Retrying in 30 s")
+        await terminal.shows("The model service's rate limit is exceeded. Retrying in 30 s")
         terminal.type(CTRL_C)
         await terminal.shows("it costs nothing")
         await terminal.wait_for_prompt()
