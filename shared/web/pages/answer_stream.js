@@ -2,6 +2,7 @@
 
 import { ApiError, ConnectionLost } from "./api.js";
 import { byId, element } from "./elements.js";
+import { remainingNote } from "./limits.js";
 import { drawTotals, scrollToEnd, showStatus } from "./page.js";
 import { AnswerView, messageText, turnViews } from "./transcript.js";
 
@@ -86,6 +87,7 @@ export class AnswerStream {
     if (answer.notice) this.view.note(answer.notice);
     if (answer.truncated) this.view.note(truncationNote(answer.truncated));
     if (this.request.turnNumbers.size > 1) this.view.note(INTERRUPTED);
+    for (const budget of answer.limits ?? []) this.view.note(...remainingNote(budget));
     drawTotals(answer.session);
     showStatus("");
     scrollToEnd();
@@ -96,7 +98,7 @@ export class AnswerStream {
     showStatus("");
     if (this.isStopped) return this.view.note(STOPPED);
     if (!(error instanceof ApiError || error instanceof ConnectionLost)) throw error;
-    const canRetry = error instanceof ConnectionLost || [409, 429, 500, 502, 503, 504].includes(error.status);
+    const canRetry = error instanceof ConnectionLost || (RETRYABLE.includes(error.status) && !FINAL.includes(error.code));
     this.view.note(error.message, " ", ...(canRetry ? [this.#retryButton(error.retryAfter ?? 0)] : []));
     if (!canRetry && !byId("message").value) byId("message").value = this.request.body.message;
     scrollToEnd();
@@ -121,6 +123,8 @@ function truncationNote(truncated) {
   return `The answer is too long to store: it is kept without ${truncated.join(", ")}.`;
 }
 
+const RETRYABLE = [409, 429, 500, 502, 503, 504];
+const FINAL = ["budget_exceeded", "insufficient_quota"]; // although their status is 429
 const LOST = "The connection was lost. Retrying as the same request, so it is not billed twice.";
 const STILL_ANSWERING = "The server is still answering this message. Waiting…";
 const BUSY = "Another turn of this conversation is still running. Waiting until it ends…";

@@ -1,13 +1,19 @@
 // HTTP requests to the server: API keys, errors, JSON and server-sent events.
 
 import { parseJson, pluralize } from "./amounts.js";
+import { localTime } from "./limits.js";
 
 // An error response. The page shows no headers, so the message states the delay. `retryAfter`: seconds, or null.
 export class ApiError extends Error {
-  constructor({ code, message, status, retry_after }) {
-    super(retry_after ? message.replace("after Retry-After", `in ${pluralize(retry_after, "second")}`) : message);
+  constructor({ code, message, status, retry_after, resets_at }) {
+    super(shownMessage(message, retry_after, resets_at));
     Object.assign(this, { code, status, retryAfter: retry_after ?? null });
   }
+}
+
+function shownMessage(message, retryAfter, resetsAt) {
+  const delayed = retryAfter ? message.replace("after Retry-After", `in ${pluralize(retryAfter, "second")}`) : message;
+  return resetsAt ? delayed.replace(resetsAt, localTime(resetsAt)) : delayed;
 }
 
 // There is no connection, or it was lost; the server may still have received the request.
