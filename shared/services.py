@@ -94,7 +94,8 @@ class Services:
         self.sessions = SessionAccess(sessions, deletions, recovery, clock)
 
         days = Days(daily_table)
-        self.reports = Reports(ledger, days, recovery, clock, grace=call_lifetime(settings.turns.timeout))
+        grace = call_lifetime(settings.turns.timeout)
+        self.reports = Reports(ledger, days, recovery, clock, limits=settings.limits, grace=grace)
         self.limits = LimitReports(ledger, settings.limits, clock)
         self.delivery = Delivery(days, self.reports, _mail_config(settings, self._identity, clock), clock)
         self.maintenance = Maintenance(

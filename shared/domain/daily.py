@@ -6,6 +6,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import TypeVar
 
+from shared.domain.budget_costs import BudgetCost
 from shared.domain.calls import NO_USAGE, ZERO, Usage
 from shared.domain.hashing import session_label
 
@@ -135,13 +136,16 @@ class DayCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DailySummary:
-    """A day's figures with the costs of the days before it."""
+    """A day's figures with the costs of the days before it. `month_forecast`: USD, None while the month costs nothing.
+    `budgets`: costs beside budgets; None if there are none."""
 
     day: date
     final: bool
     figures: Figures
     history: tuple[DayCost, ...]  # 14 days, this day last
     month_to_date: Decimal
+    month_forecast: Decimal | None = None
+    budgets: tuple[BudgetCost, ...] | None = None
     adjustments: tuple[Adjustment, ...] = ()
 
     @property

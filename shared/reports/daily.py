@@ -5,14 +5,17 @@ A day is final once all its calls have settled and none can still be written.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from functools import reduce
 
+from shared.domain.budget_costs import budget_costs, month_forecast
 from shared.domain.calls import ZERO, LedgerEntry
 from shared.domain.clock import Clock
-from shared.domain.daily import Adjustment, DailySummary, Day, DayCost, Figures
+from shared.domain.daily import ANONYMOUS_CALLER, Adjustment, DailySummary, Day, DayCost, Figures
+from shared.domain.limits import ANONYMOUS, TOTAL, Limits
 from shared.domain.tally import Tally
 from shared.errors import StorageUnavailable, VersionConflict
 from shared.storage.days import Days
@@ -30,11 +33,14 @@ _PARALLEL_DAYS = 4  # added up concurrently, each in parts
 class Reports:
     """`grace`: how long after the end of a day its turns may still write. Methods raise StorageUnavailable."""
 
-    def __init__(self, ledger: Ledger, days: Days, recovery: Recovery, clock: Clock, *, grace: timedelta) -> None:
+    def __init__(
+        self, ledger: Ledger, days: Days, recovery: Recovery, clock: Clock, *, limits: Limits, grace: timedelta
+    ) -> None:
         self._ledger = ledger
         self._days = days
         self._recovery = recovery
         self._clock = clock
+        self._limits = limits
         self._grace = grace
 
     async def recover(self, after: str = "") -> AsyncIterator[str]:
@@ -71,12 +77,16 @@ class Reports:
         """The day compared with the days before it. `adjustments` default to those of the day's email."""
         first_of_month = day.replace(day=1)
         days = await self.days(min(first_of_month, day - HISTORY), day)
+        month = [d.figures for d in days if d.day >= first_of_month]
+        month_to_date = sum((figures.cost for figures in month), ZERO)
         return DailySummary(
             day=day,
             final=days[-1].final,
             figures=days[-1].figures,
             history=tuple(DayCost(day=d.day, cost=d.figures.cost) for d in days if d.day >= day - HISTORY),
-            month_to_date=sum((d.figures.cost for d in days if d.day >= first_of_month), ZERO),
+            month_to_date=month_to_date,
+            month_forecast=month_forecast(month_to_date, day, self._clock.now()),
+            budgets=budget_costs(self._limits, _costs(month[-1:]), _costs(month[:-1])),
             adjustments=days[-1].adjustments if adjustments is None else adjustments,
         )
 
@@ -108,6 +118,17 @@ class Reports:
             return await self._days.put(day)
         except VersionConflict:  # another instance stored it first
             return await self._days.get(day.day) or day
+
+
+def _costs(days: Iterable[Figures]) -> dict[str, Decimal]:
+    """USD of these days by caller and of all, by the names of their limits."""
+    costs = {TOTAL: ZERO}
+    for figures in days:
+        costs[TOTAL] += figures.cost
+        for caller, breakdown in figures.callers.items():
+            name = ANONYMOUS if caller == ANONYMOUS_CALLER else caller
+            costs[name] = costs.get(name, ZERO) + breakdown.cost
+    return costs
 
 
 async def _tally(entries: AsyncIterator[LedgerEntry]) -> Figures:

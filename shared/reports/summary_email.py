@@ -6,20 +6,23 @@ it.
 """
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shared.domain.budget_costs import PER_DAY, PER_MONTH, BudgetCost
 from shared.domain.daily import DailySummary, Figures
-from shared.reports.tables import Row, model_name, tables
-from shared.reports.wording import change, change_in_words, dollars, pluralize
+from shared.reports.tables import MAX_ROWS, Row, caller_name, model_name, tables
+from shared.reports.wording import change, change_in_words, dollars, month_name, pluralize
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 WIDTH = 72  # columns of the plain text
 BAR = 40  # columns of the longest bar
+_PERIODS = {PER_DAY: "daily", PER_MONTH: "monthly"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +64,15 @@ def _lead(summary: DailySummary) -> str:
         day = f"There were no turns, so the cost is zero. The day before cost {dollars(summary.day_before)}."
     return (
         f"{day} The average of the previous seven days is {dollars(summary.week_average)} a day;"
-        f" the month to date is {dollars(summary.month_to_date)}."
+        f" the month to date is {dollars(summary.month_to_date)}.{_forecast(summary)}"
     )
+
+
+def _forecast(summary: DailySummary) -> str:
+    forecast = summary.month_forecast
+    if not summary.figures.cost or forecast is None or forecast == summary.month_to_date:  # the month is over
+        return ""
+    return f" At this rate, {month_name(summary.day)} will cost about {dollars(forecast)}."
 
 
 def _notices(summary: DailySummary) -> list[tuple[str, str]]:
@@ -70,12 +80,25 @@ def _notices(summary: DailySummary) -> list[tuple[str, str]]:
     figures = summary.figures
     notices = [
         ("Not final", "" if summary.final else "The figures of this day may still change."),
+        ("Budgets", _reached(summary.budgets or ())),
         ("Unaccounted", _unaccounted(figures) if figures.unaccounted else ""),
         ("Unpriced", _unpriced(figures) if figures.unpriced else ""),
         ("Failed", f"{pluralize(figures.failed, 'call')}, not billed." if figures.failed else ""),
         ("Open", f"{pluralize(figures.open, 'call')} still running or waiting for recovery." if figures.open else ""),
     ]
     return [(heading, text) for heading, text in notices if text]
+
+
+def _reached(budgets: Sequence[BudgetCost]) -> str:
+    """The budgets of which 80 or 100 % was reached on this day."""
+    texts = [
+        f"{caller_name(each.caller)} reached {each.reached}% of the {_PERIODS[each.name]} budget"
+        for each in budgets
+        if each.reached
+    ]
+    if others := texts[MAX_ROWS:]:
+        texts = [*texts[:MAX_ROWS], pluralize(len(others), "more budget")]
+    return "; ".join(texts) + "." if texts else ""
 
 
 def _unaccounted(figures: Figures) -> str:
@@ -105,7 +128,7 @@ def _columns(row: Row) -> str:
     indent = "  " if row.part else ""
     *above, last = textwrap.wrap(name, name_width, initial_indent=indent, subsequent_indent=indent) or [""]
     below = textwrap.wrap(row.detail, WIDTH, initial_indent="  ", subsequent_indent="  ")
-    return "\n".join([*above, f"{last:<{name_width}}  {row.value}", *below])
+    return "\n".join([*above, f"{last:<{name_width}}  {row.value}".rstrip(), *below])
 
 
 @cache

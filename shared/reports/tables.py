@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import reduce
 
+from shared.domain.budget_costs import PER_DAY
 from shared.domain.daily import ANONYMOUS_CALLER, DailySummary, Figures, UsageBreakdown
-from shared.reports.wording import approximate, decimals, exact, pluralize, short_date
+from shared.domain.limits import ANONYMOUS, TOTAL
+from shared.reports.wording import approximate, decimals, exact, month_name, pluralize, short_date
 
 MAX_ROWS = 20  # per table; mail clients truncate long emails
+_BUDGETS_NOTE = (
+    "The cost of settled calls, beside the budgets that LIMITS sets now. Unaccounted calls hold their maximum cost in"
+    " addition. Callers are listed from 80% of a budget on."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,7 @@ def tables(summary: DailySummary) -> list[Table]:
     day_tables = [
         Table(title="The last 14 days", unit="USD", rows=_days(summary)),
         Table(title="The day", rows=_day(summary)),
+        Table(title="Budgets", unit="USD", rows=_budgets(summary), note=_BUDGETS_NOTE),
         Table(title="Tokens", rows=_tokens(figures)),
         Table(title="By deployment and model", unit="USD", rows=_models(figures)),
         Table(title="By caller", unit="USD", rows=_callers(figures)),
@@ -57,6 +64,11 @@ def tables(summary: DailySummary) -> list[Table]:
         note="Cost changes since the emails for these days were sent.",
     )
     return [table for table in [*(day_tables if figures.turns else []), adjustments] if table.rows]
+
+
+def caller_name(caller: str) -> str:
+    """A caller of limits, as the other tables name it."""
+    return {TOTAL: "All callers together", ANONYMOUS: ANONYMOUS_CALLER}.get(caller) or clean(caller)
 
 
 def model_name(model: tuple[str, str]) -> str:
@@ -89,6 +101,7 @@ def _day(summary: DailySummary) -> list[Row]:
         ("Average per turn", approximate(figures.cost_per_turn)),
         ("Average of the previous seven days", approximate(summary.week_average)),
         ("Month to date", f"${exact(summary.month_to_date)}"),
+        ("Forecast for the month", approximate(summary.month_forecast) if summary.month_forecast else ""),
         ("Turns", f"{figures.turns:,}"),
         ("Sessions", f"{figures.sessions:,}"),
         ("Calls", f"{figures.calls:,}"),
@@ -98,6 +111,21 @@ def _day(summary: DailySummary) -> list[Row]:
         ("of which failed", _count(figures.failed)),
         ("of which still open", _count(figures.open)),
     )
+
+
+def _budgets(summary: DailySummary) -> list[Row]:
+    """Costs beside budgets. Entries after the first MAX_ROWS are counted in one row."""
+    budgets = summary.budgets or ()
+    shown = budgets[:MAX_ROWS]
+    places = _places(budget.cost for budget in shown)
+    periods = {True: (short_date(summary.day), "day"), False: (f"{month_name(summary.day)} to date", "month")}
+    rows = []
+    for budget in shown:
+        covered, period = periods[budget.name == PER_DAY]
+        name, value = f"{caller_name(budget.caller)}, {covered}", exact(budget.cost, places)
+        rows.append(Row(name=name, value=value, detail=f"{budget.percent}% of ${exact(budget.limit)} a {period}"))
+    others = len(budgets) - len(shown)
+    return [*rows, Row(name=f"{others} others", value="")] if others else rows
 
 
 def _tokens(figures: Figures) -> list[Row]:

@@ -34,6 +34,10 @@ def short_date(day: date) -> str:
     return f"{day:%a} {day.day:2} {day:%b}"
 
 
+def month_name(day: date) -> str:
+    return f"{day:%B}"
+
+
 def change(cost: Decimal, before: Decimal) -> str:
     """A day's cost compared with the day before, for the subject."""
     if cost == before:

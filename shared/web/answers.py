@@ -15,6 +15,7 @@ from shared.web.contract.fields import TokenUsage
 from shared.web.contract.limits import BudgetAnswer, CallerLimits, RateAnswer, RemainingAnswer
 from shared.web.contract.usage import (
     AdjustmentAnswer,
+    BudgetCostAnswer,
     CallerCost,
     CostliestSession,
     DailyAnswer,
@@ -116,7 +117,18 @@ def day_totals(day: date, figures: Figures, *, final: bool) -> DayTotals:
 
 
 def daily_answer(summary: DailySummary) -> DailyAnswer:
-    figures = summary.figures
+    figures, optional = summary.figures, dict[str, Any]()
+    if summary.budgets is not None:
+        optional["budgets"] = [
+            BudgetCostAnswer(
+                caller=each.caller,
+                name=each.name,
+                limit_usd=each.limit,
+                cost_usd=each.cost,
+                reached_percent=each.reached,
+            )
+            for each in summary.budgets
+        ]
     return DailyAnswer(
         **_day(summary.day, figures, summary.final),
         cost_per_turn_usd=_rounded(figures.cost_per_turn),
@@ -135,11 +147,13 @@ def daily_answer(summary: DailySummary) -> DailyAnswer:
         previous_day_usd=summary.day_before,
         week_average_usd=_rounded(summary.week_average),
         month_to_date_usd=summary.month_to_date,
+        month_forecast_usd=None if summary.month_forecast is None else _rounded(summary.month_forecast),
         adjustments=[
             AdjustmentAnswer(date=adjustment.day, difference_usd=adjustment.difference, cost_usd=adjustment.cost)
             for adjustment in summary.adjustments
         ],
         history=[DayCostAnswer(date=day.day, cost_usd=day.cost) for day in summary.history],
+        **optional,
     )
 
 

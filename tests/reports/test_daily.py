@@ -13,6 +13,7 @@ from local.azurite import connection_string
 from shared.domain.calls import LedgerEntry, State
 from shared.domain.clock import SystemClock
 from shared.domain.daily import Figures
+from shared.domain.limits import Limits
 from shared.errors import StorageUnavailable
 from shared.reports.daily import Reports
 from shared.services import Services
@@ -121,7 +122,7 @@ async def test_ledger_rows_are_not_kept_in_memory_while_they_are_counted(
     gc.collect()
     ledger = CountingLedger(tables.usage, SystemClock())
     recovery = Recovery(Sessions(tables.sessions, clock), ledger, CallLog(None), clock)
-    reports = Reports(ledger, days, recovery, clock, grace=GRACE)
+    reports = Reports(ledger, days, recovery, clock, limits=Limits(), grace=GRACE)
 
     assert (await reports.figures(MONDAY)).cost == 1_200
     assert 0 < ledger.max_entries < 100

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.domain.budget_costs import PER_DAY, PER_MONTH, BudgetCost
 from shared.domain.calls import Usage
 from shared.domain.daily import Adjustment, DailySummary, DayCost, Figures, SessionCost, UsageBreakdown
 from shared.reports.summary_email import WIDTH, SummaryEmail, summary_email
@@ -232,12 +233,74 @@ def test_most_expensive_sessions_are_shown_as_labels_never_as_ids() -> None:
         assert all(session.label in body for session in summary().figures.costliest)
 
 
+def budget(caller: str, name: str, cost: str, limit: str, before: str = "0") -> BudgetCost:
+    return BudgetCost(caller=caller, name=name, limit=Decimal(limit), cost=Decimal(cost), before=Decimal(before))
+
+
+def test_month_forecast_is_in_the_lead_and_the_table() -> None:
+    email = summary_email(replace(summary(), month_forecast=Decimal("321.7518517500")))
+    for body in (text_of(email), html_of(email)):
+        assert "the month to date is $214.50. At this rate, November will cost about $321.75." in body
+    assert re.search(r"^Forecast for the month +about \$321\.75$", email.text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "day",
+    [
+        replace(quiet("3"), month_forecast=Decimal(300)),  # no cost on the day
+        summary(),  # no cost in the month
+        replace(summary(), month_forecast=summary().month_to_date),  # its last day
+    ],
+)
+def test_month_forecast_is_not_in_the_lead_without_a_cost_or_when_the_month_is_over(day: DailySummary) -> None:
+    assert "At this rate" not in text_of(summary_email(day))
+
+
+def test_costs_are_shown_beside_budgets() -> None:
+    budgets = (
+        budget("total", PER_DAY, "12.3370315", "20"),
+        budget("total", PER_MONTH, "214.5012345", "255", before="202.1642030"),
+        budget("key:desk", PER_DAY, "5.05", "5"),
+        budget("anonymous", PER_MONTH, "8.9", "10", before="8.5"),
+    )
+    email = summary_email(replace(summary(), budgets=budgets))
+    rows = [row for row in Document(email.html).rows if len(row) == 2]
+    for shown in [
+        ["All callers together, Fri 20 Nov\n61% of $20.00 a day", "12.3370315"],
+        ["All callers together, November to date\n84% of $255.00 a month", "214.5012345"],
+        ["key:desk, Fri 20 Nov\n101% of $5.00 a day", "5.0500000"],
+        ["(no key), November to date\n89% of $10.00 a month", "8.9000000"],
+    ]:
+        assert shown in rows
+    for body in (text_of(email), html_of(email)):
+        assert "Budgets: All callers together reached 80% of the monthly budget; key:desk reached 100% of" in body
+        assert "the budgets that LIMITS sets now" in body
+
+
+@pytest.mark.parametrize("budgets", [None, ()])
+def test_email_without_budgets_does_not_mention_them(budgets: tuple[BudgetCost, ...] | None) -> None:
+    email = summary_email(replace(summary(), budgets=budgets))
+    for body in (email.text.upper(), email.html.upper()):
+        assert "BUDGET" not in body
+        assert "LIMITS" not in body
+
+
+def test_budgets_beyond_the_maximum_are_counted() -> None:
+    budgets = tuple(budget(f"key:c{n}", PER_DAY, "9", "10") for n in range(23))
+    email = summary_email(replace(summary(), budgets=budgets))
+    assert "key:c19, Fri 20 Nov" in email.text
+    assert "key:c20" not in email.text
+    assert re.search(r"^3 others$", email.text, re.MULTILINE)
+    assert "key:c19 reached 80% of the daily budget; 3 more budgets." in text_of(email)
+
+
 def test_names_from_outside_are_escaped() -> None:
     hostile_name, breakdown = "<script>alert(1)</script>&\r\n\u202e", UsageBreakdown(cost=Decimal(1), calls=1)
-    email = summary_email(summary(models={("chat", hostile_name): breakdown}, callers={hostile_name: breakdown}))
+    day = summary(models={("chat", hostile_name): breakdown}, callers={hostile_name: breakdown})
+    email = summary_email(replace(day, budgets=(budget(hostile_name, PER_DAY, "1", "1"),)))
     assert "script" not in Document(email.html).tags
-    assert html_of(email).count("<script>alert(1)</script>&") == 2
-    assert email.text.count("<script>alert(1)</script>&") == 2
+    assert html_of(email).count("<script>alert(1)</script>&") == 4
+    assert email.text.count("<script>alert(1)</script>&") == 4
     assert "\u202e" not in email.text + email.html
 
 
@@ -333,6 +396,17 @@ breakdowns = st.builds(
     completion_tokens=st.integers(0, 10**12),
 )
 counts = st.integers(0, 10**6)
+budgets = st.none() | st.lists(
+    st.builds(
+        BudgetCost,
+        caller=names | st.sampled_from(["total", "anonymous"]),
+        name=st.sampled_from([PER_DAY, PER_MONTH]),
+        limit=costs,
+        cost=costs,
+        before=costs,
+    ),
+    max_size=30,
+).map(tuple)
 figures = st.builds(
     Figures,
     usage=st.builds(Usage, prompt_tokens=st.integers(0, 10**12), completion_tokens=st.integers(0, 10**12)),
@@ -351,11 +425,18 @@ figures = st.builds(
 
 
 @settings(deadline=None, max_examples=100)
-@given(figures, st.lists(costs, min_size=14, max_size=14))
-def test_random_figures_never_break_the_email(figures: Figures, history: list[Decimal]) -> None:
+@given(figures, st.lists(costs, min_size=14, max_size=14), st.none() | costs, budgets)
+def test_random_figures_never_break_the_email(
+    figures: Figures,
+    history: list[Decimal],
+    forecast: Decimal | None,
+    budgets: tuple[BudgetCost, ...] | None,
+) -> None:
     day = replace(
         summary(),
         figures=figures,
+        month_forecast=forecast,
+        budgets=budgets,
         history=tuple(DayCost(day=DAY - timedelta(days=13 - n), cost=cost) for n, cost in enumerate(history)),
     )
     email = summary_email(day)

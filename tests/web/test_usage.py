@@ -149,6 +149,7 @@ async def test_day_adds_up_all_its_ledger_rows(api: httpx.AsyncClient, tables: T
         "previous_day_usd": Decimal("0.2"),
         "week_average_usd": (Decimal("0.2") / 7).quantize(Decimal("1e-10")),
         "month_to_date_usd": cost + Decimal("0.25"),
+        "month_forecast_usd": ((cost + Decimal("0.25")) * 31 / 11).quantize(Decimal("1e-10")),
         "adjustments": [],
     }
     assert [each["date"] for each in history] == [str(MONDAY - n * DAY) for n in range(13, -1, -1)]

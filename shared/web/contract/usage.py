@@ -61,7 +61,22 @@ class AdjustmentAnswer(BaseModel):
     cost_usd: Decimal
 
 
+class BudgetCostAnswer(BaseModel):
+    """A budget of LIMITS, as it is set now, and the cost of the settled calls of its day, or of its month up to and
+    including the day. `caller`: total, anonymous or a caller's name; `name`: usd_per_day or usd_per_month;
+    `reached_percent`: 80 or 100 if the cost reached it on this day."""
+
+    caller: str
+    name: str
+    limit_usd: Decimal
+    cost_usd: Decimal
+    reached_percent: int | None
+
+
 class DailyAnswer(DayTotals):
+    """`month_forecast_usd`: the month's cost if the rest of it is like the days so far; null while it costs nothing.
+    `budgets`: the total's, and those of the day's callers of which 80 % or more is spent; absent without LIMITS."""
+
     cost_per_turn_usd: Decimal
     cache_hit_rate: float
     cache_saved_usd: Decimal
@@ -71,6 +86,8 @@ class DailyAnswer(DayTotals):
     previous_day_usd: Decimal
     week_average_usd: Decimal
     month_to_date_usd: Decimal
+    month_forecast_usd: Decimal | None
+    budgets: list[BudgetCostAnswer] | None = None
     adjustments: list[AdjustmentAnswer]
     history: list[DayCostAnswer]
 

@@ -98,7 +98,8 @@ export class AnswerStream {
     showStatus("");
     if (this.isStopped) return this.view.note(STOPPED);
     if (!(error instanceof ApiError || error instanceof ConnectionLost)) throw error;
-    const canRetry = error instanceof ConnectionLost || (RETRYABLE.includes(error.status) && !FINAL.includes(error.code));
+    const mayPass = RETRYABLE.includes(error.status) && !FINAL.includes(error.code);
+    const canRetry = error instanceof ConnectionLost || mayPass;
     this.view.note(error.message, " ", ...(canRetry ? [this.#retryButton(error.retryAfter ?? 0)] : []));
     if (!canRetry && !byId("message").value) byId("message").value = this.request.body.message;
     scrollToEnd();
