@@ -226,4 +226,9 @@ class UpstreamTimeout(UpstreamFailure):
 
 
 class VersionConflict(Exception):
-    """A row has changed since it was read: it exists already, is deleted, or has another version. Read it again."""
+    """A row has changed since it was read: it exists already, is deleted, or has another version. Read it again.
+    `index`: of its write in the transaction, from 0; 0 if it is not known."""
+
+    def __init__(self, code: str = "", index: int = 0) -> None:
+        super().__init__(code)
+        self.index = index

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 
@@ -23,8 +24,8 @@ from shared.storage.tables import Table, Write
 from shared.turns.ports import LaterDay
 
 MAX_WRITES = 100  # https://learn.microsoft.com/rest/api/storageservices/performing-entity-group-transactions
-MAX_ATTEMPTS = 9  # of a change, where other instances change the same counters
-MAX_PAUSE_S = 0.02  # before an attempt is repeated
+MAX_ATTEMPTS = 20  # of a change, where other instances change the same counters
+MIN_PAUSE_S, MAX_PAUSE_S = 0.02, 0.3  # the longest pause before a transaction, where instances compete
 FRESH_S = 1.0  # for so long a counter that was read refuses calls without being read again
 _MONTHS = 2  # kept in memory
 
@@ -59,6 +60,11 @@ class _Group:
     def has_room(self, change: _Change) -> bool:
         entries = sum(len(entries) for _, entries in self.changes)
         return entries + 2 + len(self.counters.keys() | set(change.names)) <= MAX_WRITES  # 2: a retry's
+
+    def owner(self, index: int) -> _Change | None:
+        """The change of the entry with this index; None if there is none."""
+        owners = [change for change, entries in self.changes for _ in entries]
+        return owners[index] if 0 <= index < len(owners) else None
 
     @property
     def entries(self) -> list[LedgerEntry]:
@@ -158,6 +164,7 @@ class _Month:
         self._waiting: deque[_Change] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._read_at: dict[str, float] = {}  # monotonic seconds
+        self._pause_s = 0.0  # at most, before each transaction; 0 while no other instance changes the same counters
         self.counters: dict[str, Counter] = {}
 
     @property
@@ -192,6 +199,7 @@ class _Month:
     async def _work(self) -> None:
         try:
             while self._waiting:
+                await self._let_others_write()
                 group = _Group()
                 while self._waiting and group.has_room(self._waiting[0]):
                     await self._plan(self._waiting.popleft(), group)
@@ -232,37 +240,42 @@ class _Month:
         try:
             etags = await self._table.commit(writes)
         except VersionConflict as conflict:
-            await self._resolve(conflict, group)
+            self._resolve(conflict, group)
             return
         except StorageUnavailable:  # it may be committed
             self._forget(group.counters)
             raise
+        self._pause_s *= 0.9
         for counter, etag in zip(counters, etags, strict=False):
             self._keep(replace(counter, etag=etag))
         stored = iter(etags[len(counters) :])
         for change, entries in group.changes:
             change.succeed([replace(entry, etag=next(stored)) for entry in entries])
 
-    async def _resolve(self, conflict: VersionConflict, group: _Group) -> None:
-        """If a counter has changed, try again. Otherwise a call's row has: write each change alone to find it."""
-        before = {name: self.counters[name].etag for name in group.counters}
-        await self._read(before)
+    def _resolve(self, conflict: VersionConflict, group: _Group) -> None:
+        """If a call's row has changed, fail its change. Otherwise a counter has, so others compete for it. Write the
+        remaining changes again, before those that wait."""
         changes = [change for change, _ in group.changes]
-        if all(self.counters[name].etag == etag for name, etag in before.items()):
-            if len(changes) == 1:
-                changes[0].fail(conflict)
-            for change in changes if len(changes) > 1 else ():
-                alone = _Group()
-                await self._plan(change, alone)
-                await self._write(alone)
-            return
-        for change in changes:
-            change.attempts += 1
+        if stale := group.owner(conflict.index - len(group.counters)):
+            stale.fail(conflict)
+            changes.remove(stale)
+        else:
+            self._pause_s = min(MAX_PAUSE_S, max(MIN_PAUSE_S, 2 * self._pause_s))
+            for change in changes:
+                change.attempts += 1
+        for change in reversed(changes):
             if change.attempts >= MAX_ATTEMPTS:
                 change.fail(StorageUnavailable("Too many calls change the same limits. Retry.", retry_after=1))
             else:
-                self._waiting.append(change)
-        await self._clock.sleep(random.uniform(0, MAX_PAUSE_S))  # noqa: S311 - not a secret
+                self._waiting.appendleft(change)
+
+    async def _let_others_write(self) -> None:
+        """While others compete for the counters: pause, so that more changes go into each transaction, then read the
+        counters, which have changed meanwhile."""
+        if self._pause_s >= MIN_PAUSE_S:
+            await self._clock.sleep(random.uniform(0, self._pause_s))  # noqa: S311 - not a secret
+            with suppress(StorageUnavailable):  # the transaction fails, too
+                await self._read({name for change in self._waiting for name in change.names})
 
     async def _read(self, names: Iterable[str]) -> None:
         await asyncio.gather(*map(self.read, names))

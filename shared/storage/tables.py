@@ -115,7 +115,7 @@ class Table:
             return await request()
         except HttpResponseError as error:
             if error.status_code in (404, 409, 412):
-                raise VersionConflict(_code(error)) from error
+                raise VersionConflict(_code(error), getattr(error, "index", 0)) from error
             reason = f"{error.status_code} {_code(error)}" if error.status_code else type(error).__name__
             log.warning("storage returned %s", reason)
             if error.status_code in (401, 403) or isinstance(error, ClientAuthenticationError):

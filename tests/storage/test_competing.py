@@ -1,0 +1,82 @@
+"""Several instances change the counters of the same limits: all calls are opened and settled, and each is counted."""
+
+import asyncio
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from shared.domain.calls import ZERO, Call, LedgerEntry, State
+from shared.domain.clock import SystemClock
+from shared.domain.limits import TOTAL, Limit, minute_of
+from shared.errors import VersionConflict
+from shared.storage.ledger import Ledger
+from shared.storage.ledger_rows import to_entry
+from shared.storage.limits import LimitedCalls
+from tests.conftest import Tables
+from tests.support.conservation import all_rows, assert_counted, is_counter
+
+LIMITS = [Limit(name=name, usd_per_day=Decimal(100), requests_per_minute=1_000) for name in ("key:ann", TOTAL)]
+COST = Decimal("0.001")
+
+
+def new_entry() -> LedgerEntry:
+    now = datetime.now(UTC)
+    call = Call(
+        id=uuid.uuid4().hex,
+        day=now.date(),
+        deadline=now + timedelta(minutes=5),
+        deployment="chat",
+        worst_case=Decimal("0.01"),
+        max_tokens=100,
+        minute=minute_of(now),
+    )
+    return LedgerEntry(call=call, session_id="s", turn=1, caller="key:ann")
+
+
+def settled(entry: LedgerEntry) -> Call:
+    return replace(entry.call, state=State.SETTLED, cost=COST)
+
+
+async def entries(tables: Tables) -> list[LedgerEntry]:
+    return [to_entry(row) async for row in all_rows(tables.usage) if not is_counter(row)]
+
+
+async def test_no_call_gives_up_while_instances_compete(tables: Tables) -> None:
+    ledgers = [Ledger(tables.usage, SystemClock()) for _ in range(6)]
+
+    async def take_calls(ledger: Ledger) -> None:
+        for _ in range(3):
+            entry = await ledger.open(new_entry(), LIMITS)
+            assert await ledger.raise_call(entry, settled(entry))
+
+    await asyncio.gather(*(take_calls(ledger) for ledger in ledgers for _ in range(4)))
+
+    counters = await assert_counted(tables, await entries(tables))
+    assert {(counter.spent, counter.held) for counter in counters.values()} == {(6 * 4 * 3 * COST, ZERO)}
+
+
+async def test_changed_row_fails_its_change_alone(tables: Tables) -> None:
+    calls, others = (LimitedCalls(tables.usage, SystemClock()) for _ in range(2))
+    first, second, third = [await calls.open(new_entry(), LIMITS, None) for _ in range(3)]
+    stored = await calls.counter(TOTAL, first.call.day)
+    await others.raise_row(second, replace(second.call, state=State.UNACCOUNTED))  # the row alone
+    assert await calls.counter(TOTAL, first.call.day) == stored
+
+    results = await asyncio.gather(
+        *(calls.raise_row(entry, settled(entry)) for entry in (first, second, third)), return_exceptions=True
+    )
+
+    assert [type(result) for result in results] == [type(None), VersionConflict, type(None)]
+    states = {entry.call.id: entry.call.state for entry in await entries(tables)}
+    assert [states[entry.call.id] for entry in (first, second, third)] == ["settled", "unaccounted", "settled"]
+    await assert_counted(tables, await entries(tables))
+
+
+async def test_lost_race_for_a_row_is_a_conflict(tables: Tables) -> None:
+    calls = LimitedCalls(tables.usage, SystemClock())
+    entry = await calls.open(new_entry(), LIMITS, None)
+    with pytest.raises(VersionConflict):
+        await LimitedCalls(tables.usage, SystemClock()).open(replace(entry, etag=""), LIMITS, None)
