@@ -4,6 +4,7 @@
 targetScope = 'subscription'
 
 import { addresses } from 'app/addresses.bicep'
+import { unpriced, usd } from 'app/limits.bicep'
 import { deployment } from 'app/openai.bicep'
 import { grantee } from 'app/roles.bicep'
 
@@ -142,6 +143,19 @@ param emailDataLocation string = 'Europe'
 
 // -- Cost
 
+// Amounts are text, so that they stay exact.
+@description('USD that the model calls of a UTC day may cost in total; 0 for no limit. Empty: 20, if the price of every deployment is known.')
+param limitUsdPerDay string = ''
+
+@description('USD that the model calls of a UTC month may cost in total; 0 for no limit. Empty: 100, if the price of every deployment is known.')
+param limitUsdPerMonth string = ''
+
+@description('More limits, as in the app setting LIMITS. What it says about the total wins over the two above.')
+param limits object = {}
+
+@description('USD per 1,000,000 tokens by deployment or model, as in the app setting PRICES. Empty: list prices.')
+param prices object = {}
+
 @description('Cost of a day\'s model calls in USD above which an alert is sent the next morning; 0 for no alert.')
 @minValue(0)
 param dailyCostAlertUsd int = 10
@@ -200,6 +214,22 @@ var mailsByAzure = !empty(recipients) && mailTransport == 'azure'
 var mailsBySmtp = empty(recipients) || mailTransport != 'smtp'
   ? false
   : empty(summarySender) ? fail('mailTransport smtp needs summarySender: the sender\'s address.') : true
+
+// extraSettings sets PRICES in deployments of before there was a parameter.
+var pricesSetting = !contains(extraSettings, 'PRICES')
+  ? empty(prices) ? '' : string(prices)
+  : empty(prices) ? extraSettings.PRICES : fail('PRICES is set twice: by prices and in extraSettings.')
+var unpricedDeployments = unpriced(modelDeployments, empty(pricesSetting) ? {} : json(pricesSetting))
+// A limit in USD refuses calls whose price is not known, so it is off by default if there may be such calls.
+var isPriced = empty(unpricedDeployments)
+var total = {
+  ...usd('usd_per_day', limitUsdPerDay, isPriced ? '20' : '0')
+  ...usd('usd_per_month', limitUsdPerMonth, isPriced ? '100' : '0')
+}
+var allLimits = contains(extraSettings, 'LIMITS')
+  ? fail('extraSettings can\'t set LIMITS: use limits, limitUsdPerDay and limitUsdPerMonth.')
+  : union(empty(total) ? {} : { total: total }, limits)
+var limitsSetting = empty(allLimits) ? '' : string(allLimits)
 
 resource group 'Microsoft.Resources/resourceGroups@2025-04-01' = {
   name: '${abbreviations.resourceGroup}${environmentName}'
@@ -372,7 +402,7 @@ module function 'app/function.bicep' = {
     settings: {
       // Defaults that extraSettings can override; local.settings.sample.json describes each.
       AZURE_OPENAI_MAX_TOKENS: '800'
-      AZURE_OPENAI_MAX_OUTPUT_TOKENS: '128000'
+      AZURE_OPENAI_MAX_OUTPUT_TOKENS: '' // empty: 128000 for every deployment
       AZURE_OPENAI_MAX_RETRIES: '2'
       AZURE_OPENAI_REASONING_EFFORT: 'none' // otherwise reasoning could use up the 800 tokens and leave an empty answer
       AZURE_OPENAI_TIMEOUT_SECONDS: '60'
@@ -381,7 +411,6 @@ module function 'app/function.bicep' = {
       SYSTEM_PROMPT: 'You are a helpful assistant. Answer briefly and say so when you do not know.'
       MAX_MESSAGE_BYTES: '262144'
       MAX_REQUEST_BYTES: '20971520'
-      PRICES: '' // empty: list prices
       TABLE_PREFIX: 'chat'
       ...extraSettings
       // Values that this template computes.
@@ -389,6 +418,8 @@ module function 'app/function.bicep' = {
       AZURE_OPENAI_MODEL: modelDeployments[0].name
       AZURE_OPENAI_DEPLOYMENTS: deploymentList
       TABLES_ENDPOINT: storage.outputs.tableEndpoint
+      PRICES: pricesSetting
+      LIMITS: limitsSetting
       CLIENT_KEYS: clientKeys
       USAGE_KEYS: usageKeys
       SUMMARY_SCHEDULE: summarySchedule
@@ -413,7 +444,7 @@ module alerts 'app/alerts.bicep' = {
   }
 }
 
-// azd stores these in its environment. None is a secret.
+// azd stores these in its environment, so none may have the name of a parameter. None is a secret.
 
 @description('Region.')
 output AZURE_LOCATION string = location
@@ -456,3 +487,12 @@ output TABLES_ENDPOINT string = storage.outputs.tableEndpoint
 
 @description('Name of the budget, which infra/hooks/budget deploys.')
 output AZURE_BUDGET_NAME string = '${abbreviations.budget}${token}'
+
+@description('The limits that the app applies, as JSON; empty for none.')
+output APP_LIMITS string = limitsSetting
+
+@description('deployment=model@version, …: those whose price is not known.')
+output UNPRICED_DEPLOYMENTS string = join(
+  map(unpricedDeployments, each => '${each.name}=${each.model}@${each.version}'),
+  ', '
+)

@@ -254,6 +254,7 @@ class TestAllSwitches:
 
     def test_outputs(self, predicted: Mapping[str, Deployment], name: str) -> None:
         assert predicted[name].outputs.keys() == {
+            "APP_LIMITS",
             "AZURE_BUDGET_NAME",
             "AZURE_FUNCTION_APP_NAME",
             "AZURE_FUNCTION_APP_URL",
@@ -268,6 +269,7 @@ class TestAllSwitches:
             "AZURE_TENANT_ID",
             "LOG_ANALYTICS_WORKSPACE_ID",
             "TABLES_ENDPOINT",
+            "UNPRICED_DEPLOYMENTS",
         }
 
     def test_function_app_fits_flex_consumption(self, predicted: Mapping[str, Deployment], name: str) -> None:
@@ -388,6 +390,7 @@ class TestSwitches:
         required |= {name: predicted["defaults"].settings[name] for name in ("AZURE_OPENAI_DEPLOYMENTS",)}
         settings = {name: value for name, value in predicted["defaults"].settings.items() if value[:1] != "["}
         settings.pop("SUMMARY_SCHEDULE")  # the Functions host requires it, so the app has no default
+        settings.pop("LIMITS")  # on for a deployed app; see test_limits
         settings.pop("AZURE_OPENAI_REASONING_EFFORT")  # none in a deployed app: reasoning could use up max_tokens
         assert Settings.from_env({**settings, **required}) == Settings.from_env(required)
 
