@@ -4,8 +4,8 @@
     python3 docs/limits_protocol.py              explore the worlds; exit 0 if all invariants hold
     python3 docs/limits_protocol.py --break X    the same without rule X (see BREAKS); exit 1, print the shortest trace
     python3 docs/limits_protocol.py --break all  each rule in turn; exit 0 if every rule is needed
-    python3 docs/limits_protocol.py --world W    only this world
-    python3 docs/limits_protocol.py --big        larger bounds as well (minutes, 2 GB)
+    python3 docs/limits_protocol.py --world W    only this world (names: --help)
+    python3 docs/limits_protocol.py --big        larger bounds as well (6 minutes on one core, 0.5 GB)
 
 docs/protocol.py specifies how a session (S) and the ledger (L) agree on what a call cost. This file adds the limits.
 A process may crash or stall at any step; the response to a write may be lost; a write that timed out may land later.
@@ -80,15 +80,15 @@ BREAKS = {  # rule: (the world that shows it, what happens without it)
     "settles": ("hold, costs", "a settlement for which the limit has no room is refused"),
     "unknown-cost": ("hold, costs", "a settled call whose cost is unknown holds nothing"),
     "all-limits": ("one", "a row is in one transaction with one of its limits, and the other limit in the next"),
-    "row-guard": ("one", "rows are written without the ETags that were read"),
-    "limit-guard": ("one", "limits are written without the ETags that were read when a call is opened"),
-    "raise-guard": ("one", "limits are written without the ETags that were read when a row is raised"),
+    "row-guard": ("one, groups", "rows are written without the ETags that were read"),
+    "limit-guard": ("one, groups", "limits are written without the ETags that were read when a call is opened"),
+    "raise-guard": ("one, groups", "limits are written without the ETags that were read when a row is raised"),
     "row-names": ("one, limits differ", "raising changes the limits configured there, not those that the row names"),
     "at-rises": ("one, retries", "a clock that is behind sets a limit's row back to its own day"),
     "month-alone": ("one", "a call whose clock is behind counts in the month alone"),
-    "new-day": ("one", "a later day starts with the amounts of the day before"),
-    "own-day": ("one", "raising the row of an earlier day's call changes the limit's present day"),
-    "own-call": ("one", "a call counts in a later day without a new call in its session"),
+    "new-day": ("one, limits differ", "a later day starts with the amounts of the day before"),
+    "own-day": ("one, retries", "raising the row of an earlier day's call changes the limit's present day"),
+    "own-call": ("one, retries", "a call counts in a later day without a new call in its session"),
     "lost-session": ("one", "the new call of a later day is added to a session that recovery has freed"),
     "group-day": ("one, groups", "a call goes in one transaction with a call that starts a later day"),
     "group-check": ("one, groups", "a group's calls are checked against what was read, not what those before leave"),
@@ -96,7 +96,7 @@ BREAKS = {  # rule: (the world that shows it, what happens without it)
     "one-free": ("one", "a refused turn leaves its session to the lease"),
     "minute-rises": ("one, minutes", "a clock that is behind sets a limit's row back to its own minute"),
     "own-minute": ("one, minutes", "raising the row of an earlier minute's call changes the limit's present minute"),
-    "one-minute": ("one, minutes", "each limit counts a call in its own minute, not in the latest of them all"),
+    "one-minute": ("one, limits differ", "each limit counts a call in its own minute, not in the latest of them all"),
     "one-reading": ("one, retries", "the minute is read again when a call is opened, after its day and month"),
     "new-month": ("one, months", "a retry's new row stays in the month of the old row, to be in its transaction"),
     "stopped-rank": ("one, stops", "stopped has the rank of unaccounted"),
@@ -115,7 +115,8 @@ class Status(NamedTuple):
     cost: int | None = 0  # of a settled call; None: unknown
 
     def __str__(self) -> str:
-        return f"{self.state} ({'unknown' if self.cost is None else self.cost})" if self.rank == 4 else self.state
+        cost = "unknown" if self.cost is None else self.cost
+        return f"settled ({cost})" if self.state == "settled" else self.state
 
     @property
     def rank(self) -> int:
@@ -134,9 +135,9 @@ def excess(status: Status | None) -> int:
     return max(0, (status.cost or 0) - WORST) if status else 0
 
 
-def bounded(status: Status | None, bill: int) -> int:
-    """The part of a bill that spent + held must cover: nothing is known of a cost above the worst case until it is
-    settled."""
+def covered(status: Status | None, bill: int) -> int:
+    """The part of a bill that spent + held must cover: all of it once the cost is settled, at most the worst case
+    before that, or if the cost stays unknown."""
     return bill if status and status.cost else min(bill, WORST)
 
 
@@ -177,6 +178,15 @@ class HoldState(NamedTuple):
     refused: frozenset[int]
     processes: tuple[Process, ...]  # turns, then the timer
     faults: int  # lost responses, retries and erasures still allowed
+
+    def moved(self, me: int, at: str, session: Session | None = None, faults: int = 0, **fields: Any) -> "HoldState":
+        """Process `me` has taken a step; `session`: as it is now for the call of the process."""
+        process = self.processes[me]
+        moved = Process(at) if at in OVER else process._replace(at=at, **fields)
+        turn = process.call % len(self.sessions)
+        sessions = self.sessions if session is None else replaced(self.sessions, turn, session)
+        processes = replaced(self.processes, me, moved)
+        return self._replace(processes=processes, sessions=sessions, faults=self.faults - faults)
 
 
 class Hold:
@@ -240,110 +250,111 @@ class Hold:
         call, outcome = process.call, process.outcome
         session, row = state.sessions[call % self.turns], state.rows[call]
 
-        def move(
-            at: str, to: HoldState = state, session: Session | None = None, faults: int = 0, **fields: Any
-        ) -> HoldState:
-            moved = Process(at) if at in OVER else process._replace(at=at, **fields)
-            sessions = to.sessions if session is None else replaced(to.sessions, call % self.turns, session)
-            processes = replaced(to.processes, me, moved)
-            return to._replace(processes=processes, sessions=sessions, faults=to.faults - faults)
-
         if process.at not in (*OVER, "idle"):
-            yield "crash", move("dead")
+            yield "crash", state.moved(me, "dead")
         match process.at:
             case "reserve":
-                yield "reserve", move("open", session=Session(((call, OPEN),), holder=call))
+                yield "reserve", state.moved(me, "open", session=Session(((call, OPEN),), holder=call))
             case "open":
-                yield "too late to open", move("settle-S", outcome=FAILED)
+                yield "too late to open", state.moved(me, "settle-S", outcome=FAILED)
                 admitted = state.spent + state.held + WORST <= self.limits[me]
                 if row is not None:
-                    yield "row already exists", move("opened?")
+                    yield "row already exists", state.moved(me, "opened?")
                 elif broken == "guard":
-                    yield "read the limit", move("open unguarded", read=(state.spent, state.held))
+                    yield "read the limit", state.moved(me, "open unguarded", read=(state.spent, state.held))
                 elif admitted or (broken == "again" and call >= self.turns):
                     opened = self.raise_row(state, call, OPEN)
-                    yield "open", move("call", opened)
+                    yield "open", opened.moved(me, "call")
                     if state.faults:
-                        yield "open, response lost", move("opened?", opened, faults=1)
-                        yield "open, timed out", move("opened?", state._replace(late=state.late | {call}), faults=1)
+                        yield "open, response lost", opened.moved(me, "opened?", faults=1)
+                        yield "open, timed out", state._replace(late=state.late | {call}).moved(me, "opened?", faults=1)
                 else:
                     refused = state._replace(refused=state.refused | {call})
-                    yield "refused", move("end" if broken == "free" else "settle-S", refused, outcome=FAILED)
+                    yield "refused", refused.moved(me, "end" if broken == "free" else "settle-S", outcome=FAILED)
             case "open unguarded":
                 spent, held = process.read
                 if row is None and spent + held + WORST <= self.limits[me]:
                     rows = replaced(state.rows, call, OPEN)
-                    yield "open", move("call", state._replace(rows=rows, spent=spent, held=held + WORST))
+                    yield "open", state._replace(rows=rows, spent=spent, held=held + WORST).moved(me, "call")
                 else:
-                    yield "refused", move("settle-S", outcome=FAILED)
+                    yield "refused", state.moved(me, "settle-S", outcome=FAILED)
             case "opened?":
                 at = "call" if row == OPEN else "open" if row is None else "settle-S"
-                yield "read back", move(at, outcome=FAILED if at == "settle-S" else OPEN)
-                yield "read back, too late", move("settle-S", outcome=FAILED)
+                yield "read back", state.moved(me, at, outcome=FAILED if at == "settle-S" else OPEN)
+                yield "read back, too late", state.moved(me, "settle-S", outcome=FAILED)
             case "call":
                 for bill in self.bills:
-                    yield f"model bills {bill}", move("billed", state._replace(billed=state.billed | {(call, bill)}))
-                yield "model rejects the call, not billed", move("settle-S", outcome=FAILED)
-                yield "model call fails, possibly billed", move("settle-S", outcome=UNACCOUNTED)
+                    yield (
+                        f"model bills {bill}",
+                        state._replace(billed=state.billed | {(call, bill)}).moved(me, "billed"),
+                    )
+                yield "model rejects the call, not billed", state.moved(me, "settle-S", outcome=FAILED)
+                yield "model call fails, possibly billed", state.moved(me, "settle-S", outcome=UNACCOUNTED)
             case "billed":
                 cost = dict(state.billed)[call]
-                yield "usage arrives", move("settle-S", outcome=Status("settled", cost))
+                yield "usage arrives", state.moved(me, "settle-S", outcome=Status("settled", cost))
                 if self.unknown:
-                    yield "usage arrives, without a rate", move("settle-S", outcome=Status("settled", None))
-                yield "usage never arrives", move("settle-S", outcome=UNACCOUNTED)
+                    yield "usage arrives, without a rate", state.moved(me, "settle-S", outcome=Status("settled", None))
+                yield "usage never arrives", state.moved(me, "settle-S", outcome=UNACCOUNTED)
                 if call < self.turns and state.faults and session.holder == call and session.status(call) == OPEN:
                     new = call + self.turns
                     both = session.raised(call, UNACCOUNTED)
                     both = both._replace(holder=new, calls=(*both.calls, (new, OPEN)))
-                    yield "retry: old call unaccounted, new call open", move("retry-L", session=both, faults=1)
+                    yield (
+                        "retry: old call unaccounted, new call open",
+                        state.moved(me, "retry-L", session=both, faults=1),
+                    )
             case "retry-L":
                 raised = self.raise_row(state, call, UNACCOUNTED)
-                yield "raise the old row to unaccounted", move("open", raised, call=call + self.turns)
+                yield "raise the old row to unaccounted", raised.moved(me, "open", call=call + self.turns)
             case "settle-S":
                 over = row is None and call in state.refused
                 after = session.raised(call, outcome)
-                yield f"settle session as {outcome}", move("end" if over else "settle-L", session=after)
+                yield f"settle session as {outcome}", state.moved(me, "end" if over else "settle-L", session=after)
             case "settle-L":
                 label = f"settle ledger as {outcome}"
                 if row is None:
-                    yield f"{label}, too late to insert a row", move("end")
+                    yield f"{label}, too late to insert a row", state.moved(me, "end")
                 raised = self.raise_row(state, call, outcome)
                 if broken == "together" and raised != state:
                     read = (raised.spent, raised.held)
-                    yield f"{label}, the row", move("limit", state._replace(rows=raised.rows), read=read)
+                    yield f"{label}, the row", state._replace(rows=raised.rows).moved(me, "limit", read=read)
                 else:
-                    yield label, move("end", raised)
+                    yield label, raised.moved(me, "end")
                     if state.faults:
-                        yield f"{label}, response lost", move("settle-L", raised, faults=1)
+                        yield f"{label}, response lost", raised.moved(me, "settle-L", faults=1)
             case "limit":
-                yield "the limit", move("end", state._replace(spent=process.read[0], held=process.read[1]))
+                yield "the limit", state._replace(spent=process.read[0], held=process.read[1]).moved(me, "end")
             case "idle":  # the timer picks any row that is not final, or a session's next turn recovers its call
                 for victim, status in enumerate(state.rows):
                     behind = state.sessions[victim % self.turns]
                     if status in (OPEN, UNACCOUNTED) or (behind.holder == victim and behind.expired):
-                        yield f"check call {victim}", move("look", call=victim)
+                        yield f"check call {victim}", state.moved(me, "look", call=victim)
             case "look":
                 if row is None and broken != "fence":
                     fenced = state._replace(rows=replaced(state.rows, call, ABANDONED))
-                    yield "fence: insert an abandoned row", move("abandon", fenced)
+                    yield "fence: insert an abandoned row", fenced.moved(me, "abandon")
                 elif row in (None, ABANDONED):
-                    yield "call is abandoned", move("abandon")
+                    yield "call is abandoned", state.moved(me, "abandon")
                 else:
-                    yield f"row is {row}", move("raise-S")
+                    yield f"row is {row}", state.moved(me, "raise-S")
             case "abandon":
-                yield "raise session to abandoned", move("idle", session=session.raised(call, ABANDONED), call=-1)
+                yield (
+                    "raise session to abandoned",
+                    state.moved(me, "idle", session=session.raised(call, ABANDONED), call=-1),
+                )
             case "raise-S":
                 now = session.status(call)
                 if (session.holder == call and not session.expired) or (now == FAILED and broken == "failed-row"):
-                    yield "change nothing", move("idle", call=-1)
+                    yield "change nothing", state.moved(me, "idle", call=-1)
                 elif now == OPEN:
                     raised_session = session.raised(call, UNACCOUNTED)
-                    yield "raise session", move("raise-L", session=raised_session, outcome=UNACCOUNTED)
+                    yield "raise session", state.moved(me, "raise-L", session=raised_session, outcome=UNACCOUNTED)
                 else:
-                    yield f"session says {now}", move("raise-L", outcome=now or UNACCOUNTED)
+                    yield f"session says {now}", state.moved(me, "raise-L", outcome=now or UNACCOUNTED)
             case "raise-L":
                 raised = self.raise_row(state, call, outcome)
-                yield f"raise row to {outcome}", move("idle", raised, call=-1, outcome=OPEN)
+                yield f"raise row to {outcome}", raised.moved(me, "idle", call=-1, outcome=OPEN)
 
     def violation(self, state: HoldState) -> str | None:
         for call in state.refused:
@@ -359,7 +370,7 @@ class Hold:
             return f"the limit says spent {state.spent}, held {state.held}; its rows say {spent}, {held}"
         if spent + held > max(self.limits) + sum(map(excess, state.rows)):
             return f"spent {spent} + held {held} exceeds the limit by more than costs exceed their worst cases"
-        bill = sum(bounded(state.rows[call], amount) for call, amount in state.billed)
+        bill = sum(covered(state.rows[call], amount) for call, amount in state.billed)
         if bill > spent + held:
             return f"{bill} was billed, but spent + held is {spent + held}"
         for call, _ in state.billed:
@@ -410,6 +421,9 @@ class Setting(NamedTuple):
     day: int | None  # USD
     month: int | None  # USD
 
+    def __str__(self) -> str:
+        return f"limit {self.limit} ({self.minute} a minute, {self.day} a day, {self.month} a month)"
+
 
 class LimitRow(NamedTuple):
     spent: int = 0
@@ -419,6 +433,10 @@ class LimitRow(NamedTuple):
     day_held: int = 0
     minute_tokens: int = 0
     minute_requests: int = 0
+
+    def __str__(self) -> str:
+        minute = f"minute {self.at}: {self.minute_tokens} tokens, {self.minute_requests} requests"
+        return f"month {self.spent} + {self.held}, day {self.day_spent} + {self.day_held}, {minute}"
 
     def within(self, setting: Setting) -> bool:
         amounts = self.minute_tokens, self.day_spent + self.day_held, self.spent + self.held
@@ -431,6 +449,9 @@ class LedgerRow(NamedTuple):
     at: int = -1  # the minute, and so the day, in which it counts
     limits: tuple[int, ...] = ()  # in which it counts
     worst: int = WORST  # USD; 0 if the price is unknown
+
+    def __str__(self) -> str:
+        return f"{self.status} (month {self.month}, minute {self.at})"
 
 
 class Call(NamedTuple):
@@ -453,6 +474,9 @@ class Transaction(NamedTuple):
     rows: tuple[tuple[tuple[int, int], LedgerRow], ...]  # by turn and call
     limits: tuple[tuple[tuple[int, int], LimitRow], ...]  # by month and limit
 
+    def __str__(self) -> str:
+        return ", ".join(f"row of turn {turn}, call {call}: {row}" for (turn, call), row in self.rows)
+
 
 class OneState(NamedTuple):
     sessions: tuple[tuple[Call, ...] | None, ...]  # one for each turn; None: erased
@@ -464,6 +488,10 @@ class OneState(NamedTuple):
     configured: tuple[int, ...]  # which of its configurations the instance of each turn has by now
     problem: str  # what a step did that it must not
     faults: int  # lost responses and erasures still allowed
+
+    def moved(self, me: int, at: str, **fields: Any) -> "OneState":
+        turn = Turn(at) if at in OVER else self.turns[me]._replace(at=at, **fields)
+        return self._replace(turns=replaced(self.turns, me, turn))
 
     def status(self, turn: int, call: int) -> Status | None:
         calls = self.sessions[turn]
@@ -540,8 +568,8 @@ class One:
     def counted(self, limit: LimitRow, row: LedgerRow, change: tuple[int, ...], opens: bool) -> LimitRow:
         """The limit's row after a change of the ledger row."""
         broken, at = self.broken, row.at
-        if broken == "one-minute":
-            at = max(at, limit.at) if self.day(at) == self.day(limit.at) else at
+        if broken == "one-minute" and opens and self.day(at) == self.day(limit.at):
+            at = max(at, limit.at)
         falls = limit.at > at and broken in ("at-rises", "minute-rises")
         if opens and (at > limit.at or falls):
             if self.day(at) != self.day(limit.at) and broken != "new-day":
@@ -593,13 +621,10 @@ class One:
         return after._replace(late=tuple(late for late in before.late if not self.fails(late, written)))
 
     def fails(self, late: Transaction, written: Transaction) -> bool:
-        opens = any(row.status == OPEN for _, row in late.rows)
-        rows = self.broken != "row-guard" and late.rows
-        limits = self.broken != ("limit-guard" if opens else "raise-guard") and late.limits
-        return bool(
-            dict(rows or ()).keys() & dict(written.rows).keys()
-            or dict(limits or ()).keys() & dict(written.limits).keys()
-        )
+        rule = "limit-guard" if any(row.status == OPEN for _, row in late.rows) else "raise-guard"
+        rows = self.broken != "row-guard" and overlap(late.rows, written.rows)
+        limits = self.broken != rule and overlap(late.limits, written.limits)
+        return rows or limits
 
     def lands(self, state: OneState, late: Transaction) -> OneState:
         after = state._replace(late=tuple(other for other in state.late if other != late))
@@ -613,7 +638,7 @@ class One:
 
     def steps(self, state: OneState) -> Steps:
         for late in state.late:
-            yield f"a transaction that timed out lands: {late}", self.lands(state, late)
+            yield f"what timed out lands ({late})", self.lands(state, late)
         for me in range(len(self.settings)):
             for label, after in self.turn_steps(state, me):
                 yield f"turn {me}: {label}", after
@@ -646,47 +671,43 @@ class One:
         turn, broken = state.turns[me], self.broken
         row, status = state.rows[me][turn.call], state.status(me, turn.call)
 
-        def move(at: str, to: OneState = state, faults: int = 0, **fields: Any) -> OneState:
-            moved = Turn(at) if at in OVER else turn._replace(at=at, **fields)
-            return to._replace(turns=replaced(to.turns, me, moved), faults=to.faults - faults)
-
         if turn.at not in ("reserve", *OVER):
-            yield "crash", move("dead")
+            yield "crash", state.moved(me, "dead")
         match turn.at:
             case "reserve":
                 if in_vain := self.needs_price(state, me):
-                    yield "refused: the price is unknown", move("end")
+                    yield "refused: the price is unknown", state.moved(me, "end")
                 if not in_vain or broken == "price-first":
                     problem = f"session {me} is reserved for a call that is refused in any case" if in_vain else ""
                     for minute, (day, month) in enumerate(self.minutes):
                         label = f"reserve by a clock at minute {minute} (day {day}, month {month})"
                         sessions = replaced(state.sessions, me, (Call(minute),))
-                        yield label, move("open", state._replace(sessions=sessions, problem=problem), minute=minute)
+                        yield label, state._replace(sessions=sessions, problem=problem).moved(me, "open", minute=minute)
             case "open":
-                yield "too late to open", move("settle-S", outcome=FAILED)
-                yield from self.open_steps(state, me, move)
+                yield "too late to open", state.moved(me, "settle-S", outcome=FAILED)
+                yield from self.open_steps(state, me)
             case "opened?":
                 if row and row.status == OPEN:
-                    yield "read back", move("call", old=-1)
+                    yield "read back", state.moved(me, "call", old=-1)
                 elif row:
-                    yield "read back", move("settle-S", outcome=FAILED)
+                    yield "read back", state.moved(me, "settle-S", outcome=FAILED)
                 else:
-                    yield "read back", move("open")
-                yield "read back, too late", move("settle-S", outcome=FAILED)
+                    yield "read back", state.moved(me, "open")
+                yield "read back, too late", state.moved(me, "settle-S", outcome=FAILED)
             case "call":
                 for bill in self.bills:
                     billed = state.billed | {(me, turn.call, bill)}
-                    yield f"model bills {bill}", move("billed", state._replace(billed=billed))
-                yield "model rejects the call, not billed", move("settle-S", outcome=FAILED)
+                    yield f"model bills {bill}", state._replace(billed=billed).moved(me, "billed")
+                yield "model rejects the call, not billed", state.moved(me, "settle-S", outcome=FAILED)
             case "billed":
                 cost = self.bill(state, me)
                 if me not in self.unpriced:
-                    yield "usage arrives", move("settle-S", outcome=Status("settled", cost))
+                    yield "usage arrives", state.moved(me, "settle-S", outcome=Status("settled", cost))
                 if self.unknown or me in self.unpriced:
-                    yield "usage arrives, without a rate", move("settle-S", outcome=Status("settled", None))
-                yield "usage never arrives", move("settle-S", outcome=UNACCOUNTED)
+                    yield "usage arrives, without a rate", state.moved(me, "settle-S", outcome=Status("settled", None))
+                yield "usage never arrives", state.moved(me, "settle-S", outcome=UNACCOUNTED)
                 if self.stops:
-                    yield "stopped", move("settle-S", outcome=STOPPED)
+                    yield "stopped", state.moved(me, "settle-S", outcome=STOPPED)
                 calls = state.sessions[me] or ()
                 first = all(earlier.status == FAILED for earlier in calls[: turn.call])
                 if self.retries and status == OPEN and first:
@@ -695,24 +716,27 @@ class One:
                         same = self.minutes[minute][1] == self.minutes[turn.minute][1] or broken == "new-month"
                         label = f"retry: old call unaccounted, new call of minute {minute}"
                         fields = {"call": len(calls), "minute": minute, "old": turn.call}
-                        yield label, move("open" if same else "old-L", both, **fields)
+                        yield label, both.moved(me, "open" if same else "old-L", **fields)
             case "old-L":
                 raised = self.write(state, me, turn.old, UNACCOUNTED)
-                yield "raise the old row to unaccounted", move("open", raised, old=-1)
+                yield "raise the old row to unaccounted", raised.moved(me, "open", old=-1)
             case "refused-S":
-                yield "settle session as failed", move("end", self.raise_session(state, me, turn.call, FAILED))
+                yield "settle session as failed", self.raise_session(state, me, turn.call, FAILED).moved(me, "end")
             case "settle-S":
                 settled = self.raise_session(state, me, turn.call, turn.outcome)
-                yield f"settle session as {turn.outcome}", move("settle-L", settled)
+                yield f"settle session as {turn.outcome}", settled.moved(me, "settle-L")
             case "settle-L":
                 if row is None:
-                    yield "too late to insert a row", move("end")
+                    yield "too late to insert a row", state.moved(me, "end")
                 elif self.rank(row.status) >= self.rank(turn.outcome):
-                    yield f"the row is {row.status} already", move(self.settled_at(turn))
+                    yield f"the row is {row.status} already", state.moved(me, self.settled_at(turn))
                 else:
                     yield from self.write_steps(state, me)
             case "stopped":
-                yield "usage arrives after all", move("settle-S", outcome=Status("settled", self.bill(state, me)))
+                yield (
+                    "usage arrives after all",
+                    state.moved(me, "settle-S", outcome=Status("settled", self.bill(state, me))),
+                )
 
     def bill(self, state: OneState, me: int) -> int:
         return next(bill for turn, call, bill in state.billed if (turn, call) == (me, state.turns[me].call))
@@ -725,29 +749,30 @@ class One:
     def settled_at(turn: Turn) -> str:
         return "stopped" if turn.outcome == STOPPED else "end"
 
-    def open_steps(self, state: OneState, me: int, move: Callable[..., OneState]) -> Steps:
+    def open_steps(self, state: OneState, me: int) -> Steps:
         turn, status, broken = state.turns[me], state.status(me, state.turns[me].call), self.broken
-        latest = self.latest(state, me, self.minutes[turn.minute][1])
-        if self.day(latest) > self.day(turn.minute) and broken not in ("own-call", "at-rises", "month-alone"):
+        month = self.minutes[turn.minute][1]
+        if self.day_is_over(state, me, month) and broken not in ("own-call", "at-rises", "month-alone"):
+            latest = self.latest(state, me, month)
             label = f"a limit is at a later day: new call of minute {latest}"
             if status == OPEN:
                 calls = state.sessions[me] or ()
                 moved = self.raise_session(state, me, turn.call, FAILED, Call(latest))
-                yield label, move("open", moved, call=len(calls), minute=latest)
+                yield label, moved.moved(me, "open", call=len(calls), minute=latest)
             elif status and broken == "lost-session":
-                yield label, move("open", state._replace(problem=f"session {me} gets a call without a reservation"))
+                yield label, state._replace(problem=f"session {me} gets a call without a reservation").moved(me, "open")
             else:
-                yield "a limit is at a later day, and the session does not hold the call: end", move("end")
+                yield "a limit is at a later day, and the session does not hold the call: end", state.moved(me, "end")
         elif state.rows[me][turn.call] is not None:
-            yield "row already exists", move("opened?")
+            yield "row already exists", state.moved(me, "opened?")
         else:
             for row, opened in self.openings(state, me):
                 if self.admits(opened, row, me):
                     continue
                 if turn.old >= 0:
-                    yield "refused, but the old row must be raised", move("old-L")
+                    yield "refused, but the old row must be raised", state.moved(me, "old-L")
                 else:
-                    yield "refused", move("end" if broken == "one-free" else "refused-S")
+                    yield "refused", state.moved(me, "end" if broken == "one-free" else "refused-S")
             yield from self.write_steps(state, me)
 
     def latest(self, state: OneState, me: int, month: int) -> int:
@@ -787,48 +812,43 @@ class One:
                     yield f"open in minute {new.at}", opened, "call", "opened?", new.month
         if turn.at == "settle-L" and row is not None and self.rank(turn.outcome) > self.rank(row.status):
             raised = self.write(state, me, turn.call, turn.outcome, by=me)
-            if turn.group:  # group-each
-                raised = self.changed(raised, *turn.group)
+            for other in turn.group:
+                raised = self.changed(raised, *other)
             yield f"settle ledger as {turn.outcome}", raised, self.settled_at(turn), "settle-L", row.month
 
     def write_steps(self, state: OneState, me: int) -> Steps:
         """Alone, or in one transaction with another turn that waits in the same process."""
         for label, after, at, unsure, month in self.writes(state, me):
-            yield label, self.moved(after, me, at)
+            yield label, after.moved(me, at, old=-1)
             if state.faults:
-                yield f"{label}, response lost", self.lost(after, {me: unsure})
-                late = state._replace(late=(*state.late, difference(state, after)))
-                yield f"{label}, timed out", self.lost(late, {me: unsure})
-            for other in range(len(state.turns)) if self.groups and state.faults else ():
-                its = after.turns[other]
-                new_day = its.at == "open" and self.day(self.latest(after, other, month)) > self.day(its.minute)
-                if other == me or (new_day and self.broken != "group-day"):
-                    continue
-                read = state if self.broken == "group-check" else None
-                for its_label, both, _, its_unsure, its_month in self.writes(after, other, read):
-                    if its_month == month:
-                        group, places = f"{label}, with turn {other}: {its_label}", {me: unsure, other: its_unsure}
-                        yield f"{group}, response lost", self.lost(both, places, state)
-                        late = state._replace(late=(*state.late, difference(state, both)))
-                        yield f"{group}, timed out", self.lost(late, places, state)
+                yield from self.unanswered(label, state, after, {me: unsure})
+                for other in range(len(state.turns)) if self.groups else ():
+                    if other != me and (self.broken == "group-day" or not self.day_is_over(after, other, month)):
+                        read = state if self.broken == "group-check" else None
+                        for its_label, both, _, its_unsure, its_month in self.writes(after, other, read):
+                            if its_month == month:
+                                group = f"{label}, with turn {other}: {its_label}"
+                                yield from self.unanswered(group, state, both, {me: unsure, other: its_unsure})
 
-    def moved(self, state: OneState, me: int, at: str) -> OneState:
-        turn = Turn(at) if at in OVER else state.turns[me]._replace(at=at)
-        if at == "call":
-            turn = turn._replace(old=-1)  # its row is raised
-        return state._replace(turns=replaced(state.turns, me, turn))
+    def day_is_over(self, state: OneState, me: int, month: int) -> bool:
+        """A call can't be opened in its own day, because a limit is at a later one."""
+        turn = state.turns[me]
+        return turn.at == "open" and self.day(self.latest(state, me, month)) > self.day(turn.minute)
 
-    def lost(self, state: OneState, places: dict[int, str], before: OneState | None = None) -> OneState:
-        for me, at in places.items():
-            others = [other for other in places if other != me and state.turns[other].at == "settle-L"]
-            state = self.moved(state, me, at)
-            if self.broken == "group-each" and at == "settle-L" and others and before:
-                (other,) = others
-                its = before.turns[other]
-                row = before.rows[other][its.call]
-                group = (other, its.call, row, row and row._replace(status=its.outcome))
-                state = state._replace(turns=replaced(state.turns, me, state.turns[me]._replace(group=group)))
-        return state._replace(faults=state.faults - 1)
+    def unanswered(self, label: str, before: OneState, after: OneState, places: dict[int, str]) -> Steps:
+        """The transaction is applied and its response is lost, or it may still land. Each turn then reads its row."""
+        late = before._replace(late=(*before.late, difference(before, after)))
+        for what, state in (("response lost", after), ("timed out", late)):
+            for me, at in places.items():
+                others = [other for other in places if other != me and self.broken == "group-each"]
+                group = tuple(self.raising(before, other) for other in others if places[other] == "settle-L")
+                state = state.moved(me, at, group=group)
+            yield f"{label}, {what}", state._replace(faults=state.faults - 1)
+
+    def raising(self, state: OneState, me: int) -> tuple[int, int, LedgerRow | None, LedgerRow | None]:
+        turn = state.turns[me]
+        row = state.rows[me][turn.call]
+        return me, turn.call, row, row and row._replace(status=turn.outcome)
 
     # -- invariants
 
@@ -874,7 +894,7 @@ class One:
                 (spent, held, _), (day_spent, day_held, _), (_, _, tokens) = map(self.sum, (its, day, minute))
                 right = LimitRow(spent, held, limit.at, day_spent, day_held, tokens, len(minute))
                 if limit != right:
-                    return f"limit {name} of month {month} is {limit}; its rows add up to {right}"
+                    return f"the row of limit {name} says {limit}; its ledger rows say {right}"
         return None
 
     def sum(self, rows: list[LedgerRow]) -> tuple[int, ...]:
@@ -890,8 +910,8 @@ class One:
                     if limit is not None and (amount := self.total(part, rows)) > limit + above:
                         return f"{amount} ({above} above worst cases) in the {part} of minute {row.at} under {setting}"
             calls = state.sessions[i]
-            if calls and self.minutes[calls[call].minute] != (self.day(row.at), row.month):
-                return f"turn {i}, call {call}: {row} is not where its session looks: {calls[call]}"
+            if calls and (place := self.minutes[calls[call].minute]) != (self.day(row.at), row.month):
+                return f"turn {i}, call {call}: its session looks for it in day and month {place}, its row is {row}"
         for i, call, bill in state.billed:
             billed = state.rows[i][call]
             if billed is None or billed.status.state not in (*HOLDS, "settled"):
@@ -901,7 +921,7 @@ class One:
         for setting in self.highest:
             if setting.month is not None:
                 bills = [(state.rows[i][call], bill) for i, call, bill in state.billed]
-                bill = sum(bounded(row.status, bill) for row, bill in bills if row and setting.limit in row.limits)
+                bill = sum(covered(row.status, bill) for row, bill in bills if row and setting.limit in row.limits)
                 counts = sum(m[setting.limit].spent + m[setting.limit].held for m in state.limits)
                 if bill > counts:
                     return f"{bill} was billed under limit {setting.limit}, whose spent + held is {counts}"
@@ -927,6 +947,10 @@ class One:
             if row and row.status.state == "settled" and (i, call) not in billed:
                 return f"{where} is settled, but was never billed"
         return None
+
+
+def overlap(some: tuple[tuple[Any, Any], ...], others: tuple[tuple[Any, Any], ...]) -> bool:
+    return bool(dict(some).keys() & dict(others).keys())
 
 
 def difference(before: OneState, after: OneState) -> Transaction:
@@ -996,7 +1020,29 @@ WORLDS: dict[str, Callable[[str], World]] = {
     "one, costs": lambda broken: One(broken, ((TOTAL,), (BOTH,)), DAYS, bills=(COST, ABOVE), unknown=True),
     "one, prices": lambda broken: One(broken, PRICES, DAYS, unpriced=(0,)),
 }
-BIG: dict[str, Callable[[str], World]] = {}
+BIG: dict[str, Callable[[str], World]] = {
+    "hold, two faults": lambda broken: Hold(broken, faults=2),
+    "hold, limits differ, a fault": lambda broken: Hold(broken, (2, 4)),
+    "hold, costs, a fault": lambda broken: Hold(broken, (4, 4), bills=(COST, ABOVE), unknown=True),
+    "one, two faults": lambda broken: One(broken, ((TOTAL,), (BOTH,)), faults=2),
+    "one, retries, a fault": lambda broken: One(broken, ((TOTAL,), (BOTH,)), retries=True, faults=1),
+    "one, stops, a fault": lambda broken: One(broken, ((TOTAL,), (BOTH,)), stops=True, faults=1),
+    "one, limits differ, a fault": lambda broken: One(broken, DIFFER, faults=1),
+    "one, three turns": lambda broken: One(broken, ((BOTH,), (TOTAL, LOW), (TOTAL,)), ((0, 0),)),
+    "one, three turns, a fault": lambda broken: One(broken, ((BOTH,), (TOTAL,), (TOTAL,)), ((0, 0),), faults=1),
+    "one, groups, retries": lambda broken: One(broken, ((HIGH,), (TOTAL,)), DAYS, faults=1, groups=True, retries=True),
+    "one, groups, costs": lambda broken: One(
+        broken, ((HIGH,), (BOTH,)), DAYS, faults=1, groups=True, bills=(COST, ABOVE), unknown=True
+    ),
+    "one, groups, two faults": lambda broken: One(broken, ((HIGH,), (TOTAL,)), DAYS, faults=2, groups=True),
+    "one, groups, three turns": lambda broken: One(
+        broken, ((HIGH,), (TOTAL,), (TOTAL,)), ((0, 0),), faults=1, groups=True
+    ),
+    "one, costs, retries": lambda broken: One(
+        broken, ((TOTAL,), (BOTH,)), DAYS, retries=True, stops=True, bills=(COST, ABOVE), unknown=True
+    ),
+    "one, prices, retries": lambda broken: One(broken, PRICES, DAYS, retries=True, unpriced=(0,), faults=1),
+}
 
 
 class Result(NamedTuple):
@@ -1021,10 +1067,11 @@ def run(name: str, broken: str = "") -> Result:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=[*WORLDS, *BIG], metavar="W", help="explore only this world")
+    worlds = {**WORLDS, **BIG}
+    parser.add_argument("--world", choices=worlds, metavar="W", help="; ".join(worlds))
     parser.add_argument("--big", action="store_true", help="explore larger bounds as well")
     parser.add_argument(
-        "--break", dest="broken", choices=[*BREAKS, "all"], metavar="X", help="remove a rule, or each rule in turn"
+        "--break", dest="broken", choices=[*BREAKS, "all"], metavar="X", help="; ".join([*BREAKS, "all"])
     )
     options = parser.parse_args()
     if options.broken:
