@@ -29,6 +29,7 @@ the newest that is answered: so a settlement is either seen, or has changed the 
 The lease only prevents concurrent turns. In this model it may expire while its holder is alive, and may be renewed
 late, and the totals are still correct: the accounting does not depend on clocks. Erasing deletes S and keeps L.
 Clearing deletes content and changes no state, so it is not modelled.
+limits_protocol.py adds the limits: there a ledger row also holds the worst case of its call.
 """
 
 import argparse
