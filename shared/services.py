@@ -71,7 +71,8 @@ class Services:
         ledger = Ledger(usage_table, clock)
         admission = Admission(ledger, settings.limits, clock)
         sessions = Sessions(sessions_table, clock)
-        deletions = Deletions(sessions_table, sessions, clock)
+        days = Days(daily_table)
+        deletions = Deletions(sessions_table, sessions, ledger, days, clock)
         recovery = Recovery(sessions, ledger, call_log, clock)
         self.turns = Turns(
             Reservations(
@@ -93,7 +94,6 @@ class Services:
         )
         self.sessions = SessionAccess(sessions, deletions, recovery, clock)
 
-        days = Days(daily_table)
         grace = call_lifetime(settings.turns.timeout)
         self.reports = Reports(ledger, days, recovery, clock, limits=settings.limits, grace=grace)
         self.limits = LimitReports(ledger, settings.limits, clock)

@@ -10,6 +10,8 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Literal
 
+from shared.domain.hashing import session_label
+
 ZERO = Decimal(0)
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -27,6 +29,11 @@ class State(StrEnum):
     @property
     def rank(self) -> int:
         return _RANK[self]
+
+    @property
+    def final(self) -> bool:
+        """True if nothing more is expected: the call has ended, or never began."""
+        return self not in (State.OPEN, State.UNACCOUNTED)
 
 
 _RANK = {State.OPEN: 0, State.ABANDONED: 1, State.UNACCOUNTED: 2, State.SETTLED: 3, State.FAILED: 3}
@@ -88,6 +95,7 @@ class Call:
     worst_case: Decimal | None  # USD; None if the price is unknown
     max_tokens: int = 0  # prompt and answer together: an upper bound
     minute: datetime | None = None  # in which it was reserved, if limits apply to it
+    reference: str | None = None  # of its session; None if it has none, or was stored before sessions had references
     step: int = 0
     state: State = State.OPEN
     usage: Usage | None = None
@@ -143,7 +151,8 @@ NO_TOTALS = Totals()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """A ledger row: one call, its caller and its turn, without content. `limits`: the names of the limits that the call
+    """A ledger row: one call, its caller and its turn, without content. `session_id` is known while the call is not
+    final, afterwards only if the call has no reference. `limits`: the names of the limits that the call
     counts against, in `minute`, which is the call's own or a later one of the same day."""
 
     call: Call
@@ -152,4 +161,15 @@ class LedgerEntry:
     caller: str | None  # the principal's name
     limits: tuple[str, ...] = ()
     minute: datetime | None = None
+    keys: tuple[str, str] | None = field(default=None, compare=False)  # of the row that was read
     etag: str = field(default="", compare=False)
+
+    @property
+    def session(self) -> str | None:
+        """The session in the row's key: its reference, or in rows of 0.2.0 and earlier its id."""
+        return self.call.reference or self.session_id
+
+    @property
+    def session_label(self) -> str | None:
+        """The name of the session in logs, traces and emails."""
+        return session_label(self.session, is_reference=bool(self.call.reference)) if self.session else None

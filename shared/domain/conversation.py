@@ -43,6 +43,7 @@ class Session:
     system: str
     deployment: str
     owner: str | None = None  # name of the principal that created it
+    reference: str | None = None  # its name in the ledger and in reports; None until the next turn of an old session
     turns: int = 0
     totals: Totals = NO_TOTALS
     window_start: int = 1

@@ -37,12 +37,15 @@ class UsageBreakdown:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class SessionCost:
+    """`session`: its reference, or its id in rows of 0.2.0 and earlier."""
+
     cost: Decimal
-    session_id: str
+    session: str
+    is_reference: bool = True
 
     @property
     def label(self) -> str:
-        return session_label(self.session_id)
+        return session_label(self.session, is_reference=self.is_reference)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ def sha256_hex(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def session_label(session_id: str) -> str:
-    """The name of a session in logs, traces and emails. Its id would give access to the conversation."""
-    return sha256_hex(session_id)[:_LABEL_LENGTH]
+def session_label(session: str, *, is_reference: bool) -> str:
+    """The short name of a session in logs, traces and emails: the beginning of its reference. A session of 0.2.0 and
+    earlier may have only its id, which would give access to the conversation."""
+    return (session if is_reference else sha256_hex(session))[:_LABEL_LENGTH]

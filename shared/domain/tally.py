@@ -21,6 +21,7 @@ class Tally:
         self._callers: dict[str, UsageBreakdown] = {}
         self._costliest: list[SessionCost] = []
         self._session: str | None = None
+        self._is_reference = False
         self._session_cost = ZERO
         self._turn: tuple[str, int] | None = None
         self._settled_steps = Counter[int]()  # settled calls by step, of the current turn number
@@ -69,15 +70,15 @@ class Tally:
         """Count a session or a turn when a new one begins. A call without a session counts as one turn. Each step of a
         turn settles at most one call. A second one belongs to another turn with the same number, because the session
         was erased and created again."""
-        if entry.session_id is None:
+        if entry.session is None:
             self._begin_turn()
             return
-        if entry.session_id != self._session:
+        if entry.session != self._session:
             self._end_session()
-            self._session = entry.session_id
+            self._session, self._is_reference = entry.session, entry.call.reference is not None
             self._count["sessions"] += 1
-        if (entry.session_id, entry.turn) != self._turn:
-            self._turn, self._turns_of_number = (entry.session_id, entry.turn), 1
+        if (entry.session, entry.turn) != self._turn:
+            self._turn, self._turns_of_number = (entry.session, entry.turn), 1
             self._settled_steps.clear()
             self._begin_turn()
         if entry.call.state is State.SETTLED:
@@ -93,7 +94,7 @@ class Tally:
     def _add_settled(self, entry: LedgerEntry, call: Call, usage: Usage) -> None:
         cost = call.cost or ZERO
         self._cost += cost
-        self._session_cost += cost if entry.session_id else ZERO
+        self._session_cost += cost if entry.session else ZERO
         self._unpriced += call.cost is None
         self._usage = self._usage.plus(usage)
         if call.rates:
@@ -119,9 +120,12 @@ class Tally:
         self._unpriced_groups.add(group)
         return 1
 
+    def _cost_of(self, session: str) -> SessionCost:
+        return SessionCost(cost=self._session_cost, session=session, is_reference=self._is_reference)
+
     def _end_session(self) -> None:
         if self._session is not None and self._session_cost:
-            heapq.heappush(self._costliest, SessionCost(cost=self._session_cost, session_id=self._session))
+            heapq.heappush(self._costliest, self._cost_of(self._session))
             if len(self._costliest) > MAX_COSTLIEST:
                 heapq.heappop(self._costliest)
         self._session, self._session_cost = None, ZERO

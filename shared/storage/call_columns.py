@@ -38,6 +38,7 @@ def call_columns(call: Call) -> dict[str, Any]:
         "id": call.id,
         "day": call.day.isoformat(),
         "deadline": call.deadline.isoformat(),
+        **({"reference": call.reference} if call.reference else {}),
         **({"step": call.step} if call.step else {}),  # calls stored before steps existed lack it
         "state": call.state.value,
         "deployment": call.deployment,
@@ -58,6 +59,7 @@ def to_call(columns: Mapping[str, Any]) -> Call:
         id=columns["id"],
         day=date.fromisoformat(columns["day"]),
         deadline=datetime.fromisoformat(columns["deadline"]).astimezone(UTC),
+        reference=columns.get("reference"),
         step=columns.get("step") or 0,
         state=State(columns["state"]),
         deployment=columns["deployment"],

@@ -72,7 +72,9 @@ def _figures_fields(figures: Figures) -> dict[str, Any]:
         "usage": usage_columns(figures.usage),
         "models": [[*names, _breakdown_fields(breakdown)] for names, breakdown in figures.models.items()],
         "callers": [[name, _breakdown_fields(breakdown)] for name, breakdown in figures.callers.items()],
-        "costliest": [[session.session_id, format(session.cost, "f")] for session in figures.costliest],
+        "costliest": [
+            [each.session, format(each.cost, "f"), *([True] if each.is_reference else [])] for each in figures.costliest
+        ],
     }
 
 
@@ -86,7 +88,10 @@ def _figures(fields: Mapping[str, Any]) -> Figures:
         usage=to_usage(fields["usage"]),
         models={(deployment, model): _breakdown(totals) for deployment, model, totals in fields["models"]},
         callers={name: _breakdown(totals) for name, totals in fields["callers"]},
-        costliest=tuple(SessionCost(session_id=name, cost=Decimal(cost)) for name, cost in fields["costliest"]),
+        costliest=tuple(
+            SessionCost(session=name, cost=Decimal(cost), is_reference=bool(reference))
+            for name, cost, *reference in fields["costliest"]
+        ),
     )
 
 

@@ -1,9 +1,10 @@
 """The daily table: one row per UTC day with its figures, whether they are final, and whether they were emailed."""
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 
-from shared.domain.daily import Day
+from shared.domain.daily import Day, SessionCost
 from shared.errors import VersionConflict
 from shared.storage.day_rows import from_day, to_day
 from shared.storage.tables import Table
@@ -42,3 +43,18 @@ class Days:
     async def put(self, day: Day) -> Day:
         """Replace the version that was read, or insert the day if it has no etag."""
         return replace(day, etag=await self._table.put(from_day(day), day.etag))
+
+    async def forget_session(self, day: date, session_id: str, reference: str) -> None:
+        """Replace the id of an erased session by its reference in a stored day."""
+        while stored := await self.get(day):
+            costliest = tuple(_without_id(each, session_id, reference) for each in stored.figures.costliest)
+            if costliest == stored.figures.costliest:
+                return
+            with suppress(VersionConflict):  # read it again
+                await self.put(replace(stored, figures=replace(stored.figures, costliest=costliest)))
+
+
+def _without_id(cost: SessionCost, session_id: str, reference: str) -> SessionCost:
+    if cost.is_reference or cost.session != session_id:
+        return cost
+    return replace(cost, session=reference, is_reference=True)

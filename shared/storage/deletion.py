@@ -3,6 +3,7 @@
 1. Insert a row (the mark) into the partition `~erasing`.
 2. Write its id to the session's head. From now on an erased session is not found, and a cleared one shows no content.
 3. Delete the session's rows in transactions that check the head's ETag, so that no write of another process is missed.
+   Before a turn of an erased session, remove the session's id from the ledger rows of its calls.
 4. Remove the id from the head (or delete the head), then delete the mark.
 """
 
@@ -13,10 +14,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from shared.domain.clock import Clock
-from shared.domain.conversation import Deletion, Session
+from shared.domain.conversation import Deletion, Session, Turn
 from shared.errors import VersionConflict
 from shared.storage import session_rows as rows
+from shared.storage.days import Days
 from shared.storage.entities import Row
+from shared.storage.ledger import Ledger
 from shared.storage.sessions import Sessions
 from shared.storage.tables import Table, Write
 
@@ -28,9 +31,11 @@ _BATCH = 99  # rows in a transaction besides the head: a transaction takes at mo
 class Deletions:
     """Raises StorageUnavailable."""
 
-    def __init__(self, table: Table, sessions: Sessions, clock: Clock) -> None:
+    def __init__(self, table: Table, sessions: Sessions, ledger: Ledger, days: Days, clock: Clock) -> None:
         self._table = table
         self._sessions = sessions
+        self._ledger = ledger
+        self._days = days
         self._clock = clock
 
     async def begin(self, session: Session, *, erase: bool) -> Session | None:
@@ -84,6 +89,8 @@ class Deletions:
     async def _carry_out(self, head: Session, deletion: Deletion) -> None:
         batch: list[Write] = []
         async for row in self._rows_after(head):
+            if deletion.erase and rows.is_turn(row):
+                await self._forget_session(head, deletion, rows.to_turn(row))
             batch += _deletion_writes(row, head, deletion)
             if len(batch) == _BATCH:
                 head, batch = await self._commit(head, batch, new_head=head), []
@@ -96,6 +103,16 @@ class Deletions:
         row = rows.from_session(new_head or head)
         etags = await self._table.commit([Write("put" if new_head else "delete", row, head.etag), *batch])
         return replace(head, etag=etags[0])
+
+    async def _forget_session(self, head: Session, deletion: Deletion, turn: Turn) -> None:
+        """Remove the session's id from the ledger and the daily figures, where it can still be."""
+        for call in turn.calls:
+            if call.reference and call.state.final:
+                continue
+            reference = call.reference or head.reference or deletion.id  # random; the same if this is resumed
+            await self._ledger.forget_session(call, head.id, turn.number, reference)
+            if not call.reference:
+                await self._days.forget_session(call.day, head.id, reference)
 
     def _rows_after(self, session: Session) -> AsyncIterator[Row]:
         return self._table.query(
@@ -118,7 +135,7 @@ class Deletions:
 
 def _deletion_writes(row: Row, head: Session, deletion: Deletion) -> list[Write]:
     """The write for one row: delete it, or, for a cleared turn, remove its content and keep its cost."""
-    if deletion.erase or not row["RowKey"].startswith("turn-"):
+    if deletion.erase or not rows.is_turn(row):
         return [Write("delete", row, row["etag"])]
     turn = rows.to_turn(row)
     if not turn.messages or turn.number > head.cleared_through:

@@ -25,7 +25,7 @@ from shared.storage.ledger_rows import (
     to_entry,
 )
 from shared.storage.limits import LimitedCalls
-from shared.storage.tables import Table
+from shared.storage.tables import Table, Write
 from shared.turns.ports import LaterDay
 
 _AFTER = "~~~"  # sorts after every key with the same prefix
@@ -96,6 +96,23 @@ class Ledger:
                 return True
         return False
 
+    async def forget_session(self, call: Call, session_id: str, turn: int, reference: str) -> None:
+        """Remove the id of an erased session from a call's row. A row of 0.2.0 and earlier, which has it in its key, is
+        replaced by one with the reference, in the same partition."""
+        while entry := await self.find(call, session_id, turn):
+            anonymous = replace(entry, call=replace(entry.call, reference=reference), session_id=None)
+            try:
+                if call.reference:
+                    await self._table.put(from_entry(anonymous), entry.etag)
+                else:
+                    partition, key = _keys(entry)
+                    anonymous = replace(anonymous, keys=(partition, key.replace(session_id, reference, 1)))
+                    old = Write("delete", {"PartitionKey": partition, "RowKey": key}, entry.etag)
+                    await self._table.commit([old, Write("put", from_entry(anonymous))])
+            except VersionConflict:  # the call is settled meanwhile, or another process does the same
+                continue
+            return
+
     def parts(self, day: date) -> list[AsyncIterator[LedgerEntry]]:
         """A day's rows in 16 parts, to be read concurrently. Within a part, the rows of a session are adjacent and in
         the order of its turns."""
@@ -131,7 +148,11 @@ class Ledger:
 
 
 def _partition(entry: LedgerEntry) -> str:
-    return ledger_keys(entry.call, entry.session_id, entry.turn)[0]
+    return _keys(entry)[0]
+
+
+def _keys(entry: LedgerEntry) -> tuple[str, str]:
+    return entry.keys or ledger_keys(entry.call, entry.session_id, entry.turn)
 
 
 async def _merged(rows: AsyncIterator[Row], others: AsyncIterator[Row]) -> AsyncIterator[LedgerEntry]:
@@ -154,4 +175,4 @@ async def _next(rows: AsyncIterator[Row]) -> LedgerEntry | None:
 
 
 def _order(entry: LedgerEntry) -> str:
-    return f"{entry.session_id or ''}~{entry.turn:010}"
+    return f"{entry.session or ''}~{entry.turn:010}"

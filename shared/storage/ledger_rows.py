@@ -18,7 +18,7 @@ Row = dict[str, Any]
 SHARDS = 16  # partitions per day
 # The columns that a day's summary needs: a fifth less to parse than whole rows.
 SUMMARY_COLUMNS = [
-    *("RowKey", "id", "day", "deadline", "step", "state", "deployment", "caller", "worst_case"),
+    *("RowKey", "id", "day", "deadline", "reference", "step", "state", "deployment", "caller", "worst_case"),
     *(*USAGE_COLUMNS, "cost", "rates", "model"),
 ]
 
@@ -29,8 +29,9 @@ def ledger_partition(day: date, shard: int) -> str:
 
 def ledger_keys(call: Call, session_id: str | None, turn: int) -> tuple[str, str]:
     """PartitionKey and RowKey of a call. They never change, whichever process writes the row."""
-    shard = int(sha256_hex(session_id or call.id)[:2], 16) % SHARDS
-    key = f"{session_id}~{turn:010}~{call.id}" if session_id else f"~{call.id}"
+    session = call.reference or session_id
+    shard = int(sha256_hex(session or call.id)[:2], 16) % SHARDS
+    key = f"{session}~{turn:010}~{call.id}" if session else f"~{call.id}"
     if call.minute:
         return limits_partition(call.day), limited_prefix(call.day, shard) + key
     return ledger_partition(call.day, shard), key
@@ -42,8 +43,12 @@ def limited_prefix(day: date, shard: int) -> str:
 
 
 def from_entry(entry: LedgerEntry) -> Row:
-    partition, key = ledger_keys(entry.call, entry.session_id, entry.turn)
+    partition, key = entry.keys or ledger_keys(entry.call, entry.session_id, entry.turn)
     row = {"PartitionKey": partition, "RowKey": key, "caller": entry.caller, **call_columns(entry.call)}
+    if (
+        entry.call.reference and not entry.call.state.final
+    ):  # a chosen id may name a person: not kept longer than needed
+        row["session"] = entry.session_id
     if entry.limits:
         row |= {"limits": json_text(entry.limits), "counted_in": entry.minute}
     return row
@@ -51,14 +56,15 @@ def from_entry(entry: LedgerEntry) -> Row:
 
 def to_entry(row: Row) -> LedgerEntry:
     parts = row["RowKey"].split("~")
-    session_id, *rest = parts if len(parts) < 4 else parts[2:]  # a limited call's begins with day and shard
+    session, *rest = parts if len(parts) < 4 else parts[2:]  # a limited call's begins with day and shard
     counted_in: datetime | None = row.get("counted_in")
     return LedgerEntry(
         call=to_call(row),
-        session_id=session_id or None,
-        turn=int(rest[0]) if session_id else 0,
+        session_id=row.get("session") if "reference" in row else session or None,
+        turn=int(rest[0]) if session else 0,
         caller=row.get("caller"),
         limits=tuple(orjson.loads(row.get("limits") or "[]")),
         minute=counted_in and counted_in.astimezone(UTC),
+        keys=(row["PartitionKey"], row["RowKey"]) if "PartitionKey" in row else None,
         etag=row["etag"],
     )

@@ -25,6 +25,10 @@ def turn_key(number: int) -> str:
     return f"turn-{_NEWEST_FIRST - number:010}"
 
 
+def is_turn(row: Row) -> bool:
+    return str(row["RowKey"]).startswith("turn-")
+
+
 def record_key(key_hash: str) -> str:
     """RowKey of an idempotency record. It sorts after the turns."""
     return f"used-{key_hash}"
@@ -42,6 +46,7 @@ def from_session(session: Session) -> Row:
         "created": session.created,
         "updated": session.updated,
         "owner": session.owner,
+        "reference": session.reference,
         "system": session.system,
         "deployment": session.deployment,
         "turns": session.turns,
@@ -72,6 +77,7 @@ def to_session(row: Row) -> Session:
         created=row["created"],
         updated=row["updated"],
         owner=row.get("owner"),
+        reference=row.get("reference"),
         system=row["system"],
         deployment=row["deployment"],
         turns=row["turns"],

@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 
 from shared.domain.calls import Call, LedgerEntry, State
-from shared.domain.hashing import session_label
 from shared.turns.ports import CallRecord
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def _accounting_fields(entry: LedgerEntry, call: Call) -> dict[str, Any]:
     """Amounts in USD are strings, so that no reader parses them as floats."""
     usage = call.usage
     return {
-        "session": session_label(entry.session_id) if entry.session_id else None,
+        "session": entry.session_label,
         "turn": entry.turn,
         "outcome": call.state.value,
         "reason": call.reason,

@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared.domain.calls import State
-from shared.domain.hashing import session_label
 from shared.turns.ports import CallRecord
 
 log = logging.getLogger(__name__)
@@ -120,7 +119,7 @@ def _own(record: CallRecord) -> dict[str, Any]:
         "chat.turn": entry.turn,
         "chat.attempts": record.attempts,
         "chat.cost_usd": None if record.call.cost is None else f"{record.call.cost:f}",
-        "gen_ai.conversation.id": session_label(entry.session_id) if entry.session_id else None,
+        "gen_ai.conversation.id": entry.session_label,
         "gen_ai.request.max_tokens": record.max_tokens,
         "gen_ai.request.stream": record.streamed,
         "gen_ai.response.finish_reasons": [record.finish_reason] if record.finish_reason else None,

@@ -179,7 +179,7 @@ class Turns:
     async def _retry(self, run: _Run, outcome: Call, plan: Plan) -> bool:
         """Reserve a new call in place of the failed one, then wait as long as the service requires. False if the lease
         is lost or storage can't be reached."""
-        new = self._reservations.new_call(run.request.principal, plan, step=outcome.step)
+        new = self._reservations.new_call(run.request.principal, plan, reference=outcome.reference, step=outcome.step)
         try:
             if not await run.turn.retry(outcome, new, plan):
                 return False

@@ -101,7 +101,7 @@ class Reservations:
         self._admission.check(request.principal, call)
         return SessionlessTurn(call, plan)
 
-    def new_call(self, principal: Principal, plan: Plan, *, step: int = 0) -> Call:
+    def new_call(self, principal: Principal, plan: Plan, *, reference: str | None = None, step: int = 0) -> Call:
         """An open call for the plan, with its worst case in USD and tokens. The time is read once: a limited call's
         day, month and minute go together."""
         now = self._clock.now()
@@ -115,6 +115,7 @@ class Reservations:
             worst_case=worst_case(plan.prompt_bound, plan.max_tokens, rates, audio=audio) if rates else None,
             max_tokens=plan.prompt_bound + plan.max_tokens,
             minute=minute_of(now) if self._admission.limits(principal) else None,
+            reference=reference,
             step=step,
         )
 
@@ -134,7 +135,8 @@ class Reservations:
 
     def _planned(self, request: Request, session: Session, turns: Sequence[Turn]) -> _Planned:
         plan = request.plan(session, turns, self._limits)
-        call, now = self.new_call(request.principal, plan), self._clock.now()
+        session = replace(session, reference=session.reference or secrets.token_hex(16))
+        call, now = self.new_call(request.principal, plan, reference=session.reference), self._clock.now()
         self._admission.check(request.principal, call, session)
         turn = Turn(
             number=session.turns + 1,

@@ -62,6 +62,7 @@ def chat_answer(answer: Answer) -> ChatAnswer:
 def session_answer(session: Session, now: datetime) -> SessionAnswer:
     return SessionAnswer(
         session_id=session.id,
+        reference=session.reference,
         created=session.created,
         updated=session.updated,
         system=session.system,
@@ -142,7 +143,12 @@ def daily_answer(summary: DailySummary) -> DailyAnswer:
             CallerCost(caller=name, **_breakdown(breakdown)) for name, breakdown in _costliest_first(figures.callers)
         ],
         costliest_sessions=[
-            CostliestSession(session_id=session.session_id, cost_usd=session.cost) for session in figures.costliest
+            CostliestSession(
+                session_id=None if each.is_reference else each.session,
+                reference=each.session if each.is_reference else None,
+                cost_usd=each.cost,
+            )
+            for each in figures.costliest
         ],
         previous_day_usd=summary.day_before,
         week_average_usd=_rounded(summary.week_average),

@@ -163,7 +163,10 @@ class ErrorEvent(BaseModel):
 
 
 class SessionAnswer(SessionTotals):
+    """`reference`: the session's name in reports, emails and logs; null until the next turn of an old session."""
+
     session_id: str
+    reference: str | None
     created: datetime
     updated: datetime
     system: str

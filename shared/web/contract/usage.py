@@ -28,7 +28,10 @@ class CallerCost(BaseModel):
 
 
 class CostliestSession(BaseModel):
-    session_id: str
+    """`session_id` only for days before 0.3.0; later ones have the session's `reference`."""
+
+    session_id: str | None
+    reference: str | None
     cost_usd: Decimal
 
 
