@@ -5,7 +5,9 @@ import asyncio
 import logging
 import os
 import signal
-from functools import cache
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from functools import cache, partial
 from types import FrameType
 from typing import Any
 
@@ -31,6 +33,7 @@ from shared.storage.cursors import Cursors
 from shared.storage.days import Days
 from shared.storage.deletion import Deletions
 from shared.storage.ledger import Ledger
+from shared.storage.retention import Retention
 from shared.storage.sessions import Sessions
 from shared.storage.tables import Table
 from shared.telemetry.call_log import CallLog
@@ -73,12 +76,14 @@ class Services:
         sessions = Sessions(sessions_table, clock)
         days = Days(daily_table)
         deletions = Deletions(sessions_table, sessions, ledger, days, clock)
+        retention = Retention(sessions_table, sessions, deletions, clock, days=settings.retention.session_days)
         recovery = Recovery(sessions, ledger, call_log, clock)
         self.turns = Turns(
             Reservations(
                 _turn_limits(settings),
                 sessions=sessions,
                 deletions=deletions,
+                retention=retention,
                 recovery=recovery,
                 prices=prices,
                 admission=admission,
@@ -102,6 +107,9 @@ class Services:
             {
                 "recovery": self.reports.recover,
                 "deletions": deletions.finish_interrupted,
+                "retention_index": retention.enter_older,
+                "retention": retention.erase_expired,
+                "ledger_retention": partial(_delete_old_rows, ledger, clock, settings.retention.ledger_months),
                 "email": self.delivery.send_missed,
             },
             Cursors(daily_table),
@@ -121,6 +129,16 @@ class Services:
     def _table(self, name: str) -> Table:
         client = self._table_service.get_table_client(f"{self.settings.tables.prefix}{name}")
         return Table(client, self._table_access)
+
+
+async def _delete_old_rows(ledger: Ledger, clock: Clock, months: int | None, after: str) -> AsyncIterator[str]:
+    """Delete ledger rows older than so many complete months."""
+    if months is not None:
+        first = clock.now().date().replace(day=1)
+        for _ in range(months):
+            first = (first - timedelta(days=1)).replace(day=1)
+        async for partition in ledger.delete_before(first):
+            yield partition
 
 
 def _table_service(settings: Settings, identity: Identity) -> tuple[TableServiceClient, ServiceAccess]:

@@ -7,6 +7,7 @@ described in docs/settings.md and, briefly, in local.settings.sample.json.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Self
 
 from shared.domain.calls import ReasoningEffort
@@ -28,6 +29,7 @@ from shared.setting_values import (
     parse_storage_connection_string,
     parse_table_prefix,
     parse_tables_endpoint,
+    parse_whole_number,
 )
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "KeySettings",
     "MailSettings",
     "ModelSettings",
+    "RetentionSettings",
     "Settings",
     "SettingsError",
     "TableSettings",
@@ -44,6 +47,7 @@ __all__ = [
 
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly and say so when you do not know."
 MAX_ANSWER_TOKENS = 100_000  # the text of a longer answer might not fit into a table row
+MIN_LEDGER_MONTHS = 2  # a summary reads rows of up to 31 days ago
 MAX_OUTPUT_TOKENS = 128_000  # of the models with the longest answers
 MAX_MESSAGE_BYTES = 500_000  # upper limit of that setting: a system prompt of this size fills its row in UTF-16
 
@@ -185,6 +189,23 @@ class MailSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionSettings:
+    """How long data is kept; None: for ever."""
+
+    session_days: int | None  # since the session's last use
+    ledger_months: int | None  # complete months before the current one
+
+    @classmethod
+    def read(cls, env: Environment) -> Self:
+        days = partial(parse_whole_number, minimum=1, maximum=36_500)
+        months = partial(parse_whole_number, minimum=MIN_LEDGER_MONTHS, maximum=1_200)
+        return cls(
+            session_days=env.optional("RETENTION_DAYS", days),
+            ledger_months=env.optional("LEDGER_RETENTION_MONTHS", months),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeySettings:
     """The callers' keys: name -> SHA-256 of the key, 64 lower-case hex digits. No key itself is stored."""
 
@@ -229,6 +250,7 @@ class Settings:
     keys: KeySettings
     azure: AzureSettings
     limits: Limits
+    retention: RetentionSettings
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -243,6 +265,7 @@ class Settings:
             keys=KeySettings.read(env),
             azure=AzureSettings.read(env),
             limits=env.parsed("LIMITS", parse_limits, Limits()),
+            retention=RetentionSettings.read(env),
         )
         settings._check_limits()
         settings._check_max_output_tokens()

@@ -6,7 +6,7 @@ if several processes repeat the step.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, TypeAlias
 
@@ -44,6 +44,8 @@ class Session:
     deployment: str
     owner: str | None = None  # name of the principal that created it
     reference: str | None = None  # its name in the ledger and in reports; None until the next turn of an old session
+    seen: date | None = None  # day under which the retention's index has it; None if it has not
+    expires: datetime | None = None  # of a temporary session
     turns: int = 0
     totals: Totals = NO_TOTALS
     window_start: int = 1
@@ -60,6 +62,9 @@ class Session:
     def leased_to(self, call: Call) -> bool:
         """True if this call holds the lease, even an expired one."""
         return self.lease is not None and self.lease.call == call.id
+
+    def expired(self, now: datetime) -> bool:
+        return self.expires is not None and self.expires <= now
 
     def busy(self, now: datetime) -> bool:
         return self.lease is not None and now < self.lease.until

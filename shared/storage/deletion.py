@@ -95,6 +95,8 @@ class Deletions:
             if len(batch) == _BATCH:
                 head, batch = await self._commit(head, batch, new_head=head), []
         await self._delete_pointer(head)
+        if deletion.erase:
+            await self._delete_from_index(head)
         new_head = None if deletion.erase else replace(head, deletion=None, first_key=None)
         await self._commit(head, batch, new_head)
 
@@ -118,6 +120,12 @@ class Deletions:
         return self._table.query(
             "PartitionKey eq @session and RowKey gt @head", {"session": session.id, "head": rows.HEAD}
         )
+
+    async def _delete_from_index(self, head: Session) -> None:
+        days = ((rows.SEEN, head.seen), (rows.EXPIRES, head.expires and head.expires.date()))
+        for partition in (rows.index_partition(kind, day) for kind, day in days if day):
+            with suppress(VersionConflict):  # it is gone
+                await self._table.delete(partition, head.id, "*")
 
     async def _delete_pointer(self, head: Session) -> None:
         if head.first_key is None:

@@ -6,6 +6,7 @@ never lowered to a state of a lower rank, and never deleted.
 """
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 
@@ -24,7 +25,7 @@ from shared.storage.ledger_rows import (
     limited_prefix,
     to_entry,
 )
-from shared.storage.limits import LimitedCalls
+from shared.storage.limits import MAX_WRITES, LimitedCalls
 from shared.storage.tables import Table, Write
 from shared.turns.ports import LaterDay
 
@@ -132,6 +133,25 @@ class Ledger:
         span = {"month": limits_partition(day), "first": first, "after": after}
         async for row in self._table.query(keys, span | states):
             yield to_entry(row)
+
+    async def delete_before(self, month: date) -> AsyncIterator[str]:
+        """Delete the rows of the months before this one; yields the partition of each transaction."""
+        rows = self._table.query(
+            "PartitionKey lt @first", {"first": f"{month:%Y-%m}"}, select=["PartitionKey", "RowKey"]
+        )
+        batch: list[Write] = []
+        async for row in rows:
+            if batch and (batch[0].row["PartitionKey"] != row["PartitionKey"] or len(batch) == MAX_WRITES):
+                yield await self._delete(batch)
+                batch = []
+            batch.append(Write("delete", row, row["etag"]))
+        if batch:
+            yield await self._delete(batch)
+
+    async def _delete(self, batch: Sequence[Write]) -> str:
+        with suppress(VersionConflict):  # another process does the same
+            await self._table.commit(batch)
+        return str(batch[0].row["PartitionKey"])
 
     async def _part(self, day: date, shard: int) -> AsyncIterator[LedgerEntry]:
         partition = {"partition": ledger_partition(day, shard)}

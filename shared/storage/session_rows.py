@@ -3,6 +3,7 @@
 Stored names: existing tables hold these keys and columns, so a change needs a migration.
 """
 
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
@@ -16,6 +17,7 @@ Row = dict[str, Any]
 
 HEAD = "head"
 POINTER = "first"  # in a partition per Idempotency-Key: the session that the first request with this key started
+SEEN, EXPIRES = "~seen-", "~expires-"  # partitions of the retention's index, by day
 _NEWEST_FIRST = 9_999_999_999
 _POINTER_PREFIX = "~key-"  # reserved: no session id begins with ~
 
@@ -34,6 +36,11 @@ def record_key(key_hash: str) -> str:
     return f"used-{key_hash}"
 
 
+def index_partition(kind: str, day: date) -> str:
+    """The partition of the retention's index for a day. `kind`: SEEN or EXPIRES."""
+    return f"{kind}{day.isoformat()}"
+
+
 def pointer_partition(key_hash: str) -> str:
     return f"{_POINTER_PREFIX}{key_hash}"
 
@@ -47,6 +54,8 @@ def from_session(session: Session) -> Row:
         "updated": session.updated,
         "owner": session.owner,
         "reference": session.reference,
+        "seen": session.seen and session.seen.isoformat(),
+        "expires": session.expires,
         "system": session.system,
         "deployment": session.deployment,
         "turns": session.turns,
@@ -78,6 +87,8 @@ def to_session(row: Row) -> Session:
         updated=row["updated"],
         owner=row.get("owner"),
         reference=row.get("reference"),
+        seen=date.fromisoformat(row["seen"]) if "seen" in row else None,
+        expires=row.get("expires"),
         system=row["system"],
         deployment=row["deployment"],
         turns=row["turns"],

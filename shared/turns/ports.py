@@ -43,6 +43,13 @@ class Sessions(Protocol):
         """Write only the session's lease."""
 
 
+class Retention(Protocol):
+    """Erases sessions when their time is over."""
+
+    async def enter(self, session: Session) -> Session:
+        """Note that the session is used, before a turn; returns the session to store."""
+
+
 class Deletions(Protocol):
     """Clears and erasures. Each one completes even after repeated interruptions."""
 

@@ -5,6 +5,7 @@ Each plans its model call: the body, an upper bound on its tokens, and what it a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Protocol
 
 from shared.domain.conversation import Message, Session, Turn
@@ -50,6 +51,8 @@ class Request(Protocol):
     @property
     def deployment(self) -> str | None: ...
     @property
+    def expires_in(self) -> timedelta | None: ...
+    @property
     def idempotency_key(self) -> str | None: ...
     @property
     def fingerprint(self) -> str: ...
@@ -75,6 +78,7 @@ class ComposedRequest:
     deployment: str | None = None
     max_tokens: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    expires_in: timedelta | None = None  # of a session that it starts
     idempotency_key: str | None = None
     fingerprint: str = ""
 
@@ -89,6 +93,9 @@ class ComposedRequest:
             raise InvalidRequest(f"max_tokens may be at most {longest}.", param="max_tokens")
 
     def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
+        if self.expires_in and not session.expires:
+            message = "A session is temporary from its first turn on, or never."
+            raise InvalidRequest(message, param="expires_in_seconds")
         if self.system not in (None, session.system):
             raise InvalidRequest("system is set by a session's first turn and can't be changed later.", param="system")
         attached = {name: self.options[name] for name in _PROMPT_OPTIONS if name in self.options}
@@ -134,6 +141,7 @@ class ForwardedRequest:
     messages: tuple[Message, ...] = ()
     session_id: str | None = None
     system: str | None = None
+    expires_in: timedelta | None = None
     idempotency_key: str | None = None
     fingerprint: str = ""
 

@@ -20,7 +20,7 @@ from shared.errors import SessionBusy, SessionNotFound, StorageUnavailable, Vers
 from shared.turns.admission import Admission
 from shared.turns.idempotency import answered_turn, check_first_key, check_same_request, new_record
 from shared.turns.lease import LeasedTurn, SessionlessTurn, lease_for
-from shared.turns.ports import Deletions, Plan, Sessions
+from shared.turns.ports import Deletions, Plan, Retention, Sessions
 from shared.turns.recovery import Recovery, read_turn
 from shared.turns.requests import ForwardedRequest, Request, TurnLimits
 
@@ -52,6 +52,7 @@ class Reservations:
         *,
         sessions: Sessions,
         deletions: Deletions,
+        retention: Retention,
         recovery: Recovery,
         prices: Prices,
         admission: Admission,
@@ -60,6 +61,7 @@ class Reservations:
         self._limits = limits
         self._sessions = sessions
         self._deletions = deletions
+        self._retention = retention
         self._recovery = recovery
         self._prices = prices
         self._admission = admission
@@ -81,6 +83,8 @@ class Reservations:
                 return await self._commit(planned_new, record)
             if not session.visible_to(request.principal.name):
                 raise SessionNotFound
+            if session.expired(self._clock.now()) and not session.deletion:
+                session = await self._deletions.begin(session, erase=True) or session
             if session.deletion:
                 await self._deletions.finish(session)
                 continue
@@ -167,6 +171,7 @@ class Reservations:
             owner=request.principal.name,
             system=self._limits.system_prompt if request.system is None else request.system,
             deployment=request.deployment or self._limits.deployment,
+            expires=request.expires_in and now + request.expires_in,
         )
 
     def _with_deployment(self, session: Session) -> Session:
@@ -176,7 +181,7 @@ class Reservations:
         return session
 
     async def _commit(self, planned: _Planned, record: IdempotencyRecord | None) -> LeasedTurn:
-        session, turn = planned.session, planned.turn
+        session, turn = await self._retention.enter(planned.session), planned.turn
         if record:
             record = replace(record, turns=(*record.turns, turn.number))
         try:

@@ -22,6 +22,8 @@ class SessionAccess:
     async def get(self, session_id: str, principal: Principal) -> Session:
         """The stored session. Finishes an interrupted deletion first."""
         session = await self._sessions.head(session_id)
+        if session and session.expired(self._clock.now()) and not session.deletion:
+            session = await self._deletions.begin(session, erase=True) or session
         if session and session.deletion:
             await self._deletions.finish(session)
             session = await self._sessions.head(session_id)

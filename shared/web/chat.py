@@ -1,5 +1,7 @@
 """api/chat: one turn, answered as JSON or as server-sent events."""
 
+from datetime import timedelta
+
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.principal import Principal
@@ -34,6 +36,7 @@ async def post_chat(request: Request, app: Services, principal: Principal) -> Re
             deployment=chat.deployment,
             max_tokens=chat.max_tokens,
             options=chat.options(),
+            expires_in=None if chat.expires_in_seconds is None else timedelta(seconds=chat.expires_in_seconds),
             idempotency_key=idempotency_key(request),
             fingerprint=chat.fingerprint(),
         ),

@@ -64,6 +64,7 @@ class ChatRequest(Wire):
     session_id: SessionId | None = None
     system: str | None = None
     deployment: str | None = None
+    expires_in_seconds: Annotated[int, Field(ge=60, le=366 * 86_400)] | None = None
     stream: bool = False
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
