@@ -106,7 +106,7 @@ class Retention:
             await self._deletions.finish(session)
         elif session and session.expires:
             return  # later today
-        elif session:
+        elif session and self._days is not None:
             await self._insert(index_partition(SEEN, session.updated.date()), session.id)
         await self._delete(row["PartitionKey"], row["RowKey"])
 

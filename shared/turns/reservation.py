@@ -171,7 +171,7 @@ class Reservations:
             owner=request.principal.name,
             system=self._limits.system_prompt if request.system is None else request.system,
             deployment=request.deployment or self._limits.deployment,
-            expires=request.expires_in and now + request.expires_in,
+            expires=now + request.expires_in if request.expires_in else None,
         )
 
     def _with_deployment(self, session: Session) -> Session:
