@@ -8,7 +8,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.access.authentication import Auth
 from shared.services import services
-from shared.web import chat, limits, models, openai, pages, service, sessions, unknown, usage
+from shared.web import chat, export, limits, models, openai, pages, service, sessions, unknown, usage
 from shared.web.http import ErrorWriter, Handler, error_response, respond
 
 FUNCTION, ANONYMOUS = func.AuthLevel.FUNCTION, func.AuthLevel.ANONYMOUS
@@ -44,6 +44,9 @@ route("session", "GET", "api/sessions/{session_id}", Auth.FUNCTION_KEY, sessions
 route("erase_session", "DELETE", "api/sessions/{session_id}", Auth.FUNCTION_KEY, sessions.delete_session)
 route("messages", "GET", "api/sessions/{session_id}/messages", Auth.FUNCTION_KEY, sessions.get_messages)
 route("clear_messages", "DELETE", "api/sessions/{session_id}/messages", Auth.FUNCTION_KEY, sessions.delete_messages)
+route("export_session", "GET", "api/sessions/{session_id}/export", Auth.FUNCTION_KEY, export.get_export)
+route("erase_own_sessions", "DELETE", "api/me/sessions", Auth.FUNCTION_KEY, sessions.delete_own_sessions)
+route("erasure_of_own_sessions", "GET", "api/me/sessions/erasure", Auth.FUNCTION_KEY, sessions.get_erasure)
 route("about", "GET", "api/about", Auth.FUNCTION_KEY, service.get_about)
 
 route("limits", "GET", "api/limits", Auth.FUNCTION_KEY_OR_USAGE_KEY, limits.get_limits)

@@ -96,8 +96,8 @@ class SessionNotFound(ChatError):
     code = "session_not_found"
     status = 404
 
-    def __init__(self) -> None:
-        super().__init__("Session not found. Start one with POST api/chat.", param="session_id")
+    def __init__(self, message: str = "Session not found. Start one with POST api/chat.") -> None:
+        super().__init__(message, param="session_id")
 
 
 class RouteNotFound(ChatError):

@@ -33,6 +33,7 @@ from shared.storage.cursors import Cursors
 from shared.storage.days import Days
 from shared.storage.deletion import Deletions
 from shared.storage.ledger import Ledger
+from shared.storage.owner_erasures import OwnerErasures
 from shared.storage.retention import Retention
 from shared.storage.sessions import Sessions
 from shared.storage.tables import Table
@@ -76,6 +77,7 @@ class Services:
         sessions = Sessions(sessions_table, clock)
         days = Days(daily_table)
         deletions = Deletions(sessions_table, sessions, ledger, days, clock)
+        self.erasures = OwnerErasures(sessions_table, deletions, clock)
         retention = Retention(sessions_table, sessions, deletions, clock, days=settings.retention.session_days)
         recovery = Recovery(sessions, ledger, call_log, clock)
         self.turns = Turns(
@@ -107,6 +109,7 @@ class Services:
             {
                 "recovery": self.reports.recover,
                 "deletions": deletions.finish_interrupted,
+                "erasures": self.erasures.resume,
                 "retention_index": retention.enter_older,
                 "retention": retention.erase_expired,
                 "ledger_retention": partial(_delete_old_rows, ledger, clock, settings.retention.ledger_months),

@@ -33,6 +33,19 @@ class Deletion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerErasure:
+    """An erasure of the owner's sessions that existed when it was begun. `position`: the last session that was
+    checked."""
+
+    owner: str
+    begun: datetime
+    erased: int = 0
+    position: str = ""
+    done: bool = False
+    etag: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """The head of a conversation. `turns`: number of the latest turn. `window_start`: number of the first turn in the
     latest answered turn's prompt. `etag`: the version that was read; empty if the session is not stored yet."""

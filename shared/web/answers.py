@@ -6,11 +6,11 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from shared.domain.calls import Usage
-from shared.domain.conversation import Session, Turn
+from shared.domain.conversation import OwnerErasure, Session, Turn
 from shared.domain.daily import DailySummary, Figures, UsageBreakdown
 from shared.reports.limits import LimitUse
 from shared.turns.events import Answer
-from shared.web.contract.chat import ChatAnswer, HistoryAnswer, SessionAnswer, SessionTotals, TurnAnswer
+from shared.web.contract.chat import ChatAnswer, ErasureAnswer, HistoryAnswer, SessionAnswer, SessionTotals, TurnAnswer
 from shared.web.contract.fields import TokenUsage
 from shared.web.contract.limits import BudgetAnswer, CallerLimits, RateAnswer, RemainingAnswer
 from shared.web.contract.usage import (
@@ -73,12 +73,16 @@ def session_answer(session: Session, now: datetime) -> SessionAnswer:
     )
 
 
+def erasure_answer(progress: OwnerErasure) -> ErasureAnswer:
+    return ErasureAnswer(begun=progress.begun, erased_sessions=progress.erased, done=progress.done)
+
+
 def history_answer(session: Session, turns: list[Turn]) -> HistoryAnswer:
     """A page of history. It is the last one if it contains the oldest turn that has not been cleared."""
     more = bool(turns) and turns[-1].number > session.cleared_through + 1
     return HistoryAnswer(
         session_id=session.id,
-        turns=[_turn_answer(turn) for turn in turns],
+        turns=[turn_answer(turn) for turn in turns],
         next_before=turns[-1].number if more else None,
     )
 
@@ -198,7 +202,7 @@ def _rounded(average: Decimal) -> Decimal:
     return average.quantize(Decimal("1e-10"))
 
 
-def _turn_answer(turn: Turn) -> TurnAnswer:
+def turn_answer(turn: Turn) -> TurnAnswer:
     call = turn.call
     return TurnAnswer(
         turn=turn.number,

@@ -1,12 +1,17 @@
 """api/sessions: a session's totals and history; clear and erase."""
 
+from contextlib import suppress
+
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.principal import Principal
+from shared.errors import SessionNotFound, Unauthorized
 from shared.services import Services
-from shared.web.answers import history_answer, session_answer
+from shared.web.answers import erasure_answer, history_answer, session_answer
 from shared.web.contract.fields import MAX_PAGE_TURNS, MAX_TURN_NUMBER
 from shared.web.http import json_response, session_id, whole_number
+
+_WAIT_S = 20.0  # clients and proxies give up on a silent request after 30 s and more
 
 
 async def get_session(request: Request, app: Services, principal: Principal) -> Response:
@@ -30,6 +35,29 @@ async def delete_messages(request: Request, app: Services, principal: Principal)
 async def delete_session(request: Request, app: Services, principal: Principal) -> Response:
     await app.sessions.erase(_session_id(request), principal)
     return Response(status_code=204)
+
+
+async def delete_own_sessions(request: Request, app: Services, principal: Principal) -> Response:
+    """Erase all sessions of the caller. The answer does not wait for all of them; the maintenance timer goes on."""
+    progress = await app.erasures.begin(_owner(principal))
+    with suppress(TimeoutError):
+        async with app.clock.timeout_at(app.clock.monotonic() + _WAIT_S):
+            async for reached in app.erasures.carry_out(progress):
+                progress = reached
+    return json_response(erasure_answer(progress), 200 if progress.done else 202)
+
+
+async def get_erasure(request: Request, app: Services, principal: Principal) -> Response:
+    progress = await app.erasures.progress(_owner(principal))
+    if progress is None:
+        raise SessionNotFound("No erasure was begun. Begin one with DELETE api/me/sessions.")
+    return json_response(erasure_answer(progress))
+
+
+def _owner(principal: Principal) -> str:
+    if principal.name is None:
+        raise Unauthorized("Send a client key: sessions that were begun without one have no owner.")
+    return principal.name
 
 
 def _session_id(request: Request) -> str:

@@ -176,6 +176,14 @@ class SessionAnswer(SessionTotals):
     usage: TokenUsage
 
 
+class ErasureAnswer(BaseModel):
+    """An erasure of all sessions of the caller that existed when it was begun."""
+
+    begun: datetime
+    erased_sessions: int
+    done: bool
+
+
 class TurnAnswer(BaseModel):
     turn: int
     state: str

@@ -1,0 +1,98 @@
+"""Erases all sessions of an owner. A row per owner holds the progress, so an interrupted erasure is resumed."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from shared.domain.clock import Clock
+from shared.domain.conversation import OwnerErasure
+from shared.domain.hashing import sha256_hex
+from shared.errors import VersionConflict
+from shared.storage import session_rows as rows
+from shared.storage.deletion import Deletions
+from shared.storage.entities import Row
+from shared.storage.tables import Table
+
+_PARTITION = "~erasing-owner"
+_SAVE_EVERY = 10  # sessions
+
+
+class OwnerErasures:
+    """Raises StorageUnavailable."""
+
+    def __init__(self, table: Table, deletions: Deletions, clock: Clock) -> None:
+        self._table = table
+        self._deletions = deletions
+        self._clock = clock
+
+    async def progress(self, owner: str) -> OwnerErasure | None:
+        row = await self._table.get(_PARTITION, sha256_hex(owner))
+        return _to_erasure(row) if row else None
+
+    async def begin(self, owner: str) -> OwnerErasure:
+        """Begin an erasure, or return the one that is not done."""
+        while True:
+            stored = await self.progress(owner)
+            if stored and not stored.done:
+                return stored
+            try:
+                return await self._save(
+                    OwnerErasure(owner=owner, begun=self._clock.now(), etag=stored.etag if stored else "")
+                )
+            except VersionConflict:  # another request has begun one
+                continue
+
+    async def carry_out(self, progress: OwnerErasure) -> AsyncIterator[OwnerErasure]:
+        """Erase the sessions; yields the progress after each of them. Ends early if another process does the same."""
+        condition = "RowKey eq @head and owner eq @owner and PartitionKey gt @after"
+        parameters = {"head": rows.HEAD, "owner": progress.owner, "after": progress.position}
+        unsaved = 0
+        try:
+            async for row in self._table.query(condition, parameters):
+                if row["created"] <= progress.begun and await self._erase(row):
+                    progress = replace(progress, erased=progress.erased + 1)
+                progress, unsaved = replace(progress, position=row["PartitionKey"]), unsaved + 1
+                if unsaved == _SAVE_EVERY:
+                    progress, unsaved = await self._save(progress), 0
+                yield progress
+            yield await self._save(replace(progress, position="", done=True))
+        except VersionConflict:
+            return
+
+    async def resume(self, after: str) -> AsyncIterator[str]:
+        """Carry out what is not done; yields after each session."""
+        async for row in self._table.query("PartitionKey eq @erasures", {"erasures": _PARTITION}):
+            if not row["done"]:
+                async for _ in self.carry_out(_to_erasure(row)):
+                    yield ""
+
+    async def _erase(self, head: Row) -> bool:
+        """Returns False if the session changes at this moment; it is then being used, and stays."""
+        session = rows.to_session(head)
+        marked = session if session.deletion else await self._deletions.begin(session, erase=True)
+        if marked is None:
+            return False
+        await self._deletions.finish(marked)
+        return True
+
+    async def _save(self, progress: OwnerErasure) -> OwnerErasure:
+        row = {
+            "PartitionKey": _PARTITION,
+            "RowKey": sha256_hex(progress.owner),
+            "owner": progress.owner,
+            "begun": progress.begun,
+            "erased": progress.erased,
+            "position": progress.position,
+            "done": progress.done,
+        }
+        return replace(progress, etag=await self._table.put(row, progress.etag))
+
+
+def _to_erasure(row: Row) -> OwnerErasure:
+    return OwnerErasure(
+        owner=row["owner"],
+        begun=row["begun"],
+        erased=row["erased"],
+        position=row["position"],
+        done=row["done"],
+        etag=row["etag"],
+    )

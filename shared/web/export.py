@@ -1,0 +1,73 @@
+"""A whole conversation as JSON or Markdown."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
+
+from shared.domain.conversation import Session, Turn
+from shared.domain.principal import Principal
+from shared.errors import InvalidRequest
+from shared.services import Services
+from shared.web.answers import session_answer, turn_answer
+from shared.web.http import json_bytes, session_id
+
+_BLOCK = 100  # turns read at once
+_TITLES = {"user": "User", "assistant": "Assistant", "tool": "Tool result"}
+
+
+async def get_export(request: Request, app: Services, principal: Principal) -> Response:
+    """The conversation from its first turn on, without turns that were cleared."""
+    session = await app.sessions.get(session_id(request.path_params["session_id"]), principal)
+    kind = request.query_params.get("format", "json")
+    if kind not in ("json", "markdown"):
+        raise InvalidRequest("format must be json or markdown.", param="format")
+    ending, media_type = ("json", "application/json") if kind == "json" else ("md", "text/markdown; charset=utf-8")
+    write = _json if kind == "json" else _markdown
+    name = session.reference or "conversation"  # the id may be a secret, and file names are seen by others
+    headers = {"content-disposition": f'attachment; filename="{name}.{ending}"', "cache-control": "no-store"}
+    return StreamingResponse(write(session, _turns(app, session), app), media_type=media_type, headers=headers)
+
+
+async def _turns(app: Services, session: Session) -> AsyncIterator[Turn]:
+    """Oldest first, a block at a time."""
+    for first in range(session.cleared_through + 1, session.turns + 1, _BLOCK):
+        block = await app.sessions.history(session, before=first + _BLOCK, limit=_BLOCK)
+        for turn in reversed(block):
+            if turn.number >= first:
+                yield turn
+
+
+async def _json(session: Session, turns: AsyncIterator[Turn], app: Services) -> AsyncIterator[bytes]:
+    head = json_bytes(session_answer(session, app.clock.now()))
+    yield b'{"session":' + head + b',"conversation":['
+    separator = b"\n"
+    async for turn in turns:
+        yield separator + json_bytes(turn_answer(turn))
+        separator = b",\n"
+    yield b"\n]}\n"
+
+
+async def _markdown(session: Session, turns: AsyncIterator[Turn], app: Services) -> AsyncIterator[bytes]:
+    yield f"# Conversation of {session.created:%Y-%m-%d %H:%M} UTC\n".encode()
+    if session.system:
+        yield f"\n## System\n\n{session.system}\n".encode()
+    async for turn in turns:
+        for message in turn.messages:
+            yield f"\n## {_TITLES.get(message['role'], message['role'])}\n\n{_text(message)}\n".encode()
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message.get("content") or message.get("refusal") or ""
+    pieces = [content] if isinstance(content, str) else [_part(part) for part in content]
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") or {}
+        pieces.append(f"Calls `{function.get('name')}`:\n\n```json\n{function.get('arguments') or '{}'}\n```")
+    return "\n\n".join(piece for piece in pieces if piece)
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    if part.get("type") == "text":
+        return str(part.get("text") or "")
+    url = str((part.get("image_url") or {}).get("url") or "")
+    return f"![image]({url})" if url.startswith("http") else f"(A part of type {part.get('type')} is left out.)"
