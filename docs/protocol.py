@@ -13,8 +13,10 @@ A turn:      read S -> reserve in S (ETag) -> insert L row 'open' -> call the mo
 A retry of a call that may have been billed:
              one transaction on S (this call 'unaccounted', a new call 'open', same lease)
              -> raise the old L row -> insert the new one -> call the model again
-The state of a call can only rise:   open < abandoned < unaccounted < settled, failed   (rank 0 < 1 < 2 < 3)
-Recovery of a call with an expired lease (by the session's next turn, or by the timer for open or unaccounted L rows):
+The state of a call can only rise:   open < abandoned < unaccounted < stopped < settled, failed   (rank 0 to 4)
+A turn that is stopped ends its call as 'stopped': billed, but the amount is not known unless its usage arrives after all.
+Recovery of a call with an expired lease (by the session's next turn, or by the timer for L rows that are open,
+unaccounted or stopped):
   no L row   insert it as 'abandoned' if it is still absent: the stalled process can then no longer insert its own row,
              and therefore cannot spend; then raise S to 'abandoned'
   L row      raise S to 'unaccounted' if it is still open, then raise L to the state in S; if no session contains the
@@ -39,7 +41,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
-RANK = {"open": 0, "abandoned": 1, "unaccounted": 2, "settled": 3, "failed": 3}
+RANK = {"open": 0, "abandoned": 1, "unaccounted": 2, "stopped": 3, "settled": 4, "failed": 4}
+UNFINISHED = ("open", "unaccounted", "stopped")  # rows that the timer checks
 BREAKS = {
     "fence": "recovery abandons a call without first inserting its ledger row",
     "order": "the ledger is settled before the session",
@@ -47,6 +50,7 @@ BREAKS = {
     "write-first": "the model is called before the ledger row is inserted",
     "retry": "a retry takes over the turn without settling the first call in the session",
     "orphan": "recovery ignores a ledger row if no session contains its call",
+    "stopped-rank": "a stopped call ranks with an unaccounted one",
     "key": "the record of an Idempotency-Key keeps only the latest turn that used it",
     "key-order": "the turns that used an Idempotency-Key are looked up before the head is read",
 }
@@ -57,8 +61,9 @@ class Session(NamedTuple):
     holder: int | None = None  # the call that holds the lease
     expired: bool = False
     calls: tuple[tuple[int, str], ...] = ()  # (call, state), in order
-    settled: int = 0  # head totals: settled calls (represents tokens and cost) and unaccounted calls
+    settled: int = 0  # head totals: settled calls (represents tokens and cost), unaccounted and stopped calls
     unaccounted: int = 0
+    stopped: int = 0
     erased: bool = False
     key: tuple[int, ...] = ()  # the key's record: requests whose turns used it
 
@@ -94,10 +99,14 @@ def answered(session: Session, requests: int) -> frozenset[int]:
     return frozenset(call % requests for call, state in session.calls if state == "settled")
 
 
-def raise_call(session: Session, call: int, to: str, broken: str = "") -> Session:
+def rank(state: str, broken: str) -> int:
+    return RANK["unaccounted" if state == "stopped" and broken == "stopped-rank" else state]
+
+
+def raise_call(session: Session, call: int, to: str, broken: str) -> Session:
     """One transaction: raise the call's state and change the head's totals. Never lowers a state."""
     now = state_of(session, call)
-    if now is None or (RANK[to] <= RANK[now] and broken != "rise"):
+    if now is None or (rank(to, broken) <= rank(now, broken) and broken != "rise"):
         return session
     return session._replace(
         etag=session.etag + 1,
@@ -105,12 +114,13 @@ def raise_call(session: Session, call: int, to: str, broken: str = "") -> Sessio
         holder=None if session.holder == call else session.holder,
         settled=session.settled + (to == "settled"),
         unaccounted=session.unaccounted + (to == "unaccounted") - (now == "unaccounted" and to != "unaccounted"),
+        stopped=session.stopped + (to == "stopped") - (now == "stopped" and to != "stopped"),
     )
 
 
-def raise_row(ledger: Rows, call: int, to: str) -> Rows:
+def raise_row(ledger: Rows, call: int, to: str, broken: str) -> Rows:
     now = ledger[call]
-    if now is not None and RANK[to] <= RANK[now]:
+    if now is not None and rank(to, broken) <= rank(now, broken):
         return ledger
     return (*ledger[:call], to, *ledger[call + 1 :])
 
@@ -186,7 +196,7 @@ def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
             if ledger[own_call] is not None:
                 yield "row already exists", move("inserted?")
             else:
-                opened = raise_row(ledger, own_call, "open")
+                opened = raise_row(ledger, own_call, "open", broken)
                 yield "insert ledger row", move("call", ledger=opened)
                 yield "insert ledger row, too late", move("failed-S", ledger=opened)
                 yield "too late to insert a row", move("failed-S")
@@ -203,6 +213,7 @@ def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
         case "billed":
             yield "usage arrives", move(settle("settled"))
             yield "usage never arrives", move(settle("unaccounted"))
+            yield "the turn is stopped", move(settle("stopped"))
             if (
                 own_call < requests
                 and state.budget
@@ -216,31 +227,34 @@ def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
                         calls=tuple((retry_call if c == own_call else c, s) for c, s in session.calls),
                     )
                 else:
-                    after = raise_call(session, own_call, "unaccounted")
+                    after = raise_call(session, own_call, "unaccounted", broken)
                     after = after._replace(holder=retry_call, calls=(*after.calls, (retry_call, "open")))
                 yield "retry: old call unaccounted, new call open", move("retry-L", session=after, spend=1)
         case "retry-L":
             yield (
                 "raise the old row to unaccounted",
-                move("insert", call=own_call + requests, ledger=raise_row(ledger, own_call, "unaccounted")),
+                move("insert", call=own_call + requests, ledger=raise_row(ledger, own_call, "unaccounted", broken)),
             )
-        case "settled-S" | "failed-S" | "unaccounted-S":
+        case "settled-S" | "failed-S" | "unaccounted-S" | "stopped-S":
             outcome = process.at[:-2]
             label = f"settle session as {outcome}"
             after = raise_call(session, own_call, outcome, broken)
             yield label, move("end" if broken == "order" else f"{outcome}-L", session=after)
             if state.budget:
                 yield f"{label}, response lost", move(process.at, session=after, spend=1)
-        case "settled-L" | "failed-L" | "unaccounted-L":
+        case "settled-L" | "failed-L" | "unaccounted-L" | "stopped-L":
             outcome = process.at[:-2]
-            then = f"{outcome}-S" if broken == "order" else "end"
+            then = f"{outcome}-S" if broken == "order" else "stopped" if outcome == "stopped" else "end"
             label = f"settle ledger as {outcome}"
             if ledger[own_call] is None:
                 yield f"{label}, too late to insert a row", move(then)
-            yield label, move(then, ledger=raise_row(ledger, own_call, outcome))
+            yield label, move(then, ledger=raise_row(ledger, own_call, outcome, broken))
+        case "stopped":
+            yield "no usage arrives", move("end")
+            yield "usage arrives after all", move("settled-S")
         case "idle":  # the timer picks any row that is not final
             for call, row in enumerate(ledger):
-                if row in ("open", "unaccounted"):
+                if row in UNFINISHED:
                     yield f"check call {call}", move("look", victim=call)
         case "look":
             row = ledger[victim]
@@ -252,13 +266,16 @@ def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
                 yield f"find a row that is {row}", move("raise-S")
         case "fence":
             if ledger[victim] is None:
-                yield "fence: insert an abandoned row", move("abandon", ledger=raise_row(ledger, victim, "abandoned"))
+                yield (
+                    "fence: insert an abandoned row",
+                    move("abandon", ledger=raise_row(ledger, victim, "abandoned", broken)),
+                )
             else:
                 yield "the row has been inserted meanwhile", move("look")
         case "abandon":
             yield (
                 "raise session to abandoned",
-                move(resume, session=raise_call(session, victim, "abandoned"), victim=-1),
+                move(resume, session=raise_call(session, victim, "abandoned", broken), victim=-1),
             )
         case "raise-S":
             now = state_of(session, victim)
@@ -267,14 +284,16 @@ def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
             elif now == "open":
                 yield (
                     "raise session to unaccounted",
-                    move("raise-L", session=raise_call(session, victim, "unaccounted"), seen_state="unaccounted"),
+                    move(
+                        "raise-L", session=raise_call(session, victim, "unaccounted", broken), seen_state="unaccounted"
+                    ),
                 )
             else:
                 yield f"session state is {now}", move("raise-L", seen_state=now or "unaccounted")
         case "raise-L":
             yield (
                 f"raise ledger row to {process.seen_state}",
-                move(resume, ledger=raise_row(ledger, victim, process.seen_state), victim=-1, seen_state=""),
+                move(resume, ledger=raise_row(ledger, victim, process.seen_state, broken), victim=-1, seen_state=""),
             )
 
 
@@ -293,7 +312,7 @@ def recovered(session: Session, ledger: Rows, broken: str) -> State:
     """All processes have ended and the lease has expired: the next turn and the timer recover the remaining calls."""
     state = State(session._replace(expired=True), ledger, frozenset(), frozenset(), (Process("idle"),), 0, keyed=False)
     victims = [session.holder] if session.holder is not None else []
-    victims += [c for c, row in enumerate(ledger) if row in ("open", "unaccounted")]
+    victims += [c for c, row in enumerate(ledger) if row in UNFINISHED]
     for victim in victims:
         state = state._replace(processes=(Process("look", victim=victim),))
         while state.processes[0].at != "idle":
@@ -313,7 +332,7 @@ def violation(
             return f"call {call} was billed, but its ledger row is {ledger[call] or 'missing'}"
     session, ledger = recovered(session, ledger, broken)[:2]
     for call, row in enumerate(ledger):
-        if call in billed and row not in ("settled", "unaccounted"):
+        if call in billed and row not in ("settled", "unaccounted", "stopped"):
             return f"after recovery: call {call} was billed, but its ledger row is {row or 'missing'}"
         if call not in billed and row == "settled":
             return f"call {call} is settled, but was never billed"
@@ -321,7 +340,8 @@ def violation(
             return f"after recovery: the ledger row of call {call} is still open"
     if session.holder is not None:
         return "after recovery: the session is still locked"
-    for kind, total in (("settled", session.settled), ("unaccounted", session.unaccounted)):
+    totals = {"settled": session.settled, "unaccounted": session.unaccounted, "stopped": session.stopped}
+    for kind, total in totals.items():
         calls = sum(s == kind for _, s in session.calls)
         rows = sum(row == kind and call not in erased_calls for call, row in enumerate(ledger))
         if not total == calls == rows:
