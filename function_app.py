@@ -45,6 +45,7 @@ route("erase_session", "DELETE", "api/sessions/{session_id}", Auth.FUNCTION_KEY,
 route("messages", "GET", "api/sessions/{session_id}/messages", Auth.FUNCTION_KEY, sessions.get_messages)
 route("clear_messages", "DELETE", "api/sessions/{session_id}/messages", Auth.FUNCTION_KEY, sessions.delete_messages)
 route("export_session", "GET", "api/sessions/{session_id}/export", Auth.FUNCTION_KEY, export.get_export)
+route("stop_turn", "POST", "api/sessions/{session_id}/stop", Auth.FUNCTION_KEY, sessions.post_stop)
 route("erase_own_sessions", "DELETE", "api/me/sessions", Auth.FUNCTION_KEY, sessions.delete_own_sessions)
 route("erasure_of_own_sessions", "GET", "api/me/sessions/erasure", Auth.FUNCTION_KEY, sessions.get_erasure)
 route("about", "GET", "api/about", Auth.FUNCTION_KEY, service.get_about)

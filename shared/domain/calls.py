@@ -23,6 +23,7 @@ class State(StrEnum):
     OPEN = "open"  # it may be running
     ABANDONED = "abandoned"  # fenced before any spending
     UNACCOUNTED = "unaccounted"  # it may have been billed; the amount is unknown
+    STOPPED = "stopped"  # billed for what was generated until it was stopped; the amount is known only within bounds
     SETTLED = "settled"  # billed, and the cost is known
     FAILED = "failed"  # certainly not billed
 
@@ -32,11 +33,18 @@ class State(StrEnum):
 
     @property
     def final(self) -> bool:
-        """True if nothing more is expected: the call has ended, or never began."""
-        return self not in (State.OPEN, State.UNACCOUNTED)
+        """True if nothing more is expected: the cost is known, or there is none."""
+        return self not in (State.OPEN, State.UNACCOUNTED, State.STOPPED)
 
 
-_RANK = {State.OPEN: 0, State.ABANDONED: 1, State.UNACCOUNTED: 2, State.SETTLED: 3, State.FAILED: 3}
+_RANK = {
+    State.OPEN: 0,
+    State.ABANDONED: 1,
+    State.UNACCOUNTED: 2,
+    State.STOPPED: 3,
+    State.SETTLED: 4,
+    State.FAILED: 4,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +108,7 @@ class Call:
     state: State = State.OPEN
     usage: Usage | None = None
     cost: Decimal | None = None  # USD; None if the price is unknown
+    at_least: Decimal | None = None  # USD, of a stopped call: what the service had reported by then
     rates: Rates | None = None
     model: str | None = None
     endpoint: str | None = None
@@ -116,6 +125,10 @@ class Totals:
     unaccounted_calls: int = 0
     unaccounted: Decimal = ZERO  # USD, the worst case of the unaccounted calls that have one
     unbounded_calls: int = 0  # the other unaccounted calls
+    stopped_calls: int = 0
+    stopped_at_least: Decimal = ZERO  # USD, what the services had reported of the stopped calls
+    stopped_at_most: Decimal = ZERO  # USD, the worst case of the stopped calls that have one
+    stopped_unbounded: int = 0  # the other stopped calls
 
     @classmethod
     def of_turn(cls, calls: Iterable[Call]) -> "Totals":
@@ -123,6 +136,7 @@ class Totals:
         calls = tuple(calls)
         settled = [call for call in calls if call.state is State.SETTLED]
         unaccounted = [call for call in calls if call.state is State.UNACCOUNTED]
+        stopped = [call for call in calls if call.state is State.STOPPED]
         usage = NO_USAGE
         for call in settled:
             usage = usage.plus(call.usage or NO_USAGE)
@@ -133,19 +147,18 @@ class Totals:
             unaccounted_calls=len(unaccounted),
             unaccounted=sum((call.worst_case or ZERO for call in unaccounted), ZERO),
             unbounded_calls=sum(call.worst_case is None for call in unaccounted),
+            stopped_calls=len(stopped),
+            stopped_at_least=sum((call.at_least or ZERO for call in stopped), ZERO),
+            stopped_at_most=sum((call.worst_case or ZERO for call in stopped), ZERO),
+            stopped_unbounded=sum(call.worst_case is None for call in stopped),
         )
 
     def plus(self, other: "Totals", sign: int = 1) -> "Totals":
-        return Totals(
-            usage=self.usage.plus(other.usage, sign),
-            cost=self.cost + sign * other.cost,
-            unpriced_turns=self.unpriced_turns + sign * other.unpriced_turns,
-            unaccounted_calls=self.unaccounted_calls + sign * other.unaccounted_calls,
-            unaccounted=self.unaccounted + sign * other.unaccounted,
-            unbounded_calls=self.unbounded_calls + sign * other.unbounded_calls,
-        )
+        sums = {name: getattr(self, name) + sign * getattr(other, name) for name in _SUMS}
+        return Totals(usage=self.usage.plus(other.usage, sign), **sums)
 
 
+_SUMS = tuple(each.name for each in fields(Totals) if each.name != "usage")
 NO_TOTALS = Totals()
 
 

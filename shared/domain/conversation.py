@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from shared.domain.calls import NO_TOTALS, Call, State, Totals, Usage
 
+STOPPED = "stopped"  # finish_reason of a turn that was stopped
 Message: TypeAlias = Mapping[str, Any]
 """One chat message in OpenAI's format: role, content, tool_calls, tool_call_id, refusal."""
 
@@ -61,6 +62,7 @@ class Session:
     expires: datetime | None = None  # of a temporary session
     turns: int = 0
     totals: Totals = NO_TOTALS
+    stop: int | None = None  # number of the turn that is to be stopped
     window_start: int = 1
     cleared_through: int = 0
     lease: Lease | None = None

@@ -63,6 +63,10 @@ class Figures:
     unaccounted: int = 0
     unaccounted_cost: Decimal = ZERO  # worst case of the unaccounted calls that have one
     unbounded: int = 0  # the other unaccounted calls
+    stopped: int = 0
+    stopped_at_least: Decimal = ZERO  # what the services had reported of the stopped calls
+    stopped_at_most: Decimal = ZERO  # worst case of the stopped calls that have one
+    stopped_unbounded: int = 0  # the other stopped calls
     unpriced: int = 0  # settled calls whose model's price is unknown
     unpriced_turns: int = 0
     models: dict[tuple[str, str], UsageBreakdown] = field(default_factory=dict)  # by (deployment, model)
@@ -92,6 +96,10 @@ class Figures:
             unaccounted=self.unaccounted + other.unaccounted,
             unaccounted_cost=self.unaccounted_cost + other.unaccounted_cost,
             unbounded=self.unbounded + other.unbounded,
+            stopped=self.stopped + other.stopped,
+            stopped_at_least=self.stopped_at_least + other.stopped_at_least,
+            stopped_at_most=self.stopped_at_most + other.stopped_at_most,
+            stopped_unbounded=self.stopped_unbounded + other.stopped_unbounded,
             unpriced=self.unpriced + other.unpriced,
             unpriced_turns=self.unpriced_turns + other.unpriced_turns,
             models=_merged(self.models, other.models),

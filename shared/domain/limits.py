@@ -13,7 +13,7 @@ from shared.domain.calls import ZERO, Call, State
 from shared.domain.principal import Principal
 
 TOTAL, ANONYMOUS, OTHERS = "total", "anonymous", "*"  # names of limits beside those of callers
-_HELD = (State.OPEN, State.UNACCOUNTED)
+_HELD = (State.OPEN, State.UNACCOUNTED, State.STOPPED)
 _MINUTE = timedelta(minutes=1)
 _NEARLY = Decimal("0.8")  # of a budget: callers see what is left from here on
 

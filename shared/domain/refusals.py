@@ -34,17 +34,18 @@ def check_session(limits: Limits, totals: Totals, call: Call) -> None:
         return
     if call.worst_case is None:
         raise _price_unknown(call)
-    if totals.unbounded_calls or totals.unpriced_turns:
+    if totals.unbounded_calls or totals.stopped_unbounded or totals.unpriced_turns:
         message = (
             "A budget applies to this session, and it has turns whose cost is not known. Continue in a new session."
         )
         raise InvalidRequest(message, param="session_id")
-    if totals.cost + totals.unaccounted + call.worst_case > budget:
+    held = totals.unaccounted + totals.stopped_at_most
+    if totals.cost + held + call.worst_case > budget:
         message = (
             f"This session's budget of {_usd(budget)} does not allow this call, which may cost up to"
             f" {_usd(call.worst_case)}. Continue in a new session."
         )
-        raise BudgetExceeded(message, details=_amounts(budget, totals.cost, totals.unaccounted))
+        raise BudgetExceeded(message, details=_amounts(budget, totals.cost, held))
 
 
 def _refusals(limit: Limit, counter: Counter, call: Call, now: datetime) -> Iterator[ChatError]:

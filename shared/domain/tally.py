@@ -28,8 +28,8 @@ class Tally:
         self._turns_of_number = 0  # turns with the current turn number
         self._unpriced_groups = set[object]()  # groups that already count the current turn as unpriced
         self._count = dict.fromkeys(("sessions", "turns", "unpriced_turns", "calls", *State), 0)
-        self._unpriced = self._unbounded = 0
-        self._cost = self._saved = self._unaccounted_cost = ZERO
+        self._unpriced = self._unbounded = self._stopped_unbounded = 0
+        self._cost = self._saved = self._unaccounted_cost = self._stopped_at_least = self._stopped_at_most = ZERO
 
     def add(self, entry: LedgerEntry) -> None:
         """Add the next row. Abandoned calls are ignored: they were fenced before any spending."""
@@ -41,6 +41,10 @@ class Tally:
         self._count[call.state] += 1
         if call.state is State.SETTLED and call.usage is not None:
             self._add_settled(entry, call, call.usage)
+        elif call.state is State.STOPPED:
+            self._stopped_at_least += call.at_least or ZERO
+            self._stopped_at_most += call.worst_case or ZERO
+            self._stopped_unbounded += call.worst_case is None
         elif call.state is State.UNACCOUNTED:
             self._unaccounted_cost += call.worst_case or ZERO
             self._unbounded += call.worst_case is None
@@ -59,6 +63,10 @@ class Tally:
             unaccounted=self._count[State.UNACCOUNTED],
             unaccounted_cost=self._unaccounted_cost,
             unbounded=self._unbounded,
+            stopped=self._count[State.STOPPED],
+            stopped_at_least=self._stopped_at_least,
+            stopped_at_most=self._stopped_at_most,
+            stopped_unbounded=self._stopped_unbounded,
             unpriced=self._unpriced,
             unpriced_turns=self._count["unpriced_turns"],
             models=self._models,

@@ -18,7 +18,7 @@ from shared.errors import UpstreamError, UpstreamResponse
 from shared.model.error_body import read_error
 from shared.model.stream_errors import error_in
 from shared.model.tool_calls import ToolCalls
-from shared.model.usage import usage_of
+from shared.model.usage import usage_of, usage_of_timings
 from shared.model.wire_json import Text, as_text, parsed, storable
 from shared.turns.ports import DONE, Piece
 
@@ -43,6 +43,8 @@ class Completion:
         self.service_tier: str | None = None
         self.extras: dict[str, Any] = {}
         self.error: UpstreamError | None = None
+        self.running_usage: Usage | None = None
+        self.running_usage_is_exact = False
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
         self._reported: Any = None
@@ -123,7 +125,10 @@ class Completion:
         self._finish_reason = _name(first.get("finish_reason")) or self._finish_reason
         self._has_data = self._has_data or bool(choices) or bool(chunk.get("usage"))
         reported = chunk.get("usage") or first.get("usage")  # Moonshot reports it in the choice
-        usage = usage_of(reported)
+        usage, timed = usage_of(reported), usage_of_timings(chunk.get("timings"))
+        self.running_usage = timed or usage or self.running_usage
+        if timed or choices:
+            self.running_usage_is_exact = timed is not None
         generated = any(value for name, value in delta.items() if name != "role")
         self._begun = self._begun or generated or self._finish_reason is not None
         if usage:  # a gateway may report some before the answer begins: vllm-project/semantic-router#2215

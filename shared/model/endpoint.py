@@ -55,6 +55,7 @@ class Endpoint:
         self._access = access
         self._token_provider = api_key if callable(api_key) else None
         self._clock = clock
+        self._counts_tokens = False
         self.name = urlsplit(url).netloc
 
     async def send(
@@ -63,6 +64,8 @@ class Endpoint:
         """The response headers, and the answer's events, readable until `stack` is closed. Raises InvalidRequest if
         the service rejects the prompt, else UpstreamFailure, also while reading."""
         streamed = bool(body.get("stream"))
+        if self._counts_tokens and streamed and not plan.forwarded:
+            body = {**body, "timings_per_token": True}  # so that the cost of a stopped answer is known
         headers = {**_UNREAD, "x-ms-client-request-id": call_id}
         try:
             response = await self._client.post(
@@ -79,6 +82,7 @@ class Endpoint:
             raise from_connection_error(cause) from error
         stack.push_async_callback(response.aclose)
         answer = _reading(events(response, self._clock))
+        self._counts_tokens = response.headers.get("server") == "llama.cpp"
         first = await _first(answer)
         if first and (status := error_status(first[-1].data)):
             raise self._failure(plan, call_id, response, status, first[-1].data)

@@ -85,6 +85,18 @@ def usage_of(reported: Any) -> Usage | None:
     )
 
 
+def usage_of_timings(timings: Any) -> Usage | None:
+    """The tokens so far from llama.cpp's `timings`, which it sends with every chunk if `timings_per_token` is set.
+    https://github.com/ggml-org/llama.cpp/tree/master/tools/server"""
+    if not isinstance(timings, Mapping):
+        return None
+    prompt, cached, completion = (_count(timings.get(name)) for name in ("prompt_n", "cache_n", "predicted_n"))
+    if prompt is None or completion is None:
+        return None
+    cached = cached or 0
+    return Usage(prompt_tokens=prompt + cached, cached_tokens=cached, completion_tokens=completion)
+
+
 def _counts(reported: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int]]:
     """Each valid count of the object and of its details, with its path. Other objects in it are not read: they repeat
     counts under the names of another API."""

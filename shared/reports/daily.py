@@ -53,7 +53,7 @@ class Reports:
             if day.isoformat() <= after:
                 continue
             stored_day = stored.get(day)
-            if stored_day is None or stored_day.figures.unaccounted:
+            if stored_day is None or stored_day.figures.unaccounted or stored_day.figures.stopped:
                 await self._recover(day)
                 if stored_day:
                     await self._store(replace(stored_day, figures=await self.figures(day)))

@@ -17,9 +17,9 @@ Row = dict[str, Any]
 
 _COUNTS = (
     *("sessions", "turns", "calls", "open", "failed"),
-    *("unaccounted", "unbounded", "unpriced", "unpriced_turns"),
+    *("unaccounted", "unbounded", "stopped", "stopped_unbounded", "unpriced", "unpriced_turns"),
 )
-_AMOUNTS = ("cost", "saved", "unaccounted_cost")
+_AMOUNTS = ("cost", "saved", "unaccounted_cost", "stopped_at_least", "stopped_at_most")
 
 
 def from_day(day: Day) -> Row:
@@ -81,7 +81,7 @@ def _figures_fields(figures: Figures) -> dict[str, Any]:
 def _figures(fields: Mapping[str, Any]) -> Figures:
     counts: dict[str, Any] = {name: fields.get(name, 0) for name in _COUNTS}
     counts["unpriced_turns"] = fields.get("unpriced_turns", counts["unpriced"])  # older rows: each turn had one call
-    amounts: dict[str, Any] = {name: Decimal(fields[name]) for name in _AMOUNTS}
+    amounts: dict[str, Any] = {name: Decimal(fields.get(name, "0")) for name in _AMOUNTS}
     return Figures(
         **counts,
         **amounts,

@@ -120,10 +120,10 @@ class Ledger:
         return [self._part(day, shard) for shard in range(SHARDS)]
 
     async def unfinished(self, day: date) -> AsyncIterator[LedgerEntry]:
-        """The day's rows that are open or unaccounted."""
+        """The day's rows that are open, unaccounted or stopped."""
         # The SDK ends a parameter's name at a space, so the parentheses need spaces around them.
-        unfinished = "( state eq @open or state eq @unaccounted )"
-        states = {"open": State.OPEN.value, "unaccounted": State.UNACCOUNTED.value}
+        unfinished = "( state eq @open or state eq @unaccounted or state eq @stopped )"
+        states = {state.value: state.value for state in (State.OPEN, State.UNACCOUNTED, State.STOPPED)}
         partitions = f"PartitionKey ge @first and PartitionKey le @last and {unfinished}"
         span = {"first": ledger_partition(day, 0), "last": ledger_partition(day, SHARDS - 1)}
         async for row in self._table.query(partitions, span | states):

@@ -19,7 +19,7 @@ SHARDS = 16  # partitions per day
 # The columns that a day's summary needs: a fifth less to parse than whole rows.
 SUMMARY_COLUMNS = [
     *("RowKey", "id", "day", "deadline", "reference", "step", "state", "deployment", "caller", "worst_case"),
-    *(*USAGE_COLUMNS, "cost", "rates", "model"),
+    *(*USAGE_COLUMNS, "cost", "at_least", "rates", "model"),
 ]
 
 

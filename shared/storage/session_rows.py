@@ -18,6 +18,7 @@ Row = dict[str, Any]
 HEAD = "head"
 POINTER = "first"  # in a partition per Idempotency-Key: the session that the first request with this key started
 SEEN, EXPIRES = "~seen-", "~expires-"  # partitions of the retention's index, by day
+_STOPPED = ("stopped_calls", "stopped_at_least", "stopped_at_most", "stopped_unbounded")  # absent if there are none
 _NEWEST_FIRST = 9_999_999_999
 _POINTER_PREFIX = "~key-"  # reserved: no session id begins with ~
 
@@ -65,6 +66,8 @@ def from_session(session: Session) -> Row:
         "unaccounted_calls": totals.unaccounted_calls,
         "unaccounted": totals.unaccounted,
         "unbounded_calls": totals.unbounded_calls,
+        **({name: getattr(totals, name) for name in _STOPPED} if totals.stopped_calls else {}),
+        "stop": session.stop,
         "window_start": session.window_start,
         "cleared_through": session.cleared_through,
         "removal": session.deletion and session.deletion.id,
@@ -99,7 +102,12 @@ def to_session(row: Row) -> Session:
             unaccounted_calls=row["unaccounted_calls"],
             unaccounted=Decimal(row["unaccounted"]),
             unbounded_calls=row.get("unbounded_calls", 0),
+            stopped_calls=row.get("stopped_calls", 0),
+            stopped_at_least=Decimal(row.get("stopped_at_least", "0")),
+            stopped_at_most=Decimal(row.get("stopped_at_most", "0")),
+            stopped_unbounded=row.get("stopped_unbounded", 0),
         ),
+        stop=row.get("stop"),
         window_start=row["window_start"],
         cleared_through=row["cleared_through"],
         lease=Lease(call=row["lease_call"], until=row["lease_until"]) if "lease_call" in row else None,

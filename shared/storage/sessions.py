@@ -104,6 +104,10 @@ class Sessions:
         key: Row = {"PartitionKey": session.id, "RowKey": rows.HEAD}
         return replace(session, etag=await self._table.merge({**key, **rows.lease_columns(session)}, session.etag))
 
+    async def request_stop(self, session: Session) -> None:
+        key: Row = {"PartitionKey": session.id, "RowKey": rows.HEAD}
+        await self._table.merge({**key, "stop": session.turns}, session.etag)
+
     def _rows(self, session_id: str, start: str, *, page: int = _PAGE) -> AsyncIterator[Row]:
         return self._table.query(
             "PartitionKey eq @session and RowKey ge @start and RowKey lt @end",

@@ -9,7 +9,7 @@ these steps and shows what breaks without each rule.
 import asyncio
 import logging
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shared.domain.calls import Call, LedgerEntry, State
 from shared.domain.clock import Clock
@@ -42,6 +42,7 @@ class _Run:
     turn: ReservedTurn
     stream: TurnStream
     deadline: float
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Turns:
@@ -68,6 +69,7 @@ class Turns:
         self._clock = clock
         self._turn_timeout = turn_timeout
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[str, _Run] = {}  # by session
 
     def take_turn(self, request: Request, *, deltas: bool) -> TurnStream:
         """Start a turn of a session. It continues even if its events are not read."""
@@ -76,6 +78,15 @@ class Turns:
     def call(self, request: ForwardedRequest, *, deltas: bool) -> TurnStream:
         """Call the model without a session: the call is stored only in the ledger."""
         return self._begin(request, self._reservations.without_session(request), TurnStream(deltas=deltas))
+
+    async def stop(self, session_id: str, number: int) -> bool:
+        """Stop a turn that runs in this process, and wait until it has ended. False if it does not run here."""
+        run = self._running.get(session_id)
+        if run is None or run.turn.number != number:
+            return False
+        run.turn.stop.request()
+        await run.ended.wait()
+        return True
 
     async def finish(self) -> None:
         """Wait for all running turns."""
@@ -95,8 +106,17 @@ class Turns:
             if isinstance(turn, Replay):
                 _replay(turn, stream)
                 return
-            async with turn.renewing():
-                await self._call_and_settle(_Run(request=request, turn=turn, stream=stream, deadline=deadline))
+            run = _Run(request=request, turn=turn, stream=stream, deadline=deadline)
+            stream.on_stop = turn.stop.request
+            if turn.session_id:
+                self._running[turn.session_id] = run
+            try:
+                async with turn.renewing():
+                    await self._call_and_settle(run)
+            finally:
+                if turn.session_id and self._running.get(turn.session_id) is run:
+                    del self._running[turn.session_id]
+                run.ended.set()
         except ChatError as error:
             stream.fail(error)
         except Exception as error:
@@ -135,7 +155,7 @@ class Turns:
         """Read the answer and send its deltas to the stream. Sets `call.error` if the answer is not complete."""
         answer = call.answer
         try:
-            async with self._clock.timeout_at(run.deadline), call.upstream as events:
+            async with self._clock.timeout_at(run.deadline), run.turn.stop.scope(), call.upstream as events:
                 rates = self._admission.rates(run.request.principal, call.entry)
                 run.stream.send(Opened(call.upstream.headers, rates))
                 async for event in events:
@@ -145,6 +165,9 @@ class Turns:
                     message = "The model's answer broke off. Retry the request."
                     raise answer.error or UpstreamError(message, maybe_billed=True)
         except TimeoutError:
+            if run.turn.stop.requested and self._clock.monotonic() < run.deadline:
+                call.stopped = not answer.complete
+                return
             message = f"The turn exceeded its timeout of {self._turn_timeout:g} s. Shorten the request, or retry later."
             call.error = UpstreamTimeout(message, maybe_billed=call.upstream.attempts > 0)
         except UpstreamFailure as error:
@@ -166,7 +189,7 @@ class Turns:
         """The plan for the retry; None if the failed call must not be retried: a delta may have reached the caller, the
         answer is complete and only its usage is missing, or no time is left."""
         pause = self._model.pause(outcome.deployment)
-        if run.stream.delta_sent or call.answer.finish_reason is not None:
+        if run.stream.delta_sent or call.answer.finish_reason is not None or run.turn.stop.requested:
             return None
         if self._clock.monotonic() + pause >= run.deadline:
             return None
@@ -191,7 +214,7 @@ class Turns:
     async def _settle(self, run: _Run, call: OpenCall, outcome: Call) -> None:
         """Settle the session, answer the caller, settle the ledger: a final row implies that its session is final."""
         messages = run.request.messages
-        if call.error is None or call.first_token:
+        if call.first_token or (call.error is None and not call.stopped):
             messages = (*messages, call.answer.message(empty_fields=run.turn.plan.forwarded))
         result = TurnResult(
             messages=messages,

@@ -1,7 +1,7 @@
 """A running turn as its caller sees it: a stream of events."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias
 
@@ -71,6 +71,7 @@ class TurnStream:
         self._deltas = deltas
         self.ended = False
         self.delta_sent = False  # a delta may have reached the caller
+        self.on_stop: Callable[[], None] | None = None  # once the turn is reserved
 
     def send(self, event: Event) -> None:
         if isinstance(event, Delta):
@@ -81,6 +82,11 @@ class TurnStream:
 
     def fail(self, error: Exception) -> None:
         self._queue.put_nowait(error)
+
+    def stop(self) -> None:
+        """Stop the turn, because its caller has gone."""
+        if self.on_stop:
+            self.on_stop()
 
     def __aiter__(self) -> Self:
         return self

@@ -22,6 +22,7 @@ from shared.domain.refusals import check_session
 from shared.errors import ChatError, StorageUnavailable, VersionConflict
 from shared.turns.ports import Plan, Sessions
 from shared.turns.recovery import read_turn
+from shared.turns.stopping import Stop
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class ReservedTurn(Protocol):
     """A turn with a call that can be opened. `plan` and `call` belong to its latest call."""
 
     plan: Plan
+    stop: Stop
 
     @property
     def session_id(self) -> str | None: ...
@@ -86,6 +88,7 @@ class SessionlessTurn:
     def __init__(self, call: Call, plan: Plan) -> None:
         self.call = call
         self.plan = plan
+        self.stop = Stop()
 
     @contextlib.asynccontextmanager
     async def renewing(self) -> AsyncIterator[None]:
@@ -116,6 +119,7 @@ class LeasedTurn:
         self.session = session
         self.turn = turn
         self.plan = plan
+        self.stop = Stop()
 
     @property
     def session_id(self) -> str:
@@ -217,8 +221,11 @@ class LeasedTurn:
                     log.warning("lease not renewed: storage can't be reached")
 
     async def _renew(self) -> bool:
-        """Returns False if the lease is lost to another turn, recovery or an erasure."""
+        """Returns False if the lease is lost to another turn, recovery or an erasure. Finds a request to stop the turn,
+        which another instance has written to the head."""
         while self.session.leased_to(self.turn.call):
+            if self.session.stop == self.turn.number:
+                self.stop.request()
             renewed = replace(self.session, lease=lease_for(self.turn.call, self._clock.now()))
             try:
                 self.session = await self._sessions.renew(renewed)

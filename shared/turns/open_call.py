@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from shared.domain.calls import Call, LedgerEntry, State, Usage
+from shared.domain.calls import ZERO, Call, LedgerEntry, State, Usage
+from shared.domain.conversation import STOPPED
 from shared.domain.pricing import Prices, cost
 from shared.errors import ChatError, ContentFiltered, ContextTooLong, UpstreamFailure
 from shared.turns.ports import AnswerReader, CallRecord, ModelCall, Plan
@@ -19,19 +20,34 @@ class OpenCall:
     started: datetime
     first_token: datetime | None = None
     error: Exception | None = None
+    stopped: bool = False  # before its end, on request
 
     @property
     def finish_reason(self) -> str | None:
         """As the turn keeps it: the answer's, or why there is none."""
         if isinstance(self.error, ContentFiltered):
             return "content_filter"
+        if self.stopped:
+            return STOPPED
         return "error" if self.error else self.answer.finish_reason
 
     def outcome(self, prices: Prices) -> Call:
         """The call once the answer is read: settled if its usage came, even where the answer broke off."""
         if self.answer.usage:
             return self._settled(self.answer.usage, prices)
+        if self.stopped:
+            return self._stopped(prices)
         return self.failed(self.error) if self.error else self._unaccounted("no_usage")
+
+    def _stopped(self, prices: Prices) -> Call:
+        """Settled if the service counted tokens as it generated them; free if no request was sent."""
+        if self.answer.running_usage_is_exact and self.answer.running_usage:
+            return self._settled(self.answer.running_usage, prices)
+        if not self.upstream.attempts:
+            return replace(self.entry.call, state=State.FAILED, reason=STOPPED)
+        at_least = self._settled(self.answer.running_usage, prices).cost if self.answer.running_usage else None
+        stopped = self._unaccounted(STOPPED)
+        return replace(stopped, state=State.STOPPED, at_least=at_least or ZERO)
 
     def _settled(self, usage: Usage, prices: Prices) -> Call:
         """At the price of the model and the service tier named in the answer."""

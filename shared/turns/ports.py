@@ -42,6 +42,9 @@ class Sessions(Protocol):
     async def renew(self, session: Session) -> Session:
         """Write only the session's lease."""
 
+    async def request_stop(self, session: Session) -> None:
+        """Write only that the session's latest turn is to be stopped."""
+
 
 class Retention(Protocol):
     """Erases sessions when their time is over."""
@@ -117,13 +120,16 @@ class Piece:
 class AnswerReader(Protocol):
     """Reads one answer, whole or event by event. Whatever the service sends, it never raises.
 
-    `usage` is None until it is final. `error`: the error that the service ended its answer with.
+    `usage` is None until it is final. `running_usage`: as last reported, final or not; it is exact if it covers all
+    that was generated. `error`: the error that the service ended its answer with.
     """
 
     model: str | None
     service_tier: str | None
     extras: dict[str, Any]
     error: UpstreamError | None
+    running_usage: Usage | None
+    running_usage_is_exact: bool
 
     @property
     def usage(self) -> Usage | None: ...

@@ -1,9 +1,11 @@
 """Reading, clearing and erasing sessions on behalf of callers."""
 
+from contextlib import suppress
+
 from shared.domain.clock import Clock
 from shared.domain.conversation import Session, Turn
 from shared.domain.principal import Principal
-from shared.errors import SessionBusy, SessionNotFound
+from shared.errors import SessionBusy, SessionNotFound, VersionConflict
 from shared.turns.ports import Deletions, Sessions
 from shared.turns.recovery import Recovery
 
@@ -33,6 +35,18 @@ class SessionAccess:
 
     async def history(self, session: Session, *, before: int, limit: int) -> list[Turn]:
         return await self._sessions.history(session, before=before, limit=limit)
+
+    async def request_stop(self, session: Session) -> None:
+        """Ask the instance that runs the session's latest turn to stop it; it notices within 10 s."""
+        for _ in range(MAX_ATTEMPTS):
+            with suppress(VersionConflict):
+                await self._sessions.request_stop(session)
+                return
+            stored = await self._sessions.head(session.id)
+            if stored is None or stored.lease is None or stored.turns != session.turns:
+                return  # it has ended
+            session = stored
+        raise SessionBusy
 
     async def clear(self, session_id: str, principal: Principal) -> None:
         """Delete the content and keep the totals. Raises SessionBusy while a turn runs."""

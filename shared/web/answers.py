@@ -43,6 +43,8 @@ def chat_answer(answer: Answer) -> ChatAnswer:
             for budget in answer.budgets
         ]
     message = turn.messages[-1]
+    if message["role"] != "assistant":  # stopped before it said anything
+        message = {"role": "assistant", "content": ""}
     if turn.finish_reason == "length" and not any(message.get(kind) for kind in ("content", "refusal", "tool_calls")):
         optional["notice"] = EMPTY_ANSWER
     return ChatAnswer(
@@ -179,6 +181,9 @@ def _day(day: date, figures: Figures, final: bool) -> dict[str, Any]:
         "failed_calls": figures.failed,
         "unaccounted_calls": figures.unaccounted,
         "unaccounted_usd": None if figures.unbounded else figures.unaccounted_cost,
+        "stopped_calls": figures.stopped,
+        "stopped_at_least_usd": figures.stopped_at_least,
+        "stopped_at_most_usd": None if figures.stopped_unbounded else figures.stopped_at_most,
         "unpriced_turns": figures.unpriced_turns,
     }
 
@@ -227,6 +232,9 @@ def _totals(session: Session) -> dict[str, Any]:
         "unpriced_turns": totals.unpriced_turns,
         "unaccounted_calls": totals.unaccounted_calls,
         "unaccounted_usd": None if totals.unbounded_calls else totals.unaccounted,
+        "stopped_calls": totals.stopped_calls,
+        "stopped_at_least_usd": totals.stopped_at_least,
+        "stopped_at_most_usd": None if totals.stopped_unbounded else totals.stopped_at_most,
     }
 
 

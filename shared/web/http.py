@@ -86,15 +86,20 @@ async def relay(
     *,
     write: Callable[[Event], bytes],
     write_error: Callable[[Exception], bytes],
+    stop_on_disconnect: bool = False,
 ) -> AsyncIterator[bytes]:
-    """The events of a turn as they arrive, beginning with `first`, and a comment after each 15 s without an event."""
-    yield write(first)
+    """The events of a turn as they arrive, beginning with `first`, and a comment after each 15 s without an event. The
+    turn goes on if the client goes away, or is stopped."""
     try:
+        yield write(first)
         async for event in _events_or_silence(stream, clock):
             if data := write(event) if event else _KEEP_ALIVE:
                 yield data
     except Exception as error:
         yield write_error(error)
+    finally:
+        if stop_on_disconnect and not stream.ended:
+            stream.stop()
 
 
 async def _events_or_silence(stream: TurnStream, clock: Clock) -> AsyncIterator[Event | None]:

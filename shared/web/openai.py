@@ -15,7 +15,7 @@ import orjson
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.calls import Usage
-from shared.domain.conversation import Turn
+from shared.domain.conversation import STOPPED, Turn
 from shared.domain.limits import RateStatus
 from shared.domain.principal import Principal
 from shared.errors import BudgetExceeded, ChatError, InvalidRequest, LimitReached, QuotaExhausted
@@ -38,8 +38,12 @@ from shared.web.http import (
 )
 from shared.web.models import existing_deployment
 
+DISCONNECT_HEADER = "x-on-disconnect"
 SESSION_HEADER = "x-session-id"
 DONE = b"data: [DONE]\n\n"
+_STOPPED_CHUNK = (
+    b'data: {"object":"chat.completion.chunk","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+)
 # OpenAI's, xAI's, OpenRouter's and Qwen's web search: each search has its own price, and usage does not count searches.
 _BILLED_BY_CALL = ("web_search_options", "search_parameters", "plugins", "enable_search")
 _ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # for people; SDKs go by the status
@@ -83,7 +87,9 @@ async def post_completion(request: Request, app: Services, principal: Principal)
         return _replay(event.turn, streamed=streamed, usage=wants_usage)
     if streamed:
         write = functools.partial(_write, usage=wants_usage)
-        return event_stream(relay(event, stream, app.clock, write=write, write_error=_write_error), headers)
+        stop = _stops(request)
+        events = relay(event, stream, app.clock, write=write, write_error=_write_error, stop_on_disconnect=stop)
+        return event_stream(events, headers)
     return Response(_answer_body(event), 200, headers, media_type="application/json")
 
 
@@ -128,6 +134,11 @@ def _forwarded(
         idempotency_key=idempotency_key(request),
         fingerprint=sha256(fingerprint).hexdigest(),
     )
+
+
+def _stops(request: Request) -> bool:
+    """True if the turn is to be stopped when the client goes away."""
+    return request.headers.get(DISCONNECT_HEADER, "finish").lower() == "stop"
 
 
 def _check_price(body: Mapping[str, Any]) -> None:
@@ -189,6 +200,8 @@ def _write(event: Event, *, usage: bool) -> bytes:
     match event:
         case Delta(_, sent, only_usage) if usage or not only_usage:
             return sse_frame(sent.data, sent.name)
+        case Answer(_, turn) if turn.finish_reason == STOPPED:
+            return _STOPPED_CHUNK + DONE
         case Answer() | Metered():
             return DONE
         case _:
@@ -217,7 +230,7 @@ def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
     """The stored answer as a response of the model service, with every field of its message."""
     call, message = turn.call, turn.messages[-1]
     filtered = turn.extras.get("content_filter", {})
-    choice = {"index": 0, "logprobs": turn.extras.get("logprobs"), "finish_reason": turn.finish_reason}
+    choice = {"index": 0, "logprobs": turn.extras.get("logprobs"), "finish_reason": _finish_reason(turn)}
     common = {
         "id": f"chatcmpl-{call.id}",
         "created": int(turn.started.timestamp()),
@@ -241,6 +254,11 @@ def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
     chunk = common | {"object": "chat.completion.chunk"}
     frames = b"".join(sse_frame(json_bytes(chunk | content)) for content in chunks)
     return Response(frames + DONE, 200, headers, media_type="text/event-stream")
+
+
+def _finish_reason(turn: Turn) -> str | None:
+    """OpenAI's clients know no turn that was stopped."""
+    return "stop" if turn.finish_reason == STOPPED else turn.finish_reason
 
 
 def openai_usage(usage: Usage) -> dict[str, Any]:

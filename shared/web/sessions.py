@@ -8,9 +8,11 @@ from shared.domain.principal import Principal
 from shared.errors import SessionNotFound, Unauthorized
 from shared.services import Services
 from shared.web.answers import erasure_answer, history_answer, session_answer
+from shared.web.contract.chat import StopAnswer
 from shared.web.contract.fields import MAX_PAGE_TURNS, MAX_TURN_NUMBER
 from shared.web.http import json_response, session_id, whole_number
 
+_STOPS_S = 5.0  # a turn that runs here has settled by then, unless storage is slow
 _WAIT_S = 20.0  # clients and proxies give up on a silent request after 30 s and more
 
 
@@ -58,6 +60,19 @@ def _owner(principal: Principal) -> str:
     if principal.name is None:
         raise Unauthorized("Send a client key: sessions that were begun without one have no owner.")
     return principal.name
+
+
+async def post_stop(request: Request, app: Services, principal: Principal) -> Response:
+    """Stop the running turn: at once if it runs on this instance, else within 10 s."""
+    session = await app.sessions.get(_session_id(request), principal)
+    if not session.busy(app.clock.now()):
+        return json_response(StopAnswer(session_id=session.id, turn=session.turns, state="idle"))
+    with suppress(TimeoutError):
+        async with app.clock.timeout_at(app.clock.monotonic() + _STOPS_S):
+            if await app.turns.stop(session.id, session.turns):
+                return json_response(StopAnswer(session_id=session.id, turn=session.turns, state="stopped"))
+    await app.sessions.request_stop(session)
+    return json_response(StopAnswer(session_id=session.id, turn=session.turns, state="stopping"), 202)
 
 
 def _session_id(request: Request) -> str:

@@ -64,6 +64,7 @@ class ChatRequest(Wire):
     session_id: SessionId | None = None
     system: str | None = None
     deployment: str | None = None
+    on_disconnect: Literal["finish", "stop"] = "finish"
     expires_in_seconds: Annotated[int, Field(ge=60, le=366 * 86_400)] | None = None
     stream: bool = False
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -94,7 +95,7 @@ class ChatRequest(Wire):
 
     def fingerprint(self) -> str:
         """SHA-256 of the request without session_id and stream, which a retry may change."""
-        compared = self.model_dump(exclude={"session_id", "stream"}, exclude_none=True)
+        compared = self.model_dump(exclude={"session_id", "stream", "on_disconnect"}, exclude_none=True)
         return sha256(orjson.dumps(compared, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def options(self) -> dict[str, Any]:
@@ -111,6 +112,9 @@ class SessionTotals(BaseModel):
     unpriced_turns: int
     unaccounted_calls: int
     unaccounted_usd: Decimal | None
+    stopped_calls: int
+    stopped_at_least_usd: Decimal
+    stopped_at_most_usd: Decimal | None
 
 
 class ChatAnswer(BaseModel):
@@ -174,6 +178,15 @@ class SessionAnswer(SessionTotals):
     deployment: str
     busy: bool
     usage: TokenUsage
+
+
+class StopAnswer(BaseModel):
+    """`state`: `stopped`, `stopping` (another instance runs the turn, and stops it within 10 s) or `idle` (no turn was
+    running)."""
+
+    session_id: str
+    turn: int
+    state: Literal["stopped", "stopping", "idle"]
 
 
 class ErasureAnswer(BaseModel):

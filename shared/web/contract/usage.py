@@ -53,6 +53,9 @@ class DayTotals(BaseModel):
     failed_calls: int
     unaccounted_calls: int
     unaccounted_usd: Decimal | None
+    stopped_calls: int
+    stopped_at_least_usd: Decimal
+    stopped_at_most_usd: Decimal | None
     unpriced_turns: int
 
 

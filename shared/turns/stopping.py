@@ -1,0 +1,27 @@
+"""Stopping a running turn."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class Stop:
+    """A request to stop one turn."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._scope: asyncio.Timeout | None = None
+
+    def request(self) -> None:
+        self.requested = True
+        if self._scope and not self._scope.expired():
+            self._scope.reschedule(asyncio.get_running_loop().time())
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncIterator[None]:
+        """Raises TimeoutError from the block once the stop is requested, or at once if it is already."""
+        try:
+            async with asyncio.timeout(0 if self.requested else None) as self._scope:
+                yield
+        finally:
+            self._scope = None
