@@ -127,7 +127,7 @@ def _assert_accounted(call: Call, billed: Billed | None) -> None:
     else:
         assert call.state is not State.OPEN
     if billed is not None and call.state is not State.SETTLED:
-        assert call.state is State.UNACCOUNTED, f"billed but {call.state}"
+        assert call.state in (State.UNACCOUNTED, State.STOPPED), f"billed but {call.state}"
         bill = cost(billed_usage(billed), RATES)
         assert bill is not None
         assert call.worst_case is not None
@@ -155,6 +155,7 @@ def _total(calls: Collection[Call]) -> Totals:
     """The sum of the calls, computed independently of the app's code."""
     settled = [call for call in calls if call.state is State.SETTLED]
     worst_cases = [call.worst_case for call in calls if call.state is State.UNACCOUNTED]
+    stopped = [call for call in calls if call.state is State.STOPPED]
     usages = [call.usage for call in settled if call.usage]
     return Totals(
         usage=Usage(
@@ -165,6 +166,10 @@ def _total(calls: Collection[Call]) -> Totals:
             reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
         ),
         cost=sum((call.cost for call in settled if call.cost), Decimal(0)),
+        stopped_calls=len(stopped),
+        stopped_at_least=sum((call.at_least for call in stopped if call.at_least), Decimal(0)),
+        stopped_at_most=sum((call.worst_case for call in stopped if call.worst_case), Decimal(0)),
+        stopped_unbounded=sum(call.worst_case is None for call in stopped),
         unaccounted_calls=len(worst_cases),
         unaccounted=sum((worst_case for worst_case in worst_cases if worst_case), Decimal(0)),
         unbounded_calls=worst_cases.count(None),
