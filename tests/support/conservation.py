@@ -54,11 +54,12 @@ async def assert_conserved(
     for call in calls_by_id.values():
         _assert_accounted(call, billed.get(call.id))
     await assert_counted(tables, entries)
+    ids = {session.head.reference: session_id for session_id, session in sessions.items() if session.head}
     calls_by_session: dict[str, dict[str, Call]] = defaultdict(dict)
     for entry in entries:
-        if entry.session_id:
-            calls_by_session[entry.session_id][entry.call.id] = entry.call
-    assert calls_by_session.keys() - sessions.keys() <= set(erased), "a session is missing"
+        if entry.session:
+            calls_by_session[ids.get(entry.call.reference) or entry.session][entry.call.id] = entry.call
+    assert erased or calls_by_session.keys() <= sessions.keys(), "a session is missing"
     for session_id, session in sessions.items():
         _assert_agree(session, calls_by_session[session_id], erased=session_id in erased, released=released)
     return entries
