@@ -1,7 +1,7 @@
 """Why a limit refuses a call."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -13,9 +13,11 @@ from shared.errors import BudgetExceeded, ChatError, InvalidRequest, LimitReache
 _SETTLES_S = 2  # a running call may settle, and give back what it holds, within seconds
 
 
-def refusal(limit: Limit, counter: Counter, call: Call, now: datetime) -> ChatError | None:
-    """Why the call can't be opened, or None. `counter`: in the minute in which the call would count, without it."""
-    return next(_refusals(limit, counter, call, now), None)
+def refusal(counters: Iterable[tuple[Limit, Counter]], call: Call, now: datetime) -> ChatError | None:
+    """Why the call can't be opened, or None: a budget that is used up, else what lasts longest. `counters`: of each
+    limit, in the minute in which the call would count, without it."""
+    errors = [error for limit, counter in counters for error in _refusals(limit, counter, call, now)]
+    return max(errors, key=lambda error: (isinstance(error, BudgetExceeded), error.retry_after or 0), default=None)
 
 
 def check_possible(limits: Sequence[Limit], call: Call) -> None:
@@ -63,8 +65,10 @@ def _over_budget(limit: Limit, budget: Budget, worst_case: Decimal, now: datetim
     if budget.spent + worst_case <= budget.limit:
         message = f"{_whose(limit, f'budget per {period}')} is held by running calls. Retry in a few seconds."
         return LimitReached(message, _SETTLES_S)
-    resets_at = budget.resets_at
-    message = f"{_whose(limit, f'budget per {period}')} is used up until {_written(resets_at)}."
+    resets_at, whose = budget.resets_at, _whose(limit, f"budget per {period}")
+    message = f"{whose} is used up until {_written(resets_at)}."
+    if worst_case > budget.limit:
+        message = f"{whose} never has room for this call. Shorten it, or set a smaller max_tokens."
     details: dict[str, Any] = {"resets_at": _written(resets_at)}
     if limit.name != TOTAL:
         message += (

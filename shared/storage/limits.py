@@ -96,11 +96,10 @@ class LimitedCalls:
             minute = max(filter(None, (call.minute, *(counter.minute for counter in before.values()))))
             if minute.date() > call.day:
                 raise LaterDay(minute)
-            for limit in limits:
-                counter = before[limit.name].at(minute)
-                if error := refusal(limit, counter, call, self._clock.now()):
-                    raise error
-                changed[limit.name] = counter.opened(call, minute)
+            checked = [(limit, before[limit.name].at(minute)) for limit in limits]
+            if error := refusal(checked, call, self._clock.now()):
+                raise error
+            changed |= {limit.name: counter.opened(call, minute) for limit, counter in checked}
             entries.append(replace(entry, limits=tuple(before), minute=minute))
             return entries, changed
 
@@ -132,12 +131,11 @@ class LimitedCalls:
 
     def _month(self, day: date) -> "_Month":
         first = day.replace(day=1)
-        if first not in self._months:
-            self._months[first] = _Month(self._table, self._clock, first)
-            for old in sorted(self._months)[:-_MONTHS]:
-                if not self._months[old].busy:
-                    del self._months[old]
-        return self._months[first]
+        month = self._months.setdefault(first, _Month(self._table, self._clock, first))
+        for old in sorted(self._months.keys() - {first})[: 1 - _MONTHS]:
+            if not self._months[old].busy:
+                del self._months[old]
+        return month
 
 
 def _raised(entry: LedgerEntry, call: Call, counters: Counters) -> tuple[LedgerEntry, dict[str, Counter]]:
@@ -182,13 +180,14 @@ class _Month:
         return await change.done
 
     def known_refusal(self, limits: Sequence[Limit], call: Call) -> ChatError | None:
+        fresh = []
         for limit in limits:
             counter = self.counters.get(limit.name)
             if counter and call.minute and self._is_fresh(limit.name):
                 minute = max(call.minute, counter.minute or call.minute)
-                if minute.date() == call.day and (error := refusal(limit, counter.at(minute), call, self._clock.now())):
-                    return error
-        return None
+                if minute.date() == call.day:
+                    fresh.append((limit, counter.at(minute)))
+        return refusal(fresh, call, self._clock.now())
 
     async def read(self, name: str) -> Counter:
         row = await self._table.get(*counter_keys(name, self._first))

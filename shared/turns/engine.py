@@ -114,7 +114,7 @@ class Turns:
         await self._settle(run, call, outcome)
 
     async def _open(self, run: _Run, replaces: tuple[LedgerEntry, Call] | None = None) -> LedgerEntry:
-        return await self._admission.open(run.request, run.turn, replaces=replaces, on_refusal=run.stream.fail)
+        return await self._admission.open(run.request, run.turn, replaces=replaces, on_failure=run.stream.fail)
 
     async def _call(self, run: _Run, entry: LedgerEntry) -> tuple[OpenCall, Call]:
         """Call the model. Returns the call and the outcome to settle."""
@@ -128,6 +128,13 @@ class Turns:
             if not isinstance(error, ChatError):
                 log.exception("call %s", entry.call.id)
             outcome = call.failed(error)
+        if outcome.cost is not None and outcome.worst_case is not None and outcome.cost > outcome.worst_case:
+            log.error(
+                "call %s: its cost of %s USD is above its worst case of %s USD",
+                outcome.id,
+                outcome.cost,
+                outcome.worst_case,
+            )
         self._call_log.record(call.record(plan, outcome, self._clock.now()))
         return call, outcome
 

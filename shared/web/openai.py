@@ -100,7 +100,7 @@ def _forwarded(
     if allowed and requested and requested > allowed:
         raise InvalidRequest(f"max_tokens may be at most {allowed}.", param="max_tokens")
     if allowed and not requested:
-        forwarded_body["max_completion_tokens"] = requested = allowed
+        forwarded_body["max_completion_tokens"] = requested = min(allowed, maximum)
         added.add("max_completion_tokens")
     if completion.stream:  # usage is always requested; its chunk is forwarded only if the caller requested it
         forwarded_body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
