@@ -169,7 +169,7 @@ async def expire(tables: Tables, sessions: Iterable[str]) -> None:
             await expire_lease(tables, session)
     past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
     async for row in all_rows(tables.usage):
-        if row["state"] == "open":
+        if row.get("state") == "open":  # else it may be a counter
             key = {name: row[name] for name in ("PartitionKey", "RowKey")}
             with suppress(VersionConflict):  # it was written concurrently
                 await tables.usage.merge({**key, "deadline": past}, row["etag"])
