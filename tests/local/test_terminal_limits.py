@@ -7,7 +7,7 @@ import pytest
 import chat
 from tests.conftest import Serve
 from tests.support.azure_openai import AzureOpenAI
-from tests.support.budgets import limited, reply_long
+from tests.support.budgets import limited, reply_long, until_settled
 from tests.support.clock import ManualClock
 from tests.support.terminal import open_terminal, run_piped
 
@@ -30,6 +30,7 @@ async def test_terminal_shows_what_is_left_of_a_budget_and_why_it_refuses(
         await terminal.shows(
             "Paris.\n($0.0198 of your daily budget is left until Sun 29 Nov, 05:45.)\n[Tokens used: 1020"
         )
+        await until_settled(api)
         await terminal.enter("And of Italy?")
         await terminal.shows(
             "Your budget per day is used up until Sun 29 Nov, 05:45. Of 0.1 USD, 0.08016 USD is spent and 0 USD held;"
@@ -44,6 +45,7 @@ async def test_piped_message_beyond_a_budget_is_sent_once_and_exits_1(
     reply_long(fake)
     async with serve(limited(environ, MONTHLY)) as api:
         answered = await run_piped(api, "hi", TZ="UTC")
+        await until_settled(api)
         refused = await run_piped(api, "hi", TZ="UTC")
 
     assert (answered.code, answered.out) == (0, "Paris.\n")

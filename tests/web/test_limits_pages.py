@@ -15,8 +15,8 @@ from local.keys import line, new_key
 from tests.conftest import FUNCTION_KEY, Serve
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.browser import chromium, open_page
-from tests.support.budgets import limited, reply_long
-from tests.support.chat_client import answer, send_message
+from tests.support.budgets import limited, reply_long, until_settled
+from tests.support.chat_client import answer, send_message, until
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser is shared by the module's tests
@@ -63,6 +63,7 @@ async def test_chat_page_shows_what_is_left_of_a_budget_and_why_it_refuses(
         await expect(notes.locator("data")).to_have_attribute("title", "$0.019840")
         await expect(notes.locator("time")).to_have_attribute("datetime", re.compile("^2026-11-29T00:00:00"))
 
+        await until_settled(api)
         await send(page, "And of Italy?")
         await expect(notes).to_contain_text("Your budget per day is used up until Sun 29 Nov, 05:45. Of 0.1 USD")
         await expect(page.get_by_role("button", name="Send again")).to_have_count(0)
@@ -102,6 +103,7 @@ async def test_usage_page_shows_budgets_beside_costs(
     async with serve(limited(environ | keys, limits)) as api:
         reply_long(fake)
         await answer(api)
+        await until_settled(api)
         fake.fault("content_filter")  # unaccounted, so it holds its worst case
         await send_message(api)
         api.headers["api-key"] = USAGE_KEY
@@ -128,6 +130,12 @@ async def test_usage_page_shows_budgets_beside_costs(
             assert await phone.evaluate("document.documentElement.scrollWidth") == 360
 
 
+async def cost_of_today(api: httpx.AsyncClient) -> bool | None:
+    """None while the day costs nothing."""
+    day = await api.get(f"/api/usage/daily/{NOON.date()}", headers={"api-key": USAGE_KEY})
+    return day.json()["cost_usd"] > 0 or None
+
+
 async def test_usage_page_without_limits_has_a_forecast_and_no_budgets(
     browser: Browser, serve: Serve, environ: dict[str, str], fake: AzureOpenAI
 ) -> None:
@@ -136,6 +144,7 @@ async def test_usage_page_without_limits_has_a_forecast_and_no_budgets(
         async with usage_page(browser, api) as page:
             await expect(page.locator("#month")).to_be_empty()
         await answer(api)
+        await until(lambda: cost_of_today(api))
         async with usage_page(browser, api) as page:
             expected = "This month: $0.080 so far, about $0.087 at its end if it goes on like this."
             await expect(page.locator("#month")).to_have_text(expected)  # 0.08016 / 27.5 * 30
