@@ -52,7 +52,7 @@ class Admission:
     ) -> LedgerEntry:
         """Open the turn's call, or mark it as failed in the session, and in the ledger if storage failed, and raise the
         error. If storage failed, call `on_failure` first: nothing was spent, so the caller need not wait."""
-        limits, row = self.configured.counted(request.principal), None
+        limits, row, failure = self.configured.counted(request.principal), None, StorageUnavailable()
         while True:
             new = LedgerEntry(
                 call=turn.call, session_id=turn.session_id, turn=turn.number, caller=request.principal.name
@@ -65,8 +65,10 @@ class Admission:
                 if error := await self._move(turn, later):
                     await self._refuse(request, turn, error)
                 continue
-            except (VersionConflict, StorageUnavailable):
+            except VersionConflict:
                 pass
+            except StorageUnavailable as error:
+                failure = error
             except ChatError as refusal:
                 await self._refuse(request, turn, refusal)
             break
@@ -75,11 +77,11 @@ class Admission:
                 row = await self._ledger.find(turn.call, turn.session_id, turn.number)
         if row and row.call.state is State.OPEN and self._clock.now() < turn.call.deadline:
             return row
-        on_failure(StorageUnavailable())
-        failed = await self._fail(request, turn, StorageUnavailable())
+        on_failure(failure)
+        failed = await self._fail(request, turn, failure)
         if row or self._clock.now() < failed.deadline:  # no row is inserted after the deadline
             await persist(failed, lambda: self._ledger.raise_call(row or new, failed), self._clock)
-        raise StorageUnavailable
+        raise failure
 
     def budgets(self, principal: Principal, entry: LedgerEntry, call: Call) -> tuple[Budget, ...]:
         """The caller's own budgets of which most is used, with the entry's call in its new state."""

@@ -18,6 +18,7 @@ from shared.domain.limits import Counter, Limit
 from shared.services import services
 from shared.storage.counter_rows import counter_keys
 from shared.storage.ledger import Ledger
+from shared.storage.limits import MAX_ATTEMPTS
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import answer, closed_ledger, expire_lease, ledger, send_message, stored, until
@@ -325,11 +326,12 @@ async def test_counter_read_by_a_report_meanwhile_does_not_hide_its_conflict(
 
 
 async def test_counters_that_change_all_the_time_end_in_503_and_free_the_session(
-    storage: TcpProxy, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+    storage: TcpProxy, clock: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
+    clock.skip_sleeps_up_to = 1
     await answer(api, "before")
     await closed_ledger(tables)
-    rule = storage.on(transaction(OPEN), Stall(seconds=0.05), times=None)
+    rule = storage.on(transaction(OPEN), Stall(seconds=0.03), times=None)
 
     async def keep_changing() -> None:
         while True:
@@ -342,7 +344,7 @@ async def test_counters_that_change_all_the_time_end_in_503_and_free_the_session
     refused = await send_message(api)
     changing.cancel()
 
-    assert (refused.status_code, rule.hits) == (503, 9)
+    assert (refused.status_code, refused.headers["retry-after"], rule.hits) == (503, "1", MAX_ATTEMPTS)
     assert len(fake.requests) == 1
     storage.clear()
     await answer(api, "after")
