@@ -72,7 +72,8 @@ class Limits:
 class Counter:
     """What is used of a limit in one month, and in the latest day and minute in which one of its calls was opened.
 
-    `spent`: cost of the settled calls; `held`: worst case of those whose cost is not known. `minute` only rises.
+    `spent`: cost of the settled calls; `held`: worst case of those whose cost is not known; `running`: the part of
+    `held` that is of open calls, and may be given back within seconds. `minute` only rises.
     """
 
     name: str
@@ -83,6 +84,8 @@ class Counter:
     held: Decimal = ZERO
     day_spent: Decimal = ZERO
     day_held: Decimal = ZERO
+    running: Decimal = ZERO
+    day_running: Decimal = ZERO
     minute_tokens: int = 0
     minute_requests: int = 0
     etag: str = field(default="", compare=False)
@@ -93,7 +96,7 @@ class Counter:
             return self
         begun = replace(self, minute=minute, minute_tokens=0, minute_requests=0)
         if self.minute is None or minute.date() > self.minute.date():
-            begun = replace(begun, day_spent=ZERO, day_held=ZERO)
+            begun = replace(begun, day_spent=ZERO, day_held=ZERO, day_running=ZERO)
         return begun
 
     def opened(self, call: Call, minute: datetime) -> "Counter":
@@ -106,10 +109,15 @@ class Counter:
         return self._plus(after, minute, 1)._plus(before, minute, -1)
 
     def _plus(self, call: Call, minute: datetime, sign: int) -> "Counter":
-        spent, held = sign * spent_by(call), sign * held_by(call)
-        counter = replace(self, spent=self.spent + spent, held=self.held + held)
+        spent, held, running = sign * spent_by(call), sign * held_by(call), sign * running_by(call)
+        counter = replace(self, spent=self.spent + spent, held=self.held + held, running=self.running + running)
         if self.minute and self.minute.date() == minute.date():
-            counter = replace(counter, day_spent=self.day_spent + spent, day_held=self.day_held + held)
+            counter = replace(
+                counter,
+                day_spent=self.day_spent + spent,
+                day_held=self.day_held + held,
+                day_running=self.day_running + running,
+            )
         if self.minute == minute:
             counter = replace(counter, minute_tokens=self.minute_tokens + sign * tokens_of(call))
         return counter
@@ -119,11 +127,11 @@ class Counter:
         minute = self.minute or datetime.combine(self.month, time(), UTC)
         midnight = datetime.combine(minute.date() + timedelta(days=1), time(), UTC)
         if limit.usd_per_day is not None:
-            yield Budget("usd_per_day", limit.usd_per_day, self.day_spent, self.day_held, midnight)
+            yield Budget("usd_per_day", limit.usd_per_day, self.day_spent, self.day_held, self.day_running, midnight)
         if limit.usd_per_month is not None:
             first = (self.month + timedelta(days=31)).replace(day=1)
             resets_at = datetime.combine(first, time(), UTC)
-            yield Budget("usd_per_month", limit.usd_per_month, self.spent, self.held, resets_at)
+            yield Budget("usd_per_month", limit.usd_per_month, self.spent, self.held, self.running, resets_at)
 
     def rates(self, limit: Limit, now: datetime) -> "RateStatus | None":
         """What is left of the limits per minute; None if there are none."""
@@ -146,6 +154,7 @@ class Budget:
     limit: Decimal
     spent: Decimal
     held: Decimal
+    running: Decimal  # the part of `held` that is of open calls
     resets_at: datetime
 
     @property
@@ -181,6 +190,10 @@ def spent_by(call: Call) -> Decimal:
     return (call.cost or ZERO) if call.state is State.SETTLED else ZERO
 
 
+def running_by(call: Call) -> Decimal:
+    return held_by(call) if call.state is State.OPEN else ZERO
+
+
 def tokens_of(call: Call) -> int:
     """Tokens that the call counts for in its minute: the most there may be, until they are known."""
     if call.state is State.SETTLED and call.usage:
@@ -188,9 +201,9 @@ def tokens_of(call: Call) -> int:
     return call.max_tokens if call.state in _HELD else 0
 
 
-def value_of(call: Call) -> tuple[Decimal, Decimal, int]:
-    """What the call counts for: USD spent, USD held, tokens."""
-    return spent_by(call), held_by(call), tokens_of(call)
+def value_of(call: Call) -> tuple[Decimal, Decimal, Decimal, int]:
+    """What the call counts for: USD spent, held, and held by an open call; tokens."""
+    return spent_by(call), held_by(call), running_by(call), tokens_of(call)
 
 
 def minute_of(now: datetime) -> datetime:

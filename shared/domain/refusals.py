@@ -62,11 +62,11 @@ def _refusals(limit: Limit, counter: Counter, call: Call, now: datetime) -> Iter
 def _over_budget(limit: Limit, budget: Budget, worst_case: Decimal, now: datetime) -> ChatError:
     """Used up, or only held by calls that are running: then it may fit in seconds."""
     period = budget.name.removeprefix("usd_per_")
-    if budget.spent + worst_case <= budget.limit:
+    if budget.used - budget.running + worst_case <= budget.limit:
         message = f"{_whose(limit, f'budget per {period}')} is held by running calls. Retry in a few seconds."
         return LimitReached(message, _SETTLES_S)
     resets_at, whose = budget.resets_at, _whose(limit, f"budget per {period}")
-    message = f"{whose} is used up until {_written(resets_at)}."
+    message = f"{whose} has no room for this call until {_written(resets_at)}."
     if worst_case > budget.limit:
         message = f"{whose} never has room for this call. Shorten it, or set a smaller max_tokens."
     details: dict[str, Any] = {"resets_at": _written(resets_at)}

@@ -33,6 +33,7 @@ def counter(
     *,
     spent: str = "0",
     held: str = "0",
+    running: str = "0",
     month_only: str = "0",
     tokens: int = 0,
     requests: int = 0,
@@ -45,8 +46,10 @@ def counter(
         minute=MINUTE,
         spent=Decimal(spent) + Decimal(month_only),
         held=Decimal(held),
+        running=Decimal(running),
         day_spent=Decimal(spent),
         day_held=Decimal(held),
+        day_running=Decimal(running),
         minute_tokens=tokens,
         minute_requests=requests,
     )
@@ -75,7 +78,7 @@ class TestBudgets:
         error = refused(DAY, counter(spent="0.85", held="0.1"))
         assert isinstance(error, BudgetExceeded)
         assert error.message == (
-            "Your budget per day is used up until 2026-11-29T00:00:00Z. Of 1 USD, 0.85 USD is spent and 0.1 USD held;"
+            "Your budget per day has no room for this call until 2026-11-29T00:00:00Z. Of 1 USD, 0.85 USD is spent and 0.1 USD held;"
             " this call may cost up to 0.2 USD."
         )
         assert error.details == {
@@ -88,7 +91,7 @@ class TestBudgets:
     def test_month_is_reset_on_its_first(self) -> None:
         limit = Limit(name="anonymous", usd_per_month=Decimal(1))
         error = refused(limit, counter("anonymous", month_only="0.9"))
-        assert error.message.startswith("Your budget per month is used up until 2026-12-01T00:00:00Z.")
+        assert error.message.startswith("Your budget per month has no room for this call until 2026-12-01T00:00:00Z.")
         assert error.retry_after == 2 * 86_400 + 11 * 3600 + 29 * 60 + 45
 
     def test_december_is_reset_in_the_next_year(self) -> None:
@@ -99,17 +102,21 @@ class TestBudgets:
     def test_total_says_nothing_of_what_others_spent(self) -> None:
         error = refused(Limit(name="total", usd_per_day=Decimal(1)), counter("total", spent="0.85", held="0.1"))
         assert isinstance(error, BudgetExceeded)
-        assert error.message == ("The budget per day of all callers together is used up until 2026-11-29T00:00:00Z.")
+        assert error.message == ("The budget per day of all callers together has no room for this call until 2026-11-29T00:00:00Z.")
         assert error.details == {"resets_at": "2026-11-29T00:00:00Z"}
 
     @pytest.mark.parametrize(("name", "whose"), [("key:ann", "Your budget"), ("total", "The budget")])
     def test_budget_held_by_running_calls_is_worth_a_retry_in_seconds(self, name: str, whose: str) -> None:
-        error = refused(Limit(name=name, usd_per_day=Decimal(1)), counter(name, spent="0.8", held="0.1"))
+        error = refused(Limit(name=name, usd_per_day=Decimal(1)), counter(name, spent="0.7", held="0.2", running="0.1"))
         assert isinstance(error, LimitReached)
         assert 1 <= (error.retry_after or 0) <= 5
         assert error.message.startswith(whose)
         assert "held by running calls" in error.message
         assert error.details == {}
+
+    def test_budget_held_by_calls_that_have_ended_is_used_up(self) -> None:
+        used = counter(spent="0.7", held="0.2", running="0.05")
+        assert isinstance(refused(Limit(name="key:ann", usd_per_day=Decimal(1)), used), BudgetExceeded)
 
     @pytest.mark.parametrize("name", ["key:ann", "total"])
     def test_call_above_the_whole_budget_is_refused_with_advice(self, name: str) -> None:

@@ -33,7 +33,7 @@ async def test_terminal_shows_what_is_left_of_a_budget_and_why_it_refuses(
         await until_settled(api)
         await terminal.enter("And of Italy?")
         await terminal.shows(
-            "Your budget per day is used up until Sun 29 Nov, 05:45. Of 0.1 USD, 0.08016 USD is spent and 0 USD held;"
+            "Your budget per day has no room for this call until Sun 29 Nov, 05:45. Of 0.1 USD, 0.08016 USD is spent and 0 USD held;"
         )
         await terminal.wait_for_prompt()
     assert len(fake.requests) == 1
@@ -51,7 +51,7 @@ async def test_piped_message_beyond_a_budget_is_sent_once_and_exits_1(
     assert (answered.code, answered.out) == (0, "Paris.\n")
     assert answered.err.startswith("($0.0198 of your monthly budget is left until Tue 1 Dec, 00:00.)\n")
     assert (refused.code, refused.out) == (1, "")
-    assert refused.err.startswith("Your budget per month is used up until Tue 1 Dec, 00:00. Of 0.1 USD")
+    assert refused.err.startswith("Your budget per month has no room for this call until Tue 1 Dec, 00:00. Of 0.1 USD")
     assert len(refused.err.splitlines()) == 1
     assert len(fake.requests) == 1
 

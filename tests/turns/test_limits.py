@@ -131,7 +131,7 @@ async def test_used_up_budget_is_refused_with_its_amounts(
 
     [entry] = await closed_ledger(tables)
     error = refused(response, 429, "budget_exceeded")
-    assert error.pop("message").startswith("Your budget per day is used up until 2026-11-29T00:00:00Z. Of 0.006 USD,")
+    assert error.pop("message").startswith("Your budget per day has no room for this call until 2026-11-29T00:00:00Z. Of 0.006 USD,")
     assert error == {
         "param": None,
         "limit": "usd_per_day",
@@ -158,7 +158,7 @@ async def test_used_up_total_is_refused_without_what_others_spent(
 
     error = refused(response, 429, "budget_exceeded")
     assert error == {
-        "message": "The budget per day of all callers together is used up until 2026-11-29T00:00:00Z.",
+        "message": "The budget per day of all callers together has no room for this call until 2026-11-29T00:00:00Z.",
         "param": None,
         "resets_at": "2026-11-29T00:00:00Z",
     }
@@ -607,9 +607,9 @@ async def test_retry_is_admitted_anew(
     if streamed:
         [start, error] = events(response.content)
         assert start.name == "start"
-        assert (error.data["code"], error.data["status"], error.data["retry_after"]) == ("rate_limited", 429, 2)
+        assert (error.data["code"], error.data["status"]) == ("budget_exceeded", 429)
     else:
-        refused(response, 429, "rate_limited")
+        refused(response, 429, "budget_exceeded")
     [entry] = await assert_conserved(tables, fake)
     assert (entry.call.state, len(fake.requests)) == (State.UNACCOUNTED, 1)
     assert ok_json(await ask(api, session_id="s", max_tokens=20))["turn"] == 2
