@@ -106,6 +106,10 @@ class Services:
             Keys("CLIENT_KEYS", settings.keys.client_keys), Keys("USAGE_KEYS", settings.keys.usage_keys)
         )
 
+    def max_output(self, deployment: str) -> int:
+        """The most output tokens of the deployment's model: what the service has named in a refusal, or the setting."""
+        return self._model.max_output(deployment) or self.settings.turns.max_output(deployment)
+
     async def close(self) -> None:
         """Finish the running turns, then close every connection."""
         await self.turns.finish()

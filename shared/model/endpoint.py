@@ -19,7 +19,7 @@ from shared.errors import ChatError, UpstreamError, UpstreamResponse, UpstreamTi
 from shared.model.error_body import read_error
 from shared.model.sse import CONNECTION_ERRORS, events
 from shared.model.stream_errors import error_status
-from shared.model.upstream_errors import NotAuthorized, from_connection_error, from_response, visible_headers
+from shared.model.upstream_errors import NotAuthorized, ToolsRejected, from_connection_error, from_response, visible_headers
 from shared.model.wire_json import parsed
 from shared.turns.ports import Plan, ServerEvent
 
@@ -89,7 +89,8 @@ class Endpoint:
         upstream = UpstreamResponse(status, visible_headers(response.headers), body)
         failure = from_response(upstream, plan.deployment, self._access, self._clock.now())
         log.warning("call %s: %s answered %s %s", call_id, self.name, status, read_error(body).kind)
-        if not isinstance(failure, NotAuthorized):  # callers must not see errors about the app's own credentials
+        # Callers must not see errors about the app's own credentials, or be sent to a route that there is not.
+        if not isinstance(failure, NotAuthorized | ToolsRejected):
             failure.upstream = upstream
         return failure
 

@@ -97,3 +97,40 @@ def unknown_fields(error: ErrorBody) -> tuple[str, ...]:
     if error.fields and (_UNKNOWN_KINDS.search(error.kind) or _UNKNOWN_WORDS.search(error.message)):
         return tuple(dict.fromkeys((*error.fields, *named)))
     return named
+
+
+_MAXIMUM_NAMES = _any_of(r"max_?((completion|output|new)_?)?tokens", "(completion|output) tokens")
+_MAXIMUM_NUMBERS = _any_of(  # each captures the model's maximum
+    r"at most (\d[\d,]*)",  # OpenAI (diffbot/code-gpt-docs#284)
+    r"\[\s*\d+\s*,\s*(\d+)\s*\]",  # DeepSeek (deepseek-ai/DeepSeek-V3#69), DashScope (open-webui/open-webui#10507)
+    r"less than or equal to \W?(\d+)",  # Groq (skapadia3214/groq-moa#8), pydantic
+    r"<= ?(\d+)",  # Volcengine (Gitlawb/openclaude#331)
+    r"> (\d+), which is the maximum",  # Anthropic
+    r"max_model_len\D{0,30}(\d+)",  # vLLM (mateaix/mateclaw#481)
+    r"(?:cannot|can't|must not|may not) (?:exceed|be (?:greater|larger|more|higher) than)\D{0,40}(\d+)",
+    r"maximum (?:value |allowed )?(?:is|of)\D{0,20}(\d+)",
+    r"(?:between|from) \d+ (?:\(inclusive\) )?(?:and|to) (\d+)(?! \(exclusive)",
+)
+_EXCLUSIVE_MAXIMUM = re.compile(r"to (\d+) \(exclusive\)")  # Gemini
+
+
+def max_output(error: ErrorBody) -> int | None:
+    """The most output tokens that the model can return, if a refusal of a larger maximum names it."""
+    at_fault = " ".join(error.fields) or error.message
+    if not _MAXIMUM_NAMES.search(at_fault) or context_too_long(error):
+        return None
+    if exclusive := _EXCLUSIVE_MAXIMUM.search(error.message):
+        return int(exclusive[1]) - 1
+    match = _MAXIMUM_NUMBERS.search(error.message)
+    number = int(next(filter(None, match.groups())).replace(",", "")) if match else 0
+    return number or None
+
+
+_TOOLS_WORDS = _any_of(r"\btools\b.{0,80}not supported", r"not supported.{0,40}\btools\b")
+
+
+def tools_need_no_reasoning(error: ErrorBody) -> bool:
+    """True if a model that reasons refuses function tools unless reasoning_effort is none (openai/openai-openapi#541,
+    BerriAI/litellm#34569: some refuse them also if no effort is sent, because they have a default one)."""
+    about_effort = "reasoning_effort" in (error.param, *error.fields) or "reasoning_effort" in error.message
+    return about_effort and bool(_TOOLS_WORDS.search(error.message))

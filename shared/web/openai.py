@@ -86,7 +86,7 @@ def _forwarded(
     deployment = _deployment(request, app, completion)
     _check_price(body)
     requested = max(completion.max_tokens or 0, completion.max_completion_tokens or 0) or None
-    maximum = app.settings.turns.max_output(deployment)
+    maximum = app.max_output(deployment)
     forwarded_body = {name: value for name, value in body.items() if name != "model"}
     if completion.stream:  # usage is always requested; its chunk is forwarded only if the caller requested it
         forwarded_body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from shared.model.error_body import ErrorBody, read_error
-from shared.model.refusal_words import context_too_long, malformed_request, no_credit, unknown_fields
+from shared.model.refusal_words import (
+    context_too_long,
+    malformed_request,
+    max_output,
+    no_credit,
+    tools_need_no_reasoning,
+    unknown_fields,
+)
 
 JSON = dict[str, Any]
 
@@ -139,6 +146,66 @@ NEW_REFUSED: dict[str, tuple[int, Any]] = {
 }
 
 
+ROUTE = "To use function tools, use /v1/responses or set reasoning_effort to 'none'."
+TOOLS_REFUSED = openai_error(
+    f"Function tools with reasoning_effort are not supported for gpt-5.6 in /v1/chat/completions. {ROUTE}",
+    param="reasoning_effort",
+)
+MAXIMA: dict[str, tuple[Any, int | None]] = {
+    "OpenAI": (
+        openai_error(
+            "max_tokens is too large: 200000. This model supports at most 16384 completion tokens, whereas you provided"
+            " 200000.",
+            param=OLD,
+        ),
+        16_384,
+    ),
+    "AQBot-Desktop/AQBot#93": (
+        {"error": {"message": "Param Incorrect", "param": "max_tokens is too large: 9. This model supports at most 7"}},
+        7,
+    ),
+    "deepseek-ai/DeepSeek-V3#69": (
+        openai_error("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]"),
+        8_192,
+    ),
+    "open-webui/open-webui#10507": (
+        openai_error("<400> InternalError.Algo.InvalidParameter: Range of max_tokens should be [1, 8192]"),
+        8_192,
+    ),
+    "skapadia3214/groq-moa#8": (
+        openai_error("max_tokens for `llama-3.1-8b-instant` must be less than or equal to 8000"),
+        8_000,
+    ),
+    "Gitlawb/openclaude#331": (
+        openai_error(
+            "The parameter `max_completion_tokens` specified in the request are not valid: integer above maximum value,"
+            " expected a value <= 12288, but got 32000 instead.",
+            param=NEW,
+        ),
+        12_288,
+    ),
+    "Anthropic": (
+        openai_error("max_tokens: 64000 > 8192, which is the maximum allowed number of output tokens for claude"),
+        8_192,
+    ),
+    "mateaix/mateclaw#481": (
+        openai_error(
+            "max_tokens=16384 cannot be greater than max_model_len=max_total_tokens=8192. Please request fewer output"
+            " tokens. (parameter=max_tokens, value=16384)"
+        ),
+        8_192,
+    ),
+    "Gemini": (
+        openai_error("maxOutputTokens must be in the range from 1 (inclusive) to 65537 (exclusive)."),
+        65_536,
+    ),
+    "pydantic": ({"detail": [{"loc": ["body", OLD], "msg": "Input should be less than or equal to 4096"}]}, 4_096),
+    "no number": (openai_error("max_tokens is too large.", param=OLD), None),
+    "another field": (openai_error("Expected a value <= 2.", param="temperature"), None),
+    "the context": (TOO_LONG["vLLM 0.12"][1], None),
+}
+
+
 def read(body: Any) -> ErrorBody:
     return read_error((body if isinstance(body, str) else json.dumps(body)).encode())
 
@@ -190,3 +257,15 @@ def test_field_with_another_name_for_it_is_recognised() -> None:
 @pytest.mark.parametrize("words", ["Expected a value <= 1.", "max_tokens is too large: 9.", "Invalid value.", ""])
 def test_value_that_is_refused_is_not_an_unknown_field(words: str) -> None:
     assert unknown_fields(read(openai_error(words, param=OLD))) == ()
+
+
+@pytest.mark.parametrize("report", MAXIMA)
+def test_maximum_of_the_model_is_read_from_the_refusal_of_a_larger_one(report: str) -> None:
+    body, maximum = MAXIMA[report]
+    assert max_output(read(body)) == maximum
+
+
+def test_refusal_of_tools_with_reasoning_is_recognised() -> None:
+    assert tools_need_no_reasoning(read(TOOLS_REFUSED))
+    assert not tools_need_no_reasoning(read(openai_error("Unsupported value: 'minimal'.", param="reasoning_effort")))
+    assert not tools_need_no_reasoning(read(openai_error("These tools are not supported.", param="tools")))

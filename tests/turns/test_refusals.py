@@ -6,6 +6,7 @@ Each scenario is a report from public trackers, with its source beside it.
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -13,7 +14,8 @@ import openai
 import pytest
 
 from local.keys import line
-from shared.domain.calls import State
+from shared.domain.calls import Call, State
+from shared.services import services
 from tests.conftest import Serve, Tables
 from tests.model.test_refusal_words import (
     MALFORMED,
@@ -25,12 +27,13 @@ from tests.model.test_refusal_words import (
     QUOTA,
     RATE_LIMITS,
     TOO_LONG,
+    TOOLS_REFUSED,
     USE_NEW,
     foundry,
     openai_error,
 )
 from tests.support.azure_openai import AzureOpenAI, Request
-from tests.support.chat_client import answer, send_message, states
+from tests.support.chat_client import answer, ledger, send_message, states
 from tests.support.conservation import assert_conserved
 from tests.support.rude_upstream import Raw, RudeUpstream, end, text, usage
 
@@ -349,3 +352,117 @@ class TestStreamOptions:
         await answer(api)
         assert (await openai_post(api)).json()["usage"]
         assert sorted(fake.requests[-1].body) == ["messages", "model"]
+
+
+class TestTooLargeMaximum:
+    TOO_LARGE = openai_error("max_tokens is too large. This model supports at most 40 completion tokens.", param=NEW)
+
+    def too_large(self, request: Request) -> bool:
+        return bool((request.body.get(NEW) or 0) > 40)
+
+    async def test_composed_request_is_sent_again_with_the_maximum_of_the_model(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        refuse(fake, 400, self.TOO_LARGE, when=self.too_large)
+        for maximum in (60, 50, 30):
+            await answer(api, max_tokens=maximum)
+        assert maxima(fake) == [{NEW: 60}, {NEW: 40}, {NEW: 40}, {NEW: 30}]
+        await assert_conserved(tables, fake)
+
+    async def test_forwarded_request_gets_the_refusal_and_later_ones_a_smaller_worst_case(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        async def worst_case() -> Decimal:
+            fake.fault("truncated")  # its cost stays unknown
+            await openai_post(api)
+            return max(entry.call.worst_case or Decimal(0) for entry in await ledger(tables) if entry.call not in seen)
+
+        seen: list[Call] = []
+        before = await worst_case()
+        refuse(fake, 400, self.TOO_LARGE, when=self.too_large)
+        for _ in range(2):
+            response = await openai_post(api, max_completion_tokens=60)
+            assert (response.status_code, response.json()) == (400, self.TOO_LARGE)
+        seen += [entry.call for entry in await ledger(tables)]
+        assert before > 100 * await worst_case()
+        assert len(fake.requests) == 4
+
+    async def test_number_that_is_not_below_the_refused_one_teaches_nothing(
+        self, api: httpx.AsyncClient, fake: RudeUpstream
+    ) -> None:
+        refuse(fake, 400, self.TOO_LARGE)
+        assert (await send_message(api, max_tokens=30)).status_code == 400
+        assert len(fake.requests) == 1
+        assert services().max_output("chat") == services().settings.turns.max_output("chat")
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def efforts(fake: RudeUpstream) -> list[str | None]:
+    return [request.body.get("reasoning_effort") for request in fake.requests]
+
+
+def reasons_with_tools(request: Request) -> bool:
+    """BerriAI/litellm#34569: this model has an effort of its own, so that only `none` is accepted."""
+    return bool(request.body.get("tools")) and request.body.get("reasoning_effort") != "none"
+
+
+class TestToolsAndReasoning:
+    @pytest.mark.parametrize("default", [None, "low"])
+    async def test_effort_that_no_caller_named_becomes_none_with_tools(
+        self, serve: Serve, environ: dict[str, str], fake: RudeUpstream, tables: Tables, default: str | None
+    ) -> None:
+        refuse(fake, 400, TOOLS_REFUSED, when=reasons_with_tools)
+        async with serve(environ | {"AZURE_OPENAI_REASONING_EFFORT": default or ""}) as api:
+            for session in ("a", "b"):
+                await answer(api, session=session, tools=TOOLS)
+            await answer(api)
+            assert (await openai_post(api, tools=TOOLS, stream=True)).status_code == 200
+            assert (await openai_post(api)).status_code == 200
+        assert efforts(fake) == [default, "none", "none", default, "none", None]
+        await assert_conserved(tables, fake)
+
+    async def test_forwarded_request_without_an_effort_learns_it_too(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        refuse(fake, 400, TOOLS_REFUSED, when=reasons_with_tools)
+        for _ in range(2):
+            assert (await openai_post(api, tools=TOOLS)).status_code == 200
+        assert efforts(fake) == [None, "none", "none"]
+        await assert_conserved(tables, fake)
+
+    @pytest.mark.parametrize("learned", [False, True])
+    async def test_effort_of_the_caller_is_refused_in_our_words(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, learned: bool
+    ) -> None:
+        refuse(fake, 400, TOOLS_REFUSED, when=reasons_with_tools)
+        if learned:
+            await answer(api, tools=TOOLS)
+            fake.requests.clear()
+        sent = await send_message(api, session="other", tools=TOOLS, reasoning_effort="high")
+        forwarded = await openai_post(api, tools=TOOLS, reasoning_effort="high")
+        for response in (sent, forwarded):
+            error = response.json()["error"]
+            assert (response.status_code, error["code"], error["param"]) == (400, "invalid_request", "reasoning_effort")
+            assert "'chat'" in error["message"]
+            assert "Set reasoning_effort to 'none'" in error["message"]
+            assert "/" not in error["message"]
+        assert efforts(fake) == ["high", "high"]
+
+    async def test_model_that_refuses_none_as_well_is_called_without_an_effort(
+        self, serve: Serve, environ: dict[str, str], fake: RudeUpstream, tables: Tables
+    ) -> None:
+        refuse(fake, 400, TOOLS_REFUSED, when=lambda request: {"tools", "reasoning_effort"} <= request.body.keys())
+        async with serve(environ | {"AZURE_OPENAI_REASONING_EFFORT": "low"}) as api:
+            for session in ("a", "b"):
+                await answer(api, session=session, tools=TOOLS)
+        assert efforts(fake) == ["low", "none", None, None]
+        await assert_conserved(tables, fake)
+
+    async def test_model_that_refuses_tools_whatever_the_effort_gets_two_requests(
+        self, api: httpx.AsyncClient, fake: RudeUpstream
+    ) -> None:
+        refuse(fake, 400, TOOLS_REFUSED)
+        assert (await send_message(api, tools=TOOLS)).status_code == 400
+        assert efforts(fake) == [None, "none"]
