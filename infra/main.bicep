@@ -372,7 +372,7 @@ module function 'app/function.bicep' = {
     settings: {
       // Defaults that extraSettings can override; local.settings.sample.json describes each.
       AZURE_OPENAI_MAX_TOKENS: '800'
-      AZURE_OPENAI_MAX_OUTPUT_TOKENS: '128000'
+      AZURE_OPENAI_MAX_OUTPUT_TOKENS: '' // empty: 128000 for every deployment
       AZURE_OPENAI_MAX_RETRIES: '2'
       AZURE_OPENAI_REASONING_EFFORT: 'none' // otherwise reasoning could use up the 800 tokens and leave an empty answer
       AZURE_OPENAI_TIMEOUT_SECONDS: '60'
@@ -383,6 +383,7 @@ module function 'app/function.bicep' = {
       MAX_REQUEST_BYTES: '20971520'
       PRICES: '' // empty: list prices
       TABLE_PREFIX: 'chat'
+      CORS_ORIGINS: '' // the platform's own CORS stays off: docs/deploying.md
       ...extraSettings
       // Values that this template computes.
       AZURE_OPENAI_ENDPOINT: openAiEndpoint

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 import signal
+from contextlib import suppress
 from functools import cache
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from shared.access.identity import Identity, ServiceAccess
 from shared.access.keys import Keys
 from shared.domain.clock import Clock, SystemClock
 from shared.domain.pricing import Prices
+from shared.environment import Environment
 from shared.errors import UpstreamUnavailable
 from shared.mail.addresses import recipients, sender
 from shared.mail.choose import transport
@@ -25,7 +27,7 @@ from shared.model.endpoint import Endpoint
 from shared.model.service import ModelService
 from shared.reports.daily import Reports
 from shared.reports.delivery import Delivery, MailConfig
-from shared.settings import Settings, UnresolvedReference
+from shared.settings import Settings, SettingsError, UnresolvedReference, WebSettings
 from shared.storage.cursors import Cursors
 from shared.storage.days import Days
 from shared.storage.deletion import Deletions
@@ -178,6 +180,16 @@ def services() -> Services:
         _current = Services(_settings(), CLOCK)
         _finish_on_sigterm()
     return _current
+
+
+def cors_origins() -> frozenset[str]:
+    """The origins of CORS_ORIGINS, also while another setting is wrong: a page must be able to read that error. None
+    if CORS_ORIGINS itself is."""
+    if _current:
+        return _current.settings.web.cors_origins
+    with suppress(SettingsError):
+        return WebSettings.read(Environment(os.environ)).cors_origins
+    return frozenset()
 
 
 def _settings() -> Settings:

@@ -20,6 +20,10 @@ from shared.domain.pricing import DEFAULT_TIER, Tariff
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a deployment or of a key
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+# https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin; of a web page, an extension or an app's web view
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+_DEFAULT_PORTS = {"https": ":443", "http": ":80"}
+
 _PRICES_EXAMPLE = '{"gpt-5.4-mini": {"input": 0.75, "output": 4.5}}'
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -100,6 +104,21 @@ def parse_api_key(value: str) -> str:
     if not value.isascii() or not value.isprintable():  # it is sent as an HTTP header
         raise ValueError("it contains characters other than printable ASCII.")
     return value
+
+
+def parse_origins(value: str) -> frozenset[str]:
+    """Comma-separated origins, as browsers send them; `*` alone stands for all."""
+    origins = frozenset(filter(None, map(str.strip, value.split(","))))
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("* is in a list. It allows every origin and must be the whole setting.")
+    for origin in sorted(origins - {"*"}):
+        scheme, _, rest = origin.partition("://")
+        if not _ORIGIN.fullmatch(origin) or rest.endswith(_DEFAULT_PORTS.get(scheme, " ")):
+            raise ValueError(
+                f"{origin!r} is not an origin such as https://app.example.com: scheme, host and port as a browser sends"
+                " them, in lower case, without a path and without a default port."
+            )
+    return origins
 
 
 def parse_reasoning_effort(value: str) -> ReasoningEffort:

@@ -21,6 +21,7 @@ from shared.setting_values import (
     parse_key_hashes,
     parse_max_output_tokens,
     parse_model_endpoints,
+    parse_origins,
     parse_prices,
     parse_reasoning_effort,
     parse_storage_connection_string,
@@ -38,6 +39,7 @@ __all__ = [
     "TableSettings",
     "TurnSettings",
     "UnresolvedReference",
+    "WebSettings",
 ]
 
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly and say so when you do not know."
@@ -198,6 +200,17 @@ class KeySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WebSettings:
+    """What web pages may do that another server delivers."""
+
+    cors_origins: frozenset[str]  # origins whose pages may call the app; {"*"}: all
+
+    @classmethod
+    def read(cls, env: Environment) -> Self:
+        return cls(cors_origins=env.parsed("CORS_ORIGINS", parse_origins, frozenset()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AzureSettings:
     """The platform that the app runs on."""
 
@@ -225,6 +238,7 @@ class Settings:
     turns: TurnSettings
     mail: MailSettings
     keys: KeySettings
+    web: WebSettings
     azure: AzureSettings
 
     @classmethod
@@ -238,6 +252,7 @@ class Settings:
             turns=TurnSettings.read(env),
             mail=MailSettings.read(env),
             keys=KeySettings.read(env),
+            web=WebSettings.read(env),
             azure=AzureSettings.read(env),
         )
         settings._check_max_output_tokens()
