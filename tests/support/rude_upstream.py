@@ -88,8 +88,13 @@ class RudeUpstream(AzureOpenAI):
         return await wire.send(h11.EndOfMessage())
 
 
-_RUDE = pytest.param(RudeUpstream, id="rude")
-with_both_fakes = pytest.mark.parametrize("fake", [pytest.param(AzureOpenAI, id="polite"), _RUDE], indirect=True)
+def _fakes(*marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    fakes = [pytest.param(AzureOpenAI, id="polite"), pytest.param(RudeUpstream, id="rude", marks=marks)]
+    return pytest.mark.parametrize("fake", fakes, indirect=True)
+
+
+with_both_fakes = _fakes()
+with_rude_fake_in_acceptance = _fakes(pytest.mark.acceptance)  # for tests that take long
 
 
 async def _send_unframed(wire: Wire, raw: Raw) -> None:

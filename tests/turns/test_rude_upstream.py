@@ -216,6 +216,11 @@ class TestForm:
         await assert_conserved(tables, fake)
         assert len(fake.requests) == 1
 
+    async def test_content_parts_of_a_document_are_text(self, api: httpx.AsyncClient, fake: RudeUpstream) -> None:
+        thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+        fake.raw(whole({"content": [thinking, {"type": "text", "text": "hello"}]}), media_type="application/json")
+        assert (await answer(api))["message"] == {**HELLO, "reasoning_content": "hm"}
+
     async def test_document_in_place_of_a_stream_becomes_a_chunk_on_openai_routes(
         self, sdk: openai.AsyncOpenAI, fake: RudeUpstream, tables: Tables
     ) -> None:
