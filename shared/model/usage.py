@@ -56,28 +56,28 @@ def usage_of(reported: Any) -> Usage | None:
     prompt, completion = counts["prompt_tokens"], counts["completion_tokens"]
     uncounted = counts.get("total_tokens", 0) - prompt - completion
     cached, cache_write, reasoning = (_first(counts, names) or 0 for names in (_CACHED, _CACHE_WRITE, _REASONING))
-    answer = _including(reasoning, completion, uncounted)
-    uncounted -= answer - completion  # otherwise the same tokens could be added to the prompt too
-    asked = _including(cached + cache_write, prompt, uncounted)
-    uncounted -= asked - prompt
+    whole_completion = _including(reasoning, completion, uncounted)
+    uncounted -= whole_completion - completion  # otherwise the same tokens could be added to the prompt too
+    whole_prompt = _including(cached + cache_write, prompt, uncounted)
+    uncounted -= whole_prompt - prompt
     if uncounted > 0 and _first(counts, _REASONING) is None:  # Gemini's compatible API reports no reasoning tokens
-        answer, uncounted = answer + uncounted, 0
+        whole_completion, uncounted = whole_completion + uncounted, 0
     audio_prompt, audio_completion = counts.get(_AUDIO_PROMPT, 0), counts.get(_AUDIO_COMPLETION, 0)
     unpriced = {name: count for name, count in counts.items() if count and name not in _KNOWN}
     if uncounted > 0:
         unpriced["total_tokens"] = uncounted
     if cached and audio_prompt and _CACHED_AUDIO not in counts:  # how many of the cached tokens are audio is not known
         unpriced[_AUDIO_PROMPT] = audio_prompt
-    if audio_prompt + cached + cache_write > asked or audio_completion > answer:
+    if audio_prompt + cached + cache_write > whole_prompt or audio_completion > whole_completion:
         unpriced["audio_tokens"] = audio_prompt + audio_completion
     if unpriced:
         names = ", ".join(sorted(unpriced))[:300]
         log.warning("the cost of a call is unknown, because no rate covers these of its tokens: %s", names)
     return Usage(
-        prompt_tokens=asked,
+        prompt_tokens=whole_prompt,
         cached_tokens=cached,
         cache_write_tokens=cache_write,
-        completion_tokens=answer,
+        completion_tokens=whole_completion,
         reasoning_tokens=reasoning,
         audio_prompt_tokens=audio_prompt,
         audio_completion_tokens=audio_completion,

@@ -71,8 +71,8 @@ def to_call(columns: Mapping[str, Any]) -> Call:
 
 
 def _rates_text(rates: Rates) -> str:
-    known = {name: rate for name in _RATES if (rate := getattr(rates, name)) is not None}
-    return json_text({name: _amount(rate) for name, rate in known.items()})
+    amounts = {name: _amount(getattr(rates, name)) for name in _RATES}
+    return json_text({name: amount for name, amount in amounts.items() if amount is not None})
 
 
 def _amount(value: Decimal | None) -> str | None:
