@@ -19,7 +19,13 @@ from shared.errors import ChatError, UpstreamError, UpstreamResponse, UpstreamTi
 from shared.model.error_body import read_error
 from shared.model.sse import CONNECTION_ERRORS, events
 from shared.model.stream_errors import error_status
-from shared.model.upstream_errors import NotAuthorized, ToolsRejected, from_connection_error, from_response, visible_headers
+from shared.model.upstream_errors import (
+    NotAuthorized,
+    ToolsRejected,
+    from_connection_error,
+    from_response,
+    visible_headers,
+)
 from shared.model.wire_json import parsed
 from shared.turns.ports import Plan, ServerEvent
 

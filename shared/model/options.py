@@ -47,7 +47,7 @@ class Options:
             body = {name: value for name, value in body.items() if name != "reasoning_effort"}
             body |= {"reasoning_effort": effort} if effort else {}
         if not plan.forwarded and (maximum := self._max_output.get(plan.deployment)):
-            body |= {name: min(body[name], maximum) for name in _OTHER_MAXIMUM if name in body}
+            body |= {name: min(body[name], maximum) for name in _OTHER_MAXIMUM if body.get(name)}
         return _renamed(body, self._maximum.get(plan.deployment))
 
     def max_output(self, deployment: str) -> int | None:

@@ -51,6 +51,11 @@ BODIES: dict[str, tuple[Any, str, str | None]] = {
         UNSUPPORTED,
         "max_tokens",
     ),
+    "escapes of JSON in words": (
+        {"error": {"message": 'Error code: 400 - {"error": {"message": "zu gro\\u00df:\\n\\"9\\"", "code": 400}}'}},
+        'zu groß:\n"9"',
+        None,
+    ),
     "OpenRouter's metadata": (
         {"error": {"message": "Provider returned error", "metadata": {"raw": json.dumps({"error": OPENAI})}}},
         UNSUPPORTED,
