@@ -186,8 +186,14 @@ def _move_usage(draw: Draw, events: Events) -> None:
 
 
 def _drop_finish_reason(draw: Draw, events: Events) -> None:
-    events[:] = [each for each in events if not (isinstance(each, dict) and "finish_reason" in json.dumps(each))]
-    events.append(usage())
+    """Leave it out, and the usage too in some."""
+    for each in events:
+        choices = each.get("choices") if isinstance(each, dict) else None
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict):
+                choice.pop("finish_reason", None)
+    if draw(st.booleans()):
+        events[:] = [each for each in events if not _is_usage(each)] or [b": \n\n"]
 
 
 def _insert_error(draw: Draw, events: Events) -> None:
