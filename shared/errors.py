@@ -67,7 +67,13 @@ class ContentFiltered(InvalidRequest):
 
 
 class ContextTooLong(InvalidRequest):
+    """`limit`: the tokens of the model's context window, if the service names them."""
+
     code = "context_too_long"
+
+    def __init__(self, message: str, *, param: str | None = None, limit: int | None = None) -> None:
+        super().__init__(message, param=param)
+        self.limit = limit
 
 
 class Unauthorized(ChatError):

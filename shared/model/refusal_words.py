@@ -134,3 +134,18 @@ def tools_need_no_reasoning(error: ErrorBody) -> bool:
     BerriAI/litellm#34569: some refuse them also if no effort is sent, because they have a default one)."""
     about_effort = "reasoning_effort" in (error.param, *error.fields) or "reasoning_effort" in error.message
     return about_effort and bool(_TOOLS_WORDS.search(error.message))
+
+
+_CONTEXT_NUMBERS = _any_of(  # each captures the size of the context window
+    r"maximum (?:context|prompt|model|input) (?:length|window|size|limit)(?: is| of)? (\d+)",
+    r"(\d+) maximum context",  # Mistral
+    r"context (?:length|window|size|limit)[^.\d]{0,20}(\d+)",  # llama.cpp
+    r"> (\d+) maximum",  # Anthropic
+    r"limit of (\d+)",
+)
+
+
+def context_limit(error: ErrorBody) -> int | None:
+    """The tokens of the model's context window, if a refusal of a longer prompt names them."""
+    match = _CONTEXT_NUMBERS.search(error.message)
+    return int(next(filter(None, match.groups()))) if match else None

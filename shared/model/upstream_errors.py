@@ -23,6 +23,7 @@ from shared.errors import (
 )
 from shared.model.error_body import ErrorBody, read_error
 from shared.model.refusal_words import (
+    context_limit,
     context_too_long,
     malformed_request,
     max_output,
@@ -139,7 +140,8 @@ def _bad_request(error: ErrorBody, deployment: str) -> ChatError:
             )
         case _ if context_too_long(error):
             shorter = "Send a shorter message, or lower max_tokens."
-            return ContextTooLong(f"This conversation is too long for the model. {shorter}", param="message")
+            message = f"This conversation is too long for the model. {shorter}"
+            return ContextTooLong(message, param="message", limit=context_limit(error))
         case _ if tools_need_no_reasoning(error):
             return ToolsRejected(deployment)
         case _ if maximum:

@@ -169,7 +169,7 @@ class Turns:
         if self._clock.monotonic() + pause >= run.deadline:
             return None
         if isinstance(call.error, ContextTooLong):
-            return run.turn.plan.shortened()
+            return run.turn.plan.shortened(call.error.limit)
         if isinstance(call.error, UpstreamFailure) and outcome.state is State.UNACCOUNTED:
             return run.turn.plan
         return None

@@ -144,7 +144,7 @@ class Dialect(Protocol):
         """A reader for the answer to this request."""
 
 
-def _no_shorter_plan() -> "Plan | None":
+def _no_shorter_plan(limit: int | None) -> "Plan | None":
     return None
 
 
@@ -163,7 +163,8 @@ class Plan:
     stored_answer_tokens: int  # the answer size that must fit into the turn's row
     window_start: int = 0
     past_tokens: int | None = None  # see Turn
-    shortened: Callable[[], "Plan | None"] = _no_shorter_plan  # half of the past turns; None: none to drop
+    # At most half of the past turns, and no more than fit into a context window of so many tokens; None: none to drop.
+    shortened: Callable[[int | None], "Plan | None"] = _no_shorter_plan
 
     @property
     def streamed(self) -> bool:

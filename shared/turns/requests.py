@@ -90,8 +90,10 @@ class ComposedRequest:
         return self._plan(history, history.window(limits.context_tokens - max_tokens), max_tokens)
 
     def _plan(self, history: History, window: Window, max_tokens: int) -> Plan:
-        def shortened() -> Plan | None:
+        def shortened(limit: int | None) -> Plan | None:
             shorter = history.halved(window)
+            if shorter and limit and limit > max_tokens:
+                shorter = max(shorter, history.window(limit - max_tokens), key=lambda each: each.first)
             return self._plan(history, shorter, max_tokens) if shorter else None
 
         body = self.dialect.compose(window.messages, max_tokens=max_tokens, options=self.options)

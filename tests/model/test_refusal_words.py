@@ -7,6 +7,7 @@ import pytest
 
 from shared.model.error_body import ErrorBody, read_error
 from shared.model.refusal_words import (
+    context_limit,
     context_too_long,
     malformed_request,
     max_output,
@@ -269,3 +270,27 @@ def test_refusal_of_tools_with_reasoning_is_recognised() -> None:
     assert tools_need_no_reasoning(read(TOOLS_REFUSED))
     assert not tools_need_no_reasoning(read(openai_error("Unsupported value: 'minimal'.", param="reasoning_effort")))
     assert not tools_need_no_reasoning(read(openai_error("These tools are not supported.", param="tools")))
+
+
+LIMITS = {
+    "gpt-5": 272_000,
+    "vllm-project/vllm#20409": 16_384,
+    "vllm-project/vllm#4667": None,
+    "vLLM 0.12": 2_048,
+    "vLLM's prompt": 32_768,
+    "vllm-project/vllm#10440": 1_000,
+    "Mistral": 32_768,
+    "ggml-org/llama.cpp#19774": None,
+    "LiteLLM": 8,
+    "Anthropic": 200_000,
+}
+
+
+@pytest.mark.parametrize("report", LIMITS)
+def test_size_of_the_context_window_is_read(report: str) -> None:
+    assert context_limit(read(TOO_LONG[report][1])) == LIMITS[report]
+
+
+def test_size_of_the_context_window_is_read_from_llama_cpp() -> None:
+    words = "request (4390 tokens) exceeds the available context size (4096 tokens), try increasing it"
+    assert context_limit(read(openai_error(words))) == 4_096

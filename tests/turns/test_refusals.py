@@ -32,8 +32,9 @@ from tests.model.test_refusal_words import (
     foundry,
     openai_error,
 )
+from tests.support import azure_openai_answers as answers
 from tests.support.azure_openai import AzureOpenAI, Request
-from tests.support.chat_client import answer, ledger, send_message, states
+from tests.support.chat_client import answer, fill, ledger, send_message, states
 from tests.support.conservation import assert_conserved
 from tests.support.rude_upstream import Raw, RudeUpstream, end, text, usage
 
@@ -156,6 +157,21 @@ class TestContextTooLong:
             await answer(api)
         assert len(fake.requests) <= 3 + 6
         await assert_conserved(tables, fake)
+
+    async def test_window_that_is_named_is_kept_at_once(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        """Half of the history would still be too long, however often the caller tries."""
+        await fill(tables, 40)
+        prompt = answers.prefixes  # tokens as the fake counts them
+        limit = 400
+        words = (
+            f"Prompt contains 9999 tokens and 0 draft tokens, too large for model with {limit} maximum context length"
+        )
+        refuse(fake, 400, {"object": "error", "message": words}, lambda each: prompt(each.body)[-1][1] + 50 > limit)
+        for _ in range(5):
+            await answer(api, max_tokens=50)
+        assert len(fake.requests) <= 5 + 2
 
     @pytest.mark.parametrize("report", ["vllm-project/vllm#4667", "Anthropic", "ggml-org/llama.cpp#19774"])
     async def test_prompt_that_no_window_makes_short_enough_is_a_400(
