@@ -173,6 +173,15 @@ class TestContextTooLong:
             await answer(api, max_tokens=50)
         assert len(fake.requests) <= 5 + 2
 
+    async def test_window_is_halved_until_it_fits_if_no_size_is_named(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        await fill(tables, 40)
+        refuse(fake, *TOO_LONG["ggml-org/llama.cpp#15780"], when=lambda request: len(request.body["messages"]) > 6)
+        for _ in range(3):
+            await answer(api)
+        assert len(fake.requests) <= 3 + 5
+
     @pytest.mark.parametrize("report", ["vllm-project/vllm#4667", "Anthropic", "ggml-org/llama.cpp#19774"])
     async def test_prompt_that_no_window_makes_short_enough_is_a_400(
         self, api: httpx.AsyncClient, fake: RudeUpstream, report: str
