@@ -15,7 +15,7 @@ from typing import cast, get_args
 from urllib.parse import SplitResult, urlsplit
 
 from shared.domain.calls import Rates, ReasoningEffort
-from shared.domain.pricing import DEFAULT_TIER, Tariff
+from shared.domain.pricing import DEFAULT_TIER, DEFAULT_TIERS, Tariff
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a deployment or of a key
 
@@ -171,10 +171,11 @@ def _tariff(name: str, amounts: object) -> Tariff:
     """The rates of the default tier, and of those that are named inside it."""
     if not isinstance(amounts, dict):
         raise ValueError(f"{name!r} needs input and output, in USD per 1M tokens.")
-    tiers = {tier: _rates(f"{name}.{tier}", each) for tier, each in amounts.items() if isinstance(each, dict)}
-    if DEFAULT_TIER in tiers:
-        raise ValueError(f"{name!r} has its default prices beside its tiers, without {DEFAULT_TIER!r}.")
-    return {DEFAULT_TIER: _rates(name, {kind: each for kind, each in amounts.items() if kind not in tiers}), **tiers}
+    default = {kind: each for kind, each in amounts.items() if not isinstance(each, dict)}
+    tiers = {tier: _rates(f"{name}.{tier}", each) for tier, each in amounts.items() if tier not in default}
+    if unneeded := {tier for tier in tiers if tier.lower() in DEFAULT_TIERS}:
+        raise ValueError(f"{name!r} has its default prices beside its tiers, without {min(unneeded)!r}.")
+    return {DEFAULT_TIER: _rates(name, default), **{tier.lower(): rates for tier, rates in tiers.items()}}
 
 
 def _rates(name: str, amounts: object) -> Rates:

@@ -349,7 +349,7 @@ class TestPrices:
         )
 
     def test_prices_name_audio_and_service_tiers(self) -> None:
-        value = '{"a": {"input": 1, "output": 2, "audio_output": 3, "priority": {"input": 4, "output": 5}}}'
+        value = '{"a": {"input": 1, "output": 2, "audio_output": 3, "Priority": {"input": 4, "output": 5}}}'
         tariff = read(PRICES=value).model.prices["a"]
         assert (tariff["default"].audio_input, tariff["default"].audio_output) == (None, Decimal(3))
         assert (tariff["priority"].input, tariff["priority"].audio_output) == (Decimal(4), None)
@@ -366,6 +366,7 @@ class TestPrices:
             ('{"chat": {"input": 1, "output": 1, "priority": {"input": 1}}}', "'chat.priority' needs input and output"),
             ('{"chat": {"priority": {"input": 1, "output": 1}}}', "'chat' needs input and output"),
             ('{"chat": {"input": 1, "output": 1, "default": {"input": 1, "output": 1}}}', "without 'default'"),
+            ('{"chat": {"input": 1, "output": 1, "Standard": {"input": 1, "output": 1}}}', "without 'Standard'"),
             ("1,5", "it is not JSON from line 1, column 2 on"),
             ('{"chat": {"input": 1,5, "output": 1}}', "it is not JSON from line 1, column"),
             ('{"chat": {"input": "1,5", "output": 1}}', "input of 'chat' is not a number such as 0.75: \"1,5\"."),

@@ -20,7 +20,7 @@ from shared.domain.clock import Clock
 
 DEFAULT_TIER = "default"
 # Names of the tier without a surcharge or discount: OpenAI's, Anthropic's and Groq's.
-_DEFAULT_TIERS = (None, "", DEFAULT_TIER, "auto", "standard", "standard_only", "on_demand")
+DEFAULT_TIERS = (DEFAULT_TIER, "auto", "standard", "standard_only", "on_demand")
 _VERSION = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})(-preview)?$")
 # OpenAI sells no calls of its open models, and its list price leaves out what these models cost by the search.
 _NOT_LISTED = re.compile(r"gpt-oss|-search-|deep-research")
@@ -83,7 +83,8 @@ class Prices:
         upgrades deployments to newer versions. Otherwise the deployment's configured model does. `tier` is the answer's
         service_tier. `prompt_tokens` selects the rates if the model's price depends on the prompt's length.
         """
-        return self._tariff(deployment, model, prompt_tokens).get(DEFAULT_TIER if tier in _DEFAULT_TIERS else tier)
+        tier = (tier or DEFAULT_TIER).lower()
+        return self._tariff(deployment, model, prompt_tokens).get(DEFAULT_TIER if tier in DEFAULT_TIERS else tier)
 
     def highest_rates(self, deployment: str, *, prompt_tokens: int) -> Rates | None:
         """The highest known rate of each kind, over the service tiers that a deployment may answer in."""

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from shared.domain.calls import Usage
@@ -27,15 +29,17 @@ _NESTED = tuple(f"{name}." for name in _DETAILS)
 
 # Counts that are charged as those above, or that repeat one of them.
 _KNOWN = {
-    *(*_CACHED, *_CACHE_WRITE, *_REASONING, _AUDIO_PROMPT, _AUDIO_COMPLETION),
-    *(
-        "prompt_tokens",
-        "completion_tokens",
-        "total_tokens",
-        "input_tokens",
-        "output_tokens",
-        "prompt_cache_miss_tokens",
-    ),
+    *_CACHED,
+    *_CACHE_WRITE,
+    *_REASONING,
+    _AUDIO_PROMPT,
+    _AUDIO_COMPLETION,
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "input_tokens",
+    "output_tokens",
+    "prompt_cache_miss_tokens",
     "prompt_tokens_details.text_tokens",
     "prompt_tokens_details.cache_creation_token_details.ephemeral_5m_input_tokens",  # LiteLLM's name of a cache write
     "prompt_tokens_details.cached_tokens_details.text_tokens",
@@ -62,27 +66,40 @@ def usage_of(reported: Any) -> Usage | None:
     uncounted -= whole_prompt - prompt
     if uncounted > 0 and _first(counts, _REASONING) is None:  # Gemini's compatible API reports no reasoning tokens
         whole_completion, uncounted = whole_completion + uncounted, 0
-    audio_prompt, audio_completion = counts.get(_AUDIO_PROMPT, 0), counts.get(_AUDIO_COMPLETION, 0)
-    unpriced = {name: count for name, count in counts.items() if count and name not in _KNOWN}
-    if uncounted > 0:
-        unpriced["total_tokens"] = uncounted
-    if cached and audio_prompt and _CACHED_AUDIO not in counts:  # how many of the cached tokens are audio is not known
-        unpriced[_AUDIO_PROMPT] = audio_prompt
-    if audio_prompt + cached + cache_write > whole_prompt or audio_completion > whole_completion:
-        unpriced["audio_tokens"] = audio_prompt + audio_completion
-    if unpriced:
-        names = ", ".join(sorted(unpriced))[:300]
-        log.warning("the cost of a call is unknown, because no rate covers these of its tokens: %s", names)
-    return Usage(
+    usage = Usage(
         prompt_tokens=whole_prompt,
         cached_tokens=cached,
         cache_write_tokens=cache_write,
         completion_tokens=whole_completion,
         reasoning_tokens=reasoning,
-        audio_prompt_tokens=audio_prompt,
-        audio_completion_tokens=audio_completion,
-        unpriced_tokens=min(sum(unpriced.values()), _MAX_TOKENS),
+        audio_prompt_tokens=counts.get(_AUDIO_PROMPT, 0),
+        audio_completion_tokens=counts.get(_AUDIO_COMPLETION, 0),
     )
+    unpriced = _unpriced(usage, counts, uncounted)
+    if unpriced:
+        _warn(", ".join(sorted(unpriced))[:300])
+    return replace(usage, unpriced_tokens=min(sum(unpriced.values()), usage.total_tokens))
+
+
+def _unpriced(usage: Usage, counts: Mapping[str, int], uncounted: int) -> dict[str, int]:
+    """Tokens that no rate covers, by the name of their count."""
+    unpriced = {name: count for name, count in counts.items() if count and name not in _KNOWN}
+    if uncounted > 0:
+        unpriced["total_tokens"] = uncounted
+    audio_prompt, cached = usage.audio_prompt_tokens, usage.cached_tokens + usage.cache_write_tokens
+    if audio_prompt and usage.cached_tokens and _CACHED_AUDIO not in counts:  # how many cached tokens are audio?
+        unpriced[_AUDIO_PROMPT] = audio_prompt
+    if audio_prompt + cached > usage.prompt_tokens:
+        unpriced[_AUDIO_PROMPT] = audio_prompt
+    if usage.audio_completion_tokens > usage.completion_tokens:
+        unpriced[_AUDIO_COMPLETION] = usage.audio_completion_tokens
+    return unpriced
+
+
+@lru_cache(maxsize=100)
+def _warn(names: str) -> None:
+    """Log these kinds once: a service may report them in every chunk."""
+    log.warning("no rate covers tokens of these kinds, so the cost of calls with them is unknown: %s", names)
 
 
 def _counts(reported: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int]]:

@@ -109,9 +109,9 @@ class Turns:
         """Call the model, retry at most once if the first call may have been billed, and settle the last call. A prompt
         that is too long is shortened until the model takes it, or nothing more can be dropped."""
         call, outcome = await self._call(run, await self._open(run))
-        failed = False  # a call, and not only a prompt
-        while (plan := self._retry_plan(run, call, outcome)) and not failed and await self._retry(run, outcome, plan):
-            failed = not isinstance(call.error, ContextTooLong)
+        retried = False
+        while not retried and (plan := self._retry_plan(run, call, outcome)) and await self._retry(run, outcome, plan):
+            retried = not isinstance(call.error, ContextTooLong)
             call, outcome = await self._call(run, await self._open(run, replaces=(call.entry, outcome)))
         await self._settle(run, call, outcome)
 

@@ -158,13 +158,13 @@ class TestConfiguredPrices:
 class TestServiceTiers:
     PRICES = Prices({"chat": {DEFAULT_TIER: rates(1, 9), "priority": rates(2, 8)}}, {}, SystemClock())
 
-    @pytest.mark.parametrize("tier", [None, "", "default", "auto", "standard", "on_demand"])
+    @pytest.mark.parametrize("tier", [None, "", "default", "auto", "standard", "on_demand", "Default"])
     def test_default_tier_has_the_default_price(self, tier: str | None) -> None:
         assert self.PRICES.rates("chat", tier=tier) == rates(1, 9)
         assert prices_of({}, {}).rates("gpt-4.1", tier=tier) == prices_of({}, {}).rates("gpt-4.1") is not None
 
     def test_other_tier_has_only_its_configured_price(self) -> None:
-        assert self.PRICES.rates("chat", tier="priority") == rates(2, 8)
+        assert self.PRICES.rates("chat", tier="priority") == self.PRICES.rates("chat", tier="Priority") == rates(2, 8)
         assert self.PRICES.rates("chat", tier="flex") is None
         assert prices_of({}, {}).rates("gpt-4.1", tier="priority") is None
 

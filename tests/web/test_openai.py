@@ -252,6 +252,12 @@ async def test_audio_without_a_known_rate_has_no_worst_case(
     assert entry.call.worst_case is None
 
 
+async def test_message_without_audio_has_a_worst_case(api: httpx.AsyncClient, tables: Tables) -> None:
+    await post(api, messages=[*HELLO, {"role": "assistant", "content": "x", "audio": None}, *HELLO])
+    [entry] = await closed_ledger(tables)
+    assert entry.call.worst_case is not None
+
+
 # Errors
 
 
