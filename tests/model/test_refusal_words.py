@@ -105,7 +105,7 @@ TOO_LONG: dict[str, tuple[int, Any]] = {
     "LiteLLM": (
         400,
         openai_error(
-            "litellm.ContextWindowExceededError: AnthropicException - prompt is too long: 9 tokens > 8 maximum"
+            "litellm.ContextWindowExceededError: AnthropicException - prompt is too long: 9001 tokens > 8000 maximum"
         ),
     ),
     "Anthropic": (413, {"detail": "prompt is too long: 205000 tokens > 200000 maximum"}),
@@ -162,8 +162,13 @@ MAXIMA: dict[str, tuple[Any, int | None]] = {
         16_384,
     ),
     "AQBot-Desktop/AQBot#93": (
-        {"error": {"message": "Param Incorrect", "param": "max_tokens is too large: 9. This model supports at most 7"}},
-        7,
+        {
+            "error": {
+                "message": "Param Incorrect",
+                "param": "max_tokens is too large: 8192. This model supports at most 4096 completion tokens.",
+            }
+        },
+        4_096,
     ),
     "deepseek-ai/DeepSeek-V3#69": (
         openai_error("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]"),
@@ -205,6 +210,33 @@ MAXIMA: dict[str, tuple[Any, int | None]] = {
     "another field": (openai_error("Expected a value <= 2.", param="temperature"), None),
     "the context": (TOO_LONG["vLLM 0.12"][1], None),
 }
+
+
+MAXIMUM_WORDS = [
+    "max_tokens must be less than or equal to N",
+    "max_tokens cannot be greater than N.",
+    "max_tokens cannot exceed N, got 900,000",
+    "max_tokens: the maximum value is N",
+    "max_tokens must be in [1, N]",
+    "max_tokens must be in [1,N].",
+    "max_tokens is too large: 900,000. This model supports at most N completion tokens, whereas you provided 900,000.",
+    "max_tokens: expected a value <= N, but got 900,000 instead.",
+    "max_tokens: 900,000 > N, which is the maximum allowed number of output tokens",
+    "max_tokens=900,000 cannot be greater than max_model_len=max_total_tokens=N.",
+    "max_completion_tokens must be between 1 and N.",
+    "The number of output tokens cannot exceed N",
+]
+# Numbers that are not the answer's maximum.
+OTHER_NUMBERS = [
+    "n must be at most 8. You sent max_tokens 500 and n 10.",
+    "n must be at most 300. You sent max_tokens 500 and n 400.",
+    "You sent max_tokens 500. top_k cannot exceed 1,000.",
+    "With max_tokens 500, n must be at most 300.",
+    "temperature: must be less than or equal to 1. max_tokens: unsupported",
+    "top_k: must be less than or equal to 1000; max_tokens: unsupported",
+    "max_tokens must be less than or equal to 1.",
+]
+NUMBERS = {"512": 512, "8192": 8_192, "8,192": 8_192, "131,072": 131_072, "1,048,576": 1_048_576, "128k": 128_000}
 
 
 def read(body: Any) -> ErrorBody:
@@ -266,6 +298,26 @@ def test_maximum_of_the_model_is_read_from_the_refusal_of_a_larger_one(report: s
     assert max_output(read(body)) == maximum
 
 
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("words", MAXIMUM_WORDS)
+def test_maximum_is_read_with_and_without_thousands_separators(words: str, number: str) -> None:
+    for param in (None, OLD):
+        assert max_output(read(openai_error(words.replace("N", number), param=param))) == NUMBERS[number]
+
+
+@pytest.mark.parametrize("words", OTHER_NUMBERS)
+def test_number_of_another_field_is_not_taken_for_the_maximum(words: str) -> None:
+    assert max_output(read(openai_error(words))) is None
+    assert max_output(read(openai_error(words, param="n"))) is None
+
+
+def test_maximum_is_found_beside_the_limits_of_other_fields() -> None:
+    problems = {"temperature": 2, "top_k": 1_000, OLD: 4_096}
+    detail = [{"loc": ["body", name], "msg": f"Input should be <= {limit}"} for name, limit in problems.items()]
+    assert max_output(read({"detail": detail})) == 4_096
+    assert max_output(read(openai_error("n must be at most 8, max_tokens at most 4,096", param="n"))) == 4_096
+
+
 def test_refusal_of_tools_with_reasoning_is_recognised() -> None:
     assert tools_need_no_reasoning(read(TOOLS_REFUSED))
     assert not tools_need_no_reasoning(read(openai_error("Unsupported value: 'minimal'.", param="reasoning_effort")))
@@ -281,7 +333,7 @@ LIMITS = {
     "vllm-project/vllm#10440": 1_000,
     "Mistral": 32_768,
     "ggml-org/llama.cpp#19774": None,
-    "LiteLLM": 8,
+    "LiteLLM": 8_000,
     "Anthropic": 200_000,
 }
 
@@ -289,6 +341,25 @@ LIMITS = {
 @pytest.mark.parametrize("report", LIMITS)
 def test_size_of_the_context_window_is_read(report: str) -> None:
     assert context_limit(read(TOO_LONG[report][1])) == LIMITS[report]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This model's maximum context length is N tokens.",
+        "The prompt exceeds the context length. The context length is N.",
+        "The prompt is longer than the context window: limit of N tokens.",
+        "Prompt contains 900,000 tokens, too large for model with N maximum context length",
+        "prompt is too long: 900,000 tokens > N maximum",
+    ],
+)
+def test_size_is_read_with_and_without_thousands_separators(words: str, number: str) -> None:
+    assert context_limit(read(openai_error(words.replace("N", number)))) == NUMBERS[number]
+
+
+def test_size_that_no_model_has_is_not_read() -> None:
+    assert context_limit(read(openai_error("The maximum context length is 1.5 tokens."))) is None
 
 
 def test_size_of_the_context_window_is_read_from_llama_cpp() -> None:

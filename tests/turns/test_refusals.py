@@ -77,7 +77,7 @@ SHAPES: dict[str, Any] = {
 
 
 class TestNoCredit:
-    """`insufficient_quota` has the status of a rate limit, but no waiting mends it."""
+    """`insufficient_quota` has the status of a rate limit, but waiting does not help."""
 
     @pytest.fixture
     def environ(self, environ: dict[str, str]) -> dict[str, str]:
@@ -380,18 +380,18 @@ class TestStreamOptions:
 
 
 class TestTooLargeMaximum:
-    TOO_LARGE = openai_error("max_tokens is too large. This model supports at most 40 completion tokens.", param=NEW)
+    TOO_LARGE = openai_error("max_tokens is too large. This model supports at most 400 completion tokens.", param=NEW)
 
     def too_large(self, request: Request) -> bool:
-        return bool((request.body.get(NEW) or 0) > 40)
+        return bool((request.body.get(NEW) or 0) > 400)
 
     async def test_composed_request_is_sent_again_with_the_maximum_of_the_model(
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
     ) -> None:
         refuse(fake, 400, self.TOO_LARGE, when=self.too_large)
-        for maximum in (60, 50, 30):
+        for maximum in (600, 500, 300):
             await answer(api, max_tokens=maximum)
-        assert maxima(fake) == [{NEW: 60}, {NEW: 40}, {NEW: 40}, {NEW: 30}]
+        assert maxima(fake) == [{NEW: 600}, {NEW: 400}, {NEW: 400}, {NEW: 300}]
         await assert_conserved(tables, fake)
 
     async def test_forwarded_request_gets_the_refusal_and_later_ones_a_smaller_worst_case(
@@ -406,17 +406,17 @@ class TestTooLargeMaximum:
         before = await worst_case()
         refuse(fake, 400, self.TOO_LARGE, when=self.too_large)
         for _ in range(2):
-            response = await openai_post(api, max_completion_tokens=60)
+            response = await openai_post(api, max_completion_tokens=600)
             assert (response.status_code, response.json()) == (400, self.TOO_LARGE)
         seen += [entry.call for entry in await ledger(tables)]
-        assert before > 100 * await worst_case()
+        assert before > 10 * await worst_case()
         assert len(fake.requests) == 4
 
     async def test_number_that_is_not_below_the_refused_one_teaches_nothing(
         self, api: httpx.AsyncClient, fake: RudeUpstream
     ) -> None:
         refuse(fake, 400, self.TOO_LARGE)
-        assert (await send_message(api, max_tokens=30)).status_code == 400
+        assert (await send_message(api, max_tokens=300)).status_code == 400
         assert len(fake.requests) == 1
         assert services().max_output("chat") == services().settings.turns.max_output("chat")
 
