@@ -29,7 +29,7 @@ def route(
 
 
 def public(name: str, path: str, handler: Callable[[Request], Response], methods: Sequence[str] = ("GET",)) -> None:
-    """A route without authentication. It needs no settings."""
+    """A route without authentication. It works while settings are missing or wrong."""
 
     async def function(req: Request) -> Response:
         return cors.with_cors(req, handler(req))

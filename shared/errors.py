@@ -28,6 +28,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+# Headers of the model service that callers may see, with those whose names begin with RATE_LIMIT.
+UPSTREAM_HEADERS = ("retry-after", "retry-after-ms", "x-request-id", "apim-request-id")
+RATE_LIMIT = "x-ratelimit-"
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResponse:
@@ -177,8 +181,8 @@ class QuotaExhausted(UpstreamFailure):
 
     def __init__(self) -> None:
         super().__init__(
-            "The model service refuses this app's account: its credit or budget is used up. Waiting does not help: who"
-            " runs this app must check the plan and the billing of the model service.",
+            "The model service refuses this app's account: its credit or budget is used up. Waiting does not help."
+            " The operator must check the plan and billing of the model service account.",
             maybe_billed=False,
         )
 

@@ -183,8 +183,8 @@ def services() -> Services:
 
 
 def cors_origins() -> frozenset[str]:
-    """The origins of CORS_ORIGINS, also while another setting is wrong: a page must be able to read that error. None
-    if CORS_ORIGINS itself is."""
+    """The origins of CORS_ORIGINS, also while another setting is wrong: a page must be able to read that error. Empty
+    if CORS_ORIGINS is absent or itself wrong."""
     if _current:
         return _current.settings.web.cors_origins
     with suppress(SettingsError):

@@ -10,6 +10,8 @@ import httpx2
 
 from shared.access.identity import ServiceAccess
 from shared.errors import (
+    RATE_LIMIT,
+    UPSTREAM_HEADERS,
     ChatError,
     ContentFiltered,
     ContextTooLong,
@@ -33,7 +35,6 @@ from shared.model.refusal_words import (
 )
 
 _MAX_PAUSE_S = 10_000_000  # a longer pause is treated as a mistake and ignored
-_VISIBLE = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
 
 
 class NotAuthorized(UpstreamUnavailable):
@@ -176,4 +177,5 @@ def _pause(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 def visible_headers(headers: httpx2.Headers) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if _VISIBLE.fullmatch(name)}
+    """Those that callers may see."""
+    return {name: text for name, text in headers.items() if name in UPSTREAM_HEADERS or name.startswith(RATE_LIMIT)}

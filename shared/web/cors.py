@@ -7,9 +7,11 @@ import re
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
+from shared.errors import RATE_LIMIT, UPSTREAM_HEADERS
 from shared.services import cors_origins
 
 PREFIXES = ("api", "openai")
+_PATHS = tuple(f"/{prefix}/" for prefix in PREFIXES)
 MAX_AGE_S = 7_200  # Chromium's maximum: until then the browser sends no other preflight for this URL
 _METHODS = "DELETE, GET, POST"
 _REQUEST_HEADERS = (
@@ -23,21 +25,11 @@ _REQUEST_HEADERS = (
 )
 # The headers by which openai-node identifies itself; their number grows (openai-node, src/internal/detect-platform.ts).
 _STAINLESS = re.compile(r"x-stainless-[a-z0-9-]{1,50}")
-_EXPOSED = (
-    "retry-after",
-    "retry-after-ms",
-    "x-should-retry",
-    "x-cost-usd",
-    "idempotent-replayed",
-    "x-truncated",
-    "x-request-id",
-    "apim-request-id",
-)
-_RATE_LIMIT = re.compile(r"x-ratelimit-.*")  # as the model service names them
+_EXPOSED = (*UPSTREAM_HEADERS, "x-should-retry", "x-cost-usd", "idempotent-replayed", "x-truncated")
 
 
 def preflight(request: Request) -> Response:
-    """The answer to OPTIONS. It is empty for other origins, so that their browser refuses the request."""
+    """The answer to OPTIONS. For other origins it permits nothing, so that their browser refuses the request."""
     if _allowed_origin(request) is None:
         return Response(status_code=204)
     requested = request.headers.get("access-control-request-headers", "").lower().split(",")
@@ -52,11 +44,11 @@ def preflight(request: Request) -> Response:
 
 def with_cors(request: Request, response: Response) -> Response:
     """The response, readable by the page that sent the request if its origin is allowed."""
-    if request.url.path.lower().split("/")[1] not in PREFIXES or not cors_origins():
+    if not f"{request.url.path}/".lower().startswith(_PATHS) or not cors_origins():
         return response
     response.headers.add_vary_header("Origin")
     if origin := _allowed_origin(request):
-        exposed = (*_EXPOSED, *filter(_RATE_LIMIT.fullmatch, response.headers))
+        exposed = (*_EXPOSED, *(name for name in response.headers if name.startswith(RATE_LIMIT)))
         response.headers["access-control-allow-origin"] = origin
         response.headers["access-control-expose-headers"] = ", ".join(exposed)
     return response

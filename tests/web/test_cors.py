@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from azurefunctions.extensions.http.fastapi import Request, Response
 from playwright.async_api import Browser, Page
 from playwright.async_api import Error as BrowserError
 
 from local.keys import line, new_key
+from shared.web.cors import with_cors
 from tests.conftest import FUNCTION_KEY, Serve
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.browser import chromium
@@ -103,6 +105,20 @@ class TestPreflight:
         for path in ("/", "/chat", "/v1/chat/completions", "/pages/chat.js"):
             assert (await preflight(api, path)).status_code == 404
             assert cors_headers(await api.get(path, headers={"origin": ORIGIN})) == []
+
+
+async def test_request_without_a_path_is_no_path_of_the_api() -> None:
+    """A target such as `http://app` or `*` has none: RFC 9112, 3.2."""
+    for path in ("", "*"):
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "headers": [],
+            "query_string": b"",
+            "server": ("a", 80),
+        }
+        assert "access-control-allow-origin" not in with_cors(Request(scope), Response()).headers
 
 
 RESPONSES: list[tuple[str, str, int, dict[str, Any]]] = [
