@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,3 +81,44 @@ def test_call_ends_after_a_few_bodies_whatever_is_refused(
             assert each["reasoning_effort"] == body["reasoning_effort"]
         if forwarded:
             assert each.get("temperature") == body.get("temperature")
+
+
+def refused(name: str, *, unsupported: bool = True, maximum: int | None = None) -> OptionRejected:
+    return OptionRejected(
+        "no", param=name, fields=[name], unsupported=[name] if unsupported else (), max_output=maximum
+    )
+
+
+TOOLS = {"tools": [{"type": "function"}]}
+LOGGED: list[tuple[dict[str, Any], OptionRejected, str]] = [
+    ({"max_tokens": 9_000}, refused("max_tokens", maximum=4_096, unsupported=False), "at most 4096 tokens"),
+    ({"max_tokens": 9}, refused("max_tokens"), "max_completion_tokens is sent instead of max_tokens"),
+    ({"stream_options": {}}, refused("stream_options"), "stream_options is not sent without data_sources"),
+    ({"temperature": 0.3}, refused("temperature"), "temperature is not sent with reasoning_effort low without tools"),
+    (TOOLS, ToolsRejected("chat"), "reasoning_effort is 'none' with tools"),
+    (TOOLS, refused("reasoning_effort"), "reasoning_effort is not sent with tools"),
+]
+
+
+@pytest.mark.parametrize(("body", "rejection", "words"), LOGGED, ids=[words for *_, words in LOGGED])
+def test_what_is_learned_is_logged_once(
+    caplog: pytest.LogCaptureFixture, body: dict[str, Any], rejection: OptionRejected, words: str
+) -> None:
+    options, one = Options({"reasoning_effort": "low"}), plan(body, forwarded=False, added=True)
+    options.learn(rejection, one, options.body(one))
+    [line] = caplog.messages
+    assert line.startswith("deployment 'chat', until the process restarts: ")
+    assert line.endswith(words)
+
+
+def test_maximum_of_a_forwarded_request_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    options, one = Options({}), plan({"max_tokens": 9_000}, forwarded=True, added=False)
+    for _ in range(2):
+        options.learn(refused("max_tokens", maximum=4_096, unsupported=False), one, options.body(one))
+    assert len(caplog.messages) == 1
+
+
+def test_option_that_cannot_be_left_out_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    options, one = Options({}), plan({"temperature": 0.3}, forwarded=True, added=False)
+    options.learn(refused("temperature"), one, options.body(one))
+    assert not caplog.messages
