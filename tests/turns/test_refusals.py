@@ -76,6 +76,14 @@ SHAPES: dict[str, Any] = {
 }
 
 
+ABOUT_THE_ACCOUNT: list[tuple[int, Any]] = [
+    (403, openai_error("This request requires more credits, or fewer max_tokens.")),  # OpenRouter
+    (402, openai_error("Insufficient Balance")),
+    (402, ""),
+    (400, openai_error("Your credit balance is too low to access the Anthropic API.")),
+]
+
+
 class TestNoCredit:
     """`insufficient_quota` has the status of a rate limit, but waiting does not help."""
 
@@ -116,13 +124,25 @@ class TestNoCredit:
         assert (raised.value.code, raised.value.type) == ("insufficient_quota", "insufficient_quota")
         assert len(fake.requests) == 1
 
-    async def test_openai_routes_say_it_themselves_where_the_service_has_no_words(
-        self, api: httpx.AsyncClient, fake: RudeUpstream
+    @pytest.mark.parametrize(("status", "body"), ABOUT_THE_ACCOUNT)
+    async def test_openai_routes_have_words_of_their_own_for_other_statuses(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, status: int, body: Any
     ) -> None:
-        refuse(fake, 402, "")
+        """A 403 of the service would tell the caller that his own key or credit is at fault."""
+        refuse(fake, status, body)
         response = await openai_post(api)
         error = response.json()["error"]
-        assert (response.status_code, error["code"], error["type"]) == (402, "insufficient_quota", "insufficient_quota")
+        assert (response.status_code, error["code"], error["type"]) == (429, "insufficient_quota", "insufficient_quota")
+        assert error["message"].endswith("The operator must check the plan and billing of the model service account.")
+        assert response.headers["x-should-retry"] == "false"
+
+    async def test_openai_routes_return_the_429_of_the_service(
+        self, api: httpx.AsyncClient, fake: RudeUpstream
+    ) -> None:
+        body = NO_CREDIT["langchain-ai/langchainjs#1929"][1]
+        refuse(fake, 429, body)
+        response = await openai_post(api)
+        assert (response.status_code, response.json()) == (429, body)
         assert response.headers["x-should-retry"] == "false"
 
     async def test_another_endpoint_is_tried(
