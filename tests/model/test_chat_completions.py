@@ -12,7 +12,7 @@ from shared.domain.calls import Usage
 from shared.model.completion import Completion
 from shared.model.usage import _warn, usage_of
 from shared.turns.ports import Piece
-from shared.web.openai import openai_usage
+from shared.web.completion_replay import openai_usage
 from tests.support.azure_openai_answers import Answer, Reply
 
 CALL = ("call_1", "look", '{"city": "Zürich"}')
