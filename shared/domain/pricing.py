@@ -22,8 +22,10 @@ DEFAULT_TIER = "default"
 # Names of the tier without a surcharge or discount: OpenAI's, Anthropic's and Groq's.
 DEFAULT_TIERS = (DEFAULT_TIER, "auto", "standard", "standard_only", "on_demand")
 _VERSION = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})(-preview)?$")
-# OpenAI sells no calls of its open models, and its list price leaves out what these models cost by the search.
-_NOT_LISTED = re.compile(r"gpt-oss|-search-|deep-research")
+# OpenAI sells no calls of its open models; its list leaves out searches; fine-tuned models and the router, which
+# answers by the name of the model that it chose, cost more than that model (BerriAI/litellm#22957).
+_NOT_LISTED = re.compile(r"gpt-oss|-search-|deep-research|^ft:|\.ft-")
+_ROUTER = "model-router"
 _PER_MILLION = -6
 
 Tariff = Mapping[str, Rates]  # service tier -> its rates
@@ -39,7 +41,7 @@ def cost(usage: Usage, rates: Rates) -> Decimal | None:
         (usage.audio_prompt_tokens, rates.audio_input),
         (usage.completion_tokens - usage.audio_completion_tokens, rates.output),
         (usage.audio_completion_tokens, rates.audio_output),
-        (usage.unpriced_tokens, None),
+        (usage.unpriced_kinds, None),
     )
     micro = Decimal(0)
     for tokens, rate in parts:
@@ -102,6 +104,8 @@ class Prices:
         for name in (_spelled(deployment), *names, *(_VERSION.sub("", name) for name in names)):
             if name in self._configured:
                 return self._configured[name]
+        if self._deployments.get(deployment, deployment).partition("@")[0] == _ROUTER:
+            return {}
         listed = (_listed(name, prompt_tokens, self._clock.now()) for name in names)
         return next(({DEFAULT_TIER: rates} for rates in listed if rates), {})
 

@@ -13,7 +13,7 @@ import orjson
 from shared.domain.calls import Call, Rates, State, Usage
 
 _USAGE = ("prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens")
-_RARE_USAGE = ("audio_prompt_tokens", "audio_completion_tokens", "unpriced_tokens")  # absent if zero
+_RARE_USAGE = ("audio_prompt_tokens", "audio_completion_tokens", "unpriced_kinds")  # absent if zero
 USAGE_COLUMNS = (*_USAGE, *_RARE_USAGE)
 _RATES = ("input", "cached_input", "cache_write", "output", "audio_input", "audio_output")  # absent if unknown
 
