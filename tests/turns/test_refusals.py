@@ -128,7 +128,7 @@ class TestNoCredit:
     async def test_openai_routes_have_words_of_their_own_for_other_statuses(
         self, api: httpx.AsyncClient, fake: RudeUpstream, status: int, body: Any
     ) -> None:
-        """A 403 of the service would tell the caller that his own key or credit is at fault."""
+        """A 403 of the service would read as if the caller's own key or credit were at fault."""
         refuse(fake, status, body)
         response = await openai_post(api)
         error = response.json()["error"]
