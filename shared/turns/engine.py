@@ -205,7 +205,7 @@ class Turns:
             run.stream.fail(call.error)
         else:
             document = call.answer.document() if run.turn.plan.forwarded else b""
-            run.stream.send(Answer(*settled, document) if settled else Metered(document))
+            run.stream.send(Answer(*settled, document) if settled else Metered(document, outcome.cost))
         await persist(outcome, lambda: self._ledger.raise_call(call.entry, outcome), self._clock)
 
 

@@ -74,7 +74,7 @@ async def post_completion(request: Request, app: Services, principal: Principal)
     if streamed:
         write = functools.partial(_write, usage=wants_usage)
         return event_stream(relay(event, stream, app.clock, write=write, write_error=_write_error), headers)
-    return Response(_answer_body(event), 200, headers, media_type="application/json")
+    return Response(_answer_body(event), 200, headers | _cost(event), media_type="application/json")
 
 
 def _forwarded(
@@ -151,6 +151,12 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
 
 def _answer_body(event: Event) -> bytes:
     return event.data if isinstance(event, Answer | Metered) else b""
+
+
+def _cost(event: Event) -> dict[str, str]:
+    """The header with the call's cost in USD, if that is known."""
+    cost = event.turn.call.cost if isinstance(event, Answer) else event.cost if isinstance(event, Metered) else None
+    return {} if cost is None else {"x-cost-usd": format(cost, "f")}
 
 
 def _write(event: Event, *, usage: bool) -> bytes:
