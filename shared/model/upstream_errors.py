@@ -177,5 +177,10 @@ def _pause(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 def visible_headers(headers: httpx2.Headers) -> dict[str, str]:
-    """Those that callers may see."""
-    return {name: text for name, text in headers.items() if name in UPSTREAM_HEADERS or name.startswith(RATE_LIMIT)}
+    """Those that callers may see. Values outside printable ASCII are left out: they can't be sent on unchanged, or not
+    at all (RFC 9110, 5.5)."""
+    return {
+        name: text
+        for name, text in headers.items()
+        if (name in UPSTREAM_HEADERS or name.startswith(RATE_LIMIT)) and text.isascii() and text.isprintable()
+    }

@@ -37,6 +37,7 @@ class Raw:
     prompt_tokens: int = PROMPT_TOKENS
     completion_tokens: int = COMPLETION_TOKENS
     billed: bool = True
+    headers: Sequence[tuple[str, bytes | str]] = ()
 
 
 class RudeUpstream(AzureOpenAI):
@@ -71,7 +72,7 @@ class RudeUpstream(AzureOpenAI):
             return await super()._complete(wire, request)
         if raw.billed:
             self.meter.append(_billed(request, raw))
-        headers = [("content-type", raw.media_type)]
+        headers = [("content-type", raw.media_type), *raw.headers]
         if raw.framing == "close":
             return await _send_unframed(wire, raw)
         if raw.framing == "length":
