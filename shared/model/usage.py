@@ -145,10 +145,10 @@ def _objects(reported: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _agreed(counts: Mapping[str, int], names: tuple[str, ...], unpriced: set[str]) -> int:
     """The count under any of its names; 0 if there is none. If they differ, the largest, and the first is unpriced."""
-    found = {counts[name] for name in names if name in counts}
-    if len(found) > 1:
+    values = {counts[name] for name in names if name in counts}
+    if len(values) > 1:
         unpriced.add(names[0])
-    return max(found, default=0)
+    return max(values, default=0)
 
 
 def _count(value: Any) -> int | None:
