@@ -14,7 +14,7 @@ _REQUEST_FIELDS = ("role", "content", "name", "refusal", "tool_calls", "tool_cal
 
 
 class ChatCompletions:
-    """The chat completions dialect. A streamed request always requests usage."""
+    """The chat completions dialect."""
 
     path = "/chat/completions"
 

@@ -1,7 +1,13 @@
 """Options that a deployment rejects: learned from its errors, and left out of or renamed in later requests.
 
-What is learned holds for the deployment until the process restarts. The body of a forwarded request changes only where
-the deployment takes the same option under another name, and by what this app alone added to it.
+What is learned holds for the deployment until the process restarts. The body of a forwarded request is the caller's,
+with these exceptions:
+
+- `model` is the deployment's name.
+- A stream requests its usage (web/openai.py), unless the deployment refuses `stream_options` and the caller sent none.
+- The answer's maximum has the name that the deployment takes.
+- With tools, `reasoning_effort` is `none`, or is left out if null, where the deployment requires that and the caller
+  names no effort.
 """
 
 import logging

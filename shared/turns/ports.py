@@ -155,7 +155,7 @@ class Plan:
     deployment: str
     dialect: Dialect
     body: Mapping[str, Any]  # the request without the model's name
-    forwarded: bool  # the body is the caller's: only its maximum may be renamed
+    forwarded: bool  # the body is the caller's; model/options.py lists what may change in it
     added: frozenset[str]  # fields of the body that this app added
     prompt_bound: int  # tokens
     max_tokens: int  # of all the answer's choices together

@@ -1,4 +1,4 @@
-"""The two kinds of request: this app composes the prompt, or it forwards the caller's body unchanged.
+"""The two kinds of request: this app composes the prompt, or it forwards the caller's body.
 
 Each plans its model call: the body, an upper bound on its tokens, and what it adds to the session.
 """
@@ -115,9 +115,9 @@ class ComposedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardedRequest:
-    """A request with the caller's own body; only the model's name is set. `max_tokens`: the total of all choices, or
-    the largest possible total; `requested_max_tokens`: the maximum in the body, if there is one; `added`: the fields of
-    the body that this app added. A session stores only what the request adds to it."""
+    """A request with the caller's own body; model/options.py lists what may change in it. `max_tokens`: the total of
+    all choices, or the largest possible total; `requested_max_tokens`: the maximum in the body, if there is one;
+    `added`: the fields of the body that this app added. A session stores only what the request adds to it."""
 
     principal: Principal
     dialect: Dialect

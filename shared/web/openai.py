@@ -1,7 +1,7 @@
 """The OpenAI-compatible routes: OpenAI's and Azure OpenAI's wire format in and out, metered.
 
-A request is forwarded as it was sent, except that usage is always requested for a stream; the answer is returned as the
-service sent it. Without X-Session-Id the call is only in the ledger; with it the call is a turn of that session.
+A request is forwarded as it was sent, with the exceptions in model/options.py; the answer is returned as the service
+sent it. Without X-Session-Id the call is only in the ledger; with it the call is a turn of that session.
 """
 
 import functools
@@ -85,7 +85,7 @@ def _forwarded(
     requested = max(completion.max_tokens or 0, completion.max_completion_tokens or 0) or None
     maximum = app.max_output(deployment)
     forwarded_body = {name: value for name, value in body.items() if name != "model"}
-    if completion.stream:  # usage is always requested; its chunk is forwarded only if the caller requested it
+    if completion.stream:  # usage is requested; its chunk is forwarded only if the caller requested it
         forwarded_body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
     forwarded = ForwardedRequest(
         principal=principal,
@@ -94,7 +94,7 @@ def _forwarded(
         deployment=deployment,
         max_tokens=min(requested or maximum, maximum) * (completion.n or 1),
         requested_max_tokens=completion.max_completion_tokens or completion.max_tokens,
-        added=frozenset(() if completion.stream_options else ("stream_options",)),
+        added=frozenset(("stream_options",) if completion.stream and not completion.stream_options else ()),
     )
     session = request.headers.get(SESSION_HEADER)
     if session is None:
