@@ -238,7 +238,7 @@ class ChatApi:
             target = f" and redirects to {response.headers['location']}" if response.is_redirect else ""
             return self._wrong_url(f" (HTTP {status}){target}")
         if code == "route_not_found":
-            return self._wrong_url(f": it has no {response.request.url.path}")
+            return self._wrong_url(f" (no route {response.request.url.path})")
         return Failure(message, code, _retry_after(response))
 
     def _wrong_url(self, reason: str) -> Failure:

@@ -124,7 +124,8 @@ class TurnSettings:
         return min(self.context_tokens // 2, MAX_ANSWER_TOKENS)
 
     def max_output(self, deployment: str) -> int:
-        """The longest answer of a deployment, in tokens: the worst case of openai/* calls that set no maximum."""
+        """The longest answer of a deployment, in tokens: in the worst case of openai/* calls that set no maximum, or a
+        larger one."""
         return self.max_output_tokens.get(deployment, self.max_output_tokens.get("", MAX_OUTPUT_TOKENS))
 
     def _check_max_tokens(self) -> None:
