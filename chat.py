@@ -261,7 +261,7 @@ class ChatApi:
             target = f" and redirects to {response.headers['location']}" if response.is_redirect else ""
             return self._wrong_url(f" (HTTP {status}){target}")
         if failure.code == "route_not_found":
-            return self._wrong_url(f": it has no {response.request.url.path}")
+            return self._wrong_url(f" (no route {response.request.url.path})")
         return failure
 
     def _wrong_url(self, reason: str) -> Failure:

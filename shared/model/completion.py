@@ -16,7 +16,7 @@ from shared.domain.calls import Usage
 from shared.domain.conversation import Message
 from shared.errors import UpstreamError, UpstreamResponse
 from shared.model.error_body import read_error
-from shared.model.stream_errors import error_in
+from shared.model.stream_errors import is_error
 from shared.model.tool_calls import ToolCalls
 from shared.model.usage import usage_of
 from shared.model.wire_json import Text, as_text, parsed, storable
@@ -81,7 +81,7 @@ class Completion:
         chunk = parsed(data)
         if not isinstance(chunk, dict):
             return Piece({})
-        if error_in(chunk):
+        if is_error(chunk):
             self._fail(data)
             return Piece({})
         return self._add(chunk, data)

@@ -15,11 +15,17 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsync
 
 from shared.access.identity import ServiceAccess
 from shared.domain.clock import Clock
-from shared.errors import ChatError, UpstreamError, UpstreamResponse, UpstreamTimeout
+from shared.errors import ChatError, QuotaExhausted, UpstreamError, UpstreamResponse, UpstreamTimeout
 from shared.model.error_body import read_error
 from shared.model.sse import CONNECTION_ERRORS, events
 from shared.model.stream_errors import error_status
-from shared.model.upstream_errors import NotAuthorized, from_connection_error, from_response, visible_headers
+from shared.model.upstream_errors import (
+    NotAuthorized,
+    ToolsRejected,
+    from_connection_error,
+    from_response,
+    visible_headers,
+)
 from shared.model.wire_json import parsed
 from shared.turns.ports import Plan, ServerEvent
 
@@ -89,7 +95,7 @@ class Endpoint:
         upstream = UpstreamResponse(status, visible_headers(response.headers), body)
         failure = from_response(upstream, plan.deployment, self._access, self._clock.now())
         log.warning("call %s: %s answered %s %s", call_id, self.name, status, read_error(body).kind)
-        if not isinstance(failure, NotAuthorized):  # callers must not see errors about the app's own credentials
+        if _is_for_callers(failure, status):
             failure.upstream = upstream
         return failure
 
@@ -115,6 +121,14 @@ class Endpoint:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _is_for_callers(failure: ChatError, status: int) -> bool:
+    """False if the service's own response is about the app's credentials or account, or names a route that this app
+    does not have. Clients know the 429 of an account without credit; another status of it would look like theirs."""
+    if isinstance(failure, QuotaExhausted):
+        return status == QuotaExhausted.status
+    return not isinstance(failure, NotAuthorized | ToolsRejected)
 
 
 async def _first(answer: AsyncIterator[ServerEvent]) -> list[ServerEvent]:

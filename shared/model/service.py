@@ -48,6 +48,10 @@ class ModelService:
     def pause(self, deployment: str) -> float:
         return self._circuits.pause(deployment)
 
+    def max_output(self, deployment: str) -> int | None:
+        """The most output tokens of the deployment's model, if the service has named it in a refusal."""
+        return self._options.max_output(deployment)
+
     async def close(self) -> None:
         for endpoint in self._endpoints:
             await endpoint.close()

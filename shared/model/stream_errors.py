@@ -4,46 +4,42 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from shared.model.error_body import read_error
 from shared.model.wire_json import parsed
 
-# Parts of an error's code or type -> the HTTP status that services send with it.
+# Parts of an error's code or type, without "_" and "-" -> the HTTP status that services send with it.
 _STATUS_BY_WORD = {
-    "rate_limit": 429,
-    "insufficient_quota": 429,
-    "content_filter": 400,
-    "context_length": 400,
-    "exceed_context": 400,
-    "invalid_request": 400,
-    "bad_request": 400,
+    "ratelimit": 429,
+    "toomanyrequests": 429,
+    "insufficientquota": 429,
+    "contentfilter": 400,
+    "contextlength": 400,
+    "contextwindow": 400,
+    "exceedcontext": 400,
+    "invalidrequest": 400,
     "badrequest": 400,
+    "unprocessable": 422,
     "authentication": 401,
+    "permission": 403,
+    "notfound": 404,
     "overloaded": 503,
     "unavailable": 503,
     "timeout": 504,
 }
 
 
-def error_in(chunk: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The error in an event or document: OpenAI's object, vLLM's (`object: error`), or plain text; else None."""
+def is_error(chunk: Mapping[str, Any]) -> bool:
+    """True if an event or document is an error: OpenAI's object, vLLM's (`object: error`), or plain text."""
     error = chunk.get("error")
-    if isinstance(error, dict) and error:
-        return error
-    if isinstance(error, str) and error:
-        return {"message": error, **{name: chunk[name] for name in ("code", "type") if name in chunk}}
-    return chunk if chunk.get("object") == "error" else None
+    return bool(error and isinstance(error, dict | str)) or chunk.get("object") == "error"
 
 
 def error_status(data: bytes) -> int | None:
-    """The status of the error in an event; None if there is no error."""
+    """The status of the error in an event: the one that it names, else by its code or type, else 502. None if there is
+    no error."""
     chunk = parsed(data)
-    error = error_in(chunk) if isinstance(chunk, dict) else None
-    return None if error is None else _status_of(error)
-
-
-def _status_of(error: Mapping[str, Any]) -> int:
-    """The status of an error object: a number in its fields, else the status by word, else 502."""
-    words = [str(error.get(name)) for name in ("status", "code", "type")]
-    for word in words:
-        if re.fullmatch(r"[45][0-9][0-9]", word):
-            return int(word)
-    return next((status for name, status in _STATUS_BY_WORD.items() if name in " ".join(words).lower()), 502)
+    if not isinstance(chunk, dict) or not is_error(chunk):
+        return None
+    error = read_error(data)
+    kind = re.sub(r"[\W_]", "", error.kind)
+    return error.status or next((status for word, status in _STATUS_BY_WORD.items() if word in kind), 502)

@@ -10,6 +10,8 @@ import httpx2
 
 from shared.access.identity import ServiceAccess
 from shared.errors import (
+    RATE_LIMIT,
+    UPSTREAM_HEADERS,
     ChatError,
     ContentFiltered,
     ContextTooLong,
@@ -22,10 +24,17 @@ from shared.errors import (
     UpstreamUnavailable,
 )
 from shared.model.error_body import ErrorBody, read_error
-from shared.model.refusal_words import context_too_long, malformed_request, no_credit, unknown_fields
+from shared.model.refusal_words import (
+    context_limit,
+    context_too_long,
+    malformed_request,
+    max_output,
+    no_credit,
+    tools_need_no_reasoning,
+    unknown_fields,
+)
 
 _MAX_PAUSE_S = 10_000_000  # a longer pause is treated as a mistake and ignored
-_VISIBLE = re.compile(r"retry-after(-ms)?|x-request-id|apim-request-id|x-ratelimit-.*")  # headers that callers may see
 
 
 class NotAuthorized(UpstreamUnavailable):
@@ -49,12 +58,33 @@ class DeploymentNotFound(UpstreamError):
 
 class OptionRejected(InvalidRequest):
     """The deployment rejects options of the request. `fields`: their names. `unsupported`: those that it does not take
-    at all, whatever their value."""
+    at all, whatever their value. `max_output`: the largest maximum of output tokens, if that is what it names."""
 
-    def __init__(self, message: str, *, param: str, fields: Sequence[str], unsupported: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str,
+        fields: Sequence[str],
+        unsupported: Sequence[str] = (),
+        max_output: int | None = None,
+    ) -> None:
         super().__init__(message, param=param)
         self.fields = fields
         self.unsupported = unsupported
+        self.max_output = max_output
+
+
+class ToolsRejected(OptionRejected):
+    """The deployment accepts function tools only without reasoning. The service's own message is not for callers: it
+    names a route that this app does not have."""
+
+    def __init__(self, deployment: str) -> None:
+        message = (
+            f"Deployment {deployment!r} accepts function tools only without reasoning. Set reasoning_effort to 'none',"
+            " leave it out, or send no tools."
+        )
+        super().__init__(message, param="reasoning_effort", fields=("reasoning_effort",))
 
 
 def from_response(response: UpstreamResponse, deployment: str, access: ServiceAccess, now: datetime) -> ChatError:
@@ -68,11 +98,11 @@ def from_response(response: UpstreamResponse, deployment: str, access: ServiceAc
         case status if status not in (401, 404) and no_credit(error):
             return QuotaExhausted()
         case 400 | 413 | 422:
-            return _bad_request(error)
+            return _bad_request(error, deployment)
         case status if status >= 500 and context_too_long(error):
-            return _bad_request(error)
+            return _bad_request(error, deployment)
         case 500 if malformed_request(error):
-            return _bad_request(error)
+            return _bad_request(error, deployment)
         case 401 | 403:
             reason = f"{response.status} {error.code}"
             return NotAuthorized(access.message, reason, stale=response.status == 401)
@@ -101,9 +131,9 @@ def from_connection_error(cause: BaseException | None) -> ChatError:
     return UpstreamError("The connection to the model was lost. Retry the request.", maybe_billed=True)
 
 
-def _bad_request(error: ErrorBody) -> ChatError:
+def _bad_request(error: ErrorBody, deployment: str) -> ChatError:
     message = error.message or "The model service rejected the request."
-    unsupported = unknown_fields(error)
+    maximum, unsupported = max_output(error), unknown_fields(error)
     match error.code:
         case "content_filter":
             return ContentFiltered(
@@ -111,7 +141,13 @@ def _bad_request(error: ErrorBody) -> ChatError:
             )
         case _ if context_too_long(error):
             shorter = "Send a shorter message, or lower max_tokens."
-            return ContextTooLong(f"This conversation is too long for the model. {shorter}", param="message")
+            message = f"This conversation is too long for the model. {shorter}"
+            return ContextTooLong(message, param="message", limit=context_limit(error))
+        case _ if tools_need_no_reasoning(error):
+            return ToolsRejected(deployment)
+        case _ if maximum:
+            fields = error.fields or ("max_tokens",)
+            return OptionRejected(message, param=error.param or fields[0], fields=fields, max_output=maximum)
         case _ if fields := tuple(dict.fromkeys((*error.fields, *unsupported))):
             return OptionRejected(message, param=error.param or fields[0], fields=fields, unsupported=unsupported)
         case _:
@@ -141,4 +177,10 @@ def _pause(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 def visible_headers(headers: httpx2.Headers) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if _VISIBLE.fullmatch(name)}
+    """Those that callers may see. Values outside printable ASCII are left out: they can't be sent on unchanged, or not
+    at all (RFC 9110, 5.5)."""
+    return {
+        name: text
+        for name, text in headers.items()
+        if (name in UPSTREAM_HEADERS or name.startswith(RATE_LIMIT)) and text.isascii() and text.isprintable()
+    }

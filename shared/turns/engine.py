@@ -104,12 +104,15 @@ class Turns:
             stream.fail(error)
 
     async def _call_and_settle(self, run: _Run) -> None:
-        """Call the model, retry at most once if the first call may have been billed, and settle the last call."""
+        """Call the model, retry at most once if the first call may have been billed, and settle the last call. A prompt
+        that is too long is shortened until the model takes it, or nothing more can be dropped."""
         entry = await self._open(run)
         if run.turn.session_id:
             run.stream.send(Started(run.turn.session_id, run.turn.number, entry.call.deployment))
         call, outcome = await self._call(run, entry)
-        if (plan := self._retry_plan(run, call, outcome)) and await self._retry(run, outcome, plan):
+        retried = False
+        while not retried and (plan := self._retry_plan(run, call, outcome)) and await self._retry(run, outcome, plan):
+            retried = not isinstance(call.error, ContextTooLong)
             call, outcome = await self._call(run, await self._open(run, replaces=(call.entry, outcome)))
         await self._settle(run, call, outcome)
 
@@ -178,7 +181,7 @@ class Turns:
         if self._clock.monotonic() + pause >= run.deadline:
             return None
         if isinstance(call.error, ContextTooLong):
-            return run.turn.plan.shortened()
+            return run.turn.plan.shortened(call.error.limit)
         if isinstance(call.error, UpstreamFailure) and outcome.state is State.UNACCOUNTED:
             return run.turn.plan
         return None
@@ -212,7 +215,7 @@ class Turns:
         else:
             document = call.answer.document() if run.turn.plan.forwarded else b""
             budgets = self._admission.budgets(run.request.principal, call.entry, outcome)
-            run.stream.send(Answer(*settled, document, budgets) if settled else Metered(document))
+            run.stream.send(Answer(*settled, document, budgets) if settled else Metered(document, outcome.cost))
         await persist(outcome, lambda: self._ledger.raise_call(call.entry, outcome), self._clock)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Self, TypeAlias
 
 from shared.domain.conversation import Session, Turn
@@ -50,9 +51,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """A call without a session is settled. `data`: as in Answer."""
+    """A call without a session is settled. `data`: as in Answer; `cost`: USD, None if it is not known."""
 
     data: bytes
+    cost: Decimal | None
 
 
 Event: TypeAlias = Started | Opened | Delta | Answer | Metered

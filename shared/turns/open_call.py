@@ -36,6 +36,8 @@ class OpenCall:
     def _settled(self, usage: Usage, prices: Prices) -> Call:
         """At the price of the model and the service tier named in the answer."""
         opened, model = self.entry.call, self.answer.model
+        if self.first_token and not usage.completion_tokens:  # something was generated
+            usage = replace(usage, unpriced_kinds=usage.unpriced_kinds + 1)
         tier = self.answer.service_tier
         rates = prices.rates(opened.deployment, model, tier=tier, prompt_tokens=usage.prompt_tokens)
         return replace(

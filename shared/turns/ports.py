@@ -158,7 +158,7 @@ class Dialect(Protocol):
         """A reader for the answer to this request."""
 
 
-def _no_shorter_plan() -> "Plan | None":
+def _no_shorter_plan(limit: int | None) -> "Plan | None":
     return None
 
 
@@ -169,7 +169,7 @@ class Plan:
     deployment: str
     dialect: Dialect
     body: Mapping[str, Any]  # the request without the model's name
-    forwarded: bool  # the body is the caller's: only its maximum may be renamed
+    forwarded: bool  # the body is the caller's; model/options.py lists what may change in it
     added: frozenset[str]  # fields of the body that this app added
     prompt_bound: int  # tokens
     max_tokens: int  # of all the answer's choices together
@@ -177,7 +177,8 @@ class Plan:
     stored_answer_tokens: int  # the answer size that must fit into the turn's row
     window_start: int = 0
     past_tokens: int | None = None  # see Turn
-    shortened: Callable[[], "Plan | None"] = _no_shorter_plan  # half of the past turns; None: none to drop
+    # At most half of the past turns, and no more than fit into a context window of so many tokens; None: none to drop.
+    shortened: Callable[[int | None], "Plan | None"] = _no_shorter_plan
 
     @property
     def streamed(self) -> bool:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from shared.domain.calls import Usage
 from shared.model.completion import Completion
-from shared.model.usage import usage_of
+from shared.model.usage import _warn, usage_of
 from shared.turns.ports import Piece
-from shared.web.openai import openai_usage
+from shared.web.completion_replay import openai_usage
 from tests.support.azure_openai_answers import Answer, Reply
 
 CALL = ("call_1", "look", '{"city": "Zürich"}')
@@ -190,11 +190,12 @@ class TestMetadata:
         [
             (None, 120, 20, 0),  # reasoning tokens are not reported: charged as completion
             ({"audio_tokens": 0}, 120, 20, 0),
-            ({"reasoning_tokens": 0}, 120, 10, 10),
-            ({"reasoning_tokens": 4}, 120, 10, 10),
+            ({"reasoning_tokens": 0}, 120, 10, 1),
+            ({"reasoning_tokens": 4}, 120, 10, 1),
+            ({"reasoning_tokens": 20}, 110, 30, 1),  # more than the completion, and the total leaves no room for it
             ({"reasoning_tokens": 10}, 120, 20, 0),  # reported beside the completion
             (None, 110, 10, 0),
-            (None, 90, 10, 0),
+            (None, 90, 10, 1),  # less than its parts
         ],
     )
     def test_total_above_its_parts_is_completion_only_where_reasoning_is_not_reported(
@@ -208,7 +209,7 @@ class TestMetadata:
                 "completion_tokens_details": details,
             }
         )
-        assert (usage.prompt_tokens, usage.completion_tokens, usage.unpriced_tokens) == (100, completion, unpriced)
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.unpriced_kinds) == (100, completion, unpriced)
 
     @pytest.mark.parametrize(
         "reported",
@@ -216,13 +217,17 @@ class TestMetadata:
             {"prompt_cache_hit_tokens": 60, "prompt_cache_miss_tokens": 40},  # DeepSeek
             {"cached_tokens": 60},  # Moonshot
             {"cache_read_input_tokens": 60, "prompt_tokens_details": {"cached_tokens": 60}},  # LiteLLM
-            {"input_tokens": 100, "output_tokens": 10, "input_tokens_details": {"cached_tokens": 60, "any_tokens": 1}},
+            {"input_tokens": 100, "output_tokens": 10, "input_tokens_details": {"cached_tokens": 60}},
+            {
+                "prompt_tokens_details": {"cached_tokens": 60},
+                "input_tokens_details": {"cached_tokens": 60, "x_tokens": 1},
+            },
+            {"prompt_tokens_details": {"cached_tokens": "60"}},
         ],
     )
     def test_each_spelling_of_cached_tokens_is_read(self, reported: dict[str, Any]) -> None:
         usage = read_usage({"prompt_tokens": 100, "completion_tokens": 10, **reported})
-        expected = 0 if "input_tokens" in reported else 60  # another API's names only repeat the counts
-        assert (usage.cached_tokens, usage.unpriced_tokens) == (expected, 0)
+        assert (usage.cached_tokens, usage.unpriced_kinds) == (60, 0)
 
     def test_audio_tokens_are_read(self) -> None:
         usage = read_usage(
@@ -233,7 +238,7 @@ class TestMetadata:
                 "completion_tokens_details": {"audio_tokens": 482, "text_tokens": 110, "reasoning_tokens": 0},
             }
         )
-        assert (usage.audio_prompt_tokens, usage.audio_completion_tokens, usage.unpriced_tokens) == (40, 482, 0)
+        assert (usage.audio_prompt_tokens, usage.audio_completion_tokens, usage.unpriced_kinds) == (40, 482, 0)
 
     @pytest.mark.parametrize(
         "details",
@@ -252,13 +257,28 @@ class TestMetadata:
                 }
             },
             {"completion_tokens_details": {"audio_tokens": 700}},  # more than there are
+            {"completion_tokens_details": {"audio_tokens": -2}},
+            {"completion_tokens_details": {"audio_tokens": "many"}},
+            {"completion_tokens_details": [2]},
+            {"prompt_tokens_details": {"cached_tokens": 0}, "prompt_cache_hit_tokens": 5},
+            {"num_search_queries": 3},
+            {"server_tool_use": {"web_search_requests": 2}},
+            {"num_sources_used": 5},
+            {"prompt_tokens": 0},
         ],
     )
     def test_tokens_of_an_unknown_kind_make_the_cost_unknown(
         self, details: dict[str, Any], caplog: pytest.LogCaptureFixture
     ) -> None:
-        assert read_usage({"prompt_tokens": 100, "completion_tokens": 10, **details}).unpriced_tokens > 0
-        assert "the cost of a call is unknown" in caplog.text
+        _warn.cache_clear()
+        for _ in range(3):
+            assert read_usage({"prompt_tokens": 100, "completion_tokens": 10, **details}).unpriced_kinds > 0
+        assert caplog.text.count("no rate covers tokens of these kinds") == 1
+
+    @pytest.mark.parametrize("count", [0, 10**8, 2**53 - 1, -1, True, "many", [9]])
+    def test_counts_that_no_call_can_have_are_none(self, count: object) -> None:
+        completion = 0 if count == 0 else 5
+        assert usage_of({"prompt_tokens": count, "completion_tokens": completion}) is None
 
     def test_deeply_nested_usage_is_read(self) -> None:
         nested: dict[str, Any] = {}
@@ -391,7 +411,7 @@ def test_legacy_function_call_is_kept() -> None:
     }
 
 
-@given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
+@given(st.integers(1, 10**7), st.integers(0, 10**7), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
 def test_usage_round_trips(prompt: int, completion: int, cached: int, cache_write: int, reasoning: int) -> None:
     usage = Usage(
         prompt_tokens=prompt + cached + cache_write,

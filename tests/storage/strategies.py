@@ -25,7 +25,7 @@ USAGES = st.builds(
     reasoning_tokens=TOKENS,
     audio_prompt_tokens=TOKENS,
     audio_completion_tokens=TOKENS,
-    unpriced_tokens=TOKENS,
+    unpriced_kinds=TOKENS,
 )
 RATES = st.builds(
     Rates,

@@ -35,7 +35,9 @@ from tests.support.faults import (
 from tests.support.loopback import MAX_WAIT_S
 from tests.support.processes import Azurite, Host, HostFactory
 from tests.support.proxy import Match, Rule, Stall, TcpProxy
+from tests.support.rude_upstream import with_rude_fake_in_acceptance
 
+pytestmark = with_rude_fake_in_acceptance
 Start: TypeAlias = Callable[[], Host]
 Step: TypeAlias = Callable[[str], Match]
 

@@ -1,6 +1,7 @@
 """Whatever the model service sends: no billed answer is lost, none is paid for twice, no cost is understated.
 
-Each scenario is a report from public trackers, with its source beside it.
+Beside each kind of scenario is the public report that shows it (repository#number), or the rule that it stands for.
+SSE: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 """
 
 import json
@@ -56,17 +57,22 @@ async def sdk(api: httpx.AsyncClient) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 USABLE: dict[str, list[Any]] = {
+    # omnigent-ai/omnigent#1474, netease-lcap/wave-agent#1326: keep-alives of relays
     "empty data between chunks": [text("hel"), b"data:\n\n", b"data: \n\n", text("lo"), end(), usage()],
+    # betalgo/openai#472 (event: ping), openai-php/client#556 (type: ping)
     "ping events": [
         b"event: ping\ndata: ping\n\n",
         text("hel"),
         b"event: ping\ndata: {}\n\n",
+        {"type": "ping"},
         text("lo"),
         end(),
         usage(),
     ],
-    # whatwg/html, 9.2.6: one byte order mark is dropped
+    # openai/openai-python#3819, from the rule in HTML, 9.2.6: one is dropped
     "byte order mark": [b"\xef\xbb\xbf" + frame(text("hel")), text("lo"), end(), usage()],
+    # hey-api/hey-api#3054 (CR LF), a2aproject/a2a-js#714 (CR), brainlid/langchain#569 (comments),
+    # openai/openai-python#3833 (fields without data)
     "CR LF, CR and comments": [
         frame(text("hel")).replace(b"\n", b"\r\n"),
         b": comment\r\n\r\n",
@@ -75,52 +81,79 @@ USABLE: dict[str, list[Any]] = {
         end(),
         usage(),
     ],
+    # HTML, 9.2.6: they are joined with LF
     "data over several lines": [frame(text("hel")).replace(b', "', b',\ndata: "'), text("lo"), end(), usage()],
+    # openai/openai-python#498
     "no space after the colon": [frame(text("hel")).replace(b"data: ", b"data:"), text("lo"), end(), usage()],
+    # NousResearch/hermes-agent#4748
     "content parts": [text([{"type": "text", "text": "hel"}]), text([{"type": "text", "text": "lo"}]), end(), usage()],
+    # BerriAI/litellm#16272, agentjido/req_llm#742
     "thinking parts": [
         text([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]),
         text([{"type": "text", "text": "hello"}]),
         end(),
         usage(),
     ],
+    # theopenco/llmgateway#2861 (only details); null counts are the same kind
     "usage without counts first": [
         text("hel", usage={"prompt_tokens_details": {"cached_tokens": 0}}),
         text("lo", usage={"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}),
         end(),
         usage(),
     ],
+    # RFC 8259, 6: JSON has one type of number
     "counts as floats": [text("hello"), end(), usage(prompt_tokens=9.0, completion_tokens=3.0, total_tokens=12.0)],
+    # elizaOS/eliza#30904, Kohaku-Lab/KohakuTerrarium#48
     "surrogate halves": [
         b'data: {"choices":[{"index":0,"delta":{"content":"hello\\ud83d"}}]}\n\n',
         b'data: {"choices":[{"index":0,"delta":{"content":"\\ude00"}}]}\n\n',
         end(),
         usage(),
     ],
+    # sgl-project/sglang#4097: engines compute it for tokens that are impossible
     "logprob -Infinity": [
         b'data: {"choices":[{"index":0,"delta":{"content":"hello"},"logprobs":{"content":[{"token":"hello",'
         b'"logprob":-Infinity,"bytes":null,"top_logprobs":[]}]}}]}\n\n',
         end(),
         usage(),
     ],
+    # anomalyco/opencode#43882, jakobdylanc/llmcord#84
     "no finish_reason": [text("hello"), usage()],
+    # ollama/ollama#4357, sgl-project/sglang#3912
+    "empty finish_reason": [chunk({"content": "hel"}, ""), chunk({"content": "lo"}, ""), usage()],
+    # vllm-project/vllm#5708 (continuous_usage_stats), open-webui/open-webui#29064
     "running usage, no finish_reason": [text("hel", usage={**USAGE, "completion_tokens": 1}), text("lo", usage=USAGE)],
+    # BerriAI/litellm#2195, BerriAI/litellm#4339 (Gemini)
     "finish_reason and usage on every chunk": [
         chunk({"content": "hel"}, "stop", usage={**USAGE, "completion_tokens": 1}),
         chunk({"content": "lo"}, "stop", usage=USAGE),
     ],
+    # earendil-works/pi#2017 (Moonshot)
     "usage in the choice": [
         text("hello"),
         {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": USAGE}]},
     ],
+    # pydantic/pydantic-ai#5170
     "choices null": [{"choices": None, "model": "m"}, text("hello"), end(), {"choices": None, "usage": USAGE}],
+    # NousResearch/hermes-agent#75525 (null), bagofwords1/bagofwords#742 (a null delta of Azure's)
+    "null for a chunk or a delta": [
+        "null",
+        {"choices": [{"index": 0, "delta": None, "content_filter_offsets": {}}]},
+        text("hello"),
+        end(),
+        usage(),
+    ],
+    # microsoft/foundry-local#263, which also repeats the delta as a message; huggingface/text-generation-inference#1648
     "index counts the chunks": [
         {"choices": [{"index": at, "delta": {"content": each}, "message": {"role": "assistant", "content": each}}]}
         for at, each in enumerate(("hel", "lo"))
     ]
     + [end(), usage()],
+    # spring-projects/spring-ai#6221
     "index begins at 1": [{"choices": [{"index": 1, "delta": {"content": "hello"}}]}, end(), usage()],
+    # songquanpeng/one-api#1037
     "choice without index": [{"choices": [{"delta": {"content": "hello"}}]}, end(), usage()],
+    # earendil-works/pi#2466 (chunks and choices of other types); the rest is the same kind
     "odd types everywhere": [
         {"model": 5, "choices": "none", "usage": "none", "prompt_filter_results": 7},
         {"choices": [None, 3, {"index": 0, "delta": "text"}, {"index": "x", "delta": {"content": "no"}}]},
@@ -211,10 +244,17 @@ class TestForm:
     async def test_document_in_place_of_a_stream_is_answered(
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
     ) -> None:
+        """ChatGPTBox-dev/chatGPTBox#294, tinyhumansai/tinyagents#56"""
         fake.raw(whole({"content": "hello"}), media_type="application/json")
         assert (await answer(api))["message"] == HELLO
         await assert_conserved(tables, fake)
         assert len(fake.requests) == 1
+
+    async def test_content_parts_of_a_document_are_text(self, api: httpx.AsyncClient, fake: RudeUpstream) -> None:
+        """langchain4j/langchain4j#4474"""
+        thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+        fake.raw(whole({"content": [thinking, {"type": "text", "text": "hello"}]}), media_type="application/json")
+        assert (await answer(api))["message"] == {**HELLO, "reasoning_content": "hm"}
 
     async def test_document_in_place_of_a_stream_becomes_a_chunk_on_openai_routes(
         self, sdk: openai.AsyncOpenAI, fake: RudeUpstream, tables: Tables
@@ -258,7 +298,8 @@ class TestForm:
     async def test_event_that_is_cut_is_not_passed_on(
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
     ) -> None:
-        """The rest of an event would be an error in the SDK, before it could show ours."""
+        """HTML, 9.2.6: pending data at the end is discarded. In the SDK it would be an error, before it could show ours
+        (AgentEra/Agently#26)."""
         fake.stream(text("hel"), frame(text("lo")).strip()[:-9], done=False)
         first, last = data_of((await openai_post(api, stream=True)).content)
         assert (json.loads(first), json.loads(last).keys()) == (text("hel"), {"error"})
@@ -274,6 +315,7 @@ class TestForm:
     async def test_stream_in_place_of_a_document_becomes_a_document(
         self, sdk: openai.AsyncOpenAI, fake: RudeUpstream, tables: Tables
     ) -> None:
+        """unslothai/unsloth#6570"""
         fake.stream(text("hel"), text("lo"), end(), usage())
         messages: Any = [{"role": "user", "content": "hi"}]
         completion = await sdk.chat.completions.create(model="chat", messages=messages)
@@ -284,10 +326,12 @@ class TestForm:
 
 
 class TestUsage:
+    @pytest.mark.parametrize("closing", [end(), b""], ids=["finish_reason", "only [DONE]"])
     async def test_complete_answer_without_usage_is_given_and_unaccounted(
-        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, closing: JSON | bytes
     ) -> None:
-        fake.stream(text("hello"), end())
+        """tidyverse/ellmer#117 (Ollama), BerriAI/litellm#23847"""
+        fake.stream(text("hello"), closing)
         response = await answer(api)
         assert (response["message"], response["usage"], response["cost_usd"]) == (HELLO, None, None)
         assert response["session"]["unaccounted_calls"] == 1
@@ -301,7 +345,7 @@ class TestUsage:
     async def test_running_usage_of_a_broken_stream_is_not_taken_for_the_whole(
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, ending: str
     ) -> None:
-        """Clean, but without framing or [DONE]: nothing shows that the end is its end."""
+        """BerriAI/litellm#4339. Clean, but without framing or [DONE]: nothing shows that the end is its end."""
         fake.stream(
             text("hel", usage={**USAGE, "completion_tokens": 1}),
             chunk({"content": "lo"}, "stop", usage={**USAGE, "completion_tokens": 2}),
@@ -319,6 +363,7 @@ class TestUsage:
     async def test_running_usage_is_final_at_a_clean_end(
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, framing: str
     ) -> None:
+        """ikawrakow/ik_llama.cpp#467, mlc-ai/mlc-llm#1300: some services never send [DONE]."""
         fake.stream(text("hello", usage=USAGE), done=False, framing=framing)
         assert (await answer(api))["message"] == HELLO
         await assert_conserved(tables, fake)
@@ -348,12 +393,19 @@ class TestUsage:
 
 
 ERRORS = [
+    # vercel/ai#2698 (OpenRouter)
     ({"error": {"message": "too fast", "code": 429}}, 429, "rate_limited"),
+    # epam/ai-dial-adapter-openai#348 (gpt-5.2 on Azure)
+    ({"error": {"message": "no_kv_space", "type": "server_error", "code": "rate_limit_exceeded"}}, 429, "rate_limited"),
+    # The same kind: the code as text, or only a type
     ({"error": {"message": "wrong", "code": 400}}, 400, "invalid_request"),
     ({"error": {"message": "wrong", "code": "400"}}, 400, "invalid_request"),
     ({"error": {"message": "wrong", "type": "invalid_request_error", "code": None}}, 400, "invalid_request"),
+    # vercel/ai#10653 (Anthropic)
     ({"error": {"message": "later", "type": "overloaded_error"}}, 503, "upstream_unavailable"),
+    # pepperoni21/ollama-rs#357 (Ollama)
     ({"error": "broken"}, 502, "upstream_error"),
+    # modelscope/ms-agent#489 (vLLM)
     ({"object": "error", "message": "wrong", "code": 400}, 400, "invalid_request"),
 ]
 
@@ -381,6 +433,7 @@ class TestErrors:
     async def test_error_in_mid_stream_is_passed_on_in_the_services_words(
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
     ) -> None:
+        """damianvtran/local-operator#223, diegosouzapw/OmniRoute#8210 (OpenRouter)"""
         event = {"error": {"message": "the engine died", "code": 500}}
         fake.stream(text("hel"), event, usage())
         response = await openai_post(api, stream=True)
@@ -401,6 +454,7 @@ class TestErrors:
         assert "hel" not in [message["content"] for message in fake.requests[-1].body["messages"]]
         await assert_conserved(tables, fake)
 
+    # vllm-project/vllm#40986 ([DONE] without an answer); the others are the same kind
     @pytest.mark.parametrize("body", [b"", b"data: [DONE]\n\n", b": ping\n\n", b"data: ping\n\n", b"<html></html>"])
     async def test_response_without_an_answer_is_retried_once(
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, body: bytes
@@ -417,29 +471,47 @@ def call(call_id: str | None = None, name: str | None = None, arguments: Any = N
 
 
 TOOL_CALLS: dict[str, tuple[list[list[JSON]], list[tuple[str, str]]]] = {
+    # ollama/ollama#7881, AstrBotDevs/AstrBot#6692
     "ids without index": (
         [[call("a", "look", '{"x"')], [call(None, None, ":1}")], [call("b", "find", "{}")]],
         [("look", '{"x":1}'), ("find", "{}")],
     ),
+    # davidmigloz/ai_clients_dart#64
     "index null": (
         [[call("a", "look", "{}", index=None)], [call("b", "find", "{}", index=None)]],
         [("look", "{}"), ("find", "{}")],
     ),
+    # ollama/ollama#15457, BerriAI/litellm#33678
     "a new id under a taken index": (
         [[call("a", "look", "{}", index=0)], [call("b", "find", "{}", index=0)]],
         [("look", "{}"), ("find", "{}")],
     ),
+    # SillyTavern/SillyTavern#5948 (Fireworks), NousResearch/hermes-agent#11984
     "the id repeated in every piece": (
         [[call("a", "look", '{"x"', index=0)], [call("a", "look", ":1}", index=0)]],
         [("look", '{"x":1}')],
     ),
+    # anomalyco/opencode#43328 (null), anomalyco/opencode#37841 (empty)
+    "null and empty fields in later pieces": (
+        [
+            [call("a", "look", "{", index=0)],
+            [{"index": 0, "id": None, "type": None, "function": {"name": None, "arguments": '"x":'}}],
+            [{"index": 0, "id": "", "function": {"name": "", "arguments": "1}"}}],
+        ],
+        [("look", '{"x":1}')],
+    ),
+    # ggml-org/llama.cpp#20198, BerriAI/litellm#8313
     "arguments as an object": ([[call("a", "look", {"x": 1}, index=0)]], [("look", '{"x":1}')]),
+    # MetaFARS/codex-relay#57, pydantic/pydantic-ai#1802
     "no arguments": ([[call("a", "look", index=0)]], [("look", "")]),
+    # vercel/ai#7834 (Gemini), openai/openai-dotnet#428
     "no id": ([[call(None, "look", "{}", index=0)]], [("look", "{}")]),
+    # huggingface/smolagents#1958
     "neither id nor index, two names": (
         [[call(None, "look", "{}")], [call(None, "find", "{}")]],
         [("look", "{}"), ("find", "{}")],
     ),
+    # The same kind as above: the index in other types
     "index as a float and as text": (
         [[call("a", "look", "{", index=0.0)], [call("b", "find", "{}", index="1")], [call(None, None, "}", index=0)]],
         [("look", "{}"), ("find", "{}")],
@@ -472,6 +544,7 @@ class TestToolCalls:
         await assert_conserved(tables, fake)
 
     async def test_extra_fields_of_a_call_are_sent_back(self, api: httpx.AsyncClient, fake: RudeUpstream) -> None:
+        """theopenco/llmgateway#1267, inference-gateway/inference-gateway#275: Gemini answers 400 without them."""
         extra = {"extra_content": {"google": {"thought_signature": "abc"}}}
         fake.stream(chunk({"tool_calls": [call("a", "look", "{}", index=0, **extra)]}), end("tool_calls"), usage())
         await answer(api)

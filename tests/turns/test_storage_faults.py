@@ -23,8 +23,12 @@ from tests.support.chat_client import (
 )
 from tests.support.conservation import assert_conserved
 from tests.support.proxy import Action, Answer, Close, Cut, Match, TcpProxy
+from tests.support.rude_upstream import with_rude_fake_in_acceptance
 
-pytestmark = pytest.mark.usefixtures("storage")  # started before `api`, so that the app uses the proxy
+pytestmark = [
+    with_rude_fake_in_acceptance,
+    pytest.mark.usefixtures("storage"),  # started before `api`, so that the app uses the proxy
+]
 
 LOST = Close(after_answer=True)  # committed, response lost
 LOST_OR_CUT = pytest.mark.parametrize("lost", [LOST, Cut(), Cut(framing="chunked")], ids=["lost", "cut", "cut chunk"])

@@ -186,6 +186,20 @@ def test_no_route_is_hidden_by_another(data: st.DataObject) -> None:
         assert first_match(method, path) == route.function
 
 
+async def test_wrong_method_is_a_405_with_the_declared_methods(api: httpx.AsyncClient) -> None:
+    """Pages are not in the OpenAPI document, but clients with a wrong base URL call `/chat` too."""
+    named = [route for route in routes() if "{*" not in route.route]
+    tested = set()
+    for path in {"/" + re.sub(r"\{\w+\}", "a", route.route.strip("/")) for route in named}:
+        allowed = {method for route in named if matches(route, path) for method in route.methods}
+        for wrong in {*METHODS} - allowed:
+            if (first_match(wrong, path) or "").startswith("zz_"):
+                response = await api.request(wrong, path)
+                assert (response.status_code, {*response.headers["allow"].split(", ")}) == (405, allowed), path
+                tested.add(path)
+    assert tested > {"/chat", "/api/chat", "/api/openapi.json", "/openai/v1/models"}
+
+
 def test_functions_for_unknown_paths_match_none_of_the_platforms_own() -> None:
     """Its routes that are tried after the app's: WebScriptHostHttpRoutesManager.cs, and the extensions' webhooks."""
     for path in ("/", "/admin/warmup", "/admin/host/status", "/runtime/webhooks/durabletask", "/robots933456.txt"):
