@@ -158,16 +158,16 @@ class Budget:
     resets_at: datetime
 
     @property
-    def used(self) -> Decimal:
+    def total(self) -> Decimal:
         return self.spent + self.held
 
     @property
     def nearly_used(self) -> bool:
-        return self.used >= _NEARLY * self.limit
+        return self.total >= _NEARLY * self.limit
 
     @property
     def remaining(self) -> Decimal:
-        return max(ZERO, self.limit - self.used)
+        return max(ZERO, self.limit - self.total)
 
 
 @dataclass(frozen=True, slots=True)

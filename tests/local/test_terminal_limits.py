@@ -33,7 +33,8 @@ async def test_terminal_shows_what_is_left_of_a_budget_and_why_it_refuses(
         await until_settled(api)
         await terminal.enter("And of Italy?")
         await terminal.shows(
-            "Your budget per day has no room for this call until Sun 29 Nov, 05:45. Of 0.1 USD, 0.08016 USD is spent and 0 USD held;"
+            "Your budget per day has no room for this call until Sun 29 Nov, 05:45. Of 0.1 USD, 0.08016 USD is spent"
+            " and 0 USD held;"
         )
         await terminal.wait_for_prompt()
     assert len(fake.requests) == 1

@@ -65,7 +65,8 @@ async def test_chat_page_shows_what_is_left_of_a_budget_and_why_it_refuses(
 
         await until_settled(api)
         await send(page, "And of Italy?")
-        await expect(notes).to_contain_text("Your budget per day has no room for this call until Sun 29 Nov, 05:45. Of 0.1 USD")
+        refused = "Your budget per day has no room for this call until Sun 29 Nov, 05:45. Of 0.1 USD"
+        await expect(notes).to_contain_text(refused)
         await expect(page.get_by_role("button", name="Send again")).to_have_count(0)
         await expect(page.get_by_role("textbox", name="Message")).to_have_value("And of Italy?")
     assert len(fake.requests) == 1
