@@ -89,7 +89,7 @@ ROUTES = [
     Route("openai session streamed", fields=STREAM, session=True),
 ]
 on_every_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
-known_or_not = pytest.mark.parametrize("known", [True, False], ids=["known", "read again"])
+fresh_or_not = pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "read again"])
 
 
 async def use_up(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, key: str | None = ANN) -> None:
@@ -119,13 +119,13 @@ async def entries_of(tables: Tables) -> list[LedgerEntry]:
 
 
 @on_every_route
-@known_or_not
+@fresh_or_not
 @pytest.mark.parametrize("limits", [{"key:ann": ONE_CALL}])
 async def test_used_up_budget_is_refused_with_its_amounts(
-    noon: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, route: Route, known: bool
+    noon: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, route: Route, fresh: bool
 ) -> None:
     await use_up(api, fake, tables)
-    await noon.advance(0 if known else 2)
+    await noon.advance(0 if fresh else 2)
 
     response = await route.ask(api)
 
@@ -170,15 +170,15 @@ async def test_used_up_total_is_refused_without_what_others_spent(
 
 
 @on_every_route
-@known_or_not
+@fresh_or_not
 @pytest.mark.parametrize("limits", [{"key:ann": ONE_CALL}])
 async def test_budget_held_by_a_running_call_is_refused_for_seconds(
-    noon: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, route: Route, known: bool
+    noon: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, route: Route, fresh: bool
 ) -> None:
     with fake.hold(after=0) as hold:
         running = asyncio.create_task(ask(api, ANN))
         await hold.until_reached()
-        await noon.advance(0 if known else 2)
+        await noon.advance(0 if fresh else 2)
 
         response = await route.ask(api)
 
@@ -560,16 +560,16 @@ def maximum(fake: AzureOpenAI) -> int | None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"session_id": "s"}], ids=["new session", "session"])
-@known_or_not
+@fresh_or_not
 @pytest.mark.parametrize("limits", [{"key:ann": ONE_CALL}])
 async def test_stored_answer_is_given_although_the_budget_is_used_up(
-    noon: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, fields: JSON, known: bool
+    noon: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, fields: JSON, fresh: bool
 ) -> None:
     fake.reply("long", completion_tokens=TOKENS)
     key = {"idempotency-key": "k" * 22}
     first = ok_json(await ask(api, ANN, key, **fields))
     await closed_ledger(tables)
-    await noon.advance(0 if known else 2)
+    await noon.advance(0 if fresh else 2)
     refused(await ask(api, ANN), 429, "budget_exceeded")
 
     replay = await ask(api, ANN, key, **fields)
@@ -580,13 +580,13 @@ async def test_stored_answer_is_given_although_the_budget_is_used_up(
 
 
 @pytest.mark.parametrize("fields", [{}, {"session_id": "s"}], ids=["new session", "session"])
-@known_or_not
+@fresh_or_not
 @pytest.mark.parametrize("limits", [{"key:ann": ONE_CALL}])
 async def test_refused_request_is_answered_later_under_the_same_key(
-    noon: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, fields: JSON, known: bool
+    noon: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, fields: JSON, fresh: bool
 ) -> None:
     await use_up(api, fake, tables)
-    await noon.advance(0 if known else 2)
+    await noon.advance(0 if fresh else 2)
     key = {"idempotency-key": "k" * 22}
     for _ in range(2):
         refused(await ask(api, ANN, key, **fields), 429, "budget_exceeded")
@@ -604,7 +604,7 @@ async def test_refused_request_is_answered_later_under_the_same_key(
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("limits", [{"anonymous": ONE_CALL}])
-async def test_retry_is_admitted_anew(
+async def test_retry_needs_room_beside_the_call_that_it_replaces(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, streamed: bool
 ) -> None:
     """The failed call holds its worst case, and a second one does not fit."""

@@ -89,7 +89,7 @@ async def use_up(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, key:
 
 
 @pytest.mark.parametrize("limits", [{"key:ann": ONE_CALL}, {"total": ONE_CALL}], ids=["own", "total"])
-async def test_used_up_budget_is_asked_for_once(
+async def test_used_up_budget_is_requested_once(
     client: Client, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     await use_up(api, fake, tables, ANN)
@@ -102,7 +102,7 @@ async def test_used_up_budget_is_asked_for_once(
 
 
 @pytest.mark.parametrize("limits", [{"session": {"usd": 0.006}}])
-async def test_used_up_session_is_asked_for_once(
+async def test_used_up_session_is_requested_once(
     client: Client, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     session = {"x-session-id": "s"}
@@ -158,12 +158,12 @@ async def test_budget_held_by_a_running_call_is_waited_for(
         headers = {"authorization": f"Bearer {ANN}"}
         running = asyncio.create_task(api.post("/api/chat", json={"message": "hi"}, headers=headers))
         await hold.until_reached()
-        asking = asyncio.create_task(client.ask())
+        waiting = asyncio.create_task(client.ask())
         while client.requests == 0:  # noqa: ASYNC110 - the proxy runs in a thread
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)  # for its answer
     await running
-    await asking
+    await waiting
 
     assert client.requests == 2
     await assert_conserved(tables, fake)
