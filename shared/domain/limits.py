@@ -158,16 +158,16 @@ class Budget:
     resets_at: datetime
 
     @property
-    def total(self) -> Decimal:
+    def spent_and_held(self) -> Decimal:
         return self.spent + self.held
 
     @property
     def nearly_used(self) -> bool:
-        return self.total >= _NEARLY * self.limit
+        return self.spent_and_held >= _NEARLY * self.limit
 
     @property
     def remaining(self) -> Decimal:
-        return max(ZERO, self.limit - self.total)
+        return max(ZERO, self.limit - self.spent_and_held)
 
 
 @dataclass(frozen=True, slots=True)

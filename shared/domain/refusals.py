@@ -51,7 +51,7 @@ def check_session(limits: Limits, totals: Totals, call: Call) -> None:
 
 def _refusals(limit: Limit, counter: Counter, call: Call, now: datetime) -> Iterator[ChatError]:
     for budget in counter.budgets(limit):
-        if budget.total + (call.worst_case or ZERO) > budget.limit:
+        if budget.spent_and_held + (call.worst_case or ZERO) > budget.limit:
             yield _over_budget(limit, budget, call.worst_case or ZERO, now)
     if limit.requests_per_minute is not None and counter.minute_requests >= limit.requests_per_minute:
         yield _rate_limited(limit, _count(limit.requests_per_minute, "request"), counter, now)
@@ -62,7 +62,7 @@ def _refusals(limit: Limit, counter: Counter, call: Call, now: datetime) -> Iter
 def _over_budget(limit: Limit, budget: Budget, worst_case: Decimal, now: datetime) -> ChatError:
     """Used up, or only held by calls that are running: then it may fit in seconds."""
     period = budget.name.removeprefix("usd_per_")
-    if budget.total - budget.running + worst_case <= budget.limit:
+    if budget.spent_and_held - budget.running + worst_case <= budget.limit:
         message = f"{_whose(limit, f'budget per {period}')} is held by running calls. Retry in a few seconds."
         return LimitReached(message, _SETTLES_S)
     resets_at, whose = budget.resets_at, _whose(limit, f"budget per {period}")

@@ -83,7 +83,7 @@ class TestCounters:
         assert counter.at(NOON) is counter
 
     def test_later_day_begins_with_nothing_used(self) -> None:
-        counter = Counter(
+        before = Counter(
             name="total",
             month=MONTH,
             since=NOON,
@@ -95,11 +95,11 @@ class TestCounters:
             minute_tokens=5,
             minute_requests=6,
         )
-        later = counter.at(NOON + timedelta(days=1))
+        later = before.at(NOON + timedelta(days=1))
         assert not any((later.day_spent, later.day_held, later.minute_tokens, later.minute_requests))
         assert (later.spent, later.held) == (Decimal(3), Decimal(2))
-        assert counter.at(NOON + timedelta(minutes=1)) == replace(
-            counter, minute=NOON + timedelta(minutes=1), minute_tokens=0, minute_requests=0
+        assert before.at(NOON + timedelta(minutes=1)) == replace(
+            before, minute=NOON + timedelta(minutes=1), minute_tokens=0, minute_requests=0
         )
 
 

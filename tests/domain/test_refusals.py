@@ -55,8 +55,8 @@ def counter(
     )
 
 
-def refused(limit: Limit, counts: Counter, call: Call = CALL) -> ChatError:
-    error = refusal([(limit, counts)], call, NOW)
+def refused(limit: Limit, before: Counter, call: Call = CALL) -> ChatError:
+    error = refusal([(limit, before)], call, NOW)
     assert error is not None
     return error
 
@@ -78,8 +78,8 @@ class TestBudgets:
         error = refused(DAY, counter(spent="0.85", held="0.1"))
         assert isinstance(error, BudgetExceeded)
         assert error.message == (
-            "Your budget per day has no room for this call until 2026-11-29T00:00:00Z. Of 1 USD, 0.85 USD is spent and"
-            " 0.1 USD held; this call may cost up to 0.2 USD."
+            "Your budget per day has no room for this call until 2026-11-29T00:00:00Z. Of 1 USD, 0.85 USD is spent"
+            " and 0.1 USD held; this call may cost up to 0.2 USD."
         )
         assert error.details == {
             "limit": "usd_per_day",
@@ -102,8 +102,9 @@ class TestBudgets:
     def test_total_says_nothing_of_what_others_spent(self) -> None:
         error = refused(Limit(name="total", usd_per_day=Decimal(1)), counter("total", spent="0.85", held="0.1"))
         assert isinstance(error, BudgetExceeded)
-        whose = "The budget per day of all callers together"
-        assert error.message == f"{whose} has no room for this call until 2026-11-29T00:00:00Z."
+        assert error.message == (
+            "The budget per day of all callers together has no room for this call until 2026-11-29T00:00:00Z."
+        )
         assert error.details == {"resets_at": "2026-11-29T00:00:00Z"}
 
     @pytest.mark.parametrize(("name", "whose"), [("key:ann", "Your budget"), ("total", "The budget")])
@@ -116,8 +117,8 @@ class TestBudgets:
         assert error.details == {}
 
     def test_budget_held_by_calls_that_have_ended_is_used_up(self) -> None:
-        counts = counter(spent="0.7", held="0.2", running="0.05")
-        assert isinstance(refused(Limit(name="key:ann", usd_per_day=Decimal(1)), counts), BudgetExceeded)
+        before = counter(spent="0.7", held="0.2", running="0.05")
+        assert isinstance(refused(Limit(name="key:ann", usd_per_day=Decimal(1)), before), BudgetExceeded)
 
     @pytest.mark.parametrize("name", ["key:ann", "total"])
     def test_call_above_the_whole_budget_is_refused_with_advice(self, name: str) -> None:

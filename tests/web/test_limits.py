@@ -1,4 +1,4 @@
-"""GET api/limits: the caller's own limits; those of all callers with a usage key."""
+"""GET api/limits: the caller's own limits; all with a usage key."""
 
 import asyncio
 import json

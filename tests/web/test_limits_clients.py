@@ -158,12 +158,12 @@ async def test_budget_held_by_a_running_call_is_waited_for(
         headers = {"authorization": f"Bearer {ANN}"}
         running = asyncio.create_task(api.post("/api/chat", json={"message": "hi"}, headers=headers))
         await hold.until_reached()
-        request = asyncio.create_task(client.ask())
+        waiting = asyncio.create_task(client.ask())
         while client.requests == 0:  # noqa: ASYNC110 - the proxy runs in a thread
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)  # for its answer
     await running
-    await request
+    await waiting
 
     assert client.requests == 2
     await assert_conserved(tables, fake)

@@ -65,21 +65,23 @@ async def test_chat_page_shows_what_is_left_of_a_budget_and_why_it_refuses(
 
         await until_settled(api)
         await send(page, "And of Italy?")
-        refused = "Your budget per day has no room for this call until Sun 29 Nov, 05:45. Of 0.1 USD"
-        await expect(notes).to_contain_text(refused)
+        await expect(notes).to_contain_text(
+            "Your budget per day has no room for this call until Sun 29 Nov, 05:45. Of 0.1 USD"
+        )
         await expect(page.get_by_role("button", name="Send again")).to_have_count(0)
         await expect(page.get_by_role("textbox", name="Message")).to_have_value("And of Italy?")
     assert len(fake.requests) == 1
 
 
 async def test_chat_page_names_a_limit_per_minute_and_does_not_send_again_by_itself(
-    browser: Browser, serve: Serve, environ: dict[str, str], fake: AzureOpenAI
+    browser: Browser, serve: Serve, environ: dict[str, str], fake: AzureOpenAI, clock: ManualClock
 ) -> None:
     limits = {"anonymous": {"requests_per_minute": 1}}
     async with serve(limited(environ, limits)) as api, open_page(browser, base_url(api), WITH_KEY) as page:
         await page.goto("/chat")
         await send(page, "one")
         await expect(page.locator(".answer footer")).to_contain_text("tokens")
+        clock.set(NOON)
         await send(page, "two")
         notes = page.get_by_role("article", name="Answer").last.locator(".notes")
         await expect(notes).to_contain_text("Your limit of 1 request a minute is reached. Retry in the next minute.")
