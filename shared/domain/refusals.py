@@ -67,7 +67,9 @@ def _over_budget(limit: Limit, budget: Budget, worst_case: Decimal, now: datetim
         return LimitReached(message, _SETTLES_S)
     resets_at, whose = budget.resets_at, _whose(limit, f"budget per {period}")
     message = f"{whose} has no room for this call until {_written(resets_at)}."
-    if worst_case > budget.limit:
+    if not budget.limit:
+        message = f"{whose} is 0, so it has no room for any call."
+    elif worst_case > budget.limit:
         message = f"{whose} never has room for this call. Shorten it, or set a smaller max_tokens."
     details: dict[str, Any] = {"resets_at": _written(resets_at)}
     if limit.name != TOTAL:
