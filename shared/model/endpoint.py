@@ -15,7 +15,7 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsync
 
 from shared.access.identity import ServiceAccess
 from shared.domain.clock import Clock
-from shared.errors import ChatError, QuotaExhausted, UpstreamError, UpstreamResponse, UpstreamTimeout
+from shared.errors import ChatError, QuotaExhausted, RateLimited, UpstreamError, UpstreamResponse, UpstreamTimeout
 from shared.model.error_body import read_error
 from shared.model.sse import CONNECTION_ERRORS, events
 from shared.model.stream_errors import error_status
@@ -32,6 +32,7 @@ from shared.turns.ports import Plan, ServerEvent
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
+_NO_CONTENT = (204, 205)
 _UNREAD = {"X-Stainless-Raw-Response": "stream"}  # makes the SDK return the response with its body unread
 
 
@@ -84,6 +85,8 @@ class Endpoint:
             log.warning("call %s: %s: %s", call_id, self.name, type(cause or error).__name__)
             raise from_connection_error(cause) from error
         stack.push_async_callback(response.aclose)
+        if response.status_code in _NO_CONTENT:
+            raise self._failure(plan, call_id, response, response.status_code, b"")
         answer = _reading(events(response, self._clock))
         first = await _first(answer)
         if first and (status := error_status(first[-1].data)):
@@ -125,9 +128,10 @@ class Endpoint:
 
 def _is_for_callers(failure: ChatError, status: int) -> bool:
     """False if the service's own response is about the app's credentials or account, or names a route that this app
-    does not have. Clients know the 429 of an account without credit; another status of it would look like theirs."""
-    if isinstance(failure, QuotaExhausted):
-        return status == QuotaExhausted.status
+    does not have. Clients know the 429 of a rate limit, or of an account without credit; another status of these would
+    look like an error of theirs."""
+    if isinstance(failure, QuotaExhausted | RateLimited):
+        return status == failure.status
     return not isinstance(failure, NotAuthorized | ToolsRejected)
 
 

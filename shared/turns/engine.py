@@ -173,7 +173,7 @@ class Turns:
             return None
         if isinstance(call.error, ContextTooLong):
             return run.turn.plan.shortened(call.error.limit)
-        if isinstance(call.error, UpstreamFailure) and outcome.state is State.UNACCOUNTED:
+        if isinstance(call.error, UpstreamFailure) and not call.error.final and outcome.state is State.UNACCOUNTED:
             return run.turn.plan
         return None
 
