@@ -154,7 +154,7 @@ class Turns:
             call.error = None  # even if the connection failed after it
 
     def _read_event(self, run: _Run, call: OpenCall, event: ServerEvent) -> None:
-        piece, plan = call.answer.add(event.data), run.turn.plan
+        piece, plan = call.answer.add(event.data, event.name), run.turn.plan
         if piece is None or call.answer.error:
             return
         if piece.shown:
