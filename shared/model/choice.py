@@ -103,8 +103,8 @@ class Choice:
 def delta_of(choice: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the choice adds. Foundry Local repeats each delta as a message (microsoft/foundry-local#263); completions of
     the legacy format have a text."""
-    found = next((each for each in map(choice.get, ("delta", "message")) if isinstance(each, dict)), None)
-    return {"content": choice.get("text")} if found is None else found
+    added = next((each for each in map(choice.get, ("delta", "message")) if isinstance(each, dict)), None)
+    return {"content": choice.get("text")} if added is None else added
 
 
 def name_of(value: Any) -> str | None:

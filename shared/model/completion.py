@@ -120,7 +120,7 @@ class Completion:
             choice.finish_reason = name_of(each.get("finish_reason")) or choice.finish_reason
         generated = any(value for each in choices for name, value in delta_of(each).items() if name != "role")
         self._has_data = self._has_data or bool(choices) or bool(reported)
-        self._begun = self._begun or generated or any(choice.finish_reason for choice in self._choices.values())
+        self._begun = self._begun or generated or any(choice.finish_reason for choice, _ in numbered)
         self._add_usage(reported, choices, generated=generated, failed=failed)
         return read
 

@@ -57,7 +57,7 @@ _TOO_LONG_WORDS = _any_of(
     "maximum (context|prompt|model|input|sequence) (length|window|size|limit)",
     "context (length|window|size|limit)[^.]{0,40}(exceed|overflow|full)",  # ggml-org/llama.cpp#19774
     # llama.cpp (#17284), Ollama, LiteLLM, LM Studio
-    "(exceed|(larg|long|great)er than)[^.]{0,60}context (length|window|size|limit)",
+    "(exceed|(larger|longer|greater) than)[^.]{0,60}context (length|window|size|limit)",
     # Anthropic, vllm-project/vllm#10440, Bedrock
     r"(?<!image )(prompt|input|conversation|messages?)( \([^)]*\))?( is| are)? too (long|large)",
     r"reduce (the length of )?(the|your) (input|message|prompt)",

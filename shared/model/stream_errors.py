@@ -52,6 +52,8 @@ def is_error(value: Any, name: bytes = b"") -> bool:
     """True if an event or document is an error: OpenAI's object, vLLM's (`object: error`), plain text, a bare object
     with a status as its code, or whatever an event with the name `error` has. An error object without words and a
     code beside choices is none, nor is one whose code is a success."""
+    if isinstance(value, dict) and "choices" in value and "error" not in value:  # most events
+        return False
     chunk = unwrapped(value)
     if chunk is None:
         return name == b"error" and bool(value or value is None)

@@ -64,7 +64,7 @@ class _Call:
         return name != self.name or bool(text and isinstance(parsed(str(self._text).encode()), dict))
 
     def _add_text(self, text: str) -> str:
-        if str(self._text) == "{}" and text.lstrip().startswith("{"):  # a placeholder: gateways to Anthropic
+        if str(self._text) == "{}" and text.lstrip().startswith("{"):  # a placeholder: BerriAI/litellm#4537
             self._text = Text()
         return self._text.add(text)
 

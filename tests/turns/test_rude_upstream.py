@@ -57,7 +57,7 @@ async def sdk(api: httpx.AsyncClient) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 USABLE: dict[str, list[Any]] = {
-    # omnigent-ai/omnigent#1474, netease-lcap/wave-agent#1326: keep-alives of relays
+    # omnigent-ai/omnigent#1474, netease-lcap/wave-agent#1326: the keep-alive lines of relays
     "empty data between chunks": [text("hel"), b"data:\n\n", b"data: \n\n", text("lo"), end(), usage()],
     # betalgo/openai#472 (event: ping), openai-php/client#556 (type: ping)
     "ping events": [
@@ -153,7 +153,7 @@ USABLE: dict[str, list[Any]] = {
     "index begins at 1": [{"choices": [{"index": 1, "delta": {"content": "hello"}}]}, end(), usage()],
     # songquanpeng/one-api#1037
     "choice without index": [{"choices": [{"delta": {"content": "hello"}}]}, end(), usage()],
-    # songquanpeng/one-api's and other gateways' forms: an error object in every answer
+    # CopilotC-Nvim/CopilotChat.nvim#619 has one in its filter results; some gateways put one into every answer
     "error object that says nothing": [
         text("hel", error={"message": "", "type": "", "param": "", "code": None}),
         text("lo", error={"message": None, "code": None}),
@@ -167,7 +167,7 @@ USABLE: dict[str, list[Any]] = {
         end(),
         usage(),
     ],
-    # The kind of ollama/ollama#4357: line ends without blank lines between the chunks
+    # By the standard this is one event
     "no blank lines": [b"".join(frame(each)[:-1] for each in (text("hel"), text("lo"), end(), usage())) + b"\n"],
     # The legacy format: https://platform.openai.com/docs/api-reference/completions
     "text in the choice": [
@@ -544,7 +544,7 @@ ERRORS = [
     ({"error": {"message": "later", "type": "overloaded_error"}}, 503, "upstream_unavailable"),
     # pepperoni21/ollama-rs#357 (Ollama)
     ({"error": "broken"}, 502, "upstream_error"),
-    # googleapis/python-genai's errors on the compatible route are lists
+    # n4ze3m/page-assist#406 (Gemini's compatible API)
     ([{"error": {"code": 429, "message": "Quota", "status": "RESOURCE_EXHAUSTED"}}], 429, "rate_limited"),
     (b'event: error\ndata: {"code": 429, "message": "too fast"}\n\n', 429, "rate_limited"),
     (b'[{"error": {"code": 429, "message": "Quota"}}]', 429, "rate_limited"),
@@ -714,7 +714,7 @@ TOOL_CALLS: dict[str, tuple[list[list[JSON]], list[tuple[str, str]]]] = {
         [[call("a", "look", "{}", index=0)], [call("a", "find", "{}", index=1)]],
         [("look", "{}"), ("find", "{}")],
     ),
-    # Gateways to Anthropic begin with an empty input
+    # BerriAI/litellm#4537, openai/openai-agents-js#712 (gateways to Anthropic)
     "an empty object before the arguments": (
         [[call("a", "look", {}, index=0)], [call(None, None, '{"x":1}', index=0)]],
         [("look", '{"x":1}')],
