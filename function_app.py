@@ -68,7 +68,7 @@ route("email_usage_of_day", "POST", "api/usage/daily/{date}/email", Auth.USAGE_K
 
 public("health", "api/health", service.get_health)
 public("openapi", "api/openapi.json", service.get_openapi)
-public("home", "/", pages.home)
+public("home", "/", pages.home, ["GET", "HEAD"])  # link checkers and load balancers send HEAD
 public("chat_page", "chat", partial(pages.page, name="chat"))
 public("docs_page", "docs", partial(pages.page, name="docs"))
 public("usage_page", "usage", partial(pages.page, name="usage"))

@@ -1,6 +1,7 @@
 """What services mean by their refusals, where status and code do not say it: recognised by their words."""
 
 import re
+from collections.abc import Iterator
 
 from shared.model.error_body import ErrorBody
 
@@ -18,9 +19,13 @@ def _tokens(match: re.Match[str]) -> int:
     return int(number[:-1]) * 1_000 if number.endswith("k") else int(number)
 
 
-# OpenAI's, one-api's, Kimi's and DashScope's codes and types.
+# OpenAI's, one-api's, Kimi's, DashScope's and LiteLLM's codes and types.
 _NO_CREDIT_KINDS = _any_of(
-    r"insufficient_?(\w+_)?(quota|balance|credits?|funds)", "exceeded_current_quota", r"billing_\w+", "arrearage"
+    r"insufficient_?(\w+_)?(quota|balance|credits?|funds)",
+    "exceeded_current_quota",
+    r"billing_\w+",
+    "arrearage",
+    "budget_?exceeded",
 )
 # langchain-ai/langchainjs#1929, chatanywhere/GPT_API_free#229; DeepSeek's (continuedev/continue#9942), Anthropic's,
 # OpenRouter's and xAI's words.
@@ -31,6 +36,7 @@ _NO_CREDIT_WORDS = _any_of(
     r"(no|out of|requires? more|used all available) credits",
     "billing hard limit",
     "check your billing details",
+    "budget has been exceeded|exceeded ?budget",  # BerriAI/litellm#4208, BerriAI/litellm#14144
 )
 _TEMPORARY_LIMIT_WORDS = _any_of(  # Gemini says "exceeded your current quota" of its rate limits too
     r"(retry|try again) (in|after)", r"per[ _](second|min|hour|day)", "rate.limit", r"\b[RT]PM\b"
@@ -47,15 +53,21 @@ def no_credit(error: ErrorBody) -> bool:
 # OpenAI's code, llama.cpp's (ggml-org/llama.cpp#15780), LiteLLM's, GitHub's.
 _TOO_LONG_KINDS = _any_of("context_?(length|window|size|limit)", "max_prompt_tokens", "tokens_limit_reached")
 _TOO_LONG_WORDS = _any_of(
-    # OpenAI, vLLM (vllm-project/vllm#20409, ogx-ai/ogx#4534), Mistral, DeepSeek, xAI
-    "maximum (context|prompt|model|input) (length|window|size|limit)",
+    # OpenAI, vLLM (vllm-project/vllm#20409, ogx-ai/ogx#4534), Mistral, DeepSeek, xAI, SambaNova
+    "maximum (context|prompt|model|input|sequence) (length|window|size|limit)",
     "context (length|window|size|limit)[^.]{0,40}(exceed|overflow|full)",  # ggml-org/llama.cpp#19774
-    # llama.cpp (#17284), Ollama, LiteLLM
-    "(exceed|larger than|longer than)[^.]{0,60}context (length|window|size|limit)",
+    # llama.cpp (#17284), Ollama, LiteLLM, LM Studio
+    "(exceed|(larger|longer|greater) than)[^.]{0,60}context (length|window|size|limit)",
     # Anthropic, vllm-project/vllm#10440, Bedrock
     r"(?<!image )(prompt|input|conversation|messages?)( \([^)]*\))?( is| are)? too (long|large)",
     r"reduce (the length of )?(the|your) (input|message|prompt)",
-    "input tokens? (count[^.]{0,40} )?exceed",  # gpt-5, Gemini
+    "(input|prompt) tokens? (count[^.]{0,40} )?exceed",  # gpt-5, Gemini, Copilot (jjleng/copilot-more#35)
+    r"tokens in the (prompt|input)[^.]{0,40} exceed",  # Cohere
+    r"exceed\w* (the )?model token limit",  # MoonshotAI/kimi-cli#2011
+    "(prompt|input)[^.]{0,40} exceeds? (the )?max(imum)? length|超长",  # Zhipu (zeroclaw-labs/zeroclaw#4124)
+    # SiliconFlow (langgenius/dify#19394), NVIDIA/TensorRT-LLM#9277
+    "prompt[^.]{0,20}(length|tokens)[^!;]{0,60}max_(seq_len|num_tokens|input_len)",
+    "(上下文|输入)[^。]{0,20}(超|过长)|超[^。]{0,12}(上下文|输入长度)",
     r"max_(completion_)?tokens must be at least 1, got -",  # vllm-project/vllm#4667: nothing is left for the answer
     r"context (the )?overflows|context length of only|ContextWindowExceeded",  # LM Studio, LiteLLM
     r"`inputs` (tokens \+|must have less)|range of input length|max size: [\d,]+ tokens",  # TGI, DashScope, GitHub
@@ -116,13 +128,14 @@ _OTHER_FIELDS = _any_of(
 _MAXIMUM_NUMBERS = _any_of(  # each captures the model's maximum
     f"at most {_NUMBER}",  # OpenAI (diffbot/code-gpt-docs#284)
     # DeepSeek (deepseek-ai/DeepSeek-V3#69), DashScope (open-webui/open-webui#10507)
-    rf"\[\s*[\d,]+?\s*,\s*{_NUMBER}\s*\]",
+    rf"[\[(]\s*[\d,]+?\s*,\s*{_NUMBER}\s*\]",
     rf"less than or equal to \W?{_NUMBER}",  # Groq (skapadia3214/groq-moa#8), pydantic
     f"<= ?{_NUMBER}",  # Volcengine (Gitlawb/openclaude#331)
     f"> {_NUMBER}, which is the maximum",  # Anthropic
     rf"max_model_len\D{{0,30}}{_NUMBER}",  # vLLM (mateaix/mateclaw#481)
     rf"(?:cannot|can't|must not|may not) (?:exceed|be (?:greater|larger|more|higher) than)\D{{0,40}}{_NUMBER}",
-    rf"maximum (?:value |allowed )*(?:is|of)\D{{0,20}}{_NUMBER}",
+    rf"max(?:imum)? (?:value |allowed )*(?:is|of)\D{{0,20}}{_NUMBER}",
+    f"model limit of {_NUMBER}",  # Bedrock (charmbracelet/crush#946)
     rf"(?:between|from) [\d,]+ (?:\(inclusive\) )?(?:and|to) {_NUMBER}",
 )
 _MAX_DISTANCE = 100  # characters from the field's name to its number
@@ -133,13 +146,26 @@ def max_output(error: ErrorBody) -> int | None:
     if context_too_long(error):
         return None
     only_field = bool(error.fields) and all(map(_LIMIT_FIELDS.search, error.fields))
-    for sentence in re.split(r"[.;!?]\s", error.message):
+    for sentence in _sentences(error.message):
         for match in _MAXIMUM_NUMBERS.finditer(sentence):
             exclusive = sentence.startswith(" (exclusive)", match.end())  # Gemini
             maximum = _tokens(match) - exclusive
             if maximum >= _MIN_LIMIT and (only_field or _is_about_output(sentence, match)):
                 return maximum
     return None
+
+
+def _sentences(message: str) -> Iterator[str]:
+    """The sentences; one that names no field is joined to the one before it, such as "The max is 8192."."""
+    sentence = ""
+    for following in re.split(r"[.;!?]\s", message):
+        if sentence and not _LIMIT_FIELDS.search(following) and not _OTHER_FIELDS.search(following):
+            sentence += f", {following}"
+        else:
+            if sentence:
+                yield sentence
+            sentence = following
+    yield sentence
 
 
 def _is_about_output(sentence: str, match: re.Match[str]) -> bool:
@@ -162,11 +188,17 @@ def tools_need_no_reasoning(error: ErrorBody) -> bool:
 
 
 _CONTEXT_NUMBERS = _any_of(  # each captures the size of the context window
-    f"maximum (?:context|prompt|model|input) (?:length|window|size|limit)(?: is| of)? {_NUMBER}",
+    f"maximum (?:context|prompt|model|input|sequence) (?:length|window|size|limit)(?: is| of)? {_NUMBER}",
     f"{_NUMBER} maximum context",  # Mistral
-    rf"context (?:length|window|size|limit)[^.\d]{{0,20}}{_NUMBER}",  # llama.cpp
+    # Anthropic (stackblitz/bolt.new#7422), llama.cpp
+    rf"context (?:length|window|size|limit)[^.\d]{{0,20}}(?:[\d,]+ \+ [\d,]+ > )?{_NUMBER}(?![\d,]* \+)",
     f"> {_NUMBER} maximum",  # Anthropic
     f"limit of {_NUMBER}",
+    f"token limit: {_NUMBER}",  # Kimi
+    rf"max_(?:seq_len|num_tokens|input_len) \({_NUMBER}",  # SiliconFlow, TensorRT-LLM
+    rf"tokens in the (?:prompt|input)[^.\d]{{0,40}} exceed {_NUMBER}",  # Cohere
+    rf"tokens allowed \({_NUMBER}",  # Gemini (arkavo-org/arkavo-edge#371)
+    rf"最大[^\d。]{{0,16}}{_NUMBER}",
 )
 
 

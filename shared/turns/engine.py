@@ -163,7 +163,7 @@ class Turns:
             call.error = None  # even if the connection failed after it
 
     def _read_event(self, run: _Run, call: OpenCall, event: ServerEvent) -> None:
-        piece, plan = call.answer.add(event.data), run.turn.plan
+        piece, plan = call.answer.add(event.data, event.name), run.turn.plan
         if piece is None or call.answer.error:
             return
         if piece.shown:
@@ -182,7 +182,7 @@ class Turns:
             return None
         if isinstance(call.error, ContextTooLong):
             return run.turn.plan.shortened(call.error.limit)
-        if isinstance(call.error, UpstreamFailure) and outcome.state is State.UNACCOUNTED:
+        if isinstance(call.error, UpstreamFailure) and not call.error.final and outcome.state is State.UNACCOUNTED:
             return run.turn.plan
         return None
 

@@ -126,8 +126,8 @@ class AnswerReader(Protocol):
     def complete(self) -> bool:
         """True if the answer is complete, with or without usage."""
 
-    def add(self, data: bytes) -> Piece | None:
-        """Read one event's data. Returns None for the end of a stream, which is not passed on."""
+    def add(self, data: bytes, name: bytes = b"") -> Piece | None:
+        """Read one event. Returns None for what is not passed on: the end of a stream, a repeated document."""
 
     def end(self) -> None:
         """The response ended cleanly."""

@@ -14,7 +14,10 @@ from shared.errors import ChatError, MethodNotAllowed, RouteNotFound
 from shared.web import http, openai
 from shared.web.openapi import document
 
-PREFIXES = ("api", "openai", "v1", "chat", "completions", "deployments", "embeddings", "models", "responses")
+PREFIXES = (
+    *("api", "openai", "v1", "chat", "completions", "deployments", "embeddings", "models", "responses"),
+    *("engines", "inference", "v1beta"),  # Azure OpenAI's before 2023, GitHub Models', Gemini's
+)
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")  # not OPTIONS: preflights have functions of their own
 MAX_SHOWN_PATH = 200  # characters
 _PAGES = [("/chat", "GET")]  # below PREFIXES; pages are not in the OpenAPI document

@@ -109,12 +109,54 @@ TOO_LONG: dict[str, tuple[int, Any]] = {
         ),
     ),
     "Anthropic": (413, {"detail": "prompt is too long: 205000 tokens > 200000 maximum"}),
+    "stackblitz/bolt.new#7422": (
+        400,
+        openai_error("input length and `max_tokens` exceed context limit: 86888 + 119866 > 204648, decrease it"),
+    ),
+    "Cohere": (
+        400,
+        {"message": "too many tokens: total number of tokens in the prompt cannot exceed 4081 - received 4503."},
+    ),
+    "LM Studio": (
+        400,
+        {"error": "The number of tokens to keep from the initial prompt is greater than the context length."},
+    ),
+    "MoonshotAI/kimi-cli#2011": (
+        400,
+        openai_error("Invalid request: Your request exceeded model token limit: 262144 (requested: 269030)"),
+    ),
+    "zeroclaw-labs/zeroclaw#4124": (400, {"error": {"code": "1261", "message": "Prompt exceeds max length"}}),
+    "Zhipu": (400, {"error": {"code": "1261", "message": "Prompt 超长"}}),
+    "langgenius/dify#19394": (
+        400,
+        {"code": 20015, "message": "length of prompt_tokens (57535) must be less than max_seq_len (32768)."},
+    ),
+    "SambaNova": (
+        400,
+        openai_error("Input has 9000 tokens, and the model's maximum sequence length is 8192."),
+    ),
+    "NVIDIA/TensorRT-LLM#9277": (
+        400,
+        openai_error(
+            "The sum of prompt length (9351.0), query length (0) should not exceed max_num_tokens (8192)", code=400
+        ),
+    ),
+    "jjleng/copilot-more#35": (400, openai_error("prompt token count of 93854 exceeds the limit of 90000", code="")),
+    "arkavo-org/arkavo-edge#371": (
+        400,
+        openai_error("The input token count exceeds the maximum number of tokens allowed (1048576)."),
+    ),
+    "in Chinese": (400, openai_error("请求的输入超过模型最大上下文长度 32768")),
+    "in other Chinese words": (400, openai_error("输入长度超过限制")),
 }
 NOT_TOO_LONG: dict[str, str] = {
     "a rate limit": "Too many tokens. Limit 10 per minute.",
     "the answer's maximum": "max_tokens is too large: 200000. This model supports at most 16384 completion tokens.",
     "a field": "Invalid 'user': string too long. Expected a string with maximum length 64, but got 80 instead.",
     "an image": "Image input too large.",
+    "Bedrock's maximum": "The maximum tokens you requested exceeds the model limit of 4096.",
+    "TensorRT's maximum": "max_tokens should not exceed max_num_tokens (8192)",
+    "in Chinese": "图片数量超过限制",
 }
 MALFORMED: dict[str, str] = {
     "ggml-org/llama.cpp#13566": "image input is not supported by this server",
@@ -206,6 +248,20 @@ MAXIMA: dict[str, tuple[Any, int | None]] = {
         65_536,
     ),
     "pydantic": ({"detail": [{"loc": ["body", OLD], "msg": "Input should be less than or equal to 4096"}]}, 4_096),
+    "charmbracelet/crush#946": (
+        {"message": "The maximum tokens you requested exceeds the model limit of 32768"},
+        32_768,
+    ),
+    "langgenius/dify#10390": (
+        openai_error(
+            "The maximum tokens you requested exceeds the model limit of 4096. Try again with a maximum tokens value"
+            " that is lower than 4096."
+        ),
+        4_096,
+    ),
+    "a sentence of its own": (openai_error("max_tokens is too large: 10000. The max is 8192."), 8_192),
+    "a half-open range": (openai_error("max_tokens must be in (0, 4096]"), 4_096),
+    "thousands": (openai_error("max_tokens must be at most 16k."), 16_000),
     "no number": (openai_error("max_tokens is too large.", param=OLD), None),
     "another field": (openai_error("Expected a value <= 2.", param="temperature"), None),
     "the context": (TOO_LONG["vLLM 0.12"][1], None),
@@ -335,6 +391,19 @@ LIMITS = {
     "ggml-org/llama.cpp#19774": None,
     "LiteLLM": 8_000,
     "Anthropic": 200_000,
+    "stackblitz/bolt.new#7422": 204_648,
+    "Cohere": 4_081,
+    "LM Studio": None,
+    "MoonshotAI/kimi-cli#2011": 262_144,
+    "zeroclaw-labs/zeroclaw#4124": None,
+    "Zhipu": None,
+    "langgenius/dify#19394": 32_768,
+    "SambaNova": 8_192,
+    "NVIDIA/TensorRT-LLM#9277": 8_192,
+    "jjleng/copilot-more#35": 90_000,
+    "arkavo-org/arkavo-edge#371": 1_048_576,
+    "in Chinese": 32_768,
+    "in other Chinese words": None,
 }
 
 

@@ -33,10 +33,40 @@ def test_error_has_the_status_that_it_names_or_means(report: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [b'{"choices": []}', b'{"error": null}', b'{"error": {}}', b'[{"error": 1}]', b"ping"]
+    "event",
+    [
+        b'{"choices": []}',
+        b'{"error": null}',
+        b'{"error": {}}',
+        b'[{"error": 1}]',
+        b"ping",
+        b'{"error": {"message": "", "type": "", "param": "", "code": null}}',
+        b'{"choices": [], "error": {"message": "", "type": "none", "param": "", "code": null}}',
+        b'{"choices": [], "error": {"message": "success", "code": 0}}',
+        b'{"choices": [], "error": "success"}',
+        b'{"code": 0, "message": "success", "data": {"choices": []}}',
+        b'{"code": 200, "message": "alive"}',
+    ],
 )
 def test_other_events_have_none(event: bytes) -> None:
     assert error_status(event) is None
+
+
+@pytest.mark.parametrize(
+    ("event", "name", "status"),
+    [
+        (b'[{"error": {"code": 429, "message": "no", "status": "RESOURCE_EXHAUSTED"}}]', b"", 429),  # Gemini's form
+        (b'{"code": 429, "message": "no"}', b"error", 429),
+        (b'{"code": 429, "message": "no"}', b"", 429),
+        (b'{"message": "no"}', b"error", 502),
+        (b"no", b"error", 502),
+        (b'{"choices": [], "error": {"code": 500}}', b"", 500),
+        (b'{"choices": [], "error": {"message": "no"}}', b"", 502),
+        (b'{"error": {"message": "no", "code": 0}}', b"", 502),
+    ],
+)
+def test_error_in_other_envelopes_is_one(event: bytes, name: bytes, status: int) -> None:
+    assert error_status(event, name) == status
 
 
 def test_error_that_is_plain_text_has_the_code_beside_it() -> None:

@@ -72,7 +72,7 @@ class RudeUpstream(AzureOpenAI):
             return await super()._complete(wire, request)
         if raw.billed:
             self.meter.append(_billed(request, raw))
-        headers = [("content-type", raw.media_type), *raw.headers]
+        headers: list[tuple[str, Any]] = [("content-type", raw.media_type), *raw.headers]
         if raw.framing == "close":
             return await _send_unframed(wire, raw)
         if raw.framing == "length":

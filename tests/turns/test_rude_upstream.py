@@ -57,7 +57,7 @@ async def sdk(api: httpx.AsyncClient) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 USABLE: dict[str, list[Any]] = {
-    # omnigent-ai/omnigent#1474, netease-lcap/wave-agent#1326: keep-alives of relays
+    # omnigent-ai/omnigent#1474, netease-lcap/wave-agent#1326: the keep-alive lines of relays
     "empty data between chunks": [text("hel"), b"data:\n\n", b"data: \n\n", text("lo"), end(), usage()],
     # betalgo/openai#472 (event: ping), openai-php/client#556 (type: ping)
     "ping events": [
@@ -153,6 +153,62 @@ USABLE: dict[str, list[Any]] = {
     "index begins at 1": [{"choices": [{"index": 1, "delta": {"content": "hello"}}]}, end(), usage()],
     # songquanpeng/one-api#1037
     "choice without index": [{"choices": [{"delta": {"content": "hello"}}]}, end(), usage()],
+    # CopilotC-Nvim/CopilotChat.nvim#619 has one in its filter results; some gateways put one into every answer
+    "error object that says nothing": [
+        text("hel", error={"message": "", "type": "", "param": "", "code": None}),
+        text("lo", error={"message": None, "code": None}),
+        end(error={"message": "success", "code": 0}),
+        usage() | {"error": {"message": "", "type": "", "param": "", "code": None}},
+    ],
+    # RFC 8259, 7 forbids them: a tab, and a line feed, which SSE takes for the end of the line
+    "raw control characters in strings": [
+        frame(text("hel")).replace(b'"c"', b'"\t"'),
+        frame(text("lo")).replace(b'"c"', b'"a\nb"'),
+        end(),
+        usage(),
+    ],
+    # By the standard this is one event
+    "no blank lines": [b"".join(frame(each)[:-1] for each in (text("hel"), text("lo"), end(), usage())) + b"\n"],
+    # The legacy format: https://platform.openai.com/docs/api-reference/completions
+    "text in the choice": [
+        {"choices": [{"index": 0, "text": "hel", "finish_reason": None}]},
+        {"choices": [{"index": 0, "text": "lo", "finish_reason": "stop"}]},
+        usage(),
+    ],
+    "parts with other names of their text": [
+        text([{"type": "text", "content": "hel"}]),
+        text([{"type": "text", "text": {"value": "lo"}}]),
+        end(),
+        usage(),
+    ],
+    # The kind of microsoft/foundry-local#263: the whole message at the end
+    "whole message after its deltas": [
+        text("hel"),
+        text("lo"),
+        {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}]},
+        usage(),
+    ],
+    "empty calls": [
+        text("hello", service_tier=None),
+        chunk({"tool_calls": [{}]}),
+        chunk({"tool_calls": [{"index": 0, "id": "", "function": {"name": "", "arguments": ""}}]}),
+        chunk({"function_call": {"name": "", "arguments": ""}}),
+        end(),
+        usage(),
+    ],
+    # Python converts no text of more than 4,300 digits, and nothing nests without end
+    "numbers and nesting of any size": [
+        b'data: {"choices":[{"index":0,"delta":{"content":"hello"},"x":%s}]}\n\n' % (b"9" * 5_000),
+        b'data: {"choices":[{"index":0,"delta":{"x":%s}}]}\n\n' % (b"[" * 9_000 + b"]" * 9_000),
+        end(created=10**25),
+        usage(),
+    ],
+    "error after the usage of a complete answer": [
+        text("hello"),
+        end(),
+        usage(),
+        {"error": {"message": "logging failed", "code": 500}},
+    ],
     # earendil-works/pi#2466 (chunks and choices of other types); the rest is the same kind
     "odd types everywhere": [
         {"model": 5, "choices": "none", "usage": "none", "prompt_filter_results": 7},
@@ -165,7 +221,7 @@ USABLE: dict[str, list[Any]] = {
         {"choices": [{"index": 0, "finish_reason": 7, "logprobs": 5, "content_filter_results": 5, "delta": None}]},
         [1, 2],
         end(),
-        usage(prompt_tokens_details=5, completion_tokens_details=[]),
+        usage(prompt_tokens_details=None, completion_tokens_details=[]),
     ],
 }
 
@@ -192,7 +248,10 @@ async def test_usable_answer_is_given_and_settled_with_one_call(
     assert len(fake.requests) == 1
 
 
-@pytest.mark.parametrize("name", USABLE)
+MENDED = {"raw control characters in strings", "no blank lines"}  # events that are none by the standard
+
+
+@pytest.mark.parametrize("name", [name for name in USABLE if name not in MENDED])
 async def test_openai_stream_passes_every_event_on_unchanged(
     api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, name: str
 ) -> None:
@@ -225,7 +284,7 @@ def data_of(stream: bytes) -> list[bytes]:
 def is_only_usage(data: bytes) -> bool:
     try:
         parsed = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(parsed, dict) and not parsed.get("choices") and isinstance(parsed.get("usage"), dict)
 
@@ -325,6 +384,68 @@ class TestForm:
         await assert_conserved(tables, fake)
 
 
+DOC = whole({"content": "hello"})
+JSON_BODIES = {
+    "chunks of lines": b"\n".join(json.dumps(each).encode() for each in (text("hel"), text("lo"), end(), usage())),
+    "chunks of a list": json.dumps([text("hel"), text("lo"), end(), usage()]).encode(),  # the form of Gemini's own API
+    "comments before": b": keep-alive\n\n: keep-alive\n\n" + DOC,
+    "NUL behind": DOC + b"\n\x00",
+    "twice": DOC + DOC,
+    "a list": b"[" + DOC + b"]",
+    "an envelope": b'{"code": 0, "message": "success", "data": ' + DOC + b"}",
+    "an empty error": whole({"content": "hello"}, error={"message": "", "type": "", "param": "", "code": None}),
+    "a successful error": whole({"content": "hello"}, error={"message": "success", "code": 0}),
+    "raw control characters": whole({"content": "hello"}).replace(b'"c"', b'"a\n\tb"'),
+    "legacy format": json.dumps(
+        {
+            "object": "text_completion",
+            "choices": [{"index": 0, "text": "hello", "finish_reason": "stop"}],
+            "usage": USAGE,
+        }
+    ).encode(),
+    "empty calls": whole({"content": "hello", "tool_calls": [{}], "function_call": {"name": "", "arguments": ""}}),
+    "a deep list": whole({"content": "hello"}, x=0).replace(b'"x": 0', b'"x": ' + b"[" * 9_000 + b"]" * 9_000),
+}
+
+
+class TestBodies:
+    """JSON in place of a stream, in other forms than one document."""
+
+    @pytest.mark.parametrize("name", JSON_BODIES)
+    @pytest.mark.parametrize("streamed", [False, True])
+    async def test_answer_is_given_and_settled_with_one_call(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, name: str, streamed: bool
+    ) -> None:
+        fake.raw(JSON_BODIES[name], media_type="application/json")
+        response = await send_message(api, stream=streamed)
+        done = events(response.content)[-1].data if streamed else response.json()
+        assert (done["message"], done["finish_reason"]) == (HELLO, "stop")
+        assert await states(tables) == [State.SETTLED]
+        await assert_conserved(tables, fake)
+        assert len(fake.requests) == 1
+
+    @pytest.mark.parametrize("name", ["chunks of lines", "comments before", "twice", "a list", "an envelope"])
+    async def test_answer_is_one_document_on_openai_routes(
+        self, sdk: openai.AsyncOpenAI, fake: RudeUpstream, name: str
+    ) -> None:
+        messages: Any = [{"role": "user", "content": "hi"}]
+        fake.raw(JSON_BODIES[name], media_type="application/json")
+        completion = await sdk.chat.completions.create(model="chat", messages=messages)
+        assert completion.choices[0].message.content == "hello"
+        fake.raw(JSON_BODIES[name], media_type="application/json")
+        stream = await sdk.chat.completions.create(model="chat", messages=messages, stream=True)
+        assert "".join([piece.choices[0].delta.content or "" async for piece in stream]) == "hello"
+
+    async def test_lines_that_are_cut_are_not_taken_for_the_whole(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        lines = [text("hel", usage={**USAGE, "completion_tokens": 1}), end()]
+        fake.raw(b"\n".join(json.dumps(each).encode() for each in lines), framing="close")
+        await send_message(api, stream=True)
+        assert State.UNACCOUNTED in await states(tables)
+        await assert_conserved(tables, fake)
+
+
 class TestUsage:
     @pytest.mark.parametrize("closing", [end(), b""], ids=["finish_reason", "only [DONE]"])
     async def test_complete_answer_without_usage_is_given_and_unaccounted(
@@ -391,6 +512,24 @@ class TestUsage:
         assert (await answer(api))["message"] == HELLO
         await assert_conserved(tables, fake)
 
+    async def test_usage_without_a_finish_reason_settles_an_answer_that_broke_off(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        fake.stream(text("hel"), usage(), done=False, ending="reset")
+        assert (await send_message(api)).status_code == 502
+        turn = (await get_json(api, "/api/sessions/s/messages"))["turns"][0]
+        assert (turn["state"], turn["finish_reason"], turn["cost_usd"]) == ("settled", "error", COST)
+        await assert_conserved(tables, fake)
+        assert len(fake.requests) == 1
+
+    @pytest.mark.parametrize("tier", [{"service_tier": ["priority"]}, {"usage": {**USAGE, "service_tier": "priority"}}])
+    async def test_tier_without_a_known_price_has_no_cost(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tier: JSON
+    ) -> None:
+        fake.stream(text("hello"), end(), usage() | tier)
+        response = await answer(api)
+        assert (response["usage"]["prompt_tokens"], response["cost_usd"]) == (PROMPT_TOKENS, None)
+
 
 ERRORS = [
     # vercel/ai#2698 (OpenRouter)
@@ -405,6 +544,10 @@ ERRORS = [
     ({"error": {"message": "later", "type": "overloaded_error"}}, 503, "upstream_unavailable"),
     # pepperoni21/ollama-rs#357 (Ollama)
     ({"error": "broken"}, 502, "upstream_error"),
+    # n4ze3m/page-assist#406 (Gemini's compatible API)
+    ([{"error": {"code": 429, "message": "Quota", "status": "RESOURCE_EXHAUSTED"}}], 429, "rate_limited"),
+    (b'event: error\ndata: {"code": 429, "message": "too fast"}\n\n', 429, "rate_limited"),
+    (b'[{"error": {"code": 429, "message": "Quota"}}]', 429, "rate_limited"),
     # modelscope/ms-agent#489 (vLLM)
     ({"object": "error", "message": "wrong", "code": 400}, 400, "invalid_request"),
 ]
@@ -429,6 +572,54 @@ class TestErrors:
         fake.stream(event, billed=False)
         response = await openai_post(api, stream=streamed)
         assert (response.status_code, response.json()) == (429, event)
+
+    @pytest.mark.parametrize(
+        "parts",
+        [
+            [{"error": {"code": 500}, "usage": USAGE}],
+            [{"error": {"code": 500, "message": "no"}, "choices": [{"index": 0, "delta": {}}], "usage": USAGE}],
+            [{"error": {"code": 500, "message": "no"}}, usage()],
+            [
+                text("hel"),
+                {
+                    "error": {"code": 502, "message": "Provider disconnected"},
+                    "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "error"}],
+                    "usage": USAGE,
+                },
+            ],
+            [whole({"content": "hello"}, error={"message": "no", "code": 500})],
+        ],
+    )
+    @pytest.mark.parametrize("ending", ["clean", "reset"])
+    @pytest.mark.parametrize("streamed", [False, True])
+    async def test_error_with_usage_is_settled_and_not_retried(
+        self,
+        api: httpx.AsyncClient,
+        fake: RudeUpstream,
+        tables: Tables,
+        parts: list[Any],
+        ending: str,
+        streamed: bool,
+    ) -> None:
+        """https://openrouter.ai/docs/api-reference/errors (in mid-stream)"""
+        fake.stream(*parts, done=False, ending="clean" if isinstance(parts[0], bytes) else ending)
+        response = await send_message(api, stream=streamed)
+        failed = response.json()["error"] if response.status_code != 200 else events(response.content)[-1].data
+        assert failed["code"] == "upstream_error"
+        assert await states(tables) == [State.SETTLED]
+        await assert_conserved(tables, fake)
+        assert len(fake.requests) == 1
+
+    @pytest.mark.parametrize("event", [{"code": 500, "message": "the engine died"}, b"event: error\ndata: died\n\n"])
+    async def test_error_in_mid_stream_without_an_error_object_becomes_one(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, event: Any
+    ) -> None:
+        """Clients would take it for a chunk, and the answer for a whole one."""
+        fake.stream(text("hel"), event)
+        first, last = data_of((await openai_post(api, stream=True)).content)
+        assert json.loads(first) == text("hel")
+        assert "died" in json.loads(last)["error"]["message"]
+        await assert_conserved(tables, fake)
 
     async def test_error_in_mid_stream_is_passed_on_in_the_services_words(
         self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
@@ -511,6 +702,34 @@ TOOL_CALLS: dict[str, tuple[list[list[JSON]], list[tuple[str, str]]]] = {
         [[call(None, "look", "{}")], [call(None, "find", "{}")]],
         [("look", "{}"), ("find", "{}")],
     ),
+    "an empty id, two names": (
+        [[call("", "look", "{}", index=0)], [call("", "find", "{}", index=0)]],
+        [("look", "{}"), ("find", "{}")],
+    ),
+    "one id for two calls": (
+        [[call("a", "look", "{}")], [call("a", "find", '{"x"')], [call("a", None, ":1}")]],
+        [("look", "{}"), ("find", '{"x":1}')],
+    ),
+    "one id at two indexes": (
+        [[call("a", "look", "{}", index=0)], [call("a", "find", "{}", index=1)]],
+        [("look", "{}"), ("find", "{}")],
+    ),
+    # BerriAI/litellm#4537, openai/openai-agents-js#712 (gateways to Anthropic)
+    "an empty object before the arguments": (
+        [[call("a", "look", {}, index=0)], [call(None, None, '{"x":1}', index=0)]],
+        [("look", '{"x":1}')],
+    ),
+    "an empty object alone": ([[call("a", "look", {}, index=0)]], [("look", "{}")]),
+    "fields without the object around": ([[{"id": "a", "name": "look", "arguments": "{}"}]], [("look", "{}")]),
+    "function as text": ([[{"id": "a", "function": "look", "arguments": {"x": 1}}]], [("look", '{"x":1}')]),
+    "an index that is no index": (
+        [[call("a", "look", "{}", index=10**25)], [call("b", "find", "{}", index="9" * 5_000)]],
+        [("look", "{}"), ("find", "{}")],
+    ),
+    "an empty call between": (
+        [[call("a", "look", "{}", index=0)], [{}], [call("", "", "", index=1)]],
+        [("look", "{}")],
+    ),
     # The same kind as above: the index in other types
     "index as a float and as text": (
         [[call("a", "look", "{", index=0.0)], [call("b", "find", "{}", index="1")], [call(None, None, "}", index=0)]],
@@ -543,10 +762,47 @@ class TestToolCalls:
         assert all(isinstance(json.loads(each["function"]["arguments"]), dict) for each in sent)
         await assert_conserved(tables, fake)
 
-    async def test_extra_fields_of_a_call_are_sent_back(self, api: httpx.AsyncClient, fake: RudeUpstream) -> None:
+    @pytest.mark.parametrize(
+        "calls",
+        [
+            [call("a", "look", "{}"), call("a", "find", "{}")],
+            {"0": call("a", "look", "{}"), "1": call("b", "find", "{}")},
+            [{"name": "look", "arguments": {}}, {"function": "find"}],
+        ],
+    )
+    async def test_calls_of_a_document_can_be_answered(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, calls: Any
+    ) -> None:
+        fake.raw(whole({"content": None, "tool_calls": calls}, "tool_calls"), media_type="application/json")
+        made = (await answer(api))["message"]["tool_calls"]
+        assert [each["function"]["name"] for each in made] == ["look", "find"]
+        assert len({each["id"] for each in made}) == 2
+        results = [{"tool_call_id": each["id"], "content": "ok"} for each in made]
+        await answer(api, message=None, tool_results=results)
+
+    async def test_empty_function_call_is_not_sent_back(self, api: httpx.AsyncClient, fake: RudeUpstream) -> None:
+        fake.stream(
+            text(
+                "hello",
+            ),
+            chunk({"function_call": {"name": "", "arguments": ""}}),
+            end(),
+            usage(),
+        )
+        assert (await answer(api))["message"] == HELLO
+        await answer(api)
+        assert fake.requests[-1].body["messages"][-2] == HELLO
+
+    @pytest.mark.parametrize("apart", [False, True])
+    async def test_extra_fields_of_a_call_are_sent_back(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, apart: bool
+    ) -> None:
         """theopenco/llmgateway#1267, inference-gateway/inference-gateway#275: Gemini answers 400 without them."""
         extra = {"extra_content": {"google": {"thought_signature": "abc"}}}
-        fake.stream(chunk({"tool_calls": [call("a", "look", "{}", index=0, **extra)]}), end("tool_calls"), usage())
+        called = [call("a", "look", "{}", index=0, **extra)]
+        if apart:
+            called = [call("a", "look", "{}", index=0), {"index": 0, **extra}]
+        fake.stream(chunk({"tool_calls": called}), end("tool_calls"), usage())
         await answer(api)
         await answer(api, message=None, tool_results=[{"tool_call_id": "a", "content": "ok"}])
         assert fake.requests[-1].body["messages"][-2]["tool_calls"][0]["extra_content"] == extra["extra_content"]

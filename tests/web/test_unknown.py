@@ -48,6 +48,10 @@ SLIPS = [
     "/embeddings",
     "/models",
     "/responses",
+    "/engines/chat/chat/completions",
+    "/inference/chat/completions",
+    "/v1beta/openai/chat/completions",
+    "/v1beta/openai/models",
 ]
 
 
