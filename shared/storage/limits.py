@@ -8,7 +8,7 @@ partition runs at a time; changes that wait meanwhile go into the next one toget
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
@@ -19,7 +19,7 @@ from shared.domain.limits import Counter, Limit, value_of
 from shared.domain.refusals import refusal
 from shared.errors import ChatError, StorageUnavailable, VersionConflict
 from shared.storage.counter_rows import COUNTERS, counter_keys, from_counter, limits_partition, to_counter
-from shared.storage.ledger_rows import from_entry
+from shared.storage.ledger_rows import from_entry, ledger_keys, to_entry
 from shared.storage.tables import Table, Write
 from shared.turns.ports import LaterDay
 
@@ -40,7 +40,8 @@ class _Change:
     names: tuple[str, ...]
     calls: frozenset[str]  # their ids
     done: asyncio.Future[list[LedgerEntry]]
-    attempts: int = 0
+    stored: Callable[[], Awaitable[list[LedgerEntry]]] | None = None  # reads the row of a new call: [] if there is none
+    attempts: int = 0  # that may be committed: the SDK sends a transaction again whose answer is lost
 
     def succeed(self, entries: list[LedgerEntry]) -> None:
         if not self.done.done():  # the turn may be cancelled
@@ -108,8 +109,13 @@ class LimitedCalls:
             return entries, changed
 
         names = {limit.name for limit in limits} | set(replaces[0].limits if replaces else ())
+
+        async def stored() -> list[LedgerEntry]:
+            row = await self._table.get(*ledger_keys(call, entry.session_id, entry.turn))
+            return [to_entry(row)] if row else []
+
         calls = frozenset((call.id, *((replaces[1].id,) if replaces else ())))
-        return (await self._month(call.day).change(plan, tuple(names), calls))[-1]
+        return (await self._month(call.day).change(plan, tuple(names), calls, stored))[-1]
 
     async def raise_row(self, entry: LedgerEntry, call: Call) -> None:
         """Raise a row that was read to the call's state, and its counters by the difference."""
@@ -182,13 +188,20 @@ class _Month:
         plan: Callable[[Counters], tuple[Sequence[LedgerEntry], dict[str, Counter]]],
         names: tuple[str, ...],
         calls: frozenset[str],
+        stored: Callable[[], Awaitable[list[LedgerEntry]]] | None = None,
     ) -> list[LedgerEntry]:
-        """Write what is planned; returns the entries as stored."""
-        change = _Change(plan, names, calls, asyncio.get_running_loop().create_future())
+        """Write what is planned; returns the entries as stored. A new call that is refused at a later attempt may be
+        refused because of what it holds itself: then it is open."""
+        change = _Change(plan, names, calls, asyncio.get_running_loop().create_future(), stored)
         self._waiting.append(change)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
-        return await change.done
+        try:
+            return await change.done
+        except (ChatError, LaterDay):
+            if change.stored and change.attempts and (entries := await change.stored()):
+                return entries
+            raise
 
     def known_refusal(self, limits: Sequence[Limit], call: Call) -> ChatError | None:
         counters = {limit: self.counters[limit.name] for limit in limits if limit.name in self.counters}

@@ -63,7 +63,6 @@ class Admission:
             except LaterDay as later:
                 replaces = None  # raised already
                 if error := await self._move(turn, later):
-                    on_failure(error)
                     await self._refuse(request, turn, error)
                 continue
             except VersionConflict:

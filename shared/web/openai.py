@@ -16,7 +16,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.limits import RateStatus
 from shared.domain.principal import Principal
-from shared.errors import BudgetExceeded, ChatError, InvalidRequest, LimitReached, QuotaExhausted
+from shared.errors import RATE_LIMIT, BudgetExceeded, ChatError, InvalidRequest, LimitReached, QuotaExhausted
 from shared.services import Services
 from shared.turns.events import Answer, Delta, Event, Metered, Opened, Started
 from shared.turns.requests import ForwardedRequest
@@ -71,7 +71,8 @@ async def post_completion(request: Request, app: Services, principal: Principal)
                 replayed = event.replayed
             case Opened():
                 headers.update(event.headers)
-                if event.rates:
+                if event.rates:  # without the service's, which are those of all callers
+                    headers = {name: each for name, each in headers.items() if not name.startswith(RATE_LIMIT)}
                     headers |= rate_headers(event.rates, (event.rates.resets_at - app.clock.now()).total_seconds())
             case Delta() if streamed and not replayed:
                 break
