@@ -57,7 +57,10 @@ class Client:
         return self._wire.count(Match("POST"))
 
 
-@pytest.fixture(params=["openai", "openai streamed", "langchain"])
+OTHERS = [pytest.param(name, marks=pytest.mark.acceptance) for name in ("openai streamed", "langchain")]
+
+
+@pytest.fixture(params=["openai", *OTHERS])
 async def client(request: pytest.FixtureRequest, api: httpx.AsyncClient) -> AsyncIterator[Client]:
     with TcpProxy(api.base_url.port or 0) as wire:
         base = f"{wire.endpoint}/openai/v1"
