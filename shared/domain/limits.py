@@ -13,6 +13,7 @@ from shared.domain.calls import ZERO, Call, State
 from shared.domain.principal import Principal
 
 TOTAL, ANONYMOUS, OTHERS = "total", "anonymous", "*"  # names of limits beside those of callers
+PER_DAY, PER_MONTH = "usd_per_day", "usd_per_month"  # names of budgets
 _HELD = (State.OPEN, State.UNACCOUNTED)
 _MINUTE = timedelta(minutes=1)
 _NEARLY = Decimal("0.8")  # of a budget: callers see what is left from here on
@@ -127,11 +128,11 @@ class Counter:
         minute = self.minute or datetime.combine(self.month, time(), UTC)
         midnight = datetime.combine(minute.date() + timedelta(days=1), time(), UTC)
         if limit.usd_per_day is not None:
-            yield Budget("usd_per_day", limit.usd_per_day, self.day_spent, self.day_held, self.day_running, midnight)
+            yield Budget(PER_DAY, limit.usd_per_day, self.day_spent, self.day_held, self.day_running, midnight)
         if limit.usd_per_month is not None:
             first = (self.month + timedelta(days=31)).replace(day=1)
             resets_at = datetime.combine(first, time(), UTC)
-            yield Budget("usd_per_month", limit.usd_per_month, self.spent, self.held, self.running, resets_at)
+            yield Budget(PER_MONTH, limit.usd_per_month, self.spent, self.held, self.running, resets_at)
 
     def rates(self, limit: Limit, now: datetime) -> "RateStatus | None":
         """What is left of the limits per minute; None if there are none."""
@@ -148,7 +149,7 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What is used of one budget, in USD. `name`: usd_per_day or usd_per_month."""
+    """What is used of one budget, in USD. `name`: PER_DAY or PER_MONTH."""
 
     name: str
     limit: Decimal

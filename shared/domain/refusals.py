@@ -67,10 +67,12 @@ def _over_budget(limit: Limit, budget: Budget, worst_case: Decimal, now: datetim
         return LimitReached(message, _SETTLES_S)
     resets_at, whose = budget.resets_at, _whose(limit, f"budget per {period}")
     message = f"{whose} has no room for this call until {_written(resets_at)}."
-    if not budget.limit:
-        message = f"{whose} is 0, so it has no room for any call."
-    elif worst_case > budget.limit:
+    retry_after: int | None = _seconds(now, resets_at)
+    if worst_case > budget.limit:  # then waiting does not help
+        retry_after = None
         message = f"{whose} never has room for this call. Shorten it, or set a smaller max_tokens."
+        if not budget.limit:
+            message = f"{whose} is 0, so it has no room for any call."
     details: dict[str, Any] = {"resets_at": _written(resets_at)}
     if limit.name != TOTAL:
         message += (
@@ -78,7 +80,7 @@ def _over_budget(limit: Limit, budget: Budget, worst_case: Decimal, now: datetim
             f" up to {_usd(worst_case)}."
         )
         details = {"limit": budget.name, **_amounts(budget.limit, budget.spent, budget.held), **details}
-    return BudgetExceeded(message, retry_after=_seconds(now, resets_at), details=details)
+    return BudgetExceeded(message, retry_after=retry_after, details=details)
 
 
 def _rate_limited(limit: Limit, rate: str, counter: Counter, now: datetime) -> ChatError:

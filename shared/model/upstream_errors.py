@@ -47,7 +47,6 @@ _MAX_PAUSE_S = 10_000_000  # a longer pause is treated as a mistake and ignored
 _NOT_PROCESSED = {405, 406, 407, 411, 412, 414, 415, 417, 421, 426, 428, 431, 451, 494, 495, 496, 497, 501, 505, 511}
 # Busy, and nothing generated: Too Early (RFC 8470), Groq's flex tier, Anthropic, and Cloudflare where it has no
 # connection to the service (not 520, 522 and 524: there the request may have arrived).
-# https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/
 _UNAVAILABLE = {409, 425, 498, 500, 503, 521, 523, 525, 526, 529, 530}
 
 

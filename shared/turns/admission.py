@@ -24,22 +24,22 @@ _LATER_DAY = "later_day"  # reason of a call that is replaced by one of a later 
 class Admission:
     def __init__(self, ledger: Ledger, limits: Limits, clock: Clock) -> None:
         self._ledger = ledger
-        self.configured = limits
+        self.limits = limits
         self._clock = clock
 
-    def limits(self, principal: Principal) -> tuple[Limit, ...]:
+    def limits_of(self, principal: Principal) -> tuple[Limit, ...]:
         """The limits that the caller's calls count against."""
-        return self.configured.counted(principal)
+        return self.limits.counted(principal)
 
     def check(self, principal: Principal, call: Call, session: Session | None = None) -> None:
         """Raises the refusal of a call that the limits never admit, or the session's budget."""
-        check_possible(self.configured.counted(principal), call)
+        check_possible(self.limits.counted(principal), call)
         if session:
-            check_session(self.configured, session.totals, call)
+            check_session(self.limits, session.totals, call)
 
     def check_room(self, principal: Principal, call: Call) -> None:
         """Raises the refusal of a call that can't be opened now, as far as it is known before anything is written."""
-        if error := self._ledger.known_refusal(self.configured.counted(principal), call):
+        if error := self._ledger.known_refusal(self.limits.counted(principal), call):
             raise error
 
     async def open(
@@ -52,7 +52,7 @@ class Admission:
     ) -> LedgerEntry:
         """Open the turn's call, or mark it as failed in the session, and in the ledger if storage failed, and raise the
         error. If storage failed, call `on_failure` first: nothing was spent, so the caller need not wait."""
-        limits, row, failure = self.configured.counted(request.principal), None, StorageUnavailable()
+        limits, row, failure = self.limits.counted(request.principal), None, StorageUnavailable()
         while True:
             new = LedgerEntry(
                 call=turn.call, session_id=turn.session_id, turn=turn.number, caller=request.principal.name
@@ -85,7 +85,7 @@ class Admission:
 
     def budgets(self, principal: Principal, entry: LedgerEntry, call: Call) -> tuple[Budget, ...]:
         """The caller's own budgets of which most is used, with the entry's call in its new state."""
-        own, counter = self.configured.own(principal), self._own_counter(principal, entry)
+        own, counter = self.limits.own(principal), self._own_counter(principal, entry)
         if own is None or counter is None or entry.minute is None:
             return ()
         budgets = counter.raised(entry.call, call, entry.minute).budgets(own)
@@ -93,11 +93,11 @@ class Admission:
 
     def rates(self, principal: Principal, entry: LedgerEntry) -> RateStatus | None:
         """What is left of the caller's own limits per minute; None if there are none."""
-        own, counter = self.configured.own(principal), self._own_counter(principal, entry)
+        own, counter = self.limits.own(principal), self._own_counter(principal, entry)
         return counter.rates(own, self._clock.now()) if own and counter else None
 
     def _own_counter(self, principal: Principal, entry: LedgerEntry) -> Counter | None:
-        own = self.configured.own(principal)
+        own = self.limits.own(principal)
         counted = own is not None and own.name in entry.limits
         return self._ledger.known_counter(own.name, entry.call.day) if own and counted else None
 

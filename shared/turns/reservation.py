@@ -116,7 +116,7 @@ class Reservations:
             deployment=plan.deployment,
             worst_case=worst_case(plan.prompt_bound, plan.max_tokens, rates, audio=audio) if rates else None,
             max_tokens=plan.prompt_bound + plan.max_tokens,
-            minute=minute_of(now) if self._admission.limits(principal) else None,
+            minute=minute_of(now) if self._admission.limits_of(principal) else None,
             step=step,
         )
 
@@ -191,7 +191,7 @@ class Reservations:
                     raise SessionBusy from None
                 raise
             session, turn = stored, stored_turn
-        return LeasedTurn(self._sessions, self._clock, self._admission.configured, session, turn, planned.plan)
+        return LeasedTurn(self._sessions, self._clock, self._admission.limits, session, turn, planned.plan)
 
 
 def call_lifetime(turn_timeout: float) -> timedelta:

@@ -134,7 +134,7 @@ def _check_price(body: Mapping[str, Any]) -> None:
         message = "Only the default service tier has known prices. Leave service_tier out."
         raise InvalidRequest(message, param="service_tier")
     for name in _BILLED_PER_USE:
-        if body.get(name):
+        if body.get(name) not in (None, False, []):  # {} turns the search on, with its defaults
             message = f"{name} is billed per use, which this app can't account for. Leave it out."
             raise InvalidRequest(message, param=name)
     tools = body.get("tools")

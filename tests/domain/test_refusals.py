@@ -125,6 +125,7 @@ class TestBudgets:
         error = refused(Limit(name=name, usd_per_day=Decimal("0.1")), counter(name))
         assert isinstance(error, BudgetExceeded)
         assert "never has room for this call. Shorten it, or set a smaller max_tokens." in error.message
+        assert error.retry_after is None  # waiting does not help
 
     def test_budget_of_0_refuses_every_call_that_may_cost_anything(self) -> None:
         nothing = Limit(name="key:ann", usd_per_day=Decimal(0))

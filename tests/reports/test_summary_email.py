@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.domain.budget_costs import PER_DAY, PER_MONTH, BudgetCost
+from shared.domain.budget_costs import BudgetCost
 from shared.domain.calls import Usage
 from shared.domain.daily import Adjustment, DailySummary, DayCost, Figures, SessionCost, UsageBreakdown
+from shared.domain.limits import PER_DAY, PER_MONTH
 from shared.reports.summary_email import WIDTH, SummaryEmail, summary_email
 from shared.reports.wording import approximate, change, dollars, exact
 
