@@ -261,7 +261,7 @@ class ChatApi:
             target = f" and redirects to {response.headers['location']}" if response.is_redirect else ""
             return self._wrong_url(f" (HTTP {status}){target}")
         if failure.code == "route_not_found":
-            return self._wrong_url(f": it has no {response.request.url.path}")
+            return self._wrong_url(f" (no route {response.request.url.path})")
         return failure
 
     def _wrong_url(self, reason: str) -> Failure:
@@ -511,9 +511,10 @@ class Conversation:
                 if failure.code not in (LOST, BUSY, LIMITED) and not (failure.code == UNREACHABLE and lost):
                     raise
                 self._may_be_running = lost = lost or failure.code == LOST
-                deadline = deadline or time.monotonic() + self._max_wait_s
+                now = time.monotonic()
+                deadline = deadline or now + self._max_wait_s
                 delay = failure.retry_after or 1.0 if failure.code == LIMITED else backoff
-                if time.monotonic() + delay > deadline:
+                if now + delay > deadline:
                     raise self._gave_up(failure) from failure
                 if failure.code != notified:
                     notified = failure.code

@@ -8,7 +8,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.access.authentication import Auth
 from shared.services import services
-from shared.web import chat, export, limits, models, openai, pages, service, sessions, unknown, usage
+from shared.web import chat, cors, export, limits, models, openai, pages, service, sessions, unknown, usage
 from shared.web.http import ErrorWriter, Handler, error_response, respond
 
 FUNCTION, ANONYMOUS = func.AuthLevel.FUNCTION, func.AuthLevel.ANONYMOUS
@@ -22,7 +22,7 @@ def route(
     """An HTTP trigger for callers with a key. The platform checks function keys; the app checks all others."""
 
     async def function(req: Request) -> Response:
-        return await respond(req, auth, handler, errors)
+        return cors.with_cors(req, await respond(req, auth, handler, errors))
 
     function.__name__ = name
     level = ANONYMOUS if auth in (Auth.CLIENT_KEY, Auth.USAGE_KEY) else FUNCTION
@@ -30,10 +30,10 @@ def route(
 
 
 def public(name: str, path: str, handler: Callable[[Request], Response], methods: Sequence[str] = ("GET",)) -> None:
-    """A route without authentication. It needs no settings."""
+    """A route without authentication. It works while settings are missing or wrong."""
 
     async def function(req: Request) -> Response:
-        return handler(req)
+        return cors.with_cors(req, handler(req))
 
     function.__name__ = name
     app.route(path, methods=methods, auth_level=ANONYMOUS)(function)
@@ -72,12 +72,14 @@ route("email_usage_of_day", "POST", "api/usage/daily/{date}/email", Auth.USAGE_K
 
 public("health", "api/health", service.get_health)
 public("openapi", "api/openapi.json", service.get_openapi)
-public("home", "/", pages.home)
+public("home", "/", pages.home, ["GET", "HEAD"])  # link checkers and load balancers send HEAD
 public("chat_page", "chat", partial(pages.page, name="chat"))
 public("docs_page", "docs", partial(pages.page, name="docs"))
 public("usage_page", "usage", partial(pages.page, name="usage"))
 public("page_file", "pages/{file}", pages.file)
 
+for prefix in cors.PREFIXES:  # without authentication, because a preflight carries no key
+    public(f"preflight_{prefix}", f"{prefix}/{{*path}}", cors.preflight, ["OPTIONS"])
 for prefix in unknown.PREFIXES:  # the platform tries the functions in the order of their names
     public(f"zz_{prefix}", f"{prefix}/{{*path}}", unknown.answer, unknown.METHODS)
 

@@ -46,12 +46,13 @@ def readers(base: str, endpoint: Endpoint, typed: AsyncOpenAI, raw: httpx2.Async
             dialect=dialect,
             body=BODY,
             forwarded=True,
+            added=frozenset(),
             prompt_bound=0,
             max_tokens=0,
             requested_max_tokens=None,
             stored_answer_tokens=0,
         )
-        completion = dialect.reader()
+        completion = dialect.reader(BODY)
         async with AsyncExitStack() as stack:
             _, answer = await endpoint.send(plan, BODY, "0", stack)
             pieces = [completion.add(event.data) async for event in answer]

@@ -9,6 +9,7 @@ from decimal import Decimal
 
 from shared.domain.calls import Usage
 from shared.domain.daily import Adjustment, DailySummary, DayCost, Figures, SessionCost, UsageBreakdown
+from shared.domain.hashing import sha256_hex
 from shared.reports.summary_email import summary_email
 
 DAY = date(2026, 11, 20)
@@ -48,7 +49,7 @@ def example() -> DailySummary:
             "key:handbook": share("3.90124", 1_012, 4_417_412, 551_468),
             "(no key)": share("1.21498", 315, 1_380_441, 190_543),
         },
-        costliest=tuple(SessionCost(cost=Decimal(cost), session_id=f"example-{cost}") for cost in SESSIONS.split()),
+        costliest=tuple(SessionCost(cost=Decimal(cost), session=sha256_hex(cost)[:32]) for cost in SESSIONS.split()),
     )
     adjustment = Adjustment(day=history[-2].day, difference=Decimal("0.0183205"), cost=history[-2].cost)
     month = sum(costs, Decimal("46.201877"))

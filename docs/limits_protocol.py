@@ -12,8 +12,8 @@ A process may crash or stall at any step; the response to a write may be lost; a
 Clocks differ between instances and are not trusted.
 
 The ledger row is the hold. The limited calls of a month lie in one partition of the ledger, together with a row for
-each limit. A transaction writes ledger rows and the rows of their limits, guarded by the ETag of each row that it
-writes; it is one step here, because a 412 only means to read again. Two equations always hold for a limit:
+each limit, its counter. A transaction writes ledger rows and the counters of their limits, guarded by the ETag of each
+row that it writes; it is one step here, because a 412 only means to read again. Two equations always hold for a limit:
     spent + held = the sum over its ledger rows of the cost (settled), or the worst case (may still have a cost)
     a call is admitted if and only if spent + held + its worst case <= limit
 
@@ -22,10 +22,10 @@ A turn:    reserve in S -> open [row 'open', held + worst] -> call the model -> 
 Refused:   the call becomes 'failed' in S, which frees the session; there is no ledger row.
 Recovery:  as in protocol.py. Its fence is the row alone, because an abandoned call holds nothing. It also looks at open
            rows whose session says failed: their insert landed after the turn had given up.
-Rising:    a row's state only rises, and the limits change by the difference between the old and the new state, in the
+Rising:    a row's state only rises, and the counters change by the difference between the old and the new state, in the
            same transaction. So the hold is given back once, by any process and however often it tries.
            Open, unaccounted and stopped calls hold their worst case; abandoned and failed calls hold nothing.
-           The limits that change are those that the row names, not those configured where it is raised.
+           The counters that change are those of the limits that the row names, not those configured where it is raised.
 Retry:     the new call is admitted like any other. Within a month its row is inserted in the transaction that raises
            the old row; in a later month, or if the new call is refused, the old row is raised first.
 Costs:     a settlement is never refused. Above the worst case the true cost counts: spent + held exceeds the limit by
@@ -35,23 +35,29 @@ Costs:     a settlement is never refused. Above the worst case the true cost cou
            the session is reserved; elsewhere only its tokens and requests count.
 Group:     calls that wait in a process are opened and settled in one transaction, each checked against what those
            before it leave. If its response is lost, each row is read and raised alone. It may still land late: then
-           all of it, or nothing if one of its rows or limits was written in between.
+           all of it, or nothing if one of its rows or counters was written in between.
 
-A limit's row counts a month, one day and one minute. `at` is the latest minute in which a call was admitted, and only
+A counter covers a month, one day and one minute. `at` is the latest minute in which a call was admitted, and only
 rises; the day is that minute's.
   - A call's minute is read once, when the session is reserved, and determines its day and month. The call counts, in
     all its limits alike, in the latest of its own minute and theirs.
   - If that is in a later day, S is first given a new call of that day in place of the old one, because a row must be
     where its session looks for it. If S no longer holds the old call, the turn ends.
   - A later minute starts without tokens and requests, a later day without amounts. Raising a row always changes the
-    month, and the day and the minute only if the limit's row is still at those of the call.
-  - The row counts what is used, never what is left: instances may be configured differently, and each admits by its own
+    month, and the day and the minute only if the counter is still at those of the call.
+  - A counter has what is used, never what is left: instances may be configured differently, and each admits by its own
     configuration. Tokens count as the worst case until the call is settled, then as used.
 
 World `hold` has one limit and models leases and recovery step by step. World `one` has several limits in one partition,
 days, months and minutes; there recovery takes any of its steps at any moment. `stopped` comes with stopping an answer.
 Beyond the rate of one partition, the proven way is shards that draw allowances from a limit; it is not built, and
 docs/scale.md says when it is needed.
+
+Not modelled:
+  - `running` and `day_running` of a counter: the part of what is held that is of open calls. It only chooses which of
+    two refusals a call gets (`rate_limited` if it fits once they are settled, else `budget_exceeded`), not whether.
+  - Refusal from a counter that was read up to 1 s ago, without a transaction. It may refuse a call that fits by now; it
+    admits none, so it can't exceed a limit.
 """
 
 import argparse
@@ -68,8 +74,8 @@ RANK = {"open": 0, "abandoned": 1, "unaccounted": 2, "stopped": 3, "settled": 4,
 HOLDS = ("open", "unaccounted", "stopped")
 OVER = ("end", "dead")
 BREAKS = {  # rule: (the world that shows it, what happens without it)
-    "together": ("hold", "a row is raised in one transaction and its limit changed in the next"),
-    "guard": ("hold", "the limit is written without the ETag that was read"),
+    "together": ("hold", "a row is raised in one transaction and its counter changed in the next"),
+    "guard": ("hold", "the counter is written without the ETag that was read"),
     "rise": ("hold", "settling gives the hold back without checking the row's state"),
     "keep": ("hold", "an unaccounted call holds nothing"),
     "again": ("hold", "a retry's new call is not checked against the limit"),
@@ -81,10 +87,10 @@ BREAKS = {  # rule: (the world that shows it, what happens without it)
     "unknown-cost": ("hold, costs", "a settled call whose cost is unknown holds nothing"),
     "all-limits": ("one", "a row is in one transaction with one of its limits, and the other limit in the next"),
     "row-guard": ("one, groups", "rows are written without the ETags that were read"),
-    "limit-guard": ("one, groups", "limits are written without the ETags that were read when a call is opened"),
-    "raise-guard": ("one, groups", "limits are written without the ETags that were read when a row is raised"),
+    "limit-guard": ("one, groups", "counters are written without the ETags that were read when a call is opened"),
+    "raise-guard": ("one, groups", "counters are written without the ETags that were read when a row is raised"),
     "row-names": ("one, limits differ", "raising changes the limits configured there, not those that the row names"),
-    "at-rises": ("one, retries", "a clock that is behind sets a limit's row back to its own day"),
+    "at-rises": ("one, retries", "a clock that is behind sets a counter back to its own day"),
     "month-alone": ("one", "a call whose clock is behind counts in the month alone"),
     "new-day": ("one, limits differ", "a later day starts with the amounts of the day before"),
     "own-day": ("one, retries", "raising the row of an earlier day's call changes the limit's present day"),
@@ -94,7 +100,7 @@ BREAKS = {  # rule: (the world that shows it, what happens without it)
     "group-check": ("one, groups", "a group's calls are checked against what was read, not what those before leave"),
     "group-each": ("one, groups", "after a lost response a process reads its own row only, and raises the group again"),
     "one-free": ("one", "a refused turn leaves its session to the lease"),
-    "minute-rises": ("one, minutes", "a clock that is behind sets a limit's row back to its own minute"),
+    "minute-rises": ("one, minutes", "a clock that is behind sets a counter back to its own minute"),
     "own-minute": ("one, minutes", "raising the row of an earlier minute's call changes the limit's present minute"),
     "one-minute": ("one, limits differ", "each limit counts a call in its own minute, not in the latest of them all"),
     "one-reading": ("one, retries", "the minute is read again when a call is opened, after its day and month"),
@@ -566,7 +572,7 @@ class One:
         return state._replace(sessions=replaced(state.sessions, turn, (*calls, new) if new else calls))
 
     def counted(self, limit: LimitRow, row: LedgerRow, change: tuple[int, ...], opens: bool) -> LimitRow:
-        """The limit's row after a change of the ledger row."""
+        """The counter after a change of the ledger row."""
         broken, at = self.broken, row.at
         if broken == "one-minute" and opens and self.day(at) == self.day(limit.at):
             at = max(at, limit.at)
@@ -884,7 +890,7 @@ class One:
         return self.wrong_sums(state) or self.wrong_rows(state) or self.wrong_after_recovery(state)
 
     def wrong_sums(self, state: OneState) -> str | None:
-        """Each limit's row is the sum of its ledger rows."""
+        """Each counter is the sum of its ledger rows."""
         rows = [row for calls in state.rows for row in calls if row]
         for month, of_month in enumerate(state.limits):
             for name, limit in enumerate(of_month):

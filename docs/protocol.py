@@ -14,7 +14,7 @@ A retry of a call that may have been billed:
              one transaction on S (this call 'unaccounted', a new call 'open', same lease)
              -> raise the old L row -> insert the new one -> call the model again
 The state of a call can only rise:   open < abandoned < unaccounted < stopped < settled, failed   (rank 0 to 4)
-A turn that is stopped ends its call as 'stopped': billed, but the amount is not known unless its usage arrives after all.
+A turn that is stopped ends its call as 'stopped': billed, but the amount is not known unless its usage arrives later.
 Recovery of a call with an expired lease (by the session's next turn, or by the timer for L rows that are open,
 unaccounted or stopped):
   no L row   insert it as 'abandoned' if it is still absent: the stalled process can then no longer insert its own row,

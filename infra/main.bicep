@@ -412,6 +412,7 @@ module function 'app/function.bicep' = {
       MAX_MESSAGE_BYTES: '262144'
       MAX_REQUEST_BYTES: '20971520'
       TABLE_PREFIX: 'chat'
+      CORS_ORIGINS: '' // the platform's own CORS stays off: docs/deploying.md
       ...extraSettings
       // Values that this template computes.
       AZURE_OPENAI_ENDPOINT: openAiEndpoint

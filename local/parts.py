@@ -62,6 +62,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     client_key: str | None = None  # this machine's key, unless CLIENT_KEYS is set
     usage_key: str | None = None  # this machine's key, unless USAGE_KEYS is set
+    limited: bool = False  # True if LIMITS is set
 
 
 def plan(file_settings: Mapping[str, str], environ: Mapping[str, str], state: Path, port: int) -> Plan:
@@ -70,6 +71,7 @@ def plan(file_settings: Mapping[str, str], environ: Mapping[str, str], state: Pa
     local_keys = keys.local_keys(state / "keys.json")
     result.client_key = None if settings.get("CLIENT_KEYS") else local_keys["CLIENT_KEYS"]
     result.usage_key = None if settings.get("USAGE_KEYS") else local_keys["USAGE_KEYS"]
+    result.limited = bool(settings.get("LIMITS"))
     defaults, embedded = _defaults(settings, state), dict[str, str]()
     if not (settings.get("TABLES_ENDPOINT") or settings.get("TABLES_CONNECTION_STRING")):
         embedded |= _azurite(result, environ, state)

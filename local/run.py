@@ -123,7 +123,7 @@ class Supervisor:
         say(f"\nReady on {address} after {seconds:.1f} s. Logs: {logs}. Ctrl-C stops everything.\n")
         for note in self._plan.notes:
             say(note + "\n")
-        for line in _example_commands(address, self._plan):
+        for line in example_commands(address, self._plan):
             say(f"  {line}\n")
         for page in PAGES:
             if await asyncio.to_thread(healthy, f"{address}/{page}"):
@@ -159,9 +159,9 @@ class Supervisor:
         await asyncio.gather(*(child.stop(STOP_SECONDS) for child in others))
 
 
-def _example_commands(address: str, plan: Plan) -> list[str]:
-    """Commands to paste into this system's shell: send a message, show today's costs, send the summary email, start the
-    terminal client, configure OpenAI's clients."""
+def example_commands(address: str, plan: Plan) -> list[str]:
+    """Commands to paste into this system's shell: send a message, show today's costs and what is left of the limits,
+    send the summary email, start the terminal client, configure OpenAI's clients."""
     quote, escaped = ('"', '\\"') if os.name == "nt" else ("'", '"')
     json_type = f"-H {quote}Content-Type: application/json{quote}"
     message = f"{quote}{{{escaped}message{escaped}: {escaped}Hello!{escaped}}}{quote}"
@@ -169,6 +169,8 @@ def _example_commands(address: str, plan: Plan) -> list[str]:
     if plan.usage_key:
         bearer = f"-H {quote}Authorization: Bearer {plan.usage_key}{quote}"
         lines.append(f"curl {address}/api/usage/daily/{datetime.now(UTC):%Y-%m-%d} {bearer}")
+        if plan.limited:
+            lines.append(f"curl {address}/api/limits {bearer}")
     lines.append(f"curl {address}/admin/functions/daily_cost_summary {json_type} -d {{}}")
     lines.append("py -m local chat" if os.name == "nt" else "make chat")
     if plan.client_key:

@@ -31,6 +31,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Headers of the model service that callers may see, with those whose names begin with RATE_LIMIT.
+UPSTREAM_HEADERS = ("retry-after", "retry-after-ms", "x-request-id", "apim-request-id")
+RATE_LIMIT = "x-ratelimit-"
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResponse:
@@ -79,7 +83,13 @@ class ContentFiltered(InvalidRequest):
 
 
 class ContextTooLong(InvalidRequest):
+    """`limit`: the tokens of the model's context window, if the service names them."""
+
     code = "context_too_long"
+
+    def __init__(self, message: str, *, param: str | None = None, limit: int | None = None) -> None:
+        super().__init__(message, param=param)
+        self.limit = limit
 
 
 class Unauthorized(ChatError):
@@ -202,8 +212,8 @@ class QuotaExhausted(UpstreamFailure):
 
     def __init__(self) -> None:
         super().__init__(
-            "The model service refuses this app's account: its credit or budget is used up. Waiting does not help: who"
-            " runs this app must check the plan and the billing of the model service.",
+            "The model service refuses this app's account: its credit or budget is used up. Waiting does not help."
+            " The operator must check the plan and billing of the model service account.",
             maybe_billed=False,
         )
 

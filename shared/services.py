@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache, partial
 from types import FrameType
@@ -18,6 +19,7 @@ from shared.access.identity import Identity, ServiceAccess
 from shared.access.keys import Keys
 from shared.domain.clock import Clock, SystemClock
 from shared.domain.pricing import Prices
+from shared.environment import Environment
 from shared.errors import UpstreamUnavailable
 from shared.mail.addresses import recipients, sender
 from shared.mail.choose import transport
@@ -28,7 +30,7 @@ from shared.model.service import ModelService
 from shared.reports.daily import Reports
 from shared.reports.delivery import Delivery, MailConfig
 from shared.reports.limits import LimitReports
-from shared.settings import Settings, UnresolvedReference
+from shared.settings import Settings, SettingsError, UnresolvedReference, WebSettings
 from shared.storage.cursors import Cursors
 from shared.storage.days import Days
 from shared.storage.deletion import Deletions
@@ -122,6 +124,10 @@ class Services:
             Keys("CLIENT_KEYS", settings.keys.client_keys), Keys("USAGE_KEYS", settings.keys.usage_keys)
         )
 
+    def max_output(self, deployment: str) -> int:
+        """The most output tokens of the deployment's model: what the service has named in a refusal, or the setting."""
+        return self._model.max_output(deployment) or self.settings.turns.max_output(deployment)
+
     async def close(self) -> None:
         """Finish the running turns, then close every connection."""
         await self.turns.finish()
@@ -201,6 +207,16 @@ def services() -> Services:
         _current = Services(_settings(), CLOCK)
         _finish_on_sigterm()
     return _current
+
+
+def cors_origins() -> frozenset[str]:
+    """The origins of CORS_ORIGINS, also while another setting is wrong: a page must be able to read that error. Empty
+    if CORS_ORIGINS is absent or itself wrong."""
+    if _current:
+        return _current.settings.web.cors_origins
+    with suppress(SettingsError):
+        return WebSettings.read(Environment(os.environ)).cors_origins
+    return frozenset()
 
 
 def _settings() -> Settings:

@@ -16,13 +16,17 @@ from urllib.parse import SplitResult, urlsplit
 
 from shared.domain.calls import Rates, ReasoningEffort
 from shared.domain.limits import Limit, Limits
-from shared.domain.pricing import DEFAULT_TIER, Tariff
+from shared.domain.pricing import DEFAULT_TIER, DEFAULT_TIERS, Tariff
 
 _LIMIT_PARTS = tuple(part.name for part in fields(Limit) if part.name != "name")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a deployment or of a key
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 _LIMITS_EXAMPLE = '{"total": {"usd_per_day": 10}}'
+# https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin; of a web page, an extension or an app's web view
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+_DEFAULT_PORTS = {"https": ":443", "http": ":80"}
+
 _PRICES_EXAMPLE = '{"gpt-5.4-mini": {"input": 0.75, "output": 4.5}}'
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -105,6 +109,21 @@ def parse_api_key(value: str) -> str:
     return value
 
 
+def parse_origins(value: str) -> frozenset[str]:
+    """Comma-separated origins, as browsers send them; `*` alone stands for all."""
+    origins = frozenset(filter(None, map(str.strip, value.split(","))))
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("* is in a list. It allows every origin and must be the whole setting.")
+    for origin in sorted(origins - {"*"}):
+        scheme, _, rest = origin.partition("://")
+        if not _ORIGIN.fullmatch(origin) or rest.endswith(_DEFAULT_PORTS.get(scheme, " ")):
+            raise ValueError(
+                f"{origin!r} is not an origin such as https://app.example.com: scheme, host and port as a browser sends"
+                " them, in lower case, without a path and without a default port."
+            )
+    return origins
+
+
 def parse_reasoning_effort(value: str) -> ReasoningEffort:
     if value not in get_args(ReasoningEffort):
         raise ValueError(f"{value!r} is not one of {', '.join(get_args(ReasoningEffort))}.")
@@ -168,10 +187,11 @@ def _tariff(name: str, amounts: object) -> Tariff:
     """The rates of the default tier, and of those that are named inside it."""
     if not isinstance(amounts, dict):
         raise ValueError(f"{name!r} needs input and output, in USD per 1M tokens.")
-    tiers = {tier: _rates(f"{name}.{tier}", each) for tier, each in amounts.items() if isinstance(each, dict)}
-    if DEFAULT_TIER in tiers:
-        raise ValueError(f"{name!r} has its default prices beside its tiers, without {DEFAULT_TIER!r}.")
-    return {DEFAULT_TIER: _rates(name, {kind: each for kind, each in amounts.items() if kind not in tiers}), **tiers}
+    default = {kind: each for kind, each in amounts.items() if not isinstance(each, dict)}
+    tiers = {tier: _rates(f"{name}.{tier}", each) for tier, each in amounts.items() if tier not in default}
+    if unneeded := {tier for tier in tiers if tier.lower() in DEFAULT_TIERS}:
+        raise ValueError(f"{name!r} has its default prices beside its tiers, without {min(unneeded)!r}.")
+    return {DEFAULT_TIER: _rates(name, default), **{tier.lower(): rates for tier, rates in tiers.items()}}
 
 
 def parse_limits(value: str) -> Limits:

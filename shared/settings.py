@@ -24,6 +24,7 @@ from shared.setting_values import (
     parse_limits,
     parse_max_output_tokens,
     parse_model_endpoints,
+    parse_origins,
     parse_prices,
     parse_reasoning_effort,
     parse_storage_connection_string,
@@ -43,6 +44,7 @@ __all__ = [
     "TableSettings",
     "TurnSettings",
     "UnresolvedReference",
+    "WebSettings",
 ]
 
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly and say so when you do not know."
@@ -128,7 +130,8 @@ class TurnSettings:
         return min(self.context_tokens // 2, MAX_ANSWER_TOKENS)
 
     def max_output(self, deployment: str) -> int:
-        """The longest answer of a deployment, in tokens: the worst case of openai/* calls that set no maximum."""
+        """The longest answer of a deployment, in tokens: in the worst case of openai/* calls that set no maximum, or a
+        larger one."""
         return self.max_output_tokens.get(deployment, self.max_output_tokens.get("", MAX_OUTPUT_TOKENS))
 
     def _check_max_tokens(self) -> None:
@@ -221,6 +224,17 @@ class KeySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WebSettings:
+    """What web pages may do that another server delivers."""
+
+    cors_origins: frozenset[str]  # origins whose pages may call the app; {"*"}: all
+
+    @classmethod
+    def read(cls, env: Environment) -> Self:
+        return cls(cors_origins=env.parsed("CORS_ORIGINS", parse_origins, frozenset()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AzureSettings:
     """The platform that the app runs on."""
 
@@ -248,6 +262,7 @@ class Settings:
     turns: TurnSettings
     mail: MailSettings
     keys: KeySettings
+    web: WebSettings
     azure: AzureSettings
     limits: Limits
     retention: RetentionSettings
@@ -263,6 +278,7 @@ class Settings:
             turns=TurnSettings.read(env),
             mail=MailSettings.read(env),
             keys=KeySettings.read(env),
+            web=WebSettings.read(env),
             azure=AzureSettings.read(env),
             limits=env.parsed("LIMITS", parse_limits, Limits()),
             retention=RetentionSettings.read(env),

@@ -110,7 +110,8 @@ async def interrupt_deletion(tables: Tables, clock: Clock, session: str = "doome
     sessions = Sessions(tables.sessions, clock)
     head = await sessions.head(session)
     assert head is not None
-    marked = await Deletions(tables.sessions, sessions, clock).begin(head, erase=True)
+    ledger, days = Ledger(tables.usage, clock), Days(tables.daily)
+    marked = await Deletions(tables.sessions, sessions, ledger, days, clock).begin(head, erase=True)
     assert marked is not None
     assert marked.deletion is not None
     return marked.deletion.id

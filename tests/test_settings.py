@@ -74,6 +74,7 @@ class TestDefaults:
             ("mail.outbox", None),
             ("keys.client_keys", {}),
             ("keys.usage_keys", {}),
+            ("web.cors_origins", frozenset()),
             ("azure.client_id", None),
             ("azure.in_azure", False),
             ("azure.insights", None),
@@ -211,6 +212,17 @@ class TestMalformedSettings:
             ("TABLE_PREFIX", "a" * 56, "must begin with a letter, followed by up to 54"),
             ("CLIENT_KEYS", "ada", "not name=SHA-256"),
             ("USAGE_KEYS", f"ada={'0' * 63}", "not name=SHA-256"),
+            ("CORS_ORIGINS", "https://a.example, *", "must be the whole setting"),
+            ("CORS_ORIGINS", "https://a.example, a.example", "'a.example' is not an origin such as https://"),
+            ("CORS_ORIGINS", "https://*.example.com", "is not an origin"),
+            ("CORS_ORIGINS", "https://a.example/", "without a path"),
+            ("CORS_ORIGINS", "https://a.example:443", "without a default port"),
+            ("CORS_ORIGINS", "http://a.example:80", "without a default port"),
+            ("CORS_ORIGINS", "https://A.example", "in lower case"),
+            ("CORS_ORIGINS", "https://user:secret@a.example", "is not an origin"),
+            ("CORS_ORIGINS", "https://bücher.example", "is not an origin"),
+            ("CORS_ORIGINS", "null", "is not an origin"),
+            ("CORS_ORIGINS", "https://a.example https://b.example", "is not an origin"),
         ],
     )
     def test_error_names_the_setting_and_the_problem(self, name: str, value: str, expected: str) -> None:
@@ -254,6 +266,20 @@ class TestMalformedSettings:
         except SettingsError as error:
             if name not in str(error):
                 raise
+
+
+class TestOrigins:
+    def test_origins_are_compared_as_they_are_set(self) -> None:
+        value = (
+            "https://a.example, http://localhost:5173,http://[::1]:8080 , chrome-extension://abcdefgh,, http://a:443"
+        )
+        assert read(CORS_ORIGINS=value).web.cors_origins == {
+            *("https://a.example", "http://localhost:5173", "http://[::1]:8080", "chrome-extension://abcdefgh"),
+            "http://a:443",
+        }
+
+    def test_star_is_the_whole_setting(self) -> None:
+        assert read(CORS_ORIGINS=" * ").web.cors_origins == {"*"}
 
 
 class TestDeployments:
@@ -324,7 +350,7 @@ class TestPrices:
         )
 
     def test_prices_name_audio_and_service_tiers(self) -> None:
-        value = '{"a": {"input": 1, "output": 2, "audio_output": 3, "priority": {"input": 4, "output": 5}}}'
+        value = '{"a": {"input": 1, "output": 2, "audio_output": 3, "Priority": {"input": 4, "output": 5}}}'
         tariff = read(PRICES=value).model.prices["a"]
         assert (tariff["default"].audio_input, tariff["default"].audio_output) == (None, Decimal(3))
         assert (tariff["priority"].input, tariff["priority"].audio_output) == (Decimal(4), None)
@@ -341,6 +367,7 @@ class TestPrices:
             ('{"chat": {"input": 1, "output": 1, "priority": {"input": 1}}}', "'chat.priority' needs input and output"),
             ('{"chat": {"priority": {"input": 1, "output": 1}}}', "'chat' needs input and output"),
             ('{"chat": {"input": 1, "output": 1, "default": {"input": 1, "output": 1}}}', "without 'default'"),
+            ('{"chat": {"input": 1, "output": 1, "Standard": {"input": 1, "output": 1}}}', "without 'Standard'"),
             ("1,5", "it is not JSON from line 1, column 2 on"),
             ('{"chat": {"input": 1,5, "output": 1}}', "it is not JSON from line 1, column"),
             ('{"chat": {"input": "1,5", "output": 1}}', "input of 'chat' is not a number such as 0.75: \"1,5\"."),

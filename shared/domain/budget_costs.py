@@ -7,10 +7,9 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 
 from shared.domain.calls import ZERO
-from shared.domain.limits import ANONYMOUS, TOTAL, Limit, Limits
+from shared.domain.limits import ANONYMOUS, PER_DAY, PER_MONTH, TOTAL, Limit, Limits
 from shared.domain.principal import Principal
 
-PER_DAY, PER_MONTH = "usd_per_day", "usd_per_month"
 _STEPS = (100, 80)  # percent of a budget that are reported
 _DAY = timedelta(days=1)
 _SECOND = timedelta(seconds=1)

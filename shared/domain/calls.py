@@ -50,7 +50,7 @@ _RANK = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Tokens of one or more calls. Cached, cache-write and audio prompt tokens are part of the prompt's, reasoning and
-    audio completion tokens of the completion's. `unpriced_tokens`: those of a kind that no rate covers."""
+    audio completion tokens of the completion's. `unpriced_kinds`: kinds of token that no rate covers."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -59,7 +59,7 @@ class Usage:
     reasoning_tokens: int = 0
     audio_prompt_tokens: int = 0
     audio_completion_tokens: int = 0
-    unpriced_tokens: int = 0
+    unpriced_kinds: int = 0
 
     @property
     def total_tokens(self) -> int:

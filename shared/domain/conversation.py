@@ -98,7 +98,7 @@ class TurnResult:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One exchange: the request's messages, the answer, and all model calls for it. The calls form one or more steps,
-    each with at most one retry."""
+    each with at most one retry, and one more call each time that a prompt was too long and is shortened."""
 
     number: int
     started: datetime

@@ -13,6 +13,7 @@ from shared.domain.calls import ZERO, Call, State
 from shared.domain.principal import Principal
 
 TOTAL, ANONYMOUS, OTHERS = "total", "anonymous", "*"  # names of limits beside those of callers
+PER_DAY, PER_MONTH = "usd_per_day", "usd_per_month"  # names of budgets
 _HELD = (State.OPEN, State.UNACCOUNTED, State.STOPPED)
 _MINUTE = timedelta(minutes=1)
 _NEARLY = Decimal("0.8")  # of a budget: callers see what is left from here on
@@ -72,7 +73,8 @@ class Limits:
 class Counter:
     """What is used of a limit in one month, and in the latest day and minute in which one of its calls was opened.
 
-    `spent`: cost of the settled calls; `held`: worst case of those whose cost is not known. `minute` only rises.
+    `spent`: cost of the settled calls; `held`: worst case of those whose cost is not known; `running`: the part of
+    `held` that is of open calls, and may be given back within seconds. `minute` only rises.
     """
 
     name: str
@@ -83,6 +85,8 @@ class Counter:
     held: Decimal = ZERO
     day_spent: Decimal = ZERO
     day_held: Decimal = ZERO
+    running: Decimal = ZERO
+    day_running: Decimal = ZERO
     minute_tokens: int = 0
     minute_requests: int = 0
     etag: str = field(default="", compare=False)
@@ -93,7 +97,7 @@ class Counter:
             return self
         begun = replace(self, minute=minute, minute_tokens=0, minute_requests=0)
         if self.minute is None or minute.date() > self.minute.date():
-            begun = replace(begun, day_spent=ZERO, day_held=ZERO)
+            begun = replace(begun, day_spent=ZERO, day_held=ZERO, day_running=ZERO)
         return begun
 
     def opened(self, call: Call, minute: datetime) -> "Counter":
@@ -106,10 +110,15 @@ class Counter:
         return self._plus(after, minute, 1)._plus(before, minute, -1)
 
     def _plus(self, call: Call, minute: datetime, sign: int) -> "Counter":
-        spent, held = sign * spent_by(call), sign * held_by(call)
-        counter = replace(self, spent=self.spent + spent, held=self.held + held)
+        spent, held, running = sign * spent_by(call), sign * held_by(call), sign * running_by(call)
+        counter = replace(self, spent=self.spent + spent, held=self.held + held, running=self.running + running)
         if self.minute and self.minute.date() == minute.date():
-            counter = replace(counter, day_spent=self.day_spent + spent, day_held=self.day_held + held)
+            counter = replace(
+                counter,
+                day_spent=self.day_spent + spent,
+                day_held=self.day_held + held,
+                day_running=self.day_running + running,
+            )
         if self.minute == minute:
             counter = replace(counter, minute_tokens=self.minute_tokens + sign * tokens_of(call))
         return counter
@@ -119,11 +128,11 @@ class Counter:
         minute = self.minute or datetime.combine(self.month, time(), UTC)
         midnight = datetime.combine(minute.date() + timedelta(days=1), time(), UTC)
         if limit.usd_per_day is not None:
-            yield Budget("usd_per_day", limit.usd_per_day, self.day_spent, self.day_held, midnight)
+            yield Budget(PER_DAY, limit.usd_per_day, self.day_spent, self.day_held, self.day_running, midnight)
         if limit.usd_per_month is not None:
             first = (self.month + timedelta(days=31)).replace(day=1)
             resets_at = datetime.combine(first, time(), UTC)
-            yield Budget("usd_per_month", limit.usd_per_month, self.spent, self.held, resets_at)
+            yield Budget(PER_MONTH, limit.usd_per_month, self.spent, self.held, self.running, resets_at)
 
     def rates(self, limit: Limit, now: datetime) -> "RateStatus | None":
         """What is left of the limits per minute; None if there are none."""
@@ -140,25 +149,26 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What is used of one budget, in USD. `name`: usd_per_day or usd_per_month."""
+    """What is used of one budget, in USD. `name`: PER_DAY or PER_MONTH."""
 
     name: str
     limit: Decimal
     spent: Decimal
     held: Decimal
+    running: Decimal  # the part of `held` that is of open calls
     resets_at: datetime
 
     @property
-    def used(self) -> Decimal:
+    def spent_and_held(self) -> Decimal:
         return self.spent + self.held
 
     @property
     def nearly_used(self) -> bool:
-        return self.used >= _NEARLY * self.limit
+        return self.spent_and_held >= _NEARLY * self.limit
 
     @property
     def remaining(self) -> Decimal:
-        return max(ZERO, self.limit - self.used)
+        return max(ZERO, self.limit - self.spent_and_held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +191,10 @@ def spent_by(call: Call) -> Decimal:
     return (call.cost or ZERO) if call.state is State.SETTLED else ZERO
 
 
+def running_by(call: Call) -> Decimal:
+    return held_by(call) if call.state is State.OPEN else ZERO
+
+
 def tokens_of(call: Call) -> int:
     """Tokens that the call counts for in its minute: the most there may be, until they are known."""
     if call.state is State.SETTLED and call.usage:
@@ -188,9 +202,9 @@ def tokens_of(call: Call) -> int:
     return call.max_tokens if call.state in _HELD else 0
 
 
-def value_of(call: Call) -> tuple[Decimal, Decimal, int]:
-    """What the call counts for: USD spent, USD held, tokens."""
-    return spent_by(call), held_by(call), tokens_of(call)
+def value_of(call: Call) -> tuple[Decimal, Decimal, Decimal, int]:
+    """What the call counts for: USD spent, held, and held by an open call; tokens."""
+    return spent_by(call), held_by(call), running_by(call), tokens_of(call)
 
 
 def minute_of(now: datetime) -> datetime:

@@ -20,10 +20,12 @@ from shared.domain.clock import Clock
 
 DEFAULT_TIER = "default"
 # Names of the tier without a surcharge or discount: OpenAI's, Anthropic's and Groq's.
-_DEFAULT_TIERS = (None, "", DEFAULT_TIER, "auto", "standard", "standard_only", "on_demand")
+DEFAULT_TIERS = (DEFAULT_TIER, "auto", "standard", "standard_only", "on_demand")
 _VERSION = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})(-preview)?$")
-# OpenAI sells no calls of its open models, and its list price leaves out what these models cost by the search.
-_NOT_LISTED = re.compile(r"gpt-oss|-search-|deep-research")
+# OpenAI sells no calls of its open models; its list leaves out searches; fine-tuned models and the router, which
+# answers by the name of the model that it chose, cost more than that model (BerriAI/litellm#22957).
+_NOT_LISTED = re.compile(r"gpt-oss|-search-|deep-research|^ft:|\.ft-")
+_ROUTER = "model-router"
 _PER_MILLION = -6
 
 Tariff = Mapping[str, Rates]  # service tier -> its rates
@@ -39,7 +41,7 @@ def cost(usage: Usage, rates: Rates) -> Decimal | None:
         (usage.audio_prompt_tokens, rates.audio_input),
         (usage.completion_tokens - usage.audio_completion_tokens, rates.output),
         (usage.audio_completion_tokens, rates.audio_output),
-        (usage.unpriced_tokens, None),
+        (usage.unpriced_kinds, None),
     )
     micro = Decimal(0)
     for tokens, rate in parts:
@@ -83,7 +85,8 @@ class Prices:
         upgrades deployments to newer versions. Otherwise the deployment's configured model does. `tier` is the answer's
         service_tier. `prompt_tokens` selects the rates if the model's price depends on the prompt's length.
         """
-        return self._tariff(deployment, model, prompt_tokens).get(DEFAULT_TIER if tier in _DEFAULT_TIERS else tier)
+        tier = (tier or DEFAULT_TIER).lower()
+        return self._tariff(deployment, model, prompt_tokens).get(DEFAULT_TIER if tier in DEFAULT_TIERS else tier)
 
     def highest_rates(self, deployment: str, *, prompt_tokens: int) -> Rates | None:
         """The highest known rate of each kind, over the service tiers that a deployment may answer in."""
@@ -101,6 +104,8 @@ class Prices:
         for name in (_spelled(deployment), *names, *(_VERSION.sub("", name) for name in names)):
             if name in self._configured:
                 return self._configured[name]
+        if self._deployments.get(deployment, deployment).partition("@")[0] == _ROUTER:
+            return {}
         listed = (_listed(name, prompt_tokens, self._clock.now()) for name in names)
         return next(({DEFAULT_TIER: rates} for rates in listed if rates), {})
 

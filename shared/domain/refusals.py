@@ -1,7 +1,7 @@
 """Why a limit refuses a call."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -13,9 +13,11 @@ from shared.errors import BudgetExceeded, ChatError, InvalidRequest, LimitReache
 _SETTLES_S = 2  # a running call may settle, and give back what it holds, within seconds
 
 
-def refusal(limit: Limit, counter: Counter, call: Call, now: datetime) -> ChatError | None:
-    """Why the call can't be opened, or None. `counter`: in the minute in which the call would count, without it."""
-    return next(_refusals(limit, counter, call, now), None)
+def refusal(counters: Iterable[tuple[Limit, Counter]], call: Call, now: datetime) -> ChatError | None:
+    """Why the call can't be opened, or None: a budget that is used up, else what lasts longest. `counters`: of each
+    limit, in the minute in which the call would count, without it."""
+    errors = [error for limit, counter in counters for error in _refusals(limit, counter, call, now)]
+    return max(errors, key=lambda error: (isinstance(error, BudgetExceeded), error.retry_after or 0), default=None)
 
 
 def check_possible(limits: Sequence[Limit], call: Call) -> None:
@@ -50,7 +52,7 @@ def check_session(limits: Limits, totals: Totals, call: Call) -> None:
 
 def _refusals(limit: Limit, counter: Counter, call: Call, now: datetime) -> Iterator[ChatError]:
     for budget in counter.budgets(limit):
-        if budget.used + (call.worst_case or ZERO) > budget.limit:
+        if budget.spent_and_held + (call.worst_case or ZERO) > budget.limit:
             yield _over_budget(limit, budget, call.worst_case or ZERO, now)
     if limit.requests_per_minute is not None and counter.minute_requests >= limit.requests_per_minute:
         yield _rate_limited(limit, _count(limit.requests_per_minute, "request"), counter, now)
@@ -61,11 +63,17 @@ def _refusals(limit: Limit, counter: Counter, call: Call, now: datetime) -> Iter
 def _over_budget(limit: Limit, budget: Budget, worst_case: Decimal, now: datetime) -> ChatError:
     """Used up, or only held by calls that are running: then it may fit in seconds."""
     period = budget.name.removeprefix("usd_per_")
-    if budget.spent + worst_case <= budget.limit:
+    if budget.spent_and_held - budget.running + worst_case <= budget.limit:
         message = f"{_whose(limit, f'budget per {period}')} is held by running calls. Retry in a few seconds."
         return LimitReached(message, _SETTLES_S)
-    resets_at = budget.resets_at
-    message = f"{_whose(limit, f'budget per {period}')} is used up until {_written(resets_at)}."
+    resets_at, whose = budget.resets_at, _whose(limit, f"budget per {period}")
+    message = f"{whose} has no room for this call until {_written(resets_at)}."
+    retry_after: int | None = _seconds(now, resets_at)
+    if worst_case > budget.limit:  # then waiting does not help
+        retry_after = None
+        message = f"{whose} never has room for this call. Shorten it, or set a smaller max_tokens."
+        if not budget.limit:
+            message = f"{whose} is 0, so it has no room for any call."
     details: dict[str, Any] = {"resets_at": _written(resets_at)}
     if limit.name != TOTAL:
         message += (
@@ -73,7 +81,7 @@ def _over_budget(limit: Limit, budget: Budget, worst_case: Decimal, now: datetim
             f" up to {_usd(worst_case)}."
         )
         details = {"limit": budget.name, **_amounts(budget.limit, budget.spent, budget.held), **details}
-    return BudgetExceeded(message, retry_after=_seconds(now, resets_at), details=details)
+    return BudgetExceeded(message, retry_after=retry_after, details=details)
 
 
 def _rate_limited(limit: Limit, rate: str, counter: Counter, now: datetime) -> ChatError:

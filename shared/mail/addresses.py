@@ -11,7 +11,8 @@ _ADDRESS = re.compile(rf"{_ATOM}(\.{_ATOM})*@{_LABEL}(\.{_LABEL})*")
 
 
 def recipients(settings: MailSettings) -> tuple[str, ...]:
-    """The addresses of SUMMARY_RECIPIENTS. Raises SettingsError if one is malformed."""
+    """The addresses of SUMMARY_RECIPIENTS, which commas or semicolons separate. Raises SettingsError if one is
+    malformed."""
     listed = filter(None, map(str.strip, re.split("[,;]", settings.recipients or "")))
     return tuple(_address("SUMMARY_RECIPIENTS", address) for address in listed)
 

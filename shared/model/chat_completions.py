@@ -14,7 +14,7 @@ _REQUEST_FIELDS = ("role", "content", "name", "refusal", "tool_calls", "tool_cal
 
 
 class ChatCompletions:
-    """The chat completions dialect. A streamed request always requests usage."""
+    """The chat completions dialect."""
 
     path = "/chat/completions"
 
@@ -41,7 +41,8 @@ class ChatCompletions:
 def _has_audio(message: Message) -> bool:
     content = message.get("content")
     parts = content if isinstance(content, list) else []
-    return "audio" in message or any(isinstance(part, dict) and part.get("type") == "input_audio" for part in parts)
+    has_part = any(isinstance(part, dict) and part.get("type") == "input_audio" for part in parts)
+    return has_part or bool(message.get("audio"))
 
 
 def _sendable(message: Message) -> Message:

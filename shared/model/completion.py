@@ -7,7 +7,7 @@ https://platform.openai.com/docs/api-reference/chat
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -15,23 +15,24 @@ import orjson
 from shared.domain.calls import Usage
 from shared.domain.conversation import Message
 from shared.errors import UpstreamError, UpstreamResponse
+from shared.model.choice import MAX_NAME, Choice, delta_of, listed, name_of
 from shared.model.error_body import read_error
-from shared.model.stream_errors import error_in
-from shared.model.tool_calls import ToolCalls
-from shared.model.usage import usage_of, usage_of_timings
-from shared.model.wire_json import Text, as_text, parsed, storable
+from shared.model.running_usage import RunningUsage
+from shared.model.stream_errors import is_error, unwrapped
+from shared.model.tool_calls import index_of, listed_calls
+from shared.model.usage import usage_of
+from shared.model.wire_json import as_text, parsed, storable
 from shared.turns.ports import DONE, Piece
 
 log = logging.getLogger(__name__)
 
-MAX_NAME = 256  # characters of a model, a service tier or a finish_reason: they must fit into every row
-_SEVERITIES = {"low": 1, "medium": 2, "high": 3}  # of content filter results
-_READ = ("role", "content", "refusal", "tool_calls", "function_call")  # message fields with their own handling
-_ONCE = ("id", "type", "index", "format", "expires_at")  # text fields that are replaced, not appended to
+_MAX_CHOICES = 128  # the largest `n`
+_OF_CHUNKS = ("choices", "usage", "object", "obfuscation", "error")  # fields that an assembled document does not repeat
 
 
 class Completion:
-    """An answer as far as it has been received. Only the first choice is read. Implements AnswerReader.
+    """An answer as far as it has been received. The first choice is the answer; the others are only passed on.
+    Implements AnswerReader.
 
     `one_choice`: the request asks for one choice. It is then read whatever its index, because some services count the
     chunks there (microsoft/foundry-local#263) or begin at 1 (spring-projects/spring-ai#6221).
@@ -39,222 +40,173 @@ class Completion:
 
     def __init__(self, *, one_choice: bool = False) -> None:
         self._one_choice = one_choice
+        self._first = Choice()
+        self._choices = {0: self._first}
+        self.extras = self._first.extras
         self.model: str | None = None
         self.service_tier: str | None = None
-        self.extras: dict[str, Any] = {}
         self.error: UpstreamError | None = None
-        self.running_usage: Usage | None = None
-        self.running_usage_is_exact = False
-        self._finish_reason: str | None = None
+        self._running_usage = RunningUsage()
         self._usage: Usage | None = None
         self._reported: Any = None
         self._usage_is_last = False
         self._ended = self._done = False
         self._has_data = False  # any choice or usage
         self._begun = False  # any part of the answer itself
-        self._objects = 0  # chunks, or the document
+        self._count = 0  # chunks, or the document
         self._document = b""
-        self._id: str | None = None
-        self._text = {"content": Text(), "refusal": Text()}
-        self._tool_calls = ToolCalls()
-        self._function_call: dict[str, Text] = {}  # the predecessor of tool calls; services still accept it
-        self._empty: dict[str, Any] = {}  # fields of a document's message that are null or empty
-        self._others: dict[str, Any] = {}  # stored unread: reasoning_content, annotations, audio
+        self._fields: dict[str, Any] = {}  # of the chunks themselves: id, created, system_fingerprint
 
     @property
     def usage(self) -> Usage | None:
-        """None until it is final: reported in a chunk without choices, or followed by a clean end."""
+        """None until it is final: reported in an error or a chunk without choices, or followed by a clean end."""
         return self._usage if self._ended or self._usage_is_last else None
 
     @property
+    def running_usage(self) -> Usage | None:
+        return self._running_usage.value
+
+    @property
+    def running_usage_is_exact(self) -> bool:
+        return self._one_choice and self._running_usage.is_exact
+
+    @property
     def finish_reason(self) -> str | None:
-        if self._finish_reason is None and self._has_data and (self._done or self.usage):
-            return "tool_calls" if self._tool_calls else "stop"
-        return self._finish_reason
+        if self._first.finish_reason is None and self._has_data and (self._done or (self._ended and self._usage)):
+            return self._first.default_finish_reason
+        return self._first.finish_reason
 
     @property
     def complete(self) -> bool:
+        """An answer whose end is not clean is complete only if its finish_reason came, and its usage last."""
         return self.error is None and self.finish_reason is not None and (self._ended or self._usage_is_last)
 
-    def add(self, data: bytes) -> Piece | None:
+    def add(self, data: bytes, name: bytes = b"") -> Piece | None:
         if data == DONE:
             self._done = True
             return None
-        chunk = parsed(data)
-        if not isinstance(chunk, dict):
-            return Piece({})
-        if error_in(chunk):
-            self._fail(data)
-            return Piece({})
-        return self._add(chunk, data)
+        value = parsed(data)
+        chunk, answered = unwrapped(value), self.complete
+        failed = is_error(value, name)
+        choices = self._add_metadata(chunk, failed=failed) if chunk is not None else []
+        if failed and answered:
+            log.warning("the model service sent an error after its complete answer: %s", read_error(data).message[:300])
+        elif failed:
+            self._fail(data, chunk)
+        elif chunk is not None:
+            return self._add(chunk, choices, data if chunk is value else orjson.dumps(storable(chunk)))
+        return Piece({})
 
     def end(self) -> None:
         self._ended = True
 
+    def stop(self) -> bytes:
+        choices = []
+        for index, choice in sorted(self._choices.items()):
+            choice.finish_reason = choice.finish_reason or "stop"
+            choices.append({"index": index, "delta": {}, "finish_reason": choice.finish_reason})
+        fields = {name: storable(each) for name, each in self._fields.items()}
+        chunk = {"id": "", **fields, "object": "chat.completion.chunk", "model": self.model, "choices": choices}
+        return orjson.dumps(chunk)
+
     def message(self, *, empty_fields: bool = False) -> Message:
-        message: dict[str, Any] = {"role": "assistant", "content": str(self._text["content"]) or None, **self._others}
-        if self._text["refusal"]:
-            message["refusal"] = str(self._text["refusal"])
-        if self._tool_calls:
-            message["tool_calls"] = self._tool_calls.messages()
-        elif self._function_call:
-            message["function_call"] = {name: str(text) for name, text in self._function_call.items()}
-        elif message["content"] is None and "refusal" not in message:
-            message["content"] = ""
-        return {**message, **self._empty} if empty_fields else message
+        return self._first.message(empty_fields=empty_fields)
 
     def document(self) -> bytes:
         """The document that was received, or one assembled from the chunks of a stream."""
-        return self._document or orjson.dumps(
-            {
-                "id": self._id or "",
-                "object": "chat.completion",
-                "model": self.model,
-                "choices": [{"index": 0, "message": self.message(), "finish_reason": self.finish_reason}],
-                "usage": self._reported,
-            }
-        )
+        assembled = {
+            "id": "",
+            **{name: storable(each) for name, each in self._fields.items()},
+            "object": "chat.completion",
+            "model": self.model,
+            "choices": [choice.document(index) for index, choice in sorted(self._choices.items())],
+            "usage": storable(self._reported),
+        }
+        return self._document or orjson.dumps(assembled)
 
-    def _add(self, chunk: Mapping[str, Any], data: bytes) -> Piece:
-        self._objects += 1
-        choices = [each for each in _listed(chunk.get("choices")) if isinstance(each, dict)]
-        first = next((each for each in choices if self._one_choice or each.get("index") in (0, None)), {})
-        delta, whole = _delta(first), "message" in first and not isinstance(first.get("delta"), dict)
-        self.model = _name(chunk.get("model")) or self.model
-        self.service_tier = _name(chunk.get("service_tier")) or self.service_tier
-        self._finish_reason = _name(first.get("finish_reason")) or self._finish_reason
-        self._has_data = self._has_data or bool(choices) or bool(chunk.get("usage"))
-        reported = chunk.get("usage") or first.get("usage")  # Moonshot reports it in the choice
-        usage, timed = usage_of(reported), usage_of_timings(chunk.get("timings"))
-        self.running_usage = timed or usage or self.running_usage
-        if timed or choices:
-            self.running_usage_is_exact = timed is not None
-        generated = any(value for name, value in delta.items() if name != "role")
-        self._begun = self._begun or generated or self._finish_reason is not None
-        if usage:  # a gateway may report some before the answer begins: vllm-project/semantic-router#2215
-            self._usage, self._reported, self._usage_is_last = usage, reported, self._begun and not choices
+    def _add_metadata(self, chunk: Mapping[str, Any], *, failed: bool) -> list[tuple[Choice, Mapping[str, Any]]]:
+        """Read what counts for billing and for the end. Returns the choices to read."""
+        choices = _objects(chunk)
+        numbered: list[tuple[Choice, Mapping[str, Any]]] = [
+            (choice, each) for each in choices if (choice := self._choice(each))
+        ]
+        read = numbered[:1] if self._one_choice else numbered
+        reported = chunk.get("usage")
+        tier = chunk.get("service_tier") or (reported.get("service_tier") if isinstance(reported, dict) else None)
+        self.model = name_of(chunk.get("model")) or self.model
+        self.service_tier = as_text(storable(tier))[:MAX_NAME] if tier else self.service_tier
+        for choice, each in read:
+            choice.finish_reason = name_of(each.get("finish_reason")) or choice.finish_reason
+        generated = any(value for each in choices for name, value in delta_of(each).items() if name != "role")
+        self._has_data = self._has_data or bool(choices) or bool(reported)
+        self._begun = self._begun or generated or any(choice.finish_reason for choice, _ in numbered)
+        self._add_usage(reported, choices, generated=generated, failed=failed)
+        self._running_usage.add(chunk)
+        return read
+
+    def _add_usage(self, reported: Any, choices: list[dict[str, Any]], *, generated: bool, failed: bool) -> None:
+        """A service may report some usage before the answer begins (vllm-project/semantic-router#2215) and with each
+        chunk, perhaps of that chunk's choice alone: with several choices it counts where no choice is left out."""
+        of_choices = [each["usage"] for each in choices if usage_of(each.get("usage"))]  # Moonshot reports it there
+        if of_choices and not usage_of(reported):
+            reported = of_choices[0]
+        left_out = not self._one_choice and bool(choices) and len(choices) < len(self._choices)
+        if usage := usage_of(reported):
+            self._usage, self._reported = usage, reported
+            self._usage_is_last = failed or (self._begun and not choices)
+            if left_out or (reported in of_choices and len(self._choices) > 1):
+                self._usage, self._usage_is_last = None, False
         elif generated:
             self._usage, self._usage_is_last = None, False  # usage reported before this chunk is incomplete
-        self._add_details(chunk, first)
-        self._document = data if whole or (self._objects == 1 and "delta" not in first) else b""
-        shown = self._add_delta(delta, whole=whole)
-        if not whole:
-            return Piece(shown, only_usage=usage is not None and not choices)
-        self._done = True
-        self._empty = {name: value for name, value in delta.items() if not value and name != "role"}
-        return Piece(shown, chunk=orjson.dumps(_as_chunk(chunk, choices)))
 
-    def _add_details(self, chunk: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
+    def _add(
+        self, chunk: Mapping[str, Any], choices: list[tuple[Choice, Mapping[str, Any]]], data: bytes
+    ) -> Piece | None:
+        self._count += 1
+        self._fields |= {name: each for name, each in chunk.items() if each is not None and name not in _OF_CHUNKS}
         if filtered := storable(chunk.get("prompt_filter_results")):
             self.extras.setdefault("content_filter", {})["prompt"] = filtered
-        if isinstance(filtered := storable(choice.get("content_filter_results")), dict):
-            self._add_filtered(filtered)
-        if isinstance(logprobs := storable(choice.get("logprobs")), dict):
-            self._add_logprobs(logprobs)
+        first = next((each for choice, each in choices if choice is self._first), {})
+        whole = "message" in first and not isinstance(first.get("delta"), dict)
+        if whole and self._first.repeated_by(first):
+            return None if self._document else Piece({})
+        self._document = data if whole or (self._count == 1 and "delta" not in first) else b""
+        shown = [choice.add(each, whole=whole) for choice, each in choices]
+        of_first = next(
+            (pieces for pieces, (choice, _) in zip(shown, choices, strict=True) if choice is self._first), {}
+        )
+        if not whole:
+            return Piece(of_first, only_usage=usage_of(chunk.get("usage")) is not None and not chunk.get("choices"))
+        self._done = True
+        return Piece(of_first, chunk=orjson.dumps(_as_chunk(chunk)))
 
-    def _add_delta(self, delta: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
-        shown: dict[str, Any] = {}
-        for kind, value in _texts(delta):
-            if kind not in self._text:
-                _merge(self._others, {kind: value})
-            elif piece := self._text[kind].add(value):
-                shown[kind] = shown.get(kind, "") + piece
-        if calls := self._tool_calls.add(delta.get("tool_calls") or [], whole=whole):
-            shown["tool_calls"] = calls
-        if isinstance(call := delta.get("function_call"), dict):
-            shown["function_call"] = self._add_function_call(call)
-        _merge(self._others, {name: storable(each) for name, each in delta.items() if each and name not in _READ})
-        return shown
+    def _choice(self, choice: Mapping[str, Any]) -> Choice | None:
+        index = 0 if self._one_choice or choice.get("index") is None else index_of(choice["index"], _MAX_CHOICES)
+        if index is not None and index not in self._choices:
+            self._choices[index] = Choice()
+        return None if index is None else self._choices[index]
 
-    def _add_function_call(self, call: Mapping[str, Any]) -> dict[str, str]:
-        shown = {}
-        for name in ("name", "arguments"):
-            text = self._function_call.setdefault(name, Text())
-            if (piece := as_text(call.get(name))) and not (name == "name" and text):
-                shown[name] = text.add(piece)
-        return shown
-
-    def _add_filtered(self, results: Mapping[str, Any]) -> None:
-        """Each chunk of a stream has its own results; the most severe one applies to the answer."""
-        worst = self.extras.setdefault("content_filter", {}).setdefault("completion", {})
-        for kind, result in results.items():
-            if kind not in worst or _severity(result) > _severity(worst[kind]):
-                worst[kind] = result
-
-    def _add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
-        gathered = self.extras.setdefault("logprobs", {})
-        for kind, tokens in logprobs.items():
-            if isinstance(tokens, list) and tokens:
-                gathered.setdefault(kind, []).extend(tokens)
-
-    def _fail(self, data: bytes) -> None:
-        """Record an error that ends the answer. Endpoint handles an error in the first event."""
+    def _fail(self, data: bytes, chunk: Mapping[str, Any] | None) -> None:
+        """Record an error that ends the answer. Endpoint handles an error in the first event. Clients recognise only an
+        object with the field `error`, so that others do not go on."""
         log.warning("the model service ended its answer with an error")
         reason = read_error(data).message[:300] or "it gave no reason."
         self.error = UpstreamError(f"The model's answer ended with an error: {reason}", maybe_billed=True)
-        self.error.upstream = UpstreamResponse(502, {}, data)
+        if chunk and chunk.get("error"):
+            self.error.upstream = UpstreamResponse(502, {}, data)
 
 
-def _texts(delta: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The texts of content, refusal and reasoning, each with its field name. Some services (Mistral, gateways to
-    Anthropic) send content as a list of parts; parts of type `thinking` are not content."""
-    for kind in ("content", "refusal"):
-        for part in _listed(delta.get(kind)):
-            if not isinstance(part, dict):
-                yield kind, as_text(part)
-            elif part.get("type") in ("thinking", "reasoning"):
-                reasoning = part.get("thinking") or part.get("text") or part.get("reasoning")
-                for each in _listed(reasoning):
-                    yield "reasoning_content", as_text(each.get("text") if isinstance(each, dict) else each)
-            elif isinstance(part.get("refusal"), str):
-                yield "refusal", part["refusal"]
-            elif "text" in part:
-                yield kind, as_text(part["text"])
+def _objects(chunk: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The choices that are objects."""
+    return [each for each in listed(chunk.get("choices")) if isinstance(each, dict)]
 
 
-def _delta(choice: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the choice adds. Foundry Local repeats each delta as a message (microsoft/foundry-local#263)."""
-    return next((each for each in map(choice.get, ("delta", "message")) if isinstance(each, dict)), {})
-
-
-def _as_chunk(document: Mapping[str, Any], choices: list[dict[str, Any]]) -> Any:
+def _as_chunk(document: Mapping[str, Any]) -> Any:
     """A whole completion as the single chunk of a stream."""
     deltas = []
-    for choice in choices:
-        delta = dict(_delta(choice))
-        if calls := delta.get("tool_calls"):
-            delta["tool_calls"] = [{"index": at, **call} for at, call in enumerate(calls) if isinstance(call, dict)]
+    for choice in _objects(document):
+        delta = dict(delta_of(choice))
+        if calls := listed_calls(delta.get("tool_calls")):
+            delta["tool_calls"] = [{"index": at, **call} for at, call in enumerate(calls)]
         deltas.append({**{name: each for name, each in choice.items() if name != "message"}, "delta": delta})
     return storable({**document, "object": "chat.completion.chunk", "choices": deltas})
-
-
-def _listed(value: Any) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    return [] if value is None else [value]
-
-
-def _merge(whole: dict[str, Any], piece: Mapping[str, Any]) -> None:
-    """Add a piece of an object: append to texts and lists, replace other values."""
-    for name, value in piece.items():
-        before = whole.get(name)
-        if value is None:
-            continue
-        if isinstance(before, str) and isinstance(value, str) and name not in _ONCE:
-            whole[name] = before + value
-        elif isinstance(before, list) and isinstance(value, list):
-            before.extend(value)
-        elif isinstance(before, dict) and isinstance(value, dict):
-            _merge(before, value)
-        else:
-            whole[name] = value
-
-
-def _name(value: Any) -> str | None:
-    return as_text(storable(value))[:MAX_NAME] if isinstance(value, str) else None
-
-
-def _severity(result: Any) -> tuple[bool, int]:
-    if not isinstance(result, dict):
-        return False, 0
-    return bool(result.get("filtered") or result.get("detected")), _SEVERITIES.get(str(result.get("severity")), 0)

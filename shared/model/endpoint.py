@@ -6,7 +6,7 @@ An answer that is not streamed arrives only when it is complete, so only the tur
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,17 +15,33 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsync
 
 from shared.access.identity import ServiceAccess
 from shared.domain.clock import Clock
-from shared.errors import ChatError, UpstreamError, UpstreamResponse, UpstreamTimeout
+from shared.errors import (
+    ChatError,
+    QuotaExhausted,
+    RateLimited,
+    UpstreamError,
+    UpstreamFailure,
+    UpstreamResponse,
+    UpstreamTimeout,
+)
 from shared.model.error_body import read_error
-from shared.model.sse import CONNECTION_ERRORS, events
-from shared.model.stream_errors import error_status
-from shared.model.upstream_errors import NotAuthorized, from_connection_error, from_response, visible_headers
+from shared.model.running_usage import RunningUsageOption
+from shared.model.sse import CONNECTION_ERRORS, DRAIN_TIMEOUT_S, events
+from shared.model.stream_errors import error_status, has_usage, unwrapped
+from shared.model.upstream_errors import (
+    NotAuthorized,
+    ToolsRejected,
+    from_connection_error,
+    from_response,
+    visible_headers,
+)
 from shared.model.wire_json import parsed
 from shared.turns.ports import Plan, ServerEvent
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
+_NO_CONTENT = (204, 205)
 _UNREAD = {"X-Stainless-Raw-Response": "stream"}  # makes the SDK return the response with its body unread
 
 
@@ -55,7 +71,7 @@ class Endpoint:
         self._access = access
         self._token_provider = api_key if callable(api_key) else None
         self._clock = clock
-        self._counts_tokens = False
+        self._running_usage = RunningUsageOption()
         self.name = urlsplit(url).netloc
 
     async def send(
@@ -64,8 +80,8 @@ class Endpoint:
         """The response headers, and the answer's events, readable until `stack` is closed. Raises InvalidRequest if
         the service rejects the prompt, else UpstreamFailure, also while reading."""
         streamed = bool(body.get("stream"))
-        if self._counts_tokens and streamed and not plan.forwarded:
-            body = {**body, "timings_per_token": True}  # so that the cost of a stopped answer is known
+        if streamed:
+            body = self._running_usage.added_to(body, forwarded=plan.forwarded)
         headers = {**_UNREAD, "x-ms-client-request-id": call_id}
         try:
             response = await self._client.post(
@@ -81,11 +97,16 @@ class Endpoint:
             log.warning("call %s: %s: %s", call_id, self.name, type(cause or error).__name__)
             raise from_connection_error(cause) from error
         stack.push_async_callback(response.aclose)
+        if response.status_code in _NO_CONTENT:
+            raise self._failure(plan, call_id, response, response.status_code, b"")
         answer = _reading(events(response, self._clock))
-        self._counts_tokens = response.headers.get("server") == "llama.cpp"
         first = await _first(answer)
-        if first and (status := error_status(first[-1].data)):
-            raise self._failure(plan, call_id, response, status, first[-1].data)
+        opening = first[-1] if first else ServerEvent()
+        if streamed:
+            self._running_usage.recognise(response.headers, opening.data)
+        status = error_status(opening.data, opening.name)
+        if status and not await self._reports_usage(first, answer):
+            raise self._failure(plan, call_id, response, status, opening.data)
         return visible_headers(response.headers), _chained(first, answer)
 
     def _failure(self, plan: Plan, call_id: str, response: httpx2.Response, status: int, body: bytes) -> ChatError:
@@ -93,9 +114,20 @@ class Endpoint:
         upstream = UpstreamResponse(status, visible_headers(response.headers), body)
         failure = from_response(upstream, plan.deployment, self._access, self._clock.now())
         log.warning("call %s: %s answered %s %s", call_id, self.name, status, read_error(body).kind)
-        if not isinstance(failure, NotAuthorized):  # callers must not see errors about the app's own credentials
+        if _is_for_callers(failure, status):
             failure.upstream = upstream
         return failure
+
+    async def _reports_usage(self, first: list[ServerEvent], answer: AsyncIterator[ServerEvent]) -> bool:
+        """True if an answer that begins with an error reports usage, now or in what follows, which is added to `first`.
+        Such an error is left to the reader, so that the call is settled."""
+        if has_usage(first[-1].data):
+            return True
+        with suppress(UpstreamFailure, TimeoutError):
+            async with self._clock.timeout_at(self._clock.monotonic() + DRAIN_TIMEOUT_S):
+                async for event in answer:
+                    first.append(event)  # noqa: PERF401  # kept if reading fails
+        return any(has_usage(event.data) for event in first)
 
     async def sign_in(self) -> str | None:
         """Get a token before the request, so that a failed sign-in is known not to be billed. None if the endpoint uses
@@ -121,12 +153,21 @@ class Endpoint:
         await self._client.close()
 
 
+def _is_for_callers(failure: ChatError, status: int) -> bool:
+    """False if the service's own response is about the app's credentials or account, or names a route that this app
+    does not have. Clients know the 429 of a rate limit, or of an account without credit; another status of these would
+    look like an error of theirs."""
+    if isinstance(failure, QuotaExhausted | RateLimited):
+        return status == failure.status
+    return not isinstance(failure, NotAuthorized | ToolsRejected)
+
+
 async def _first(answer: AsyncIterator[ServerEvent]) -> list[ServerEvent]:
-    """The events up to the first that is a JSON object. An error in it is handled like an HTTP error status."""
+    """The events up to the first that is a JSON object or an error. The error is handled like an HTTP error status."""
     first = []
     async for event in answer:
         first.append(event)
-        if isinstance(parsed(event.data), dict):
+        if unwrapped(parsed(event.data)) is not None or event.name == b"error":
             break
     return first
 

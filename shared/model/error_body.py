@@ -7,7 +7,7 @@ BerriAI/litellm#11696: JSON inside a string, sometimes with its quotation marks 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from json import JSONDecodeError, JSONDecoder
 from typing import Any
@@ -32,17 +32,22 @@ _WORDS_IN_STRUCTURE = re.compile(
     r"(?:\\?'(?P<single>(?:[^'\\]|\\.)+)'|\\?\"(?P<double>(?:[^\"\\]|\\[^\"])+)\\?\")"
 )
 _LOC = re.compile(r"\\?['\"]loc\\?['\"]\s*:\s*[\[(]([^\])]*)[\])]")
-_CODE = re.compile(r"\\?['\"](?P<name>code|type|param)\\?['\"]\s*:\s*\\?['\"](?P<value>[\w -]+)\\?['\"]")
+_CODE = re.compile(r"\\?['\"](?P<name>code|type|param|status)\\?['\"]\s*:\s*(\\?['\"])?(?P<value>[\w-]([\w -]*[\w-])?)")
+_STATUS = re.compile(r"[45][0-9]{2}")
+_STATUS_IN_WORDS = re.compile(r"\b(?:error|status) code:? ([45][0-9]{2})\b", re.IGNORECASE)  # the OpenAI SDK's words
+_ABSENT = ("none", "null")  # LiteLLM writes a missing param as "None"
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """`message`: plain words, or empty. `code`, `type`: as text, or empty. `param`: the field of the request that is at
-    fault; `fields`: the top-level names of all such fields. `inner`: Azure's `innererror`."""
+    """`message`: plain words, or empty. `code`, `type`: as text, or empty. `status`: the HTTP status it names, or 0.
+    `param`: the field of the request that is at fault; `fields`: the top-level names of all such fields. `inner`:
+    Azure's `innererror`."""
 
     message: str = ""
     code: str = ""
     type: str = ""
+    status: int = 0
     param: str | None = None
     fields: tuple[str, ...] = ()
     inner: Mapping[str, Any] = field(default_factory=dict)
@@ -57,11 +62,11 @@ def read_error(content: bytes) -> ErrorBody:
     """Never raises. Text in `message` is at most MAX_MESSAGE characters long."""
     value = storable(parsed(content))
     text = "" if content.strip() == b"null" else content.decode("utf-8", "replace")
-    read = _read(text if value is None else value, 0)
-    return replace(read, message=read.message[:MAX_MESSAGE])
+    error = _error_in(text if value is None else value, 0)
+    return replace(error, message=error.message[:MAX_MESSAGE])
 
 
-def _read(value: Any, depth: int) -> ErrorBody:
+def _error_in(value: Any, depth: int) -> ErrorBody:
     if depth < _MAX_DEPTH:
         match value:
             case str():
@@ -69,29 +74,29 @@ def _read(value: Any, depth: int) -> ErrorBody:
             case dict():
                 return _from_object(value, depth)
             case list():
-                return _joined([_read(item, depth + 1) for item in value[:3]])
+                return _joined([_error_in(item, depth + 1) for item in value[:3]])
     return ErrorBody()
 
 
 def _from_object(value: Mapping[str, Any], depth: int) -> ErrorBody:
     """The innermost words, code and type count: the outer ones are a gateway's."""
-    readings = [_read(value[name], depth + 1) for name in _WORDS if value.get(name)]
-    read = next((each for each in readings if each.message or each.fields), ErrorBody())
+    nested_errors = [_error_in(value[name], depth + 1) for name in _WORDS if value.get(name)]
+    nested = next((each for each in nested_errors if each.message or each.fields), ErrorBody())
     path = _names(value.get("loc"))
-    param, message = value.get("param"), read.message
-    if isinstance(param, str) and not _NAME.fullmatch(param):  # AQBot-Desktop/AQBot#93: the words are in it
+    code, param, message = _text(value.get("code")), _text(value.get("param")) or None, nested.message
+    if param and not _NAME.fullmatch(param):  # AQBot-Desktop/AQBot#93: the words are in it
         param, message = None, f"{message}: {param}".strip(": ")
-    param = param if isinstance(param, str) else None
     if path and message:
         message = _named(path, message)
     inner = value.get("innererror")
     return ErrorBody(
         message=message,
-        code=read.code or _text(value.get("code")),
-        type=read.type or _text(value.get("type")),
-        param=read.param or param or (path[-1] if path else None),
-        fields=read.fields or path[:1] or _top_level(param),
-        inner=read.inner or (inner if isinstance(inner, dict) else {}),
+        code=nested.code or code,
+        type=nested.type or _text(value.get("type")),
+        status=nested.status or _status(value.get("status"), code),
+        param=nested.param or param or (path[-1] if path else None),
+        fields=nested.fields or path[:1] or _top_level(param),
+        inner=nested.inner or (inner if isinstance(inner, dict) else {}),
     )
 
 
@@ -99,16 +104,17 @@ def _from_text(text: str, depth: int) -> ErrorBody:
     text = text.strip()[:_MAX_TEXT]
     if _HTML.match(text):
         return ErrorBody()
+    status = _status(*_STATUS_IN_WORDS.findall(text))
     if (structure := _embedded(text)) is not None:
-        read = _read(structure, depth + 1)
+        error = _error_in(structure, depth + 1)
     else:
-        read = _salvaged(text, depth) if _STRUCTURE.search(text) else ErrorBody()
-    if read.message or read.fields:
-        return read
+        error = _from_invalid_json(text, depth) if _STRUCTURE.search(text) else ErrorBody()
+    if error.message or error.fields:
+        return replace(error, status=error.status or status)
     pointer = _POINTER.search(text)
     path = tuple(name for name in pointer[1].split("/") if not name.isdigit()) if pointer else ()
     message = "" if text.startswith(("{", "[{", "[(")) else _PYDANTIC_INPUT.sub("", text)
-    return ErrorBody(message=message, param=path[-1] if path else None, fields=path[:1])
+    return ErrorBody(message=message, status=status, param=path[-1] if path else None, fields=path[:1])
 
 
 def _embedded(text: str) -> Any:
@@ -125,25 +131,31 @@ def _embedded(text: str) -> Any:
     return value if is_error else None
 
 
-def _salvaged(text: str, depth: int) -> ErrorBody:
+def _from_invalid_json(text: str, depth: int) -> ErrorBody:
     words = list(_WORDS_IN_STRUCTURE.finditer(text))
-    plain = [each for each in words if each["name"] == "msg"] or words
-    readings = [_read(re.sub(r"\\(['\"\\])", r"\1", each["single"] or each["double"]), depth + 1) for each in plain[:3]]
+    messages = [re.sub(r"\\(['\"\\])", r"\1", each["single"] or each["double"]) for each in _innermost(words)[:3]]
     paths = [_names(re.findall(r"\w+", each)) for each in _LOC.findall(text)]
-    codes = {each["name"]: each["value"] for each in _CODE.finditer(text)}
-    items = [
-        replace(read, message=_named(path, read.message), fields=read.fields or path[:1])
-        for read, path in zip(readings, paths or [()] * len(readings), strict=False)
-    ]
-    read = _joined(items)
-    param = read.param or (paths[0][-1] if paths and paths[0] else codes.get("param"))
-    return replace(
-        read,
-        code=read.code or codes.get("code", ""),
-        type=read.type or codes.get("type", ""),
-        param=param,
-        fields=read.fields or _top_level(param),
+    codes = {each["name"]: value for each in _CODE.finditer(text) if (value := _text(each["value"]))}
+    nested_errors = [_error_in(each, depth + 1) for each in messages]
+    error = _joined(
+        [
+            replace(each, message=_named(path, each.message), fields=each.fields or path[:1])
+            for each, path in zip(nested_errors, paths or [()] * len(nested_errors), strict=False)
+        ]
     )
+    param = error.param or (paths[0][-1] if paths and paths[0] else codes.get("param"))
+    return replace(
+        error,
+        code=error.code or codes.get("code", ""),
+        type=error.type or codes.get("type", ""),
+        status=error.status or _status(codes.get("status"), codes.get("code")),
+        param=param,
+        fields=error.fields or _top_level(param),
+    )
+
+
+def _innermost(words: list[re.Match[str]]) -> list[re.Match[str]]:
+    return [each for each in words if each["name"] == "msg"] or words
 
 
 def _joined(items: Sequence[ErrorBody]) -> ErrorBody:
@@ -156,7 +168,7 @@ def _joined(items: Sequence[ErrorBody]) -> ErrorBody:
 
 def _names(loc: Any) -> tuple[str, ...]:
     """The names in a pydantic location, without `body` and list indices."""
-    parts: Iterator[Any] = iter(loc if isinstance(loc, list) else (loc,))
+    parts = loc if isinstance(loc, list) else [loc]
     return tuple(part for part in parts if isinstance(part, str) and part != "body" and not part.isdigit())
 
 
@@ -169,4 +181,10 @@ def _top_level(param: str | None) -> tuple[str, ...]:
 
 
 def _text(value: Any) -> str:
-    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    return "" if text.lower() in _ABSENT else text
+
+
+def _status(*values: Any) -> int:
+    """The first HTTP status of an error among the values, or 0."""
+    return next((int(str(each)) for each in values if _STATUS.fullmatch(str(each))), 0)

@@ -48,6 +48,10 @@ class ModelService:
     def pause(self, deployment: str) -> float:
         return self._circuits.pause(deployment)
 
+    def max_output(self, deployment: str) -> int | None:
+        """The most output tokens of the deployment's model, if the service has named it in a refusal."""
+        return self._options.max_output(deployment)
+
     async def close(self) -> None:
         for endpoint in self._endpoints:
             await endpoint.close()
@@ -78,6 +82,7 @@ class ModelCall:
         self._endpoint: Endpoint | None = None
         self._exhausted: dict[Endpoint, UpstreamFailure] = {}  # not tried again by this call
         self.attempts = 0
+        self.maybe_billed = False
         self.headers: Mapping[str, str] = {}
 
     @property
@@ -112,6 +117,7 @@ class ModelCall:
             try:
                 return await self._try(endpoint)
             except UpstreamFailure as failure:
+                self.maybe_billed = failure.maybe_billed
                 self._circuits.failed(endpoint, self._plan.deployment, failure)
                 if failure.maybe_billed:
                     raise
@@ -131,13 +137,16 @@ class ModelCall:
             try:
                 token = await endpoint.sign_in()
                 self.attempts += 1
+                self.maybe_billed = True
                 self.headers, answer = await endpoint.send(self._plan, body, self._call_id, self._stack)
             except OptionRejected as rejection:
+                self.maybe_billed = False
                 rejected.append(body)
                 self._options.learn(rejection, self._plan, body)
                 if self._options.body(self._plan) in rejected:
                     raise
             except NotAuthorized as refusal:
+                self.maybe_billed = False
                 if renewed or not refusal.stale or not await endpoint.renew(token):
                     endpoint.log_refusal(refusal)
                     raise

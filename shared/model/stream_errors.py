@@ -1,49 +1,92 @@
 """Errors inside an answer with status 200: some services begin or end a stream with an error object."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
+from shared.model.error_body import read_error
+from shared.model.usage import usage_of
 from shared.model.wire_json import parsed
 
-# Parts of an error's code or type -> the HTTP status that services send with it.
+# Parts of an error's code or type, without "_" and "-" -> the HTTP status that services send with it.
 _STATUS_BY_WORD = {
-    "rate_limit": 429,
-    "insufficient_quota": 429,
-    "content_filter": 400,
-    "context_length": 400,
-    "exceed_context": 400,
-    "invalid_request": 400,
-    "bad_request": 400,
+    "ratelimit": 429,
+    "toomanyrequests": 429,
+    "insufficientquota": 429,
+    "throttl": 429,
+    "budgetexceeded": 429,
+    "contentfilter": 400,
+    "contentpolicy": 400,
+    "datainspection": 400,
+    "responsibleai": 400,
+    "moderation": 400,
+    "contextlength": 400,
+    "contextwindow": 400,
+    "exceedcontext": 400,
+    "invalidrequest": 400,
     "badrequest": 400,
+    "unprocessable": 422,
     "authentication": 401,
+    "permission": 403,
+    "notfound": 404,
     "overloaded": 503,
     "unavailable": 503,
     "timeout": 504,
 }
+_SUCCESS = (0, 200, "0", "200", "success", "ok")  # codes of an error object that every answer of some gateways has
+_STATUS = re.compile("[45][0-9]{2}")
 
 
-def error_in(chunk: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The error in an event or document: OpenAI's object, vLLM's (`object: error`), or plain text; else None."""
-    error = chunk.get("error")
-    if isinstance(error, dict) and error:
-        return error
-    if isinstance(error, str) and error:
-        return {"message": error, **{name: chunk[name] for name in ("code", "type") if name in chunk}}
-    return chunk if chunk.get("object") == "error" else None
+def unwrapped(value: Any) -> dict[str, Any] | None:
+    """The chunk, document or error of an event: a JSON object, the only one of a list (Gemini's errors), or one inside
+    an envelope of a gateway, such as {"code": 0, "data": {"choices": …}}. None if there is none."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, dict):
+        return None
+    if value.keys() & {"choices", "error"}:
+        return value
+    return next((each for each in value.values() if isinstance(each, dict) and "choices" in each), value)
 
 
-def error_status(data: bytes) -> int | None:
-    """The status of the error in an event; None if there is no error."""
-    chunk = parsed(data)
-    error = error_in(chunk) if isinstance(chunk, dict) else None
-    return None if error is None else _status_of(error)
+def is_error(value: Any, name: bytes = b"") -> bool:
+    """True if an event or document is an error: OpenAI's object, vLLM's (`object: error`), plain text, a bare object
+    with a status as its code, or whatever an event with the name `error` has. An error object without words and a
+    code beside choices is none, nor is one whose code is a success."""
+    if isinstance(value, dict) and "choices" in value and "error" not in value:  # most events
+        return False
+    chunk = unwrapped(value)
+    if chunk is None:
+        return name == b"error" and bool(value or value is None)
+    error, beside_choices = chunk.get("error"), "choices" in chunk
+    if error and isinstance(error, str | list):
+        return not (beside_choices and error in _SUCCESS)
+    if error and isinstance(error, dict):
+        named = [each for field, each in error.items() if each and not (beside_choices and field in ("type", "param"))]
+        return bool(named) and not (beside_choices and error.get("code") in _SUCCESS)
+    if beside_choices:
+        return False
+    has_status = bool(_STATUS.fullmatch(str(chunk.get("code")))) and isinstance(chunk.get("message"), str)
+    return chunk.get("object") == "error" or has_status or (name == b"error" and bool(chunk))
 
 
-def _status_of(error: Mapping[str, Any]) -> int:
-    """The status of an error object: a number in its fields, else the status by word, else 502."""
-    words = [str(error.get(name)) for name in ("status", "code", "type")]
-    for word in words:
-        if re.fullmatch(r"[45][0-9][0-9]", word):
-            return int(word)
-    return next((status for name, status in _STATUS_BY_WORD.items() if name in " ".join(words).lower()), 502)
+def error_status(data: bytes, name: bytes = b"") -> int | None:
+    """The status of the error in an event: the one that it names, else by its code or type, else 502. None if there is
+    no error."""
+    if not is_error(parsed(data), name):
+        return None
+    error = read_error(data)
+    if not error.status and not error.message:  # an error of nothing but a code
+        chunk = unwrapped(parsed(data)) or {}
+        inner = chunk["error"] if isinstance(chunk.get("error"), dict) else {}
+        if _STATUS.fullmatch(code := str(inner.get("code"))):
+            return int(code)
+    kind = re.sub(r"[\W_]", "", error.kind)
+    return error.status or next((status for word, status in _STATUS_BY_WORD.items() if word in kind), 502)
+
+
+def has_usage(data: bytes) -> bool:
+    """True if an event reports usage, itself or in a choice."""
+    chunk = unwrapped(parsed(data)) or {}
+    choices = chunk.get("choices")
+    reports = [chunk, *(choices if isinstance(choices, list) else [])]
+    return any(usage_of(each.get("usage")) for each in reports if isinstance(each, dict))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from shared.domain.clock import Clock
-from shared.domain.limits import OTHERS, TOTAL, Budget, Counter, Limit, Limits, RateStatus, minute_of
+from shared.domain.limits import ANONYMOUS, OTHERS, TOTAL, Budget, Counter, Limit, Limits, RateStatus, minute_of
 from shared.domain.principal import Principal
 from shared.storage.ledger import Ledger
 
@@ -34,7 +34,8 @@ class LimitReports:
         """Those that are set by name, and those of the other callers of this month: the total first."""
         counters = {counter.name: counter for counter in await self._ledger.counters(self._clock.now().date())}
         others = self._limits.by_name.get(OTHERS)
-        names = {*self._limits.by_name, *(name for name in counters if others and name.startswith("key:"))} - {OTHERS}
+        callers = counters.keys() - {TOTAL, ANONYMOUS} if others else set()
+        names = (self._limits.by_name.keys() | callers) - {OTHERS}
         limits = [self._limits.by_name.get(name) or self._limits.own(Principal(name)) for name in names]
         uses = [self._use(limit, counters.get(limit.name)) for limit in limits if limit]
         return sorted(uses, key=lambda use: (use.limit.name != TOTAL, use.limit.name))

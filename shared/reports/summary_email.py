@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.domain.budget_costs import PER_DAY, PER_MONTH, BudgetCost
+from shared.domain.budget_costs import BudgetCost
 from shared.domain.daily import DailySummary, Figures
+from shared.domain.limits import PER_DAY, PER_MONTH
 from shared.reports.tables import MAX_ROWS, Row, caller_name, model_name, tables
 from shared.reports.wording import change, change_in_words, dollars, month_name, pluralize
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import reduce
 
-from shared.domain.budget_costs import PER_DAY
 from shared.domain.daily import ANONYMOUS_CALLER, DailySummary, Figures, UsageBreakdown
-from shared.domain.limits import ANONYMOUS, TOTAL
+from shared.domain.limits import ANONYMOUS, PER_DAY, TOTAL
 from shared.reports.wording import approximate, decimals, exact, month_name, pluralize, short_date
 
 MAX_ROWS = 20  # per table; mail clients truncate long emails

@@ -13,7 +13,7 @@ import orjson
 from shared.domain.calls import Call, Rates, State, Usage
 
 _USAGE = ("prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens")
-_RARE_USAGE = ("audio_prompt_tokens", "audio_completion_tokens", "unpriced_tokens")  # absent if zero
+_RARE_USAGE = ("audio_prompt_tokens", "audio_completion_tokens", "unpriced_kinds")  # absent if zero
 USAGE_COLUMNS = (*_USAGE, *_RARE_USAGE)
 _RATES = ("input", "cached_input", "cache_write", "output", "audio_input", "audio_output")  # absent if unknown
 
@@ -82,8 +82,8 @@ def _time(value: str | None) -> datetime | None:
 
 
 def _rates_text(rates: Rates) -> str:
-    known = {name: rate for name in _RATES if (rate := getattr(rates, name)) is not None}
-    return json_text({name: _amount(rate) for name, rate in known.items()})
+    amounts = {name: _amount(getattr(rates, name)) for name in _RATES}
+    return json_text({name: amount for name, amount in amounts.items() if amount is not None})
 
 
 def _amount(value: Decimal | None) -> str | None:

@@ -13,7 +13,7 @@ from shared.domain.limits import Counter
 Row = dict[str, Any]
 
 _PREFIX = "!"  # sorts before the keys of calls
-_AMOUNTS = ("spent", "held", "day_spent", "day_held")
+_AMOUNTS = ("spent", "held", "running", "day_spent", "day_held", "day_running")
 _COUNTS = ("minute_tokens", "minute_requests")
 
 
@@ -48,6 +48,8 @@ def to_counter(row: Row) -> Counter:
         held=Decimal(row["held"]),
         day_spent=Decimal(row["day_spent"]),
         day_held=Decimal(row["day_held"]),
+        running=Decimal(row["running"]),
+        day_running=Decimal(row["day_running"]),
         minute_tokens=row["minute_tokens"],
         minute_requests=row["minute_requests"],
         etag=row["etag"],

@@ -8,10 +8,10 @@ partition runs at a time; changes that wait meanwhile go into the next one toget
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, datetime
 
 from shared.domain.calls import Call, LedgerEntry
 from shared.domain.clock import Clock
@@ -19,7 +19,7 @@ from shared.domain.limits import Counter, Limit, value_of
 from shared.domain.refusals import refusal
 from shared.errors import ChatError, StorageUnavailable, VersionConflict
 from shared.storage.counter_rows import COUNTERS, counter_keys, from_counter, limits_partition, to_counter
-from shared.storage.ledger_rows import from_entry
+from shared.storage.ledger_rows import from_entry, ledger_keys, to_entry
 from shared.storage.tables import Table, Write
 from shared.turns.ports import LaterDay
 
@@ -38,8 +38,10 @@ class _Change:
 
     plan: Callable[[Counters], tuple[Sequence[LedgerEntry], dict[str, Counter]]]
     names: tuple[str, ...]
+    calls: frozenset[str]  # their ids
     done: asyncio.Future[list[LedgerEntry]]
-    attempts: int = 0
+    stored: Callable[[], Awaitable[list[LedgerEntry]]] | None = None  # reads the row of a new call: [] if there is none
+    attempts: int = 0  # that may be committed: the SDK sends a transaction again whose answer is lost
 
     def succeed(self, entries: list[LedgerEntry]) -> None:
         if not self.done.done():  # the turn may be cancelled
@@ -58,6 +60,9 @@ class _Group:
     counters: dict[str, Counter] = field(default_factory=dict)  # those that change
 
     def has_room(self, change: _Change) -> bool:
+        """False if the transaction would be too large, or have a row twice, which storage refuses."""
+        if any(other.calls & change.calls for other, _ in self.changes):
+            return False
         entries = sum(len(entries) for _, entries in self.changes)
         return entries + 2 + len(self.counters.keys() | set(change.names)) <= MAX_WRITES  # 2: a retry's
 
@@ -93,23 +98,33 @@ class LimitedCalls:
                 raised, changed = _raised(*replaces, counters)
                 entries.append(raised)
             before = {limit.name: changed.get(limit.name) or counters[limit.name] for limit in limits}
-            minute = max(filter(None, (call.minute, *(counter.minute for counter in before.values()))))
+            minute = _minute(call, before.values())
             if minute.date() > call.day:
                 raise LaterDay(minute)
-            for limit in limits:
-                counter = before[limit.name].at(minute)
-                if error := refusal(limit, counter, call, self._clock.now()):
-                    raise error
-                changed[limit.name] = counter.opened(call, minute)
+            checked = [(limit, before[limit.name].at(minute)) for limit in limits]
+            if error := refusal(checked, call, self._clock.now()):
+                raise error
+            changed |= {limit.name: counter.opened(call, minute) for limit, counter in checked}
             entries.append(replace(entry, limits=tuple(before), minute=minute))
             return entries, changed
 
         names = {limit.name for limit in limits} | set(replaces[0].limits if replaces else ())
-        return (await self._month(call.day).change(plan, tuple(names)))[-1]
+
+        async def stored() -> list[LedgerEntry]:
+            row = await self._table.get(*ledger_keys(call, entry.session_id, entry.turn))
+            return [to_entry(row)] if row else []
+
+        calls = frozenset((call.id, *((replaces[1].id,) if replaces else ())))
+        return (await self._month(call.day).change(plan, tuple(names), calls, stored))[-1]
 
     async def raise_row(self, entry: LedgerEntry, call: Call) -> None:
         """Raise a row that was read to the call's state, and its counters by the difference."""
-        await self._month(entry.call.day).change(lambda counters: _raised_alone(entry, call, counters), entry.limits)
+
+        def plan(counters: Counters) -> tuple[Sequence[LedgerEntry], dict[str, Counter]]:
+            raised, changed = _raised(entry, call, counters)
+            return [raised], changed
+
+        await self._month(entry.call.day).change(plan, entry.limits, frozenset((call.id,)))
 
     def known_refusal(self, limits: Sequence[Limit], call: Call) -> ChatError | None:
         """Why the call would be refused, as far as this process knows from counters that are fresh."""
@@ -132,12 +147,16 @@ class LimitedCalls:
 
     def _month(self, day: date) -> "_Month":
         first = day.replace(day=1)
-        if first not in self._months:
-            self._months[first] = _Month(self._table, self._clock, first)
-            for old in sorted(self._months)[:-_MONTHS]:
-                if not self._months[old].busy:
-                    del self._months[old]
-        return self._months[first]
+        month = self._months.setdefault(first, _Month(self._table, self._clock, first))
+        for old in sorted(self._months.keys() - {first})[: 1 - _MONTHS]:
+            if not self._months[old].busy:
+                del self._months[old]
+        return month
+
+
+def _minute(call: Call, counters: Iterable[Counter]) -> datetime:
+    """In which a limited call counts, in all its limits alike: its own, or the latest of their counters."""
+    return max(filter(None, (call.minute, *(counter.minute for counter in counters))))
 
 
 def _raised(entry: LedgerEntry, call: Call, counters: Counters) -> tuple[LedgerEntry, dict[str, Counter]]:
@@ -145,13 +164,6 @@ def _raised(entry: LedgerEntry, call: Call, counters: Counters) -> tuple[LedgerE
     if entry.minute and value_of(entry.call) != value_of(call):
         changed = {name: counters[name].raised(entry.call, call, entry.minute) for name in entry.limits}
     return replace(entry, call=call), changed
-
-
-def _raised_alone(
-    entry: LedgerEntry, call: Call, counters: Counters
-) -> tuple[Sequence[LedgerEntry], dict[str, Counter]]:
-    raised, changed = _raised(entry, call, counters)
-    return [raised], changed
 
 
 class _Month:
@@ -172,29 +184,37 @@ class _Month:
         return self._worker is not None
 
     async def change(
-        self, plan: Callable[[Counters], tuple[Sequence[LedgerEntry], dict[str, Counter]]], names: tuple[str, ...]
+        self,
+        plan: Callable[[Counters], tuple[Sequence[LedgerEntry], dict[str, Counter]]],
+        names: tuple[str, ...],
+        calls: frozenset[str],
+        stored: Callable[[], Awaitable[list[LedgerEntry]]] | None = None,
     ) -> list[LedgerEntry]:
-        """Write what is planned; returns the entries as stored."""
-        change = _Change(plan, names, asyncio.get_running_loop().create_future())
+        """Write what is planned; returns the entries as stored. A new call that is refused at a later attempt may be
+        refused because of what it holds itself: then it is open."""
+        change = _Change(plan, names, calls, asyncio.get_running_loop().create_future(), stored)
         self._waiting.append(change)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
-        return await change.done
+        try:
+            return await change.done
+        except (ChatError, LaterDay):
+            if change.stored and change.attempts and (entries := await change.stored()):
+                return entries
+            raise
 
     def known_refusal(self, limits: Sequence[Limit], call: Call) -> ChatError | None:
-        for limit in limits:
-            counter = self.counters.get(limit.name)
-            if counter and call.minute and self._is_fresh(limit.name):
-                minute = max(call.minute, counter.minute or call.minute)
-                if minute.date() == call.day and (error := refusal(limit, counter.at(minute), call, self._clock.now())):
-                    return error
-        return None
+        counters = {limit: self.counters[limit.name] for limit in limits if limit.name in self.counters}
+        minute = _minute(call, counters.values())
+        if minute.date() > call.day:
+            return None
+        fresh = [(limit, each.at(minute)) for limit, each in counters.items() if self._is_fresh(each.name)]
+        return refusal(fresh, call, self._clock.now())
 
     async def read(self, name: str) -> Counter:
+        """The counter as stored."""
         row = await self._table.get(*counter_keys(name, self._first))
-        counter = to_counter(row) if row else Counter(name=name, month=self._first, since=self._clock.now())
-        self._keep(counter)
-        return counter
+        return to_counter(row) if row else Counter(name=name, month=self._first, since=self._clock.now())
 
     async def _work(self) -> None:
         try:
@@ -202,21 +222,26 @@ class _Month:
                 await self._let_others_write()
                 group = _Group()
                 while self._waiting and group.has_room(self._waiting[0]):
-                    await self._plan(self._waiting.popleft(), group)
+                    if not await self._plan(self._waiting[0], group):
+                        break
+                    self._waiting.popleft()
                 await self._write(group)
         finally:
             self._worker = None
 
-    async def _plan(self, change: _Change, group: _Group) -> None:
-        """Add the change to the group. A counter that is not fresh is read again before it refuses a call."""
+    async def _plan(self, change: _Change, group: _Group) -> bool:
+        """Add the change to the group. A counter that is not fresh is read again before it refuses a call. False if the
+        group must be written first, because it changes that counter."""
         try:
             await self._read(name for name in change.names if name not in self.counters)
             try:
                 entries, counters = change.plan(self.counters | group.counters)
             except (ChatError, LaterDay):
-                stale = [name for name in change.names if name not in group.counters and not self._is_fresh(name)]
+                stale = [name for name in change.names if not self._is_fresh(name)]
                 if not stale:
                     raise
+                if group.counters.keys() & stale:
+                    return False
                 await self._read(stale)
                 entries, counters = change.plan(self.counters | group.counters)
         except Exception as error:
@@ -224,6 +249,7 @@ class _Month:
         else:
             group.changes.append((change, entries))
             group.counters |= counters
+        return True
 
     async def _write(self, group: _Group) -> None:
         try:
@@ -261,24 +287,29 @@ class _Month:
             changes.remove(stale)
         else:
             self._pause_s = min(MAX_PAUSE_S, max(MIN_PAUSE_S, 2 * self._pause_s))
+            self._forget(group.counters)
             for change in changes:
                 change.attempts += 1
+        stored = {change for change, entries in group.changes if any(entry.etag for entry in entries)}
         for change in reversed(changes):
-            if change.attempts >= MAX_ATTEMPTS:
-                change.fail(StorageUnavailable("Too many calls change the same limits. Retry.", retry_after=1))
-            else:
+            if change.attempts < MAX_ATTEMPTS:
                 self._waiting.appendleft(change)
+            elif change in stored:  # its row may be the one that has changed: the caller reads it again
+                change.fail(conflict)
+            else:
+                change.fail(StorageUnavailable("Too many calls change the same limits. Retry.", retry_after=1))
 
     async def _let_others_write(self) -> None:
         """While others compete for the counters: pause, so that more changes go into each transaction, then read the
         counters, which have changed meanwhile."""
         if self._pause_s >= MIN_PAUSE_S:
             await self._clock.sleep(random.uniform(0, self._pause_s))  # noqa: S311 - not a secret
-            with suppress(StorageUnavailable):  # the transaction fails, too
+            with suppress(Exception):  # planning a change reads what is missing, and fails with the same error
                 await self._read({name for change in self._waiting for name in change.names})
 
     async def _read(self, names: Iterable[str]) -> None:
-        await asyncio.gather(*map(self.read, names))
+        for counter in await asyncio.gather(*map(self.read, names)):
+            self._keep(counter)
 
     def _keep(self, counter: Counter) -> None:
         self.counters[counter.name] = counter

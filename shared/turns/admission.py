@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import NoReturn
 
 from shared.domain.calls import Call, LedgerEntry, State
 from shared.domain.clock import Clock
@@ -23,20 +24,22 @@ _LATER_DAY = "later_day"  # reason of a call that is replaced by one of a later 
 class Admission:
     def __init__(self, ledger: Ledger, limits: Limits, clock: Clock) -> None:
         self._ledger = ledger
-        self.configured = limits
+        self.limits = limits
         self._clock = clock
 
-    def limits(self, principal: Principal) -> tuple[Limit, ...]:
+    def limits_of(self, principal: Principal) -> tuple[Limit, ...]:
         """The limits that the caller's calls count against."""
-        return self.configured.counted(principal)
+        return self.limits.counted(principal)
 
     def check(self, principal: Principal, call: Call, session: Session | None = None) -> None:
-        """Raises the refusal of a call that can't be opened, as far as it is known before anything is written."""
-        limits = self.configured.counted(principal)
-        check_possible(limits, call)
+        """Raises the refusal of a call that the limits never admit, or the session's budget."""
+        check_possible(self.limits.counted(principal), call)
         if session:
-            check_session(self.configured, session.totals, call)
-        if error := self._ledger.known_refusal(limits, call):
+            check_session(self.limits, session.totals, call)
+
+    def check_room(self, principal: Principal, call: Call) -> None:
+        """Raises the refusal of a call that can't be opened now, as far as it is known before anything is written."""
+        if error := self._ledger.known_refusal(self.limits.counted(principal), call):
             raise error
 
     async def open(
@@ -45,11 +48,11 @@ class Admission:
         turn: ReservedTurn,
         *,
         replaces: tuple[LedgerEntry, Call] | None = None,
-        on_refusal: Callable[[ChatError], None],
+        on_failure: Callable[[ChatError], None],
     ) -> LedgerEntry:
-        """Open the turn's call. On refusal, call `on_refusal` first: nothing was spent, so the caller need not wait.
-        Then mark the call as failed in the session, and in the ledger if storage failed; raise the error."""
-        limits, row = self.configured.counted(request.principal), None
+        """Open the turn's call, or mark it as failed in the session, and in the ledger if storage failed, and raise the
+        error. If storage failed, call `on_failure` first: nothing was spent, so the caller need not wait."""
+        limits, row, failure = self.limits.counted(request.principal), None, StorageUnavailable()
         while True:
             new = LedgerEntry(
                 call=turn.call, session_id=turn.session_id, turn=turn.number, caller=request.principal.name
@@ -59,27 +62,30 @@ class Admission:
                     row = await self._ledger.open(new, limits, replaces=replaces)
             except LaterDay as later:
                 replaces = None  # raised already
-                if await self._move(turn, later):
-                    continue
-                await self._refuse(request, turn, SessionBusy(), on_refusal)
-            except (VersionConflict, StorageUnavailable):
+                if error := await self._move(turn, later):
+                    await self._refuse(request, turn, error)
+                continue
+            except VersionConflict:
                 pass
+            except StorageUnavailable as error:
+                failure = error
             except ChatError as refusal:
-                await self._refuse(request, turn, refusal, on_refusal)
+                await self._refuse(request, turn, refusal)
             break
         if row is None:
             with suppress(StorageUnavailable):  # the row may exist: ours after a lost response, or a fence
                 row = await self._ledger.find(turn.call, turn.session_id, turn.number)
         if row and row.call.state is State.OPEN and self._clock.now() < turn.call.deadline:
             return row
-        failed = await self._fail(request, turn, StorageUnavailable(), on_refusal)
+        on_failure(failure)
+        failed = await self._fail(request, turn, failure)
         if row or self._clock.now() < failed.deadline:  # no row is inserted after the deadline
             await persist(failed, lambda: self._ledger.raise_call(row or new, failed), self._clock)
-        raise StorageUnavailable
+        raise failure
 
     def budgets(self, principal: Principal, entry: LedgerEntry, call: Call) -> tuple[Budget, ...]:
         """The caller's own budgets of which most is used, with the entry's call in its new state."""
-        own, counter = self.configured.own(principal), self._own_counter(principal, entry)
+        own, counter = self.limits.own(principal), self._own_counter(principal, entry)
         if own is None or counter is None or entry.minute is None:
             return ()
         budgets = counter.raised(entry.call, call, entry.minute).budgets(own)
@@ -87,32 +93,31 @@ class Admission:
 
     def rates(self, principal: Principal, entry: LedgerEntry) -> RateStatus | None:
         """What is left of the caller's own limits per minute; None if there are none."""
-        own, counter = self.configured.own(principal), self._own_counter(principal, entry)
+        own, counter = self.limits.own(principal), self._own_counter(principal, entry)
         return counter.rates(own, self._clock.now()) if own and counter else None
 
     def _own_counter(self, principal: Principal, entry: LedgerEntry) -> Counter | None:
-        own = self.configured.own(principal)
+        own = self.limits.own(principal)
         counted = own is not None and own.name in entry.limits
         return self._ledger.known_counter(own.name, entry.call.day) if own and counted else None
 
-    async def _move(self, turn: ReservedTurn, later: LaterDay) -> bool:
+    async def _move(self, turn: ReservedTurn, later: LaterDay) -> ChatError | None:
         """Replace the turn's call by one of the later day, because a row lies where its session looks for it. Returns
-        False if the turn has lost its session."""
+        why this is not possible: the turn has lost its session, or storage can't be reached."""
         call, minute = turn.call, later.minute
         moved = replace(call, id=uuid.uuid4().hex, day=minute.date(), minute=minute)
-        return await turn.replace_call(replace(call, state=State.FAILED, reason=_LATER_DAY), moved)
+        try:
+            replaced = await turn.replace_call(replace(call, state=State.FAILED, reason=_LATER_DAY), moved)
+        except StorageUnavailable as error:
+            return error
+        return None if replaced else SessionBusy()
 
-    async def _refuse(
-        self, request: Request, turn: ReservedTurn, error: ChatError, on_refusal: Callable[[ChatError], None]
-    ) -> None:
-        """Fail the call, which has no row, and raise the error."""
-        await self._fail(request, turn, error, on_refusal)
+    async def _refuse(self, request: Request, turn: ReservedTurn, error: ChatError) -> NoReturn:
+        """Fail the call, which has no row: this frees its session. Then raise the error."""
+        await self._fail(request, turn, error)
         raise error
 
-    async def _fail(
-        self, request: Request, turn: ReservedTurn, error: ChatError, on_refusal: Callable[[ChatError], None]
-    ) -> Call:
-        on_refusal(error)
+    async def _fail(self, request: Request, turn: ReservedTurn, error: ChatError) -> Call:
         failed, finished = replace(turn.call, state=State.FAILED, reason=error.code), self._clock.now()
         await turn.settle(failed, TurnResult(messages=request.messages, finish_reason="error", finished=finished))
         return failed

@@ -9,6 +9,7 @@ these steps and shows what breaks without each rule.
 import asyncio
 import logging
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from shared.domain.calls import Call, LedgerEntry, State
@@ -84,7 +85,7 @@ class Turns:
         run = self._running.get(session_id)
         if run is None or run.turn.number != number:
             return False
-        run.turn.stop.request()
+        run.stream.stop.request()
         await run.ended.wait()
         return True
 
@@ -107,11 +108,10 @@ class Turns:
                 _replay(turn, stream)
                 return
             run = _Run(request=request, turn=turn, stream=stream, deadline=deadline)
-            stream.on_stop = turn.stop.request
             if turn.session_id:
                 self._running[turn.session_id] = run
             try:
-                async with turn.renewing():
+                async with turn.renewing(stream.stop):
                     await self._call_and_settle(run)
             finally:
                 if turn.session_id and self._running.get(turn.session_id) is run:
@@ -124,17 +124,20 @@ class Turns:
             stream.fail(error)
 
     async def _call_and_settle(self, run: _Run) -> None:
-        """Call the model, retry at most once if the first call may have been billed, and settle the last call."""
+        """Call the model, retry at most once if the first call may have been billed, and settle the last call. A prompt
+        that is too long is shortened until the model takes it, or nothing more can be dropped."""
         entry = await self._open(run)
         if run.turn.session_id:
             run.stream.send(Started(run.turn.session_id, run.turn.number, entry.call.deployment))
         call, outcome = await self._call(run, entry)
-        if (plan := self._retry_plan(run, call, outcome)) and await self._retry(run, outcome, plan):
+        retried = False
+        while not retried and (plan := self._retry_plan(run, call, outcome)) and await self._retry(run, outcome, plan):
+            retried = not isinstance(call.error, ContextTooLong)
             call, outcome = await self._call(run, await self._open(run, replaces=(call.entry, outcome)))
         await self._settle(run, call, outcome)
 
     async def _open(self, run: _Run, replaces: tuple[LedgerEntry, Call] | None = None) -> LedgerEntry:
-        return await self._admission.open(run.request, run.turn, replaces=replaces, on_refusal=run.stream.fail)
+        return await self._admission.open(run.request, run.turn, replaces=replaces, on_failure=run.stream.fail)
 
     async def _call(self, run: _Run, entry: LedgerEntry) -> tuple[OpenCall, Call]:
         """Call the model. Returns the call and the outcome to settle."""
@@ -148,6 +151,13 @@ class Turns:
             if not isinstance(error, ChatError):
                 log.exception("call %s", entry.call.id)
             outcome = call.failed(error)
+        if outcome.cost is not None and outcome.worst_case is not None and outcome.cost > outcome.worst_case:
+            log.error(
+                "call %s: its cost of %s USD is above its worst case of %s USD",
+                outcome.id,
+                outcome.cost,
+                outcome.worst_case,
+            )
         self._call_log.record(call.record(plan, outcome, self._clock.now()))
         return call, outcome
 
@@ -155,7 +165,7 @@ class Turns:
         """Read the answer and send its deltas to the stream. Sets `call.error` if the answer is not complete."""
         answer = call.answer
         try:
-            async with self._clock.timeout_at(run.deadline), run.turn.stop.scope(), call.upstream as events:
+            async with self._clock.timeout_at(run.deadline), run.stream.stop.scope(), call.upstream as events:
                 rates = self._admission.rates(run.request.principal, call.entry)
                 run.stream.send(Opened(call.upstream.headers, rates))
                 async for event in events:
@@ -165,18 +175,18 @@ class Turns:
                     message = "The model's answer broke off. Retry the request."
                     raise answer.error or UpstreamError(message, maybe_billed=True)
         except TimeoutError:
-            if run.turn.stop.requested and self._clock.monotonic() < run.deadline:
+            if run.stream.stop.requested and self._clock.monotonic() < run.deadline:
                 call.stopped = not answer.complete
                 return
             message = f"The turn exceeded its timeout of {self._turn_timeout:g} s. Shorten the request, or retry later."
-            call.error = UpstreamTimeout(message, maybe_billed=call.upstream.attempts > 0)
+            call.error = UpstreamTimeout(message, maybe_billed=call.upstream.maybe_billed)
         except UpstreamFailure as error:
             call.error = error
         if answer.complete:
             call.error = None  # even if the connection failed after it
 
     def _read_event(self, run: _Run, call: OpenCall, event: ServerEvent) -> None:
-        piece, plan = call.answer.add(event.data), run.turn.plan
+        piece, plan = call.answer.add(event.data, event.name), run.turn.plan
         if piece is None or call.answer.error:
             return
         if piece.shown:
@@ -189,13 +199,13 @@ class Turns:
         """The plan for the retry; None if the failed call must not be retried: a delta may have reached the caller, the
         answer is complete and only its usage is missing, or no time is left."""
         pause = self._model.pause(outcome.deployment)
-        if run.stream.delta_sent or call.answer.finish_reason is not None or run.turn.stop.requested:
+        if run.stream.delta_sent or call.answer.finish_reason is not None or run.stream.stop.requested:
             return None
         if self._clock.monotonic() + pause >= run.deadline:
             return None
         if isinstance(call.error, ContextTooLong):
-            return run.turn.plan.shortened()
-        if isinstance(call.error, UpstreamFailure) and outcome.state is State.UNACCOUNTED:
+            return run.turn.plan.shortened(call.error.limit)
+        if isinstance(call.error, UpstreamFailure) and not call.error.final and outcome.state is State.UNACCOUNTED:
             return run.turn.plan
         return None
 
@@ -208,7 +218,9 @@ class Turns:
                 return False
         except StorageUnavailable:
             return False
-        await self._clock.sleep(self._model.pause(outcome.deployment))
+        with suppress(TimeoutError):  # stopped: the new call is not sent
+            async with run.stream.stop.scope():
+                await self._clock.sleep(self._model.pause(outcome.deployment))
         return True
 
     async def _settle(self, run: _Run, call: OpenCall, outcome: Call) -> None:
@@ -222,14 +234,22 @@ class Turns:
             finished=self._clock.now(),
             extras=call.answer.extras,
         )
+        if call.stopped:
+            _end_stopped(run, call)
         settled = await run.turn.settle(outcome, result)
         if call.error:
             run.stream.fail(call.error)
         else:
             document = call.answer.document() if run.turn.plan.forwarded else b""
             budgets = self._admission.budgets(run.request.principal, call.entry, outcome)
-            run.stream.send(Answer(*settled, document, budgets) if settled else Metered(document))
+            run.stream.send(Answer(*settled, document, budgets) if settled else Metered(document, outcome.cost))
         await persist(outcome, lambda: self._ledger.raise_call(call.entry, outcome), self._clock)
+
+
+def _end_stopped(run: _Run, call: OpenCall) -> None:
+    ending = ServerEvent(call.answer.stop())
+    if run.turn.plan.forwarded:
+        run.stream.send(Delta({}, ending))
 
 
 def _replay(replay: Replay, stream: TurnStream) -> None:

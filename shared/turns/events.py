@@ -1,13 +1,15 @@
 """A running turn as its caller sees it: a stream of events."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Self, TypeAlias
 
 from shared.domain.conversation import Session, Turn
 from shared.domain.limits import Budget, RateStatus
 from shared.turns.ports import ServerEvent
+from shared.turns.stopping import Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """A call without a session is settled. `data`: as in Answer."""
+    """A call without a session is settled. `data`: as in Answer; `cost`: USD, None if it is not known."""
 
     data: bytes
+    cost: Decimal | None
 
 
 Event: TypeAlias = Started | Opened | Delta | Answer | Metered
@@ -71,7 +74,7 @@ class TurnStream:
         self._deltas = deltas
         self.ended = False
         self.delta_sent = False  # a delta may have reached the caller
-        self.on_stop: Callable[[], None] | None = None  # once the turn is reserved
+        self.stop = Stop()
 
     def send(self, event: Event) -> None:
         if isinstance(event, Delta):
@@ -82,11 +85,6 @@ class TurnStream:
 
     def fail(self, error: Exception) -> None:
         self._queue.put_nowait(error)
-
-    def stop(self) -> None:
-        """Stop the turn, because its caller has gone."""
-        if self.on_stop:
-            self.on_stop()
 
     def __aiter__(self) -> Self:
         return self

@@ -56,7 +56,6 @@ class ReservedTurn(Protocol):
     """A turn with a call that can be opened. `plan` and `call` belong to its latest call."""
 
     plan: Plan
-    stop: Stop
 
     @property
     def session_id(self) -> str | None: ...
@@ -65,8 +64,8 @@ class ReservedTurn(Protocol):
     @property
     def call(self) -> Call: ...
 
-    def renewing(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Renew the lease while the block runs."""
+    def renewing(self, stop: Stop) -> contextlib.AbstractAsyncContextManager[None]:
+        """Renew the lease while the block runs. Requests a stop that another instance has written to the head."""
 
     async def settle(self, call: Call, result: TurnResult) -> tuple[Session, Turn] | None:
         """Raise the call in the session and write the turn's result. Returns both as the caller sees them, or None if
@@ -88,10 +87,9 @@ class SessionlessTurn:
     def __init__(self, call: Call, plan: Plan) -> None:
         self.call = call
         self.plan = plan
-        self.stop = Stop()
 
     @contextlib.asynccontextmanager
-    async def renewing(self) -> AsyncIterator[None]:
+    async def renewing(self, stop: Stop) -> AsyncIterator[None]:
         yield
 
     async def settle(self, call: Call, result: TurnResult) -> None:
@@ -119,7 +117,6 @@ class LeasedTurn:
         self.session = session
         self.turn = turn
         self.plan = plan
-        self.stop = Stop()
 
     @property
     def session_id(self) -> str:
@@ -134,9 +131,9 @@ class LeasedTurn:
         return self.turn.call
 
     @contextlib.asynccontextmanager
-    async def renewing(self) -> AsyncIterator[None]:
+    async def renewing(self, stop: Stop) -> AsyncIterator[None]:
         """Renew the lease every 10 s until the block ends or the lease is lost."""
-        task = asyncio.create_task(self._keep_renewing())
+        task = asyncio.create_task(self._keep_renewing(stop))
         try:
             yield
         finally:
@@ -210,22 +207,21 @@ class LeasedTurn:
         self.session, self.turn = session, turn
         return True
 
-    async def _keep_renewing(self) -> None:
+    async def _keep_renewing(self, stop: Stop) -> None:
         while True:
             await self._clock.sleep(RENEWAL_S)
             async with self._lock:
                 try:
-                    if not await self._renew():
+                    if not await self._renew(stop):
                         return
                 except StorageUnavailable:
                     log.warning("lease not renewed: storage can't be reached")
 
-    async def _renew(self) -> bool:
-        """Returns False if the lease is lost to another turn, recovery or an erasure. Finds a request to stop the turn,
-        which another instance has written to the head."""
+    async def _renew(self, stop: Stop) -> bool:
+        """Returns False if the lease is lost to another turn, recovery or an erasure."""
         while self.session.leased_to(self.turn.call):
             if self.session.stop == self.turn.number:
-                self.stop.request()
+                stop.request()
             renewed = replace(self.session, lease=lease_for(self.turn.call, self._clock.now()))
             try:
                 self.session = await self._sessions.renew(renewed)

@@ -40,10 +40,10 @@ class OpenCall:
         return self.failed(self.error) if self.error else self._unaccounted("no_usage")
 
     def _stopped(self, prices: Prices) -> Call:
-        """Settled if the service counted tokens as it generated them; free if no request was sent."""
+        """Settled if the service counted tokens as it generated them; free if no request can have been billed."""
         if self.answer.running_usage_is_exact and self.answer.running_usage:
             return self._settled(self.answer.running_usage, prices)
-        if not self.upstream.attempts:
+        if not self.upstream.maybe_billed:
             return replace(self.entry.call, state=State.FAILED, reason=STOPPED)
         at_least = self._settled(self.answer.running_usage, prices).cost if self.answer.running_usage else None
         stopped = self._unaccounted(STOPPED)
@@ -52,6 +52,8 @@ class OpenCall:
     def _settled(self, usage: Usage, prices: Prices) -> Call:
         """At the price of the model and the service tier named in the answer."""
         opened, model = self.entry.call, self.answer.model
+        if self.first_token and not usage.completion_tokens:  # something was generated
+            usage = replace(usage, unpriced_kinds=usage.unpriced_kinds + 1)
         tier = self.answer.service_tier
         rates = prices.rates(opened.deployment, model, tier=tier, prompt_tokens=usage.prompt_tokens)
         return replace(

@@ -128,22 +128,27 @@ class AnswerReader(Protocol):
     service_tier: str | None
     extras: dict[str, Any]
     error: UpstreamError | None
-    running_usage: Usage | None
-    running_usage_is_exact: bool
 
     @property
     def usage(self) -> Usage | None: ...
+    @property
+    def running_usage(self) -> Usage | None: ...
+    @property
+    def running_usage_is_exact(self) -> bool: ...
     @property
     def finish_reason(self) -> str | None: ...
     @property
     def complete(self) -> bool:
         """True if the answer is complete, with or without usage."""
 
-    def add(self, data: bytes) -> Piece | None:
-        """Read one event's data. Returns None for the end of a stream, which is not passed on."""
+    def add(self, data: bytes, name: bytes = b"") -> Piece | None:
+        """Read one event. Returns None for what is not passed on: the end of a stream, a repeated document."""
 
     def end(self) -> None:
         """The response ended cleanly."""
+
+    def stop(self) -> bytes:
+        """The answer was stopped, and is complete as it is. Returns the event that ends its stream."""
 
     def message(self, *, empty_fields: bool = False) -> Message:
         """The assistant's message so far. `empty_fields`: with those that are null or empty in an answer that was not
@@ -171,7 +176,7 @@ class Dialect(Protocol):
         """A reader for the answer to this request."""
 
 
-def _no_shorter_plan() -> "Plan | None":
+def _no_shorter_plan(limit: int | None) -> "Plan | None":
     return None
 
 
@@ -182,7 +187,7 @@ class Plan:
     deployment: str
     dialect: Dialect
     body: Mapping[str, Any]  # the request without the model's name
-    forwarded: bool  # the body is the caller's: only its maximum may be renamed
+    forwarded: bool  # the body is the caller's; model/options.py lists what may change in it
     added: frozenset[str]  # fields of the body that this app added
     prompt_bound: int  # tokens
     max_tokens: int  # of all the answer's choices together
@@ -190,7 +195,8 @@ class Plan:
     stored_answer_tokens: int  # the answer size that must fit into the turn's row
     window_start: int = 0
     past_tokens: int | None = None  # see Turn
-    shortened: Callable[[], "Plan | None"] = _no_shorter_plan  # half of the past turns; None: none to drop
+    # At most half of the past turns, and no more than fit into a context window of so many tokens; None: none to drop.
+    shortened: Callable[[int | None], "Plan | None"] = _no_shorter_plan
 
     @property
     def streamed(self) -> bool:
@@ -201,11 +207,13 @@ class ModelCall(Protocol):
     """One model call; leaving the block ends it. Entering raises UpstreamFailure, or InvalidRequest if the service
     rejects the prompt; iterating raises UpstreamFailure if the answer is cut off.
 
-    Iterating yields the events of a stream, or one with the whole document. `endpoint` (the last one tried) and
-    `attempts` are valid for every outcome; `headers` are the response headers that callers may see.
+    Iterating yields the events of a stream, or one with the whole document. `endpoint` (the last one tried), `attempts`
+    and `maybe_billed` (by the latest attempt) are valid at any time; `headers` are the response headers that callers
+    may see.
     """
 
     attempts: int
+    maybe_billed: bool
     headers: Mapping[str, str]
 
     @property

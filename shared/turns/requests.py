@@ -1,4 +1,4 @@
-"""The two kinds of request: this app composes the prompt, or it forwards the caller's body unchanged.
+"""The two kinds of request: this app composes the prompt, or it forwards the caller's body.
 
 Each plans its model call: the body, an upper bound on its tokens, and what it adds to the session.
 """
@@ -104,8 +104,10 @@ class ComposedRequest:
         return self._plan(history, history.window(limits.context_tokens - max_tokens), max_tokens)
 
     def _plan(self, history: History, window: Window, max_tokens: int) -> Plan:
-        def shortened() -> Plan | None:
+        def shortened(limit: int | None) -> Plan | None:
             shorter = history.halved(window)
+            if shorter and limit and limit > max_tokens:
+                shorter = max(shorter, history.window(limit - max_tokens), key=lambda each: each.first)
             return self._plan(history, shorter, max_tokens) if shorter else None
 
         body = self.dialect.compose(window.messages, max_tokens=max_tokens, options=self.options)
@@ -127,9 +129,9 @@ class ComposedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardedRequest:
-    """A request with the caller's own body; only the model's name is set. `max_tokens`: the total of all choices, or
-    the largest possible total; `requested_max_tokens`: the maximum in the body, if there is one; `added`: the fields of
-    the body that this app added. A session stores only what the request adds to it."""
+    """A request with the caller's own body; model/options.py lists what may change in it. `max_tokens`: the total of
+    all choices, or the largest possible total; `requested_max_tokens`: the maximum in the body, if there is one;
+    `added`: the fields of the body that this app added. A session stores only what the request adds to it."""
 
     principal: Principal
     dialect: Dialect

@@ -80,7 +80,7 @@ class Reservations:
             session, turns = await self._sessions.read(session_id)
             if session is None:
                 planned_new = planned_new or self._planned(request, self._new_session(request, session_id), [])
-                return await self._commit(planned_new, record)
+                return await self._commit(request, planned_new, record)
             if not session.visible_to(request.principal.name):
                 raise SessionNotFound
             if session.expired(self._clock.now()) and not session.deletion:
@@ -93,7 +93,8 @@ class Reservations:
                 if answered and (current := await self._sessions.head(session_id)):
                     return Replay(current, answered)
             if session.lease is None:
-                return await self._commit(self._planned(request, self._with_deployment(session), turns), record)
+                planned = self._planned(request, self._with_deployment(session), turns)
+                return await self._commit(request, planned, record)
             if session.busy(now := self._clock.now()):
                 raise SessionBusy(math.ceil((session.lease.until - now).total_seconds()))
             await self._recovery.free(session)
@@ -103,6 +104,7 @@ class Reservations:
         plan = request.plan_without_session()
         call = self.new_call(request.principal, plan)
         self._admission.check(request.principal, call)
+        self._admission.check_room(request.principal, call)
         return SessionlessTurn(call, plan)
 
     def new_call(self, principal: Principal, plan: Plan, *, reference: str | None = None, step: int = 0) -> Call:
@@ -118,7 +120,7 @@ class Reservations:
             deployment=plan.deployment,
             worst_case=worst_case(plan.prompt_bound, plan.max_tokens, rates, audio=audio) if rates else None,
             max_tokens=plan.prompt_bound + plan.max_tokens,
-            minute=minute_of(now) if self._admission.limits(principal) else None,
+            minute=minute_of(now) if self._admission.limits_of(principal) else None,
             reference=reference,
             step=step,
         )
@@ -130,6 +132,7 @@ class Reservations:
         planned = self._planned(request, self._new_session(request, session_id), [])
         record = new_record(request)
         if record is None:
+            self._admission.check_room(request.principal, planned.turn.call)
             return session_id, planned
         check_first_key(request)
         session_id, stored = await self._sessions.first_session(record, session_id)
@@ -180,8 +183,9 @@ class Reservations:
             return replace(session, deployment=self._limits.deployment)
         return session
 
-    async def _commit(self, planned: _Planned, record: IdempotencyRecord | None) -> LeasedTurn:
+    async def _commit(self, request: Request, planned: _Planned, record: IdempotencyRecord | None) -> LeasedTurn:
         session, turn = await self._retention.enter(planned.session), planned.turn
+        self._admission.check_room(request.principal, turn.call)  # not before: a stored answer is given without room
         if record:
             record = replace(record, turns=(*record.turns, turn.number))
         try:
@@ -194,7 +198,7 @@ class Reservations:
                     raise SessionBusy from None
                 raise
             session, turn = stored, stored_turn
-        return LeasedTurn(self._sessions, self._clock, self._admission.configured, session, turn, planned.plan)
+        return LeasedTurn(self._sessions, self._clock, self._admission.limits, session, turn, planned.plan)
 
 
 def call_lifetime(turn_timeout: float) -> timedelta:

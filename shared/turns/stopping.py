@@ -1,8 +1,9 @@
 """Stopping a running turn."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 
 class Stop:
@@ -11,11 +12,21 @@ class Stop:
     def __init__(self) -> None:
         self.requested = False
         self._scope: asyncio.Timeout | None = None
+        self._watcher: asyncio.Task[None] | None = None
 
     def request(self) -> None:
         self.requested = True
         if self._scope and not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())
+
+    def request_after(self, event: Coroutine[Any, Any, object]) -> None:
+        """Request the stop once the coroutine returns."""
+
+        async def watch() -> None:
+            await event
+            self.request()
+
+        self._watcher = asyncio.create_task(watch())
 
     @asynccontextmanager
     async def scope(self) -> AsyncIterator[None]:

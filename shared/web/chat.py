@@ -5,13 +5,14 @@ from datetime import timedelta
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.principal import Principal
-from shared.errors import InvalidRequest
 from shared.services import Services
 from shared.turns.events import Answer, Delta, Event, Started
 from shared.turns.requests import ComposedRequest
 from shared.web.answers import chat_answer
 from shared.web.contract.chat import ChatRequest, ErrorEvent, StartEvent
 from shared.web.http import (
+    check_disconnect,
+    disconnected,
     error_fields,
     event_stream,
     idempotency_key,
@@ -27,9 +28,7 @@ from shared.web.http import (
 async def post_chat(request: Request, app: Services, principal: Principal) -> Response:
     chat = validated(ChatRequest, await read_body(request, app.settings.turns.max_message_bytes))
     streamed = chat.stream or "text/event-stream" in request.headers.get("accept", "")
-    if chat.on_disconnect == "stop" and not streamed:
-        message = "Only a streamed turn can notice that its client goes away. Set stream to true."
-        raise InvalidRequest(message, param="on_disconnect")
+    stops = check_disconnect(chat.on_disconnect, streamed=streamed, param="on_disconnect")
     stream = app.turns.take_turn(
         ComposedRequest(
             principal=principal,
@@ -46,12 +45,12 @@ async def post_chat(request: Request, app: Services, principal: Principal) -> Re
         ),
         deltas=streamed,
     )
+    if stops:
+        stream.stop.request_after(disconnected(request))
     first = await anext(stream)  # errors until here have a status; a later error of a stream is its last event
     headers = {"idempotent-replayed": "true"} if isinstance(first, Started) and first.replayed else {}
     if streamed:
-        stop = chat.on_disconnect == "stop"
-        events = relay(first, stream, app.clock, write=_write, write_error=_write_error, stop_on_disconnect=stop)
-        return event_stream(events, headers)
+        return event_stream(relay(first, stream, app.clock, write=_write, write_error=_write_error), headers)
     answer = await stream.answer()
     return json_response(chat_answer(answer), headers=headers)
 

@@ -86,20 +86,30 @@ async def relay(
     *,
     write: Callable[[Event], bytes],
     write_error: Callable[[Exception], bytes],
-    stop_on_disconnect: bool = False,
 ) -> AsyncIterator[bytes]:
-    """The events of a turn as they arrive, beginning with `first`, and a comment after each 15 s without an event. The
-    turn goes on if the client goes away, or is stopped."""
+    """The events of a turn as they arrive, beginning with `first`, and a comment after each 15 s without an event."""
+    yield write(first)
     try:
-        yield write(first)
         async for event in _events_or_silence(stream, clock):
             if data := write(event) if event else _KEEP_ALIVE:
                 yield data
     except Exception as error:
         yield write_error(error)
-    finally:
-        if stop_on_disconnect and not stream.ended:
-            stream.stop()
+
+
+def check_disconnect(action: str, *, streamed: bool, param: str | None = None) -> bool:
+    """True if the turn is to be stopped when its client disconnects, False if it is to finish. `param`: the field with
+    the action, if that is not a header."""
+    if action == "stop" and not streamed:  # the platform does not report it
+        message = "Only a streamed request can be stopped when its client disconnects. Set stream to true."
+        raise InvalidRequest(message, param=param)
+    return action == "stop"
+
+
+async def disconnected(request: Request) -> None:
+    """Wait until the client of a request, whose body has been read, disconnects."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _events_or_silence(stream: TurnStream, clock: Clock) -> AsyncIterator[Event | None]:

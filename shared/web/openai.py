@@ -1,7 +1,7 @@
 """The OpenAI-compatible routes: OpenAI's and Azure OpenAI's wire format in and out, metered.
 
-A request is forwarded as it was sent, except that usage is always requested for a stream; the answer is returned as the
-service sent it. Without X-Session-Id the call is only in the ledger; with it the call is a turn of that session.
+A request is forwarded as it was sent, with the exceptions in model/options.py; the answer is returned as the service
+sent it. Without X-Session-Id the call is only in the ledger; with it the call is a turn of that session.
 """
 
 import functools
@@ -14,22 +14,22 @@ from typing import Any
 import orjson
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-from shared.domain.calls import Usage
-from shared.domain.conversation import STOPPED, Turn
 from shared.domain.limits import RateStatus
 from shared.domain.principal import Principal
-from shared.errors import BudgetExceeded, ChatError, InvalidRequest, LimitReached, QuotaExhausted
+from shared.errors import RATE_LIMIT, BudgetExceeded, ChatError, InvalidRequest, LimitReached, QuotaExhausted
 from shared.services import Services
 from shared.turns.events import Answer, Delta, Event, Metered, Opened, Started
 from shared.turns.requests import ForwardedRequest
+from shared.web.completion_replay import DONE, replay
 from shared.web.contract.completions import CompletionRequest
 from shared.web.http import (
+    check_disconnect,
+    disconnected,
     error_fields,
     event_stream,
     idempotency_key,
     json_bytes,
     json_error,
-    json_response,
     read_body,
     relay,
     session_id,
@@ -38,14 +38,10 @@ from shared.web.http import (
 )
 from shared.web.models import existing_deployment
 
-DISCONNECT_HEADER = "x-on-disconnect"
+DISCONNECT_HEADER = "x-on-disconnect"  # what happens to a turn whose client goes away
 SESSION_HEADER = "x-session-id"
-DONE = b"data: [DONE]\n\n"
-_STOPPED_CHUNK = (
-    b'data: {"object":"chat.completion.chunk","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
-)
 # OpenAI's, xAI's, OpenRouter's and Qwen's web search: each search has its own price, and usage does not count searches.
-_BILLED_BY_CALL = ("web_search_options", "search_parameters", "plugins", "enable_search")
+_BILLED_PER_USE = ("web_search_options", "search_parameters", "plugins", "enable_search")
 _ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # for people; SDKs go by the status
 
 
@@ -69,28 +65,30 @@ async def post_completion(request: Request, app: Services, principal: Principal)
     body = await read_body(request, app.settings.turns.max_request_bytes)
     completion = validated(CompletionRequest, body)
     streamed = bool(completion.stream)
+    stops = _stops(request, streamed=streamed)
     forwarded = _forwarded(request, app, principal, completion, body)
     run = app.turns.take_turn if forwarded.session_id else app.turns.call
     stream, headers, replayed = run(forwarded, deltas=streamed), dict[str, str](), False
+    if stops:
+        stream.stop.request_after(disconnected(request))
     async for event in stream:  # up to the answer, or to the first delta of a stream; errors until then have a status
         match event:
             case Started():
                 replayed = event.replayed
             case Opened():
                 headers.update(event.headers)
-                if event.rates:
+                if event.rates:  # without the service's, which are those of all callers
+                    headers = {name: each for name, each in headers.items() if not name.startswith(RATE_LIMIT)}
                     headers |= rate_headers(event.rates, (event.rates.resets_at - app.clock.now()).total_seconds())
             case Delta() if streamed and not replayed:
                 break
     wants_usage = bool(completion.stream_options and completion.stream_options.include_usage)
     if replayed and isinstance(event, Answer):
-        return _replay(event.turn, streamed=streamed, usage=wants_usage)
+        return replay(event.turn, streamed=streamed, usage=wants_usage)
     if streamed:
         write = functools.partial(_write, usage=wants_usage)
-        stop = _stops(request)
-        events = relay(event, stream, app.clock, write=write, write_error=_write_error, stop_on_disconnect=stop)
-        return event_stream(events, headers)
-    return Response(_answer_body(event), 200, headers, media_type="application/json")
+        return event_stream(relay(event, stream, app.clock, write=write, write_error=_write_error), headers)
+    return Response(_answer_body(event), 200, headers | _cost(event), media_type="application/json")
 
 
 def _forwarded(
@@ -100,15 +98,15 @@ def _forwarded(
     _check_price(body)
     session, added = request.headers.get(SESSION_HEADER), set[str]()
     requested = max(completion.max_tokens or 0, completion.max_completion_tokens or 0) or None
-    maximum = app.settings.turns.max_output(deployment)
+    maximum = app.max_output(deployment)
     forwarded_body = {name: value for name, value in body.items() if name != "model"}
     allowed = app.settings.limits.max_tokens(principal, session=session is not None)
     if allowed and requested and requested > allowed:
         raise InvalidRequest(f"max_tokens may be at most {allowed}.", param="max_tokens")
     if allowed and not requested:
-        forwarded_body["max_completion_tokens"] = requested = allowed
+        forwarded_body["max_completion_tokens"] = requested = min(allowed, maximum)
         added.add("max_completion_tokens")
-    if completion.stream:  # usage is always requested; its chunk is forwarded only if the caller requested it
+    if completion.stream:  # usage is requested; its chunk is forwarded only if the caller requested it
         forwarded_body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         added |= set() if completion.stream_options else {"stream_options"}
     forwarded = ForwardedRequest(
@@ -136,9 +134,12 @@ def _forwarded(
     )
 
 
-def _stops(request: Request) -> bool:
-    """True if the turn is to be stopped when the client goes away."""
-    return request.headers.get(DISCONNECT_HEADER, "finish").lower() == "stop"
+def _stops(request: Request, *, streamed: bool) -> bool:
+    """True if the call is to be stopped when the client goes away."""
+    value = request.headers.get(DISCONNECT_HEADER, "finish")
+    if value not in ("finish", "stop"):
+        raise InvalidRequest("X-On-Disconnect must be finish or stop.")
+    return check_disconnect(value, streamed=streamed)
 
 
 def _check_price(body: Mapping[str, Any]) -> None:
@@ -146,14 +147,14 @@ def _check_price(body: Mapping[str, Any]) -> None:
     if body.get("service_tier") not in (None, "auto", "default"):
         message = "Only the default service tier has known prices. Leave service_tier out."
         raise InvalidRequest(message, param="service_tier")
-    for name in _BILLED_BY_CALL:
-        if body.get(name):
-            message = f"{name} is billed by the call, which this app can't account for. Leave it out."
+    for name in _BILLED_PER_USE:
+        if body.get(name) not in (None, False, []):  # {} turns the search on, with its defaults
+            message = f"{name} is billed per use, which this app can't account for. Leave it out."
             raise InvalidRequest(message, param=name)
     tools = body.get("tools")
     for index, tool in enumerate(tools if isinstance(tools, list) else ()):
         if isinstance(tool, dict) and tool.get("type", "function") not in ("function", "custom"):
-            message = "Only function and custom tools are accepted: others are billed by the call."
+            message = "Only function and custom tools are accepted: others are billed per use."
             raise InvalidRequest(message, param=f"tools[{index}].type")
 
 
@@ -196,12 +197,16 @@ def _answer_body(event: Event) -> bytes:
     return event.data if isinstance(event, Answer | Metered) else b""
 
 
+def _cost(event: Event) -> dict[str, str]:
+    """The header with the call's cost in USD, if that is known."""
+    cost = event.turn.call.cost if isinstance(event, Answer) else event.cost if isinstance(event, Metered) else None
+    return {} if cost is None else {"x-cost-usd": format(cost, "f")}
+
+
 def _write(event: Event, *, usage: bool) -> bytes:
     match event:
         case Delta(_, sent, only_usage) if usage or not only_usage:
             return sse_frame(sent.data, sent.name)
-        case Answer(_, turn) if turn.finish_reason == STOPPED:
-            return _STOPPED_CHUNK + DONE
         case Answer() | Metered():
             return DONE
         case _:
@@ -224,56 +229,3 @@ def _openai_error(error: Exception, upstream_status: int | None = None) -> tuple
     if isinstance(error, QuotaExhausted | BudgetExceeded):
         kind = fields["code"] = QuotaExhausted.code
     return {**fields, "type": kind}, status, retry_after
-
-
-def _replay(turn: Turn, *, streamed: bool, usage: bool) -> Response:
-    """The stored answer as a response of the model service, with every field of its message."""
-    call, message = turn.call, turn.messages[-1]
-    filtered = turn.extras.get("content_filter", {})
-    choice = {"index": 0, "logprobs": turn.extras.get("logprobs"), "finish_reason": _finish_reason(turn)}
-    common = {
-        "id": f"chatcmpl-{call.id}",
-        "created": int(turn.started.timestamp()),
-        "model": call.model or call.deployment,
-    }
-    if "completion" in filtered:
-        choice["content_filter_results"] = filtered["completion"]
-    if "prompt" in filtered:
-        common["prompt_filter_results"] = filtered["prompt"]
-    tokens = openai_usage(turn.usage) if turn.usage else None
-    headers = {"idempotent-replayed": "true"} | ({"x-truncated": "true"} if turn.truncated else {})
-    if not streamed:
-        choice["message"] = message
-        completion = common | {"object": "chat.completion", "choices": [choice], "usage": tokens}
-        return json_response(completion, headers=headers)
-    calls = [{"index": at, **call} for at, call in enumerate(message.get("tool_calls") or ())]
-    delta = {**message, "tool_calls": calls} if calls else message
-    chunks: list[dict[str, Any]] = [{"choices": [choice | {"delta": delta}]}]
-    if usage and tokens:
-        chunks.append({"choices": [], "usage": tokens})
-    chunk = common | {"object": "chat.completion.chunk"}
-    frames = b"".join(sse_frame(json_bytes(chunk | content)) for content in chunks)
-    return Response(frames + DONE, 200, headers, media_type="text/event-stream")
-
-
-def _finish_reason(turn: Turn) -> str | None:
-    """OpenAI's clients know no turn that was stopped."""
-    return "stop" if turn.finish_reason == STOPPED else turn.finish_reason
-
-
-def openai_usage(usage: Usage) -> dict[str, Any]:
-    """Usage in the chat completions format."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cached_tokens,
-            "cache_write_tokens": usage.cache_write_tokens,
-            "audio_tokens": usage.audio_prompt_tokens,
-        },
-        "completion_tokens_details": {
-            "reasoning_tokens": usage.reasoning_tokens,
-            "audio_tokens": usage.audio_completion_tokens,
-        },
-    }

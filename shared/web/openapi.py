@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
-from shared.web.contract import chat, completions, fields, service, usage
+from shared.web.contract import chat, completions, fields, limits, service, usage
 
 JSON = dict[str, Any]
 _REF = "#/components/schemas/{model}"
@@ -24,6 +24,7 @@ _ANSWERS = (
     chat.ErrorEvent,
     service.HealthAnswer,
     chat.HistoryAnswer,
+    limits.LimitsAnswer,
     completions.ModelAnswer,
     completions.ModelsAnswer,
     chat.SessionAnswer,
@@ -50,15 +51,30 @@ _ERRORS = {
     413: "The body, or the turn with its answer, is too large.",
     415: "The body is not application/json, or is compressed.",
     422: "The Idempotency-Key was used with another request.",
-    429: "The model's rate limit is exceeded: wait Retry-After seconds. Or its account has no credit left.",
+    429: "A rate limit of the model or of this app is reached: wait Retry-After seconds. Or a budget is used up until"
+    " `resets_at`, or the model's account has no credit left: then x-should-retry is false.",
     500: "A bug or a wrong setting. The message contains the incident ID, which is also in the log.",
     502: "The model's answer broke off, or the email was rejected.",
     503: "Table storage or the model service can't be reached or rejects the app. Wait Retry-After seconds.",
     504: "The model's answer timed out.",
 }
+_REFUSAL_HEADERS = {
+    "Retry-After": ("integer", "Seconds to wait."),
+    "x-should-retry": ("string", "`false` if no retry can help before that."),
+}
+_RATE_HEADERS = {
+    f"x-ratelimit-{name}-{kind}": (json_type, description.format(kind=kind))
+    for kind in ("requests", "tokens")
+    for name, json_type, description in (
+        ("limit", "integer", "The caller's own limit of {kind} per minute."),
+        ("remaining", "integer", "The {kind} that are left in this minute."),
+        ("reset", "string", "Until the minute ends, such as `34s`."),
+    )
+}
 _CHAT: list[JSON] = [{"functionKey": []}, {"functionKey": [], "clientKey": []}]
 _CLIENT: list[JSON] = [{"clientKey": []}]
 _USAGE: list[JSON] = [{"usageKey": []}]
+_LIMITS: list[JSON] = [*_CHAT, {"functionKey": [], "usageKey": []}]
 _NAME = {"type": "string", "minLength": 1}
 _DATE = {"type": "string", "format": "date"}
 _DAYS = (400, 401, 500, 503)
@@ -107,6 +123,7 @@ def _paths() -> JSON:
     chunks = {"application/json": {"type": "object"}, "text/event-stream": _event(_text(_CHUNKS))}
     session_header = _parameter("X-Session-Id", "header", _matching(fields.SESSION_ID), required=False)
     completion = partial(_operation, content=chunks, keys=_CLIENT, errors=_TURN, body="CompletionRequest", proxied=True)
+    all_limits = partial(_operation, content=_json("LimitsAnswer"), errors=(401, 500, 503))
     models = partial(_operation, content=_json("ModelsAnswer"), keys=_CLIENT, errors=(401, 500))
     model = partial(_operation, content=_json("ModelAnswer"), keys=_CLIENT, errors=(401, 404, 500))
     version = _parameter("api-version", "query", {"type": "string"}, required=False)
@@ -159,6 +176,10 @@ def _paths() -> JSON:
                 errors=(401, 500),
             )
         },
+        "/api/limits": {
+            "get": all_limits("The caller's own limits and what is left of them; all with a usage key", keys=_LIMITS)
+        },
+        "/api/usage/limits": {"get": all_limits("All limits and what is left of them", keys=_USAGE)},
         "/api/usage/daily/{date}": {
             "get": _operation("The cost of a UTC day; today's so far", day, content=page, keys=_USAGE, errors=_DAYS)
         },
@@ -205,7 +226,10 @@ def _operation(
     error = {"content": {kind: {"schema": schema} for kind, schema in _json("ErrorAnswer").items()}}
     responses = {"200" if content else "204": success}
     responses |= {str(code): {"description": _ERRORS[code], **error} for code in sorted(errors)}
+    if 429 in errors:
+        responses["429"]["headers"] = _headers(_REFUSAL_HEADERS | (_RATE_HEADERS if proxied else {}))
     if proxied:
+        success["headers"] = _headers(_RATE_HEADERS)
         responses["default"] = {"description": "The model service's own error and status", **error}
     operation: JSON = {"summary": summary, "responses": responses}
     if keys:
@@ -215,6 +239,12 @@ def _operation(
     if body:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
     return operation
+
+
+def _headers(headers: Mapping[str, tuple[str, str]]) -> JSON:
+    return {
+        name: {"schema": {"type": kind}, "description": description} for name, (kind, description) in headers.items()
+    }
 
 
 def _json(model: str) -> JSON:

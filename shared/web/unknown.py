@@ -14,9 +14,13 @@ from shared.errors import ChatError, MethodNotAllowed, RouteNotFound
 from shared.web import http, openai
 from shared.web.openapi import document
 
-PREFIXES = ("api", "openai", "v1", "chat", "completions", "deployments", "embeddings", "models", "responses")
+PREFIXES = (
+    *("api", "openai", "v1", "chat", "completions", "deployments", "embeddings", "models", "responses"),
+    *("engines", "inference", "v1beta"),  # Azure OpenAI's before 2023, GitHub Models', Gemini's
+)
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")  # not OPTIONS: preflights have functions of their own
 MAX_SHOWN_PATH = 200  # characters
+_PAGES = [("/chat", "GET")]  # below PREFIXES; pages are not in the OpenAPI document
 
 
 def answer(request: Request) -> Response:
@@ -44,7 +48,7 @@ def _error(method: str, path: str, allowed: list[str], is_api: bool) -> ChatErro
 
 def _allowed(path: str) -> list[str]:
     """The methods of this path, compared as the platform compares."""
-    return [method for route, method in _routes() if _pattern(route).fullmatch(path)]
+    return [method for route, method in (*_routes(), *_PAGES) if _pattern(route).fullmatch(path)]
 
 
 @cache

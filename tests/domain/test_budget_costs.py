@@ -6,8 +6,8 @@ from decimal import Decimal
 
 import pytest
 
-from shared.domain.budget_costs import PER_DAY, PER_MONTH, BudgetCost, budget_costs, month_forecast
-from shared.domain.limits import Limit, Limits
+from shared.domain.budget_costs import BudgetCost, budget_costs, month_forecast
+from shared.domain.limits import PER_DAY, PER_MONTH, Limit, Limits
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 DAY = NOON.date()

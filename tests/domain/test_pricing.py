@@ -90,7 +90,7 @@ class TestCost:
         )
         assert Fraction(exact(usage, each)) == micro / 1_000_000
 
-    @pytest.mark.parametrize("kind", ["audio_prompt_tokens", "audio_completion_tokens", "unpriced_tokens"])
+    @pytest.mark.parametrize("kind", ["audio_prompt_tokens", "audio_completion_tokens", "unpriced_kinds"])
     def test_cost_is_unknown_if_a_kind_of_token_has_no_rate(self, kind: str) -> None:
         usage = Usage(prompt_tokens=100, completion_tokens=100)
         assert cost(usage, rates(1, 4)) is not None
@@ -158,13 +158,13 @@ class TestConfiguredPrices:
 class TestServiceTiers:
     PRICES = Prices({"chat": {DEFAULT_TIER: rates(1, 9), "priority": rates(2, 8)}}, {}, SystemClock())
 
-    @pytest.mark.parametrize("tier", [None, "", "default", "auto", "standard", "on_demand"])
+    @pytest.mark.parametrize("tier", [None, "", "default", "auto", "standard", "on_demand", "Default"])
     def test_default_tier_has_the_default_price(self, tier: str | None) -> None:
         assert self.PRICES.rates("chat", tier=tier) == rates(1, 9)
         assert prices_of({}, {}).rates("gpt-4.1", tier=tier) == prices_of({}, {}).rates("gpt-4.1") is not None
 
     def test_other_tier_has_only_its_configured_price(self) -> None:
-        assert self.PRICES.rates("chat", tier="priority") == rates(2, 8)
+        assert self.PRICES.rates("chat", tier="priority") == self.PRICES.rates("chat", tier="Priority") == rates(2, 8)
         assert self.PRICES.rates("chat", tier="flex") is None
         assert prices_of({}, {}).rates("gpt-4.1", tier="priority") is None
 
@@ -184,12 +184,17 @@ class TestListPrices:
         [
             *("DeepSeek-R1", "deepseek-chat", "grok-4", "grok-3-mini", "kimi-k2", "Kimi-K2-Thinking"),
             *("claude-sonnet-4-5", "claude-opus-4-1-20250805", "Mistral-Large-2411", "Llama-3.3-70B-Instruct"),
-            *("gpt-oss-120b", "mai-ds-r1", "model-router"),
+            *("gpt-oss-120b", "mai-ds-r1", "gpt-4.1-mini-2025-04-14.ft-0123abc", "ft:gpt-4o-mini-2024-07-18:acme"),
         ],
     )
     def test_other_makers_models_have_no_list_price(self, model: str) -> None:
         assert prices_of({}, {"chat": model}).rates("chat", model) is None
         assert prices_of({model: rates(1)}, {"chat": model}).rates("chat", model) == rates(1)
+
+    def test_router_has_no_list_price_although_it_names_the_model_that_answered(self) -> None:
+        assert prices_of({}, {"chat": "model-router"}).rates("chat", "gpt-5-nano-2025-08-07") is None
+        assert prices_of({}, {"chat": "model-router@2025-11-18"}).rates("chat", "gpt-5-nano-2025-08-07") is None
+        assert prices_of({"chat": rates(1)}, {"chat": "model-router"}).rates("chat", "gpt-5-nano") == rates(1)
 
     @pytest.mark.parametrize("model", ["gpt-5-search-api", "gpt-4o-search-preview", "o3-deep-research"])
     def test_models_that_bill_by_the_search_have_no_list_price(self, model: str) -> None:

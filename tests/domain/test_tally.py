@@ -104,7 +104,9 @@ def naive(rows: list[LedgerEntry]) -> Figures:
         callers={
             name: breakdown(one for one in settled_rows if (one.caller or ANONYMOUS_CALLER) == name) for name in callers
         },
-        costliest=tuple(SessionCost(cost=cost, session_id=session) for cost, session in ranked[:MAX_COSTLIEST]),
+        costliest=tuple(
+            SessionCost(cost=cost, session=session, is_reference=False) for cost, session in ranked[:MAX_COSTLIEST]
+        ),
     )
 
 
@@ -177,7 +179,7 @@ def test_sessions_with_a_common_id_prefix_are_counted_separately() -> None:
     figures = tallied(rows, one_shard=True)
 
     assert (figures.sessions, figures.turns, figures.calls) == (len(PREFIXES), 2 * len(PREFIXES), 2 * len(PREFIXES))
-    assert {one.session_id: one.cost for one in figures.costliest} == {
+    assert {one.session: one.cost for one in figures.costliest} == {
         session: 2 * (n + 1) for n, session in enumerate(PREFIXES)
     }
 
@@ -192,7 +194,7 @@ def test_call_without_a_session_counts_as_a_turn_of_no_session() -> None:
     figures = tallied([entry(DAY, None), entry(DAY, None), entry(DAY, "s")])
 
     assert (figures.turns, figures.sessions) == (3, 1)
-    assert [one.session_id for one in figures.costliest] == ["s"]
+    assert [one.session for one in figures.costliest] == ["s"]
 
 
 def test_ten_costliest_sessions_are_listed_across_shards() -> None:
@@ -263,8 +265,9 @@ def test_day_without_turns_has_averages_of_zero() -> None:
     assert Figures().cache_hit_rate == 0
 
 
-def test_session_is_labelled_by_its_hash() -> None:
-    assert SessionCost(cost=Decimal(1), session_id="secret").label == sha256_hex("secret")[:12]
+def test_session_is_labelled_by_its_reference_or_by_the_hash_of_its_id() -> None:
+    assert SessionCost(cost=Decimal(1), session="0123456789abcdef").label == "0123456789ab"
+    assert SessionCost(cost=Decimal(1), session="secret", is_reference=False).label == sha256_hex("secret")[:12]
 
 
 def test_week_average_covers_the_seven_days_before() -> None:

@@ -669,6 +669,7 @@ class TestRandomConversations:
 
 
 class TestThroughTheApp:
+    @pytest.mark.acceptance
     async def test_conversation_of_300_turns_stays_within_the_budget(
         self, serve: Serve, environ: dict[str, str], fake: AzureOpenAI
     ) -> None:

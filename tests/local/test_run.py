@@ -26,6 +26,7 @@ from local.environment import SettingsError, layered, settings_file
 from local.lock import Locked, hold
 from local.parts import free_port, plan, port_error
 from local.places import ROOT
+from local.run import example_commands
 from tests.support.loopback import MAX_WAIT_S
 
 
@@ -305,6 +306,13 @@ class TestPlan:
         file_settings = {"SYSTEM_PROMPT": "file", "CONTEXT_TOKENS": "2000"}
         _, environment = self.parts(tmp_path, file_settings, {"SYSTEM_PROMPT": "environ"})
         assert (environment["SYSTEM_PROMPT"], environment["CONTEXT_TOKENS"]) == ("environ", "2000")
+
+    @pytest.mark.parametrize("value", ["", '{"anonymous": {"usd_per_day": 0.0003}}'])
+    def test_limits_reach_the_app_and_have_a_printed_command(self, tmp_path: Path, value: str) -> None:
+        planned = plan({}, {"LIMITS": value}, tmp_path, 7071)
+        assert planned.parts[-1].environment.get("LIMITS", "") == value
+        commands = [line for line in example_commands("http://127.0.0.1:7071", planned) if "/api/limits " in line]
+        assert [planned.usage_key in command for command in commands if planned.usage_key] == ([True] if value else [])
 
     def test_email_goes_to_the_outbox_unless_another_provider_is_set(self, tmp_path: Path) -> None:
         assert self.parts(tmp_path, {}, {})[1]["OUTBOX_DIR"] == str(tmp_path / "outbox")

@@ -656,7 +656,7 @@ async def test_url_with_a_path_is_reported(network: TcpProxy, path: str) -> None
     done = await run_piped(f"{network.endpoint}{path}")
 
     assert (done.code, done.out) == (1, "")
-    assert f"The server at {network.endpoint}{path} is not the chat API: it has no {path}/api/" in done.err
+    assert f"The server at {network.endpoint}{path} is not the chat API (no route {path}/api/" in done.err
     assert "; check --url." in done.err
 
 

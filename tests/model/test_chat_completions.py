@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from shared.domain.calls import Usage
 from shared.model.completion import Completion
-from shared.model.usage import usage_of
+from shared.model.usage import _warn, usage_of
 from shared.turns.ports import Piece
-from shared.web.openai import openai_usage
+from shared.web.completion_replay import openai_usage
 from tests.support.azure_openai_answers import Answer, Reply
 
 CALL = ("call_1", "look", '{"city": "Zürich"}')
@@ -20,7 +20,9 @@ REPLIES = st.builds(
     Reply,
     st.text(max_size=80),
     tool_calls=st.lists(
-        st.tuples(st.text(min_size=1, max_size=9), st.text(min_size=1, max_size=9), st.text(max_size=40)), max_size=3
+        st.tuples(st.text(min_size=1, max_size=9), st.text(min_size=1, max_size=9), st.text(max_size=40)),
+        max_size=3,
+        unique_by=lambda call: call[0],
     ).map(tuple),
     refusal=st.none() | st.text(min_size=1, max_size=20),
     reasoning_tokens=st.integers(0, 9),
@@ -190,11 +192,12 @@ class TestMetadata:
         [
             (None, 120, 20, 0),  # reasoning tokens are not reported: charged as completion
             ({"audio_tokens": 0}, 120, 20, 0),
-            ({"reasoning_tokens": 0}, 120, 10, 10),
-            ({"reasoning_tokens": 4}, 120, 10, 10),
+            ({"reasoning_tokens": 0}, 120, 10, 1),
+            ({"reasoning_tokens": 4}, 120, 10, 1),
+            ({"reasoning_tokens": 20}, 110, 30, 1),  # more than the completion, and the total leaves no room for it
             ({"reasoning_tokens": 10}, 120, 20, 0),  # reported beside the completion
             (None, 110, 10, 0),
-            (None, 90, 10, 0),
+            (None, 90, 10, 1),  # less than its parts
         ],
     )
     def test_total_above_its_parts_is_completion_only_where_reasoning_is_not_reported(
@@ -208,7 +211,7 @@ class TestMetadata:
                 "completion_tokens_details": details,
             }
         )
-        assert (usage.prompt_tokens, usage.completion_tokens, usage.unpriced_tokens) == (100, completion, unpriced)
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.unpriced_kinds) == (100, completion, unpriced)
 
     @pytest.mark.parametrize(
         "reported",
@@ -216,13 +219,17 @@ class TestMetadata:
             {"prompt_cache_hit_tokens": 60, "prompt_cache_miss_tokens": 40},  # DeepSeek
             {"cached_tokens": 60},  # Moonshot
             {"cache_read_input_tokens": 60, "prompt_tokens_details": {"cached_tokens": 60}},  # LiteLLM
-            {"input_tokens": 100, "output_tokens": 10, "input_tokens_details": {"cached_tokens": 60, "any_tokens": 1}},
+            {"input_tokens": 100, "output_tokens": 10, "input_tokens_details": {"cached_tokens": 60}},
+            {
+                "prompt_tokens_details": {"cached_tokens": 60},
+                "input_tokens_details": {"cached_tokens": 60, "x_tokens": 1},
+            },
+            {"prompt_tokens_details": {"cached_tokens": "60"}},
         ],
     )
     def test_each_spelling_of_cached_tokens_is_read(self, reported: dict[str, Any]) -> None:
         usage = read_usage({"prompt_tokens": 100, "completion_tokens": 10, **reported})
-        expected = 0 if "input_tokens" in reported else 60  # another API's names only repeat the counts
-        assert (usage.cached_tokens, usage.unpriced_tokens) == (expected, 0)
+        assert (usage.cached_tokens, usage.unpriced_kinds) == (60, 0)
 
     def test_audio_tokens_are_read(self) -> None:
         usage = read_usage(
@@ -233,7 +240,7 @@ class TestMetadata:
                 "completion_tokens_details": {"audio_tokens": 482, "text_tokens": 110, "reasoning_tokens": 0},
             }
         )
-        assert (usage.audio_prompt_tokens, usage.audio_completion_tokens, usage.unpriced_tokens) == (40, 482, 0)
+        assert (usage.audio_prompt_tokens, usage.audio_completion_tokens, usage.unpriced_kinds) == (40, 482, 0)
 
     @pytest.mark.parametrize(
         "details",
@@ -252,13 +259,28 @@ class TestMetadata:
                 }
             },
             {"completion_tokens_details": {"audio_tokens": 700}},  # more than there are
+            {"completion_tokens_details": {"audio_tokens": -2}},
+            {"completion_tokens_details": {"audio_tokens": "many"}},
+            {"completion_tokens_details": [2]},
+            {"prompt_tokens_details": {"cached_tokens": 0}, "prompt_cache_hit_tokens": 5},
+            {"num_search_queries": 3},
+            {"server_tool_use": {"web_search_requests": 2}},
+            {"num_sources_used": 5},
+            {"prompt_tokens": 0},
         ],
     )
     def test_tokens_of_an_unknown_kind_make_the_cost_unknown(
         self, details: dict[str, Any], caplog: pytest.LogCaptureFixture
     ) -> None:
-        assert read_usage({"prompt_tokens": 100, "completion_tokens": 10, **details}).unpriced_tokens > 0
-        assert "the cost of a call is unknown" in caplog.text
+        _warn.cache_clear()
+        for _ in range(3):
+            assert read_usage({"prompt_tokens": 100, "completion_tokens": 10, **details}).unpriced_kinds > 0
+        assert caplog.text.count("no rate covers tokens of these kinds") == 1
+
+    @pytest.mark.parametrize("count", [0, 10**8, 2**53 - 1, -1, True, "many", [9]])
+    def test_counts_that_no_call_can_have_are_none(self, count: object) -> None:
+        completion = 0 if count == 0 else 5
+        assert usage_of({"prompt_tokens": count, "completion_tokens": completion}) is None
 
     def test_deeply_nested_usage_is_read(self) -> None:
         nested: dict[str, Any] = {}
@@ -324,6 +346,71 @@ def test_first_of_several_choices_is_the_answer() -> None:
     assert completion_of([{"choices": choices}]).message()["content"] == "0"
 
 
+class TestChoices:
+    """An answer with n = 2."""
+
+    def test_document_is_assembled_from_all_choices(self) -> None:
+        def part(index: int, content: str, finish_reason: str | None = None) -> dict[str, Any]:
+            logprobs = {"content": [{"token": content, "logprob": -1.0}], "refusal": None}
+            choice = {"index": index, "delta": {"content": content}, "logprobs": logprobs}
+            fields = {"id": "c", "created": 5, "system_fingerprint": "f", "service_tier": "priority"}
+            return {**fields, "choices": [{**choice, "finish_reason": finish_reason}], "obfuscation": "x"}
+
+        parts = [part(1, "b"), part(0, "a"), part(1, "B", "length"), part(0, "A", "stop")]
+        completion = completion_of([*parts, {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4}}])
+        document = orjson.loads(completion.document())
+        choices = document.pop("choices")
+        assert [each["index"] for each in choices] == [0, 1]
+        assert [each["message"]["content"] for each in choices] == ["aA", "bB"]
+        assert [each["finish_reason"] for each in choices] == ["stop", "length"]
+        assert [token["token"] for token in choices[1]["logprobs"]["content"]] == ["b", "B"]
+        assert document == {
+            "id": "c",
+            "object": "chat.completion",
+            "created": 5,
+            "model": None,
+            "system_fingerprint": "f",
+            "service_tier": "priority",
+            "usage": {"prompt_tokens": 9, "completion_tokens": 4},
+        }
+
+    @pytest.mark.parametrize("inside", [False, True])
+    def test_usage_of_each_choice_alone_is_not_that_of_the_answer(self, inside: bool) -> None:
+        parts: list[dict[str, Any]] = [
+            {"choices": [{"index": at, "delta": {"content": "x"}, "finish_reason": "stop"}]} for at in (0, 1)
+        ]
+        for part in parts:
+            (part["choices"][0] if inside else part)["usage"] = {"prompt_tokens": 9, "completion_tokens": 3}
+        assert completion_of(parts).usage is None
+        total = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 6}}
+        assert completion_of([*parts, total]).usage == Usage(prompt_tokens=9, completion_tokens=6)
+
+    def test_text_of_another_choice_makes_running_usage_incomplete(self) -> None:
+        counted = {"prompt_tokens": 9, "completion_tokens": 1}
+        first = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}], "usage": counted}
+        assert completion_of([first, {"choices": [{"index": 1, "delta": {"content": "b"}}]}]).usage is None
+
+    def test_usage_of_a_chunk_with_all_choices_counts(self) -> None:
+        choices = [{"index": at, "delta": {"content": "x"}, "finish_reason": "stop"} for at in (0, 1)]
+        counted = {"prompt_tokens": 9, "completion_tokens": 6}
+        assert completion_of([{"choices": choices, "usage": counted}]).usage == Usage(**counted)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tier"),
+    [
+        ({"service_tier": "priority"}, "priority"),
+        ({"service_tier": ["priority"]}, '["priority"]'),
+        ({"usage": {"service_tier": "priority"}}, "priority"),
+        ({"service_tier": 5}, "5"),
+        ({"service_tier": None}, None),
+        ({"service_tier": "", "usage": None}, None),
+    ],
+)
+def test_service_tier_of_any_type_is_read(fields: dict[str, Any], tier: str | None) -> None:
+    assert completion_of([{**piece(content="x"), **fields}]).service_tier == tier
+
+
 def test_usage_only_chunk_is_recognised() -> None:
     completion = Completion()
     *others, last = chunks(Reply("one two"))
@@ -358,6 +445,11 @@ def test_usage_only_chunk_is_recognised() -> None:
         b'{"usage": {"input_tokens": 5, "output_tokens": 7}}',
         b'{"choices": [{"delta": {"tool_calls": [{"index": -1}]}}]}',
         b'{"choices": [{"delta": {"tool_calls": [{"index": "0"}]}}]}',
+        b'{"choices": [{"delta": {"tool_calls": [{"index": 1e300, "id": "a"}, {"index": %s}]}}]}' % (b"9" * 25),
+        b'{"choices": [{"index": %s, "delta": {"tool_calls": [{"id": %s}]}}]}' % (b"9" * 5_000, b"9" * 400),
+        b'{"choices": [{"delta": {"content": 1e999, "x": %s}}], "created": 1e999}' % (b"9" * 400),
+        b'{"choices": [{"delta": {"content": %s}}]}' % (b"[" * 5_000 + b"]" * 5_000),
+        b'{"choices": [{"delta": {"tool_calls": %s}}]}' % (b'{"0":' * 500 + b"{}" + b"}" * 500),
         b'{"choices": [{"content_filter_results": [[1, 2]]}]}',
         b'{"prompt_filter_results": ' + b"[" * 300 + b"]" * 300 + b"}",
     ],
@@ -368,6 +460,34 @@ def test_invalid_data_never_raises_and_is_not_read_as_usage(data: bytes) -> None
     completion.end()
     assert completion.usage is None
     assert orjson.dumps([completion.message(), completion.extras, completion.document().decode()])
+
+
+@pytest.mark.parametrize(
+    "junk", [b"9" * 5_000, b"1e999", b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 100_000 + b"{}" + b"}" * 100_000]
+)
+def test_usage_is_read_beside_numbers_and_nesting_of_any_size(junk: bytes) -> None:
+    completion = Completion()
+    choices = b'[{"delta": {"content": "hello", "x": %s, "tool_calls": [{"index": %s}]}}]' % (junk, junk)
+    completion.add(b'{"choices": %s, "x": %s, "usage": {"prompt_tokens": 9, "completion_tokens": 3}}' % (choices, junk))
+    completion.end()
+    assert completion.message()["content"] == "hello"
+    assert completion.usage == Usage(prompt_tokens=9, completion_tokens=3)
+    assert orjson.loads(completion.document())
+
+
+@pytest.mark.parametrize("index", ["9" * 25, "9" * 5_000, 1e300, -1, True, [], "\u00b2"])
+def test_index_that_is_no_sane_number_counts_as_missing(index: Any) -> None:
+    calls = [{"index": index, "id": each, "function": {"name": "look", "arguments": "{}"}} for each in "ab"]
+    made = completion_of([piece(tool_calls=[call]) for call in calls]).message()["tool_calls"]
+    assert [call["id"] for call in made] == ["a", "b"]
+
+
+def test_custom_call_beside_an_empty_function_keeps_its_name() -> None:
+    parts = [{"id": "c1", "type": "custom", "custom": {"name": "code", "input": "1"}, "function": {}}]
+    for whole in ({"message": {"tool_calls": parts}}, {"delta": {"tool_calls": parts}}):
+        assert completion_of([{"choices": [whole]}]).message()["tool_calls"] == [
+            {"id": "c1", "type": "custom", "custom": {"name": "code", "input": "1"}}
+        ]
 
 
 def test_custom_tool_call_is_kept() -> None:
@@ -391,7 +511,7 @@ def test_legacy_function_call_is_kept() -> None:
     }
 
 
-@given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
+@given(st.integers(1, 10**7), st.integers(0, 10**7), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
 def test_usage_round_trips(prompt: int, completion: int, cached: int, cache_write: int, reasoning: int) -> None:
     usage = Usage(
         prompt_tokens=prompt + cached + cache_write,

@@ -51,6 +51,11 @@ BODIES: dict[str, tuple[Any, str, str | None]] = {
         UNSUPPORTED,
         "max_tokens",
     ),
+    "escapes of JSON in words": (
+        {"error": {"message": 'Error code: 400 - {"error": {"message": "zu gro\\u00df:\\n\\"9\\"", "code": 400}}'}},
+        'zu groß:\n"9"',
+        None,
+    ),
     "OpenRouter's metadata": (
         {"error": {"message": "Provider returned error", "metadata": {"raw": json.dumps({"error": OPENAI})}}},
         UNSUPPORTED,
@@ -86,6 +91,16 @@ BODIES: dict[str, tuple[Any, str, str | None]] = {
         "Invalid schema for function 'f': {'type': 'objec'} is wrong.",
         None,
     ),
+    "LiteLLM's missing param": (
+        {"error": {"message": "wrong", "type": "None", "param": "None", "code": "400"}},
+        "wrong",
+        None,
+    ),
+    "repr with a missing param": (
+        {"error": {"message": "Error code: 400 - {'error': {'message': 'wrong', 'param': 'None', 'code': None}}"}},
+        "wrong",
+        None,
+    ),
     "message": ({"message": "wrong", "statusCode": 400}, "wrong", None),
     "error as text": ({"error": "wrong"}, "wrong", None),
     "plain text": ("upstream connect error", "upstream connect error", None),
@@ -107,6 +122,34 @@ def test_words_and_field_are_read_from_every_form(name: str) -> None:
 def test_every_field_that_is_at_fault_is_named() -> None:
     body = {"detail": [{"loc": ["body", "stream_options", "include_usage"], "msg": "no"}, EXTRA]}
     assert read_error(json.dumps(body).encode()).fields == ("stream_options", "max_completion_tokens")
+
+
+@pytest.mark.parametrize("absent", [None, "None", "null", ""])
+def test_missing_values_are_absent_however_they_are_written(absent: str | None) -> None:
+    error = {"message": "wrong", "type": absent, "param": absent, "code": absent}
+    for body in ({"error": error}, {"error": {"message": f"Error code: 400 - { ({'error': error})!r}"}}):
+        read = read_error(json.dumps(body).encode())
+        assert (read.kind, read.param, read.fields) == ("", None, ())
+
+
+NAMES_400: list[Any] = [
+    {"error": {"message": "no", "code": 400}},
+    {"error": {"message": "no", "code": "400"}},
+    {"error": {"message": "no", "code": "bad", "status": 400}},
+    {"error": "no", "code": 400},
+    {"object": "error", "message": "no", "code": 400},
+    {"error": {"message": json.dumps({"error": {"message": "no", "code": 400}})}},
+    {"error": {"message": f"litellm.BadRequestError: {json.dumps({'error': {'message': 'no', 'code': 400}})}"}},
+    {"error": {"message": str({"error": {"message": "no", "code": 400}})}},
+    {"error": {"message": "Error code: 400 - {'error': {'message': 'no', 'type': 'x'}}"}},
+    {"error": {"message": "no", "code": 502, "metadata": {"raw": '{"error": {"message": "no", "code": 400}}'}}},
+    {"error": {"message": "no", "code": 400, "metadata": {"raw": '{"error": {"message": "no", "code": "bad"}}'}}},
+]
+
+
+@pytest.mark.parametrize("body", NAMES_400, ids=json.dumps)
+def test_status_that_a_body_names_is_read(body: Any) -> None:
+    assert read_error(json.dumps(body).encode()).status == 400
 
 
 WRAPPERS: list[Callable[[Any], Any]] = [

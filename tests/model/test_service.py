@@ -579,10 +579,13 @@ async def test_redirect_is_not_followed(
     second.authorize = lambda _: True
     fake.fault(status, location=f"{second.endpoint}/openai/v1/chat/completions")
 
-    await answer(api)
+    response = await send_message(api)
 
-    assert (len(fake.requests), len(second.requests)) == (2, 0)
-    assert {entry.call.endpoint for entry in await closed_ledger(tables)} == {name(fake)}
+    assert (response.status_code, response.headers["x-should-retry"]) == (502, "false")
+    assert (len(fake.requests), len(second.requests)) == (1, 0)
+    assert [(entry.call.endpoint, entry.call.state) for entry in await closed_ledger(tables)] == [
+        (name(fake), State.FAILED)
+    ]
 
 
 # Options that a deployment rejects

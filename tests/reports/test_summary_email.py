@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.domain.budget_costs import PER_DAY, PER_MONTH, BudgetCost
+from shared.domain.budget_costs import BudgetCost
 from shared.domain.calls import Usage
 from shared.domain.daily import Adjustment, DailySummary, DayCost, Figures, SessionCost, UsageBreakdown
+from shared.domain.limits import PER_DAY, PER_MONTH
 from shared.reports.summary_email import WIDTH, SummaryEmail, summary_email
 from shared.reports.wording import approximate, change, dollars, exact
 
@@ -40,7 +41,10 @@ def summary(cost: str = "12.3370315", before: str = "11.421844", **changes: Any)
                 cost=Decimal(cost), calls=2_204, prompt_tokens=1_000_000, completion_tokens=90_210
             )
         },
-        costliest=tuple(SessionCost(cost=Decimal(9 - n).scaleb(-3), session_id=name) for n, name in enumerate(IDS[:9])),
+        costliest=tuple(
+            SessionCost(cost=Decimal(9 - n).scaleb(-3), session=name, is_reference=False)
+            for n, name in enumerate(IDS[:9])
+        ),
     )
     costs = [*(Decimal(n).scaleb(-1) for n in range(12)), Decimal(before), Decimal(cost)]
     history = tuple(DayCost(day=DAY - timedelta(days=13 - n), cost=cost) for n, cost in enumerate(costs))

@@ -25,7 +25,7 @@ USAGES = st.builds(
     reasoning_tokens=TOKENS,
     audio_prompt_tokens=TOKENS,
     audio_completion_tokens=TOKENS,
-    unpriced_tokens=TOKENS,
+    unpriced_kinds=TOKENS,
 )
 RATES = st.builds(
     Rates,
@@ -94,6 +94,8 @@ COUNTERS = st.builds(
     held=MONEY,
     day_spent=MONEY,
     day_held=MONEY,
+    running=MONEY,
+    day_running=MONEY,
     minute_tokens=TOKENS,
     minute_requests=TOKENS,
     etag=st.just("e"),

@@ -38,7 +38,10 @@ FIGURES = Figures(
     unpriced_turns=1,
     models={("chat", "gpt"): UsageBreakdown(cost=TINY, calls=1), ("chat", ""): UsageBreakdown(prompt_tokens=2**40)},
     callers={"web": UsageBreakdown(cost=Decimal(7), calls=2, prompt_tokens=1, completion_tokens=3)},
-    costliest=(SessionCost(cost=Decimal("2.5"), session_id="a.b-c_D"), SessionCost(cost=TINY, session_id="b")),
+    costliest=(
+        SessionCost(cost=Decimal("2.5"), session="a.b-c_D", is_reference=False),
+        SessionCost(cost=TINY, session="b"),
+    ),
 )
 
 

@@ -127,7 +127,8 @@ async def row_keys(tables: Tables, partition: str = "s") -> list[str]:
 
 async def ledger(tables: Tables) -> list[LedgerEntry]:
     """All ledger rows, sorted by session, turn and deadline."""
-    entries = [ledger_rows.to_entry(row) async for row in tables.usage.query("PartitionKey ge @first", {"first": ""})]
+    stored_rows = [row async for row in tables.usage.query("PartitionKey ge @first", {"first": ""})]
+    entries = [ledger_rows.to_entry(row) for row in stored_rows if not row["RowKey"].startswith("!")]  # of limits
     return sorted(entries, key=lambda entry: (entry.session_id or "", entry.turn, entry.call.deadline))
 
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from shared.domain.calls import Call, LedgerEntry, State, Totals, Usage
 from shared.domain.conversation import Session, Turn
-from shared.domain.limits import Counter, held_by, spent_by, tokens_of
+from shared.domain.limits import Counter, held_by, running_by, spent_by, tokens_of
 from shared.domain.pricing import cost
 from shared.storage import ledger_rows, session_rows
 from shared.storage.counter_rows import to_counter
@@ -76,6 +76,7 @@ async def assert_counted(tables: Tables, entries: list[LedgerEntry]) -> dict[str
         calls = [e.call for e in entries if counter.name in e.limits and e.call.day.replace(day=1) == counter.month]
         today = [call for call in calls if counter.minute and call.day == counter.minute.date()]
         assert (counter.spent, counter.held) == (sum(map(spent_by, calls)), sum(map(held_by, calls)))
+        assert (counter.running, counter.day_running) == (sum(map(running_by, calls)), sum(map(running_by, today)))
         assert (counter.day_spent, counter.day_held) == (sum(map(spent_by, today)), sum(map(held_by, today)))
         minute = [e.call for e in entries if counter.name in e.limits and e.minute == counter.minute]
         assert counter.minute_tokens == sum(map(tokens_of, minute))

@@ -95,15 +95,20 @@ def mutated(draw: Draw) -> Mutated:
 
 @st.composite
 def with_running_usage(draw: Draw) -> Mutated:
-    """A stream with the usage so far on each chunk. Its end is not clean if it is cut."""
-    events = draw(_valid())
+    """A stream with the usage so far on most chunks. Its end is not clean if it is cut."""
+    events = [each for each in draw(_valid()) if not each["choices"] or _says_something(each["choices"][0])]
     if draw(st.booleans()):
         events.pop()  # the usage-only chunk
+    silent = draw(st.sets(_index(events), max_size=2))
     for at, each in enumerate(events):
-        if each["choices"]:
+        if each["choices"] and at not in silent:
             last = at >= len(events) - 2
             each["usage"] = USAGE if last else {**USAGE, "completion_tokens": 1, "total_tokens": 10}
     return _sent(draw, _encoded(draw, _with_noise(draw, events, at_most=2)), clean_cut=False)
+
+
+def _says_something(choice: JSON) -> bool:
+    return bool(choice["finish_reason"] or any(choice["delta"].values()))
 
 
 @st.composite
@@ -181,8 +186,14 @@ def _move_usage(draw: Draw, events: Events) -> None:
 
 
 def _drop_finish_reason(draw: Draw, events: Events) -> None:
-    events[:] = [each for each in events if not (isinstance(each, dict) and "finish_reason" in json.dumps(each))]
-    events.append(usage())
+    """Leave it out, and the usage too in some."""
+    for each in events:
+        choices = each.get("choices") if isinstance(each, dict) else None
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict):
+                choice.pop("finish_reason", None)
+    if draw(st.booleans()):
+        events[:] = [each for each in events if not _is_usage(each)] or [b": \n\n"]
 
 
 def _insert_error(draw: Draw, events: Events) -> None:

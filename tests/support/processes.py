@@ -60,7 +60,7 @@ class Host:
     """A running `python -m local.host`."""
 
     def __init__(self, pid: int, port: int, log: Path) -> None:
-        self.port, self._pid, self._log = port, pid, log
+        self.port, self.pid, self._log = port, pid, log
         self.base = f"http://127.0.0.1:{port}"
         _wait(lambda: _is_listening(port), log)
 
@@ -69,9 +69,9 @@ class Host:
 
     def kill(self) -> None:
         """Send SIGKILL; does nothing if the process has already ended."""
-        if _is_running(self._pid):
-            os.kill(self._pid, signal.SIGKILL)
-        _wait(lambda: not _is_running(self._pid), self._log)
+        if _is_running(self.pid):
+            os.kill(self.pid, signal.SIGKILL)
+        _wait(lambda: not _is_running(self.pid), self._log)
 
     def fire(self, function: str = "maintenance") -> None:
         """Run a timer function now and wait until it has finished."""

@@ -49,9 +49,7 @@ class Rude:
     def document(self, body: bytes) -> bytes:
         document = json.loads(body)
         for choice in document["choices"]:
-            message = choice["message"]
-            message["content"] = _parts(message["content"])
-            for call in message.get("tool_calls") or ():
+            for call in choice["message"].get("tool_calls") or ():
                 call["function"]["arguments"] = _decoded(call["function"]["arguments"])
         return BOM + json.dumps(_with_float_counts(document)).encode() + b"\ndata: [DONE]\n\n"
 

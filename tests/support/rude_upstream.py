@@ -37,6 +37,7 @@ class Raw:
     prompt_tokens: int = PROMPT_TOKENS
     completion_tokens: int = COMPLETION_TOKENS
     billed: bool = True
+    headers: Sequence[tuple[str, bytes | str]] = ()
 
 
 class RudeUpstream(AzureOpenAI):
@@ -71,7 +72,7 @@ class RudeUpstream(AzureOpenAI):
             return await super()._complete(wire, request)
         if raw.billed:
             self.meter.append(_billed(request, raw))
-        headers = [("content-type", raw.media_type)]
+        headers: list[tuple[str, Any]] = [("content-type", raw.media_type), *raw.headers]
         if raw.framing == "close":
             return await _send_unframed(wire, raw)
         if raw.framing == "length":
@@ -88,8 +89,13 @@ class RudeUpstream(AzureOpenAI):
         return await wire.send(h11.EndOfMessage())
 
 
-_RUDE = pytest.param(RudeUpstream, id="rude")
-with_both_fakes = pytest.mark.parametrize("fake", [pytest.param(AzureOpenAI, id="polite"), _RUDE], indirect=True)
+def _fakes(*marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    fakes = [pytest.param(AzureOpenAI, id="polite"), pytest.param(RudeUpstream, id="rude", marks=marks)]
+    return pytest.mark.parametrize("fake", fakes, indirect=True)
+
+
+with_both_fakes = _fakes()
+with_rude_fake_in_acceptance = _fakes(pytest.mark.acceptance)  # for tests that take long
 
 
 async def _send_unframed(wire: Wire, raw: Raw) -> None:

@@ -22,6 +22,7 @@ from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI, Fault, Reply, Request, Script
 from tests.support.chat_client import exact, get_json, until
 from tests.support.conservation import assert_conserved
+from tests.support.rude_upstream import with_both_fakes
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 CALLS = st.lists(st.tuples(st.uuids().map(str), st.just("look"), st.just("{}")), min_size=1, max_size=2, unique=True)
@@ -166,8 +167,9 @@ async def app(
         yield ScriptedApp(api, fake, service, monkeypatch)
 
 
+@with_both_fakes
 @settings(
-    max_examples=30,
+    max_examples=8,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take an hour
 )

@@ -36,6 +36,7 @@ def environ(environ: dict[str, str]) -> dict[str, str]:
         ({}, {"prompt_tokens_details": {"audio_tokens": 2}}, None),
         ({"service_tier": "priority"}, {"completion_tokens_details": {"audio_tokens": 2}}, None),
         ({}, {"prompt_tokens_details": {"video_tokens": 2}}, None),
+        ({}, {"completion_tokens": 0, "total_tokens": 9}, None),  # although there is text
         ({}, {"total_tokens": 14}, "0.00002925"),  # 9 * 0.75 + 5 * 4.5
         ({}, {"total_tokens": 14, "completion_tokens_details": {"reasoning_tokens": 1}}, None),
     ],

@@ -436,17 +436,17 @@ async def test_retry_after_context_length_error_sends_half_of_the_history(
     await assert_conserved(tables, fake)
 
 
-async def test_second_context_length_error_returns_400(
+async def test_context_length_error_without_any_turn_left_to_drop_returns_400(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     await converse(api, 4)
-    fake.fault("context_length")
-    fake.fault("context_length")
+    for _ in range(4):  # with 4, 2, 1 and no earlier turns
+        fake.fault("context_length")
 
     refused = await send_message(api, "message 5")
 
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_too_long")
-    assert [entry.call.state for entry in await closed_ledger(tables)][4:] == [State.UNACCOUNTED] * 2
+    assert [entry.call.state for entry in await closed_ledger(tables)][4:] == [State.UNACCOUNTED] * 4
     await answer(api, "message 6")
     assert numbers(fake) == [1, 2, 3, 4, 6]
     await assert_conserved(tables, fake)

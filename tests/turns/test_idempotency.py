@@ -175,7 +175,8 @@ async def test_idempotency_key_returns_409_while_the_first_request_runs(
             waiting = await chat(api, **target, stream=stream)
             assert (waiting.status_code, waiting.json()["error"]["code"]) == (409, "session_busy")
             assert 1 <= int(waiting.headers["retry-after"]) <= 30
-    assert replayed(await chat(api, **target)) == fresh(await first)
+    answered = fresh(await first)
+    assert replayed(await chat(api, **target)) == answered
     assert len(fake.requests) == 1
     await assert_conserved(tables, fake)
 

@@ -21,6 +21,9 @@ from tests.support.conservation import all_rows, assert_conserved
 from tests.support.faults import session_transaction, stall_request
 from tests.support.processes import Host, HostFactory
 from tests.support.proxy import TcpProxy
+from tests.support.rude_upstream import with_rude_fake_in_acceptance
+
+pytestmark = with_rude_fake_in_acceptance
 
 KEY = "5f0c6f0e-4d0b-4c58-8f0a-1d2b3c4d5e6f"
 CLIENT_KEY = new_key()

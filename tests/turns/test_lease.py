@@ -25,6 +25,9 @@ from tests.support.chat_client import (
 from tests.support.clock import ManualClock
 from tests.support.conservation import assert_conserved
 from tests.support.proxy import Answer, Match, Stall, TcpProxy
+from tests.support.rude_upstream import with_rude_fake_in_acceptance
+
+pytestmark = with_rude_fake_in_acceptance
 
 
 def is_session_busy(response: httpx.Response) -> bool:

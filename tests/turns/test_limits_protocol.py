@@ -9,7 +9,7 @@ from local.places import ROOT
 from shared.domain.calls import State
 
 SPECIFICATION = runpy.run_path(str(ROOT / "docs/limits_protocol.py"))
-QUICK = ("hold, limits differ", "one, months", "one, costs", "one, prices")
+QUICK = ("one, costs", "one, prices")
 LONG = [name for name in (*SPECIFICATION["WORLDS"], *SPECIFICATION["BIG"]) if name not in QUICK]
 
 

@@ -23,6 +23,7 @@ from tests.conftest import Tables
 from tests.support.chat_client import events, exact, get_json, send_message
 from tests.support.clock import ManualClock
 from tests.support.conservation import assert_conserved
+from tests.support.loopback import MAX_WAIT_S
 from tests.support.mutated_streams import (
     Mutated,
     documents,
@@ -38,11 +39,11 @@ from tests.support.rude_upstream import RudeUpstream
 
 JSON = dict[str, Any]
 KEY = "a-client-key-of-the-tests"
+EXAMPLES_PER_TABLES = 25
 KINDS = ("prompt", "completion")
-MAX_S = 20  # for one request on a busy machine
 PER_EXAMPLE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 FEW = settings(max_examples=40, derandomize=True, suppress_health_check=PER_EXAMPLE)
-MANY = settings(max_examples=1_000, suppress_health_check=PER_EXAMPLE)
+MANY = settings(max_examples=2_000, suppress_health_check=PER_EXAMPLE)
 
 
 @pytest.fixture
@@ -58,21 +59,37 @@ def environ(environ: dict[str, str]) -> dict[str, str]:
 
 @dataclass
 class App:
-    """The app with new tables for each example."""
+    """The app with a new session for each example, and at times new tables: checking them takes longer and longer."""
 
     api: httpx.AsyncClient
     fake: RudeUpstream
     service: TableServiceClient
     monkeypatch: pytest.MonkeyPatch
+    tables: Tables | None = None
+    examples: int = 0
+
+    @property
+    def session(self) -> str:
+        return f"s{self.examples}"
 
     async def begin(self, answer: Mutated) -> Tables:
-        await composition.close()
-        await self.fake.until(lambda: self.fake.busy == 0)
-        prefix = f"t{uuid.uuid4().hex[:20]}"
-        self.monkeypatch.setenv("TABLE_PREFIX", prefix)
-        self.fake.meter.clear()
+        self.examples += 1
+        tables = self.tables if self.examples % EXAMPLES_PER_TABLES else None
+        self.tables = None  # after a failure, the next example gets new ones
+        tables = tables or await self._new_tables()
         self.fake.requests.clear()
         self.fake.queue(answer.raw)
+        return tables
+
+    def end(self, tables: Tables) -> None:
+        self.tables = tables
+
+    async def _new_tables(self) -> Tables:
+        await composition.close()
+        await self.fake.until(lambda: self.fake.busy == 0)
+        self.fake.meter.clear()
+        prefix = f"t{uuid.uuid4().hex[:20]}"
+        self.monkeypatch.setenv("TABLE_PREFIX", prefix)
         return Tables(*(self.service.get_table_client(f"{prefix}{name}") for name in ("sessions", "usage")))
 
 
@@ -98,13 +115,13 @@ class Sent:
     usage: bool
     session: bool
 
-    async def to(self, api: httpx.AsyncClient) -> httpx.Response:
+    async def to(self, api: httpx.AsyncClient, session: str) -> httpx.Response:
         if not self.openai:
-            return await send_message(api, stream=self.streamed)
+            return await send_message(api, session=session, stream=self.streamed)
         body: JSON = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "stream": self.streamed}
         if self.streamed:
             body |= {"stream_options": {"include_usage": self.usage}}
-        headers = {"authorization": f"Bearer {KEY}"} | ({"x-session-id": "s"} if self.session else {})
+        headers = {"authorization": f"Bearer {KEY}"} | ({"x-session-id": session} if self.session else {})
         return await api.post("/openai/v1/chat/completions", json=body, headers=headers)
 
 
@@ -136,8 +153,8 @@ async def test_many_mutated_answers_are_accounted_and_passed_on(
 
 async def check(app: App, answer: Mutated, sent: Sent) -> None:
     tables = await app.begin(answer)
-    async with asyncio.timeout(MAX_S):
-        response = await sent.to(app.api)
+    async with asyncio.timeout(MAX_WAIT_S):
+        response = await sent.to(app.api, app.session)
     calls = await check_costs(app, tables, answer, response)
     if response.status_code != 200:
         assert not is_usable(answer)
@@ -147,15 +164,17 @@ async def check(app: App, answer: Mutated, sent: Sent) -> None:
         assert sent.streamed or response.content == answer.body.removeprefix(BOM)
     elif len(calls) == 1 and sent.streamed:
         check_events(answer, response.content, usage=sent.usage)
+    app.end(tables)
 
 
 async def check_costs(app: App, tables: Tables, answer: Mutated, response: httpx.Response) -> list[Call]:
     """Returns the calls, oldest first."""
     assert response.status_code in (200, 502, 503), response.text
     assert "internal_error" not in response.text
-    entries = sorted(await assert_conserved(tables, app.fake), key=lambda entry: entry.call.deadline)
-    calls = [entry.call for entry in entries]
-    assert len(app.fake.requests) == len(calls) <= 2
+    ids = [request.call_id for request in app.fake.requests]
+    by_id = {entry.call.id: entry.call for entry in await assert_conserved(tables, app.fake)}
+    calls = [by_id[call_id or ""] for call_id in ids]
+    assert len(calls) <= 2
     if len(calls) == 2:
         assert calls[0].state is State.UNACCOUNTED
         assert not is_usable(answer)
@@ -166,7 +185,7 @@ async def check_costs(app: App, tables: Tables, answer: Mutated, response: httpx
 
 async def check_turn(app: App, answer: Mutated, calls: list[Call], done: JSON | None) -> None:
     """The answer of api/chat, its history, and the turn after it."""
-    history = await get_json(app.api, "/api/sessions/s/messages")
+    history = await get_json(app.api, f"/api/sessions/{app.session}/messages")
     if done is None:
         assert not is_usable(answer)
         return
@@ -175,7 +194,7 @@ async def check_turn(app: App, answer: Mutated, calls: list[Call], done: JSON | 
     assert history["turns"][0]["messages"][-1] == done["message"]
     if answer.content is not None:
         assert (done["message"]["content"] or "") == answer.content
-    after = await send_message(app.api, "after")  # the fake refuses a history that is not valid
+    after = await send_message(app.api, "after", app.session)  # the fake refuses a history that is not valid
     assert after.status_code == 200, after.text
 
 

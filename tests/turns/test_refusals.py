@@ -6,6 +6,7 @@ Each scenario is a report from public trackers, with its source beside it.
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -13,7 +14,8 @@ import openai
 import pytest
 
 from local.keys import line
-from shared.domain.calls import State
+from shared.domain.calls import Call, State
+from shared.services import services
 from tests.conftest import Serve, Tables
 from tests.model.test_refusal_words import (
     MALFORMED,
@@ -25,12 +27,14 @@ from tests.model.test_refusal_words import (
     QUOTA,
     RATE_LIMITS,
     TOO_LONG,
+    TOOLS_REFUSED,
     USE_NEW,
     foundry,
     openai_error,
 )
+from tests.support import azure_openai_answers as answers
 from tests.support.azure_openai import AzureOpenAI, Request
-from tests.support.chat_client import answer, send_message, states
+from tests.support.chat_client import answer, fill, ledger, send_message, states
 from tests.support.conservation import assert_conserved
 from tests.support.rude_upstream import Raw, RudeUpstream, end, text, usage
 
@@ -72,8 +76,16 @@ SHAPES: dict[str, Any] = {
 }
 
 
+ABOUT_THE_ACCOUNT: list[tuple[int, Any]] = [
+    (403, openai_error("This request requires more credits, or fewer max_tokens.")),  # OpenRouter
+    (402, openai_error("Insufficient Balance")),
+    (402, ""),
+    (400, openai_error("Your credit balance is too low to access the Anthropic API.")),
+]
+
+
 class TestNoCredit:
-    """`insufficient_quota` has the status of a rate limit, but no waiting mends it."""
+    """`insufficient_quota` has the status of a rate limit, but waiting does not help."""
 
     @pytest.fixture
     def environ(self, environ: dict[str, str]) -> dict[str, str]:
@@ -112,13 +124,25 @@ class TestNoCredit:
         assert (raised.value.code, raised.value.type) == ("insufficient_quota", "insufficient_quota")
         assert len(fake.requests) == 1
 
-    async def test_openai_routes_say_it_themselves_where_the_service_has_no_words(
-        self, api: httpx.AsyncClient, fake: RudeUpstream
+    @pytest.mark.parametrize(("status", "body"), ABOUT_THE_ACCOUNT)
+    async def test_openai_routes_have_words_of_their_own_for_other_statuses(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, status: int, body: Any
     ) -> None:
-        refuse(fake, 402, "")
+        """A 403 of the service would read as if the caller's own key or credit were at fault."""
+        refuse(fake, status, body)
         response = await openai_post(api)
         error = response.json()["error"]
-        assert (response.status_code, error["code"], error["type"]) == (402, "insufficient_quota", "insufficient_quota")
+        assert (response.status_code, error["code"], error["type"]) == (429, "insufficient_quota", "insufficient_quota")
+        assert error["message"].endswith("The operator must check the plan and billing of the model service account.")
+        assert response.headers["x-should-retry"] == "false"
+
+    async def test_openai_routes_return_the_429_of_the_service(
+        self, api: httpx.AsyncClient, fake: RudeUpstream
+    ) -> None:
+        body = NO_CREDIT["langchain-ai/langchainjs#1929"][1]
+        refuse(fake, 429, body)
+        response = await openai_post(api)
+        assert (response.status_code, response.json()) == (429, body)
         assert response.headers["x-should-retry"] == "false"
 
     async def test_another_endpoint_is_tried(
@@ -153,6 +177,30 @@ class TestContextTooLong:
             await answer(api)
         assert len(fake.requests) <= 3 + 6
         await assert_conserved(tables, fake)
+
+    async def test_window_that_is_named_is_kept_at_once(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        """Half of the history would still be too long, however often the caller tries."""
+        await fill(tables, 40)
+        prompt = answers.prefixes  # tokens as the fake counts them
+        limit = 400
+        words = (
+            f"Prompt contains 9999 tokens and 0 draft tokens, too large for model with {limit} maximum context length"
+        )
+        refuse(fake, 400, {"object": "error", "message": words}, lambda each: prompt(each.body)[-1][1] + 50 > limit)
+        for _ in range(5):
+            await answer(api, max_tokens=50)
+        assert len(fake.requests) <= 5 + 2
+
+    async def test_window_is_halved_until_it_fits_if_no_size_is_named(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        await fill(tables, 40)
+        refuse(fake, *TOO_LONG["ggml-org/llama.cpp#15780"], when=lambda request: len(request.body["messages"]) > 6)
+        for _ in range(3):
+            await answer(api)
+        assert len(fake.requests) <= 3 + 5
 
     @pytest.mark.parametrize("report", ["vllm-project/vllm#4667", "Anthropic", "ggml-org/llama.cpp#19774"])
     async def test_prompt_that_no_window_makes_short_enough_is_a_400(
@@ -349,3 +397,117 @@ class TestStreamOptions:
         await answer(api)
         assert (await openai_post(api)).json()["usage"]
         assert sorted(fake.requests[-1].body) == ["messages", "model"]
+
+
+class TestTooLargeMaximum:
+    TOO_LARGE = openai_error("max_tokens is too large. This model supports at most 400 completion tokens.", param=NEW)
+
+    def too_large(self, request: Request) -> bool:
+        return bool((request.body.get(NEW) or 0) > 400)
+
+    async def test_composed_request_is_sent_again_with_the_maximum_of_the_model(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        refuse(fake, 400, self.TOO_LARGE, when=self.too_large)
+        for maximum in (600, 500, 300):
+            await answer(api, max_tokens=maximum)
+        assert maxima(fake) == [{NEW: 600}, {NEW: 400}, {NEW: 400}, {NEW: 300}]
+        await assert_conserved(tables, fake)
+
+    async def test_forwarded_request_gets_the_refusal_and_later_ones_a_smaller_worst_case(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        async def worst_case() -> Decimal:
+            fake.fault("truncated")  # its cost stays unknown
+            await openai_post(api)
+            return max(entry.call.worst_case or Decimal(0) for entry in await ledger(tables) if entry.call not in seen)
+
+        seen: list[Call] = []
+        before = await worst_case()
+        refuse(fake, 400, self.TOO_LARGE, when=self.too_large)
+        for _ in range(2):
+            response = await openai_post(api, max_completion_tokens=600)
+            assert (response.status_code, response.json()) == (400, self.TOO_LARGE)
+        seen += [entry.call for entry in await ledger(tables)]
+        assert before > 10 * await worst_case()
+        assert len(fake.requests) == 4
+
+    async def test_number_that_is_not_below_the_refused_one_teaches_nothing(
+        self, api: httpx.AsyncClient, fake: RudeUpstream
+    ) -> None:
+        refuse(fake, 400, self.TOO_LARGE)
+        assert (await send_message(api, max_tokens=300)).status_code == 400
+        assert len(fake.requests) == 1
+        assert services().max_output("chat") == services().settings.turns.max_output("chat")
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def efforts(fake: RudeUpstream) -> list[str | None]:
+    return [request.body.get("reasoning_effort") for request in fake.requests]
+
+
+def reasons_with_tools(request: Request) -> bool:
+    """BerriAI/litellm#34569: this model has an effort of its own, so that only `none` is accepted."""
+    return bool(request.body.get("tools")) and request.body.get("reasoning_effort") != "none"
+
+
+class TestToolsAndReasoning:
+    @pytest.mark.parametrize("default", [None, "low"])
+    async def test_effort_that_no_caller_named_becomes_none_with_tools(
+        self, serve: Serve, environ: dict[str, str], fake: RudeUpstream, tables: Tables, default: str | None
+    ) -> None:
+        refuse(fake, 400, TOOLS_REFUSED, when=reasons_with_tools)
+        async with serve(environ | {"AZURE_OPENAI_REASONING_EFFORT": default or ""}) as api:
+            for session in ("a", "b"):
+                await answer(api, session=session, tools=TOOLS)
+            await answer(api)
+            assert (await openai_post(api, tools=TOOLS, stream=True)).status_code == 200
+            assert (await openai_post(api)).status_code == 200
+        assert efforts(fake) == [default, "none", "none", default, "none", None]
+        await assert_conserved(tables, fake)
+
+    async def test_forwarded_request_without_an_effort_learns_it_too(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
+    ) -> None:
+        refuse(fake, 400, TOOLS_REFUSED, when=reasons_with_tools)
+        for _ in range(2):
+            assert (await openai_post(api, tools=TOOLS)).status_code == 200
+        assert efforts(fake) == [None, "none", "none"]
+        await assert_conserved(tables, fake)
+
+    @pytest.mark.parametrize("learned", [False, True])
+    async def test_effort_of_the_caller_is_refused_in_our_words(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, learned: bool
+    ) -> None:
+        refuse(fake, 400, TOOLS_REFUSED, when=reasons_with_tools)
+        if learned:
+            await answer(api, tools=TOOLS)
+            fake.requests.clear()
+        sent = await send_message(api, session="other", tools=TOOLS, reasoning_effort="high")
+        forwarded = await openai_post(api, tools=TOOLS, reasoning_effort="high")
+        for response in (sent, forwarded):
+            error = response.json()["error"]
+            assert (response.status_code, error["code"], error["param"]) == (400, "invalid_request", "reasoning_effort")
+            assert "'chat'" in error["message"]
+            assert "Set reasoning_effort to 'none'" in error["message"]
+            assert "/" not in error["message"]
+        assert efforts(fake) == ["high", "high"]
+
+    async def test_model_that_refuses_none_as_well_is_called_without_an_effort(
+        self, serve: Serve, environ: dict[str, str], fake: RudeUpstream, tables: Tables
+    ) -> None:
+        refuse(fake, 400, TOOLS_REFUSED, when=lambda request: {"tools", "reasoning_effort"} <= request.body.keys())
+        async with serve(environ | {"AZURE_OPENAI_REASONING_EFFORT": "low"}) as api:
+            for session in ("a", "b"):
+                await answer(api, session=session, tools=TOOLS)
+        assert efforts(fake) == ["low", "none", None, None]
+        await assert_conserved(tables, fake)
+
+    async def test_model_that_refuses_tools_whatever_the_effort_gets_two_requests(
+        self, api: httpx.AsyncClient, fake: RudeUpstream
+    ) -> None:
+        refuse(fake, 400, TOOLS_REFUSED)
+        assert (await send_message(api, tools=TOOLS)).status_code == 400
+        assert efforts(fake) == [None, "none"]

@@ -513,12 +513,12 @@ async def test_turn_too_large_for_a_row_returns_413_before_the_model_is_called(
 
 
 async def test_cost_is_written_without_exponent(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
-    fake.reply("x", prompt_tokens=1, completion_tokens=0)
+    fake.reply("x", prompt_tokens=1, completion_tokens=1)
 
     raw = (await send_message(api)).text
 
-    assert len(re.findall(r'"cost_usd":0\.000000750*[,}]', raw)) == 2  # the turn's and the session's
-    assert exact(raw)["cost_usd"] == Decimal("0.00000075")
+    assert len(re.findall(r'"cost_usd":0\.000005250*[,}]', raw)) == 2  # the turn's and the session's
+    assert exact(raw)["cost_usd"] == Decimal("0.00000525")
 
 
 async def test_each_kind_of_token_is_charged_once_at_its_rate(

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import re
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from functools import partial
@@ -150,6 +151,26 @@ async def test_response_includes_the_services_request_id_header_but_not_its_regi
         assert "x-ms-region" not in headers
 
 
+@pytest.mark.parametrize("session", [{}, {"x-session-id": "s", "idempotency-key": "k"}])
+async def test_known_cost_of_an_answer_is_in_a_header(
+    serve: Serve, environ: dict[str, str], fake: Fake, tables: Tables, session: dict[str, str]
+) -> None:
+    prices = '{"chat": {"input": 0.000003, "output": 0.000001}}'  # an exponent in Decimal's own form
+    deployments = {"AZURE_OPENAI_DEPLOYMENTS": "chat=gpt-5.4-mini, another=unknown"}
+    async with serve(environ | deployments | {"PRICES": prices}) as api:
+        headers = {"authorization": f"Bearer {ANN}", **session}
+        first, again = [await post(api, headers) for _ in range(2)]
+        streamed = await post(api, {**headers, "idempotency-key": "another"}, stream=True)
+        fake.responder = lambda _: Reply("fine", model="unknown")
+        unpriced = await post(api, {**headers, "idempotency-key": "third"}, model="another")
+    costs = [entry.call.cost for entry in await closed_ledger(tables) if entry.call.deployment == "chat"]
+    assert re.fullmatch(r"0\.0+[1-9]\d*", first.headers["x-cost-usd"])
+    assert Decimal(first.headers["x-cost-usd"]) in costs
+    assert ("x-cost-usd" in again.headers) is not bool(session)  # a replay costs nothing
+    assert unpriced.status_code == 200
+    assert [r.headers.get("x-cost-usd") for r in (streamed, unpriced)] == [None, None]
+
+
 async def test_deployment_in_the_path_wins_over_the_model_in_the_body(
     api: httpx.AsyncClient, fake: Fake, tables: Tables
 ) -> None:
@@ -250,6 +271,12 @@ async def test_audio_without_a_known_rate_has_no_worst_case(
     await post(api, **body)
     [entry] = await closed_ledger(tables)
     assert entry.call.worst_case is None
+
+
+async def test_message_without_audio_has_a_worst_case(api: httpx.AsyncClient, tables: Tables) -> None:
+    await post(api, messages=[*HELLO, {"role": "assistant", "content": "x", "audio": None}, *HELLO])
+    [entry] = await closed_ledger(tables)
+    assert entry.call.worst_case is not None
 
 
 # Errors
@@ -354,6 +381,7 @@ async def test_each_retry_of_the_sdk_is_a_separate_call(api: httpx.AsyncClient, 
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": HELLO, "service_tier": "priority"}, "service_tier"),
         ({"messages": HELLO, "web_search_options": {"search_context_size": "low"}}, "web_search_options"),
+        ({"messages": HELLO, "web_search_options": {}}, "web_search_options"),
         ({"messages": HELLO, "search_parameters": {"mode": "on"}}, "search_parameters"),
         ({"messages": HELLO, "tools": [TOOL, {"type": "web_search"}]}, "tools[1].type"),
         ({"messages": HELLO * 2_049}, "messages"),

@@ -21,7 +21,10 @@ from local import azurite
 from local.keys import line, new_key
 from local.places import ROOT
 from shared.web.openapi import document
+from tests.conftest import Serve
 from tests.support.azure_openai import AzureOpenAI
+from tests.support.budgets import limited, reply_long, until_settled
+from tests.support.clock import ManualClock
 from tests.support.loopback import MAX_WAIT_S
 from tests.support.processes import HostFactory
 
@@ -43,6 +46,7 @@ def base_url(azurite_port: int, tmp_path_factory: pytest.TempPathFactory) -> Ite
             "TABLE_PREFIX": f"t{uuid.uuid4().hex[:20]}",
             "CLIENT_KEYS": line("ann", KEY),
             "USAGE_KEYS": line("ann", KEY),
+            "LIMITS": '{"total": {"requests_per_minute": 100000}}',
             "SUMMARY_RECIPIENTS": "ann@example.com",
             "OUTBOX_DIR": str(folder / "outbox"),
         }
@@ -72,11 +76,49 @@ def test_chat_session_and_daily_usage_conform_to_the_openapi_document(base_url: 
             ("GET", "/api/sessions/{session_id}", "/api/sessions/s", None),
             ("GET", "/api/sessions/{session_id}/messages", "/api/sessions/s/messages", None),
             ("GET", "/api/usage/daily/{date}", f"/api/usage/daily/{today}", None),
+            ("GET", "/api/limits", "/api/limits", None),
+            ("GET", "/api/usage/limits", "/api/usage/limits", None),
         ]
         for method, template, path, body in requests:
             response = client.request(method, path, json=body)
             assert response.status_code == 200
             SCHEMA[template][method].validate_response(schemathesis.Response.from_httpx(response, verify=False))
+
+
+async def test_limits_and_refusals_conform_to_the_openapi_document(
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI, clock: ManualClock
+) -> None:
+    limits = {"key:ann": {"usd_per_day": 0.1, "requests_per_minute": 2}}
+    error_fields = document()["components"]["schemas"]["ErrorFields"]["properties"]
+    keys = {"CLIENT_KEYS": line("ann", KEY), "USAGE_KEYS": line("ann", KEY)}
+    completion = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1000}
+    async with serve(limited(environ | keys, limits)) as api:
+        api.headers["api-key"] = KEY
+        reply_long(fake)
+        for path, body, status in [
+            ("/api/chat", {"message": "hi", "session_id": "s"}, 200),  # uses 80 % of the budget
+            ("/api/chat", {"message": "hi", "session_id": "s"}, 429),
+            ("/api/chat", {"message": "hi"}, 429),
+            ("/openai/v1/chat/completions", completion, 429),
+            ("/openai/v1/chat/completions", completion | {"max_tokens": 1}, 200),
+            ("/openai/v1/chat/completions", completion | {"max_tokens": 1}, 429),  # the third in a minute
+            ("/api/limits", None, 200),
+            ("/api/usage/limits", None, 200),
+            ("/api/usage/daily/2026-11-28", None, 200),
+        ]:
+            await until_settled(api)
+            clock.set(datetime(2026, 11, 28, 12, tzinfo=UTC))  # all in one minute
+            method, template = "POST" if body else "GET", re.sub("daily/.*", "daily/{date}", path)
+            response = await api.request(method, path, json=body)
+            assert response.status_code == status, response.text
+            SCHEMA[template][method].validate_response(schemathesis.Response.from_httpx(response, verify=False))
+            documented = document()["paths"][template][method.lower()]["responses"][str(status)].get("headers", {})
+            described = {name.lower() for name in documented}
+            sent = {name for name in response.headers if name.startswith(("x-ratelimit", "x-should", "retry"))}
+            assert sent <= described
+            if status == 429:
+                assert sent
+                assert {*response.json()["error"]} <= {*error_fields}
 
 
 def test_every_route_is_in_the_openapi_document() -> None:

@@ -40,8 +40,8 @@ async def test_every_file_has_a_content_security_policy(api: httpx.AsyncClient) 
 
 async def test_root_leads_to_the_chat_page(api: httpx.AsyncClient) -> None:
     del api.headers["x-functions-key"]
-    for path in ("/", "/?a=b"):
-        response = await api.get(path)
+    for method, path in (("GET", "/"), ("GET", "/?a=b"), ("HEAD", "/")):
+        response = await api.request(method, path)
         assert (response.status_code, response.headers["location"]) == (302, "/chat")
 
 

@@ -970,6 +970,10 @@ async def test_docs_page_shows_all_routes_and_schemas(browser: Browser, api: htt
         for path, methods in contract["paths"].items():
             for method in methods:
                 await expect(page.get_by_role("heading", name=f"{method.upper()} {path}", exact=True)).to_be_visible()
+                for response in methods[method]["responses"].values():
+                    for header in response.get("headers", {}):
+                        section = page.locator("section", has_text=f"{method.upper()} {path}")
+                        await expect(section.get_by_text(header, exact=True).first).to_be_attached()
         for name, model in contract["components"]["schemas"].items():
             rows = page.get_by_role("table", name=name, exact=True).locator("tbody tr")
             await expect(rows).to_have_count(len(model.get("properties", {})))

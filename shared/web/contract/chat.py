@@ -9,7 +9,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from shared.domain.calls import ReasoningEffort
-from shared.web.contract.fields import NonEmpty, SessionId, TokenUsage, Wire
+from shared.web.contract.fields import NonEmpty, SessionId, TokenUsage, UtcTime, Wire
 from shared.web.contract.limits import RemainingAnswer
 
 IMAGE_URL = r"^(https?://|data:image/)"
@@ -156,7 +156,7 @@ class DeltaEvent(BaseModel):
 
 class ErrorEvent(BaseModel):
     """The turn failed. `status`: the HTTP status of the same error without streaming; `retry_after`: seconds. A
-    `budget_exceeded` has the fields of the budget too."""
+    `budget_exceeded` has the fields of the budget too, as in ErrorFields."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -165,6 +165,11 @@ class ErrorEvent(BaseModel):
     param: str | None
     status: int
     retry_after: int | None
+    limit: str | None = None
+    limit_usd: Decimal | None = None
+    spent_usd: Decimal | None = None
+    held_usd: Decimal | None = None
+    resets_at: UtcTime | None = None
 
 
 class SessionAnswer(SessionTotals):

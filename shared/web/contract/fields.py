@@ -1,8 +1,9 @@
 """Fields and models that several routes share."""
 
+from decimal import Decimal
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # pydantic's `$` matches only the end of the text, as in ECMA-262
 SESSION_ID_FORM = "1 to 64 letters, digits, dots, underscores or hyphens, and begin with a letter or digit"
@@ -11,6 +12,7 @@ MAX_PAGE_TURNS = 100  # of history
 MAX_TURN_NUMBER = 10**9
 SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID)]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+UtcTime = Annotated[str, Field(json_schema_extra={"format": "date-time"})]  # as it was written
 
 
 class Wire(BaseModel):
@@ -29,7 +31,9 @@ class TokenUsage(BaseModel):
 
 
 class ErrorFields(BaseModel):
-    """`type` exists only on openai/*. There, errors of the model service are returned unchanged."""
+    """`type` exists only on openai/*. There, errors of the model service are returned unchanged. The other fields exist
+    only if a budget refuses the call: `limit` (usd_per_day or usd_per_month) and amounts of the caller's own budget,
+    `resets_at` of any. A session's budget has neither `limit` nor `resets_at`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -37,6 +41,11 @@ class ErrorFields(BaseModel):
     message: str
     param: str | None = None
     type: str | None = None
+    limit: str | None = None
+    limit_usd: Decimal | None = None
+    spent_usd: Decimal | None = None
+    held_usd: Decimal | None = None
+    resets_at: UtcTime | None = None
 
 
 class ErrorAnswer(BaseModel):

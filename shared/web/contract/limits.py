@@ -42,6 +42,7 @@ class CallerLimits(BaseModel):
 
 
 class LimitsAnswer(BaseModel):
-    """The caller's own limits; with a usage key those of all callers that were active this month."""
+    """The caller's own limits. With a usage key: all limits that are set by name, and those of the other callers that
+    made calls this month."""
 
     limits: list[CallerLimits]

@@ -58,10 +58,14 @@ function column(day, x, width, { max, labelled, pressed, choose }) {
   return group;
 }
 
-// A horizontal bar whose length is `usd` as a share of `total`.
-export function bar(usd, total, colour) {
-  const width = Number(total) ? (100 * Number(usd)) / Number(total) : 0;
+// A horizontal bar. `parts`: [{usd, colour}], drawn one after the other, each as long as its share of `total`.
+export function bar(parts, total) {
   const svg = svgElement("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" });
-  svg.append(svgElement("rect", { class: `colour-${colour}`, width, height: 8 }));
+  let x = 0;
+  for (const { usd, colour } of parts) {
+    const width = Number(total) ? (100 * Number(usd)) / Number(total) : 0;
+    svg.append(svgElement("rect", { class: `colour-${colour}`, x, width, height: 8 }));
+    x += width;
+  }
   return svg;
 }

@@ -70,9 +70,16 @@ function content(type, schema) {
   return line;
 }
 
-function response(status, { description, content: types = {} }) {
+function response(status, { description, content: types = {}, headers = {} }) {
   const shown = status < "400" ? Object.entries(types).map(([type, { schema }]) => content(type, schema)) : [];
-  return element("li", {}, element("strong", {}, status), ` ${description}`, ...shown);
+  return element("li", {}, element("strong", {}, status), ` ${description}`, ...shown, headerList(headers));
+}
+
+function headerList(headers) {
+  const rows = Object.entries(headers).map(([name, { schema, description }]) =>
+    element("li", {}, element("code", {}, name), ` ${schema.type}: ${description}`),
+  );
+  return rows.length ? element("details", {}, element("summary", {}, "Headers"), element("ul", {}, ...rows)) : "";
 }
 
 function operation(path, method, details) {

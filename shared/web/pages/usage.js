@@ -1,12 +1,17 @@
-// The usage page: cost by day, model and caller.
+// The usage page: cost by day, model and caller, and budgets.
 
 import { amount, formatInteger, isZero, knownCost, sumUsd } from "./amounts.js";
 import { Api, ApiError, ConnectionLost } from "./api.js";
+import { budgetTable, monthLine } from "./budgets.js";
 import { COLOURS, bar, columns } from "./chart.js";
 import { byId, element, keyDialog } from "./elements.js";
+import { number, table } from "./tables.js";
 
 const DEFAULT_DAYS = 14;
 const DAY_MS = 86_400_000;
+
+const utcDate = (time) => new Date(time).toISOString().slice(0, 10);
+const today = () => utcDate(Date.now());
 
 const api = new Api({
   storageKey: "usage-key",
@@ -27,11 +32,15 @@ async function show() {
     if (ownVisit !== visit) return;
     [range, details, chosen] = [response, new Map(), null];
     draw();
+    drawBudgets((await api.json("usage/limits")).limits);
     for (const { date } of response.days.filter(({ calls }) => calls)) {
       const day = await api.json(`usage/daily/${date}`);
       if (ownVisit !== visit) return;
       details.set(date, day);
     }
+    const day = details.get(today()) ?? (await api.json(`usage/daily/${today()}`));
+    if (ownVisit !== visit) return;
+    byId("month").replaceChildren(...monthLine(day));
     byId("status").textContent = "";
     draw();
   } catch (error) {
@@ -57,6 +66,12 @@ function draw() {
   );
   drawShares(colours);
   byId("days").replaceChildren(dayTable());
+}
+
+function drawBudgets(limits) {
+  const created = budgetTable(limits);
+  byId("budgets").replaceChildren(created ?? "");
+  byId("budgets").closest("section").hidden = created === null;
 }
 
 function drawable(day, colours) {
@@ -104,7 +119,7 @@ function shareTable(title, rows, colour) {
   const total = sumUsd(rows.map(({ usd }) => usd));
   const cells = rows.map(({ name, usd, calls, tokens, unpriced }) => [
     name,
-    element("td", { className: "share" }, bar(usd, total, colour(name) ?? 0)),
+    element("td", { className: "share" }, bar([{ usd, colour: colour(name) ?? 0 }], total)),
     number(amount(knownCost(usd, unpriced))),
     number(formatInteger(calls)),
     number(formatInteger(tokens)),
@@ -133,18 +148,6 @@ function dayTable() {
   );
 }
 
-const number = (content) => element("td", { className: "number" }, content);
-
-function table(headings, rows, caption) {
-  const head = element(
-    "tr",
-    {},
-    ...headings.map((text, at) => element("th", { scope: "col", className: at && text ? "number" : "" }, text)),
-  );
-  const body = rows.map(([first, ...rest]) => element("tr", {}, element("th", { scope: "row" }, first), ...rest));
-  return element("table", { "aria-label": caption }, element("thead", {}, head), element("tbody", {}, ...body));
-}
-
 function choose(date) {
   chosen = date === chosen ? null : date;
   draw();
@@ -158,7 +161,6 @@ byId("range").addEventListener("submit", (event) => {
 addEventListener("resize", () => range.days.length && draw());
 byId("all").addEventListener("click", () => choose(chosen));
 
-const today = new Date().toISOString().slice(0, 10);
-byId("from").value = new Date(Date.parse(today) - (DEFAULT_DAYS - 1) * DAY_MS).toISOString().slice(0, 10);
-byId("to").value = byId("from").max = byId("to").max = today;
+byId("from").value = utcDate(Date.now() - (DEFAULT_DAYS - 1) * DAY_MS);
+byId("to").value = byId("from").max = byId("to").max = today();
 await show();

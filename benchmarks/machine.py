@@ -1,0 +1,67 @@
+"""What benchmarks share: an Azurite of their own, CPU time of other processes, and what ran beside the benchmark."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from local import azurite
+from local.parts import free_port
+
+_TICKS = os.sysconf("SC_CLK_TCK")  # per second
+
+
+@contextmanager
+def table_service() -> Iterator[tuple[int, int]]:
+    """An Azurite in memory; yields its port and its process ID."""
+    port = free_port()
+    server = subprocess.Popen(azurite.command(port), stdout=subprocess.DEVNULL)  # noqa: S603
+    try:
+        while not azurite.answers(port):
+            time.sleep(0.05)
+        yield port, server.pid
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process so far, in Linux."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+@dataclass
+class Usage:
+    """Seconds since it was made. `pids`: processes of the benchmark, beside this one, that run all the time."""
+
+    pids: tuple[int, ...] = ()
+    wall: float = field(default_factory=time.monotonic)
+    own: float = 0.0
+    machine: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.own, self.machine = self._own(), _busy_seconds()
+
+    def beside(self, own: Iterable[float] = ()) -> str:
+        """What other processes used. `own`: CPU seconds of the benchmark's processes that are not in `pids`."""
+        seconds = time.monotonic() - self.wall
+        others = _busy_seconds() - self.machine - (self._own() - self.own) - sum(own)
+        return f"{max(0.0, others) / seconds:.1f} of {os.cpu_count()} cores were used by other processes"
+
+    def report(self) -> str:
+        """CPU seconds beside wall seconds, and what other processes used."""
+        own = self._own() - self.own
+        return f"{own:.1f} s in {time.monotonic() - self.wall:.1f} s; {self.beside()}"
+
+    def _own(self) -> float:
+        return time.process_time() + sum(map(cpu_seconds, self.pids))
+
+
+def _busy_seconds() -> float:
+    """CPU seconds of all processes since the machine's start, in Linux."""
+    user, nice, system, _, _, interrupt, soft, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    return sum(map(int, (user, nice, system, interrupt, soft))) / _TICKS
