@@ -224,16 +224,17 @@ def table_of(client: TableClient) -> Table:
 class Tables:
     """Direct access to the stored rows, independent of the app."""
 
-    def __init__(self, sessions: TableClient, usage: TableClient) -> None:
-        self.sessions = table_of(sessions)
-        self.usage = table_of(usage)
+    def __init__(self, service: TableServiceClient, prefix: str) -> None:
+        self.sessions, self.usage, self.daily = (
+            table_of(service.get_table_client(prefix + name)) for name in ("sessions", "usage", "daily")
+        )
 
 
 @asynccontextmanager
 async def opened(azurite_port: int, prefix: str) -> AsyncIterator[Tables]:
     connection = azurite_server.connection_string(azurite_port)
     async with TableServiceClient.from_connection_string(connection) as service:
-        yield Tables(service.get_table_client(f"{prefix}sessions"), service.get_table_client(f"{prefix}usage"))
+        yield Tables(service, prefix)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def chat_answer(answer: Answer) -> ChatAnswer:
             for budget in answer.budgets
         ]
     message = turn.messages[-1]
-    if message["role"] != "assistant":  # stopped before it said anything
+    if message["role"] != "assistant":  # stopped before its first token
         message = {"role": "assistant", "content": ""}
     if turn.finish_reason == "length" and not any(message.get(kind) for kind in ("content", "refusal", "tool_calls")):
         optional["notice"] = EMPTY_ANSWER

@@ -95,7 +95,7 @@ class ScriptedApp:
         self.scripts.clear()
         self.fake.meter.clear()
         self.fake.responder = self.respond
-        return Tables(*(self.service.get_table_client(f"{prefix}{name}") for name in ("sessions", "usage")))
+        return Tables(self.service, prefix)
 
     def respond(self, request: Request) -> Script:
         marks = [re.match(r"#(\S+) ", str(message.get("content"))) for message in request.body["messages"]]

@@ -285,7 +285,7 @@ async def test_costs_add_up_after_storage_crashes_under_load(
             await asyncio.gather(*load)
 
             await services().turns.finish()
-            tables = Tables(service.get_table_client(f"{prefix}sessions"), service.get_table_client(f"{prefix}usage"))
+            tables = Tables(service, prefix)
             await expire(tables, [f"s{index}" for index in range(12)])
             await services().maintenance.run()
             await asyncio.gather(*(answer(api, "at last", f"s{index}") for index in range(12)))

@@ -90,7 +90,7 @@ class App:
         self.fake.meter.clear()
         prefix = f"t{uuid.uuid4().hex[:20]}"
         self.monkeypatch.setenv("TABLE_PREFIX", prefix)
-        return Tables(*(self.service.get_table_client(f"{prefix}{name}") for name in ("sessions", "usage")))
+        return Tables(self.service, prefix)
 
 
 @pytest.fixture

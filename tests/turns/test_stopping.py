@@ -1,4 +1,4 @@
-"""A turn that is stopped ends at once, keeps what was said, and its call is not lost."""
+"""A turn that is stopped ends at once, keeps its partial answer, and its call is accounted for."""
 
 import httpx
 
