@@ -47,7 +47,7 @@ class Maintenance:
                     position = reached
                 position = ""
         except TimeoutError:
-            log.warning("maintenance: %s ran out of time; the next run resumes after %r", name, position)
+            log.warning("maintenance: %s ran out of time; the next run resumes it", name)  # a position may be an id
         if position != start:
             with suppress(VersionConflict):  # another instance runs the same job
                 await self._cursors.put(name, position, etag)

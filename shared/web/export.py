@@ -1,7 +1,9 @@
 """A whole conversation as JSON or Markdown."""
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
 
@@ -12,7 +14,11 @@ from shared.services import Services
 from shared.web.answers import session_answer, turn_answer
 from shared.web.http import json_bytes, session_id
 
-_BLOCK = 100  # turns read at once
+_BLOCK = 20  # turns in memory at once: a turn takes up to 1 MiB
+_USUAL = ("stop", "tool_calls", "function_call")  # endings that need no mark
+_LINE_END = re.compile(r"\r\n|\r|\n")  # as CommonMark defines it
+_BACKTICKS = re.compile("`+")
+_URL = "%/:?#[]@!$&'*+,;=~"  # without brackets, which would end the image
 _TITLES = {"user": "User", "assistant": "Assistant", "tool": "Tool result"}
 
 
@@ -51,10 +57,18 @@ async def _json(session: Session, turns: AsyncIterator[Turn], app: Services) -> 
 async def _markdown(session: Session, turns: AsyncIterator[Turn], app: Services) -> AsyncIterator[bytes]:
     yield f"# Conversation of {session.created:%Y-%m-%d %H:%M} UTC\n".encode()
     if session.system:
-        yield f"\n## System\n\n{session.system}\n".encode()
+        yield _section("System", session.system)
     async for turn in turns:
         for message in turn.messages:
-            yield f"\n## {_TITLES.get(message['role'], message['role'])}\n\n{_text(message)}\n".encode()
+            yield _section(_TITLES.get(message["role"] or "", "Message"), _text(message))
+        if turn.messages and turn.finish_reason not in _USUAL:
+            yield f"\n*({turn.finish_reason or turn.call.state.value})*\n".encode()
+
+
+def _section(title: str, text: str) -> bytes:
+    """A heading and a quotation: nothing that a message leaves open, such as a code block, goes on after it."""
+    quoted = "\n".join(f"> {line}".rstrip() for line in _LINE_END.split(text))
+    return f"\n## {title}\n\n{quoted}\n".encode("utf-8", "replace")
 
 
 def _text(message: Mapping[str, Any]) -> str:
@@ -62,12 +76,20 @@ def _text(message: Mapping[str, Any]) -> str:
     pieces = [content] if isinstance(content, str) else [_part(part) for part in content]
     for call in message.get("tool_calls") or ():
         function = call.get("function") or {}
-        pieces.append(f"Calls `{function.get('name')}`:\n\n```json\n{function.get('arguments') or '{}'}\n```")
+        pieces.append(f"Calls `{function.get('name')}`:\n\n{_code(str(function.get('arguments') or '{}'))}")
     return "\n\n".join(piece for piece in pieces if piece)
+
+
+def _code(text: str) -> str:
+    """A code block whose fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, _BACKTICKS.findall(text)), default=0))
+    return f"{fence}json\n{text}\n{fence}"
 
 
 def _part(part: Mapping[str, Any]) -> str:
     if part.get("type") == "text":
         return str(part.get("text") or "")
     url = str((part.get("image_url") or {}).get("url") or "")
-    return f"![image]({url})" if url.startswith("http") else f"(A part of type {part.get('type')} is left out.)"
+    if url.startswith(("http://", "https://")):
+        return f"![image]({quote(url, safe=_URL)})"
+    return f"(A part of type {part.get('type')} is left out.)"
