@@ -79,7 +79,7 @@ class Services:
         sessions = Sessions(sessions_table, clock)
         days = Days(daily_table)
         deletions = Deletions(sessions_table, sessions, ledger, days, clock)
-        self.erasures = OwnerErasures(sessions_table, deletions, clock)
+        self.erasures = OwnerErasures(sessions_table, sessions, deletions, clock)
         retention = Retention(sessions_table, sessions, deletions, clock, days=settings.retention.session_days)
         recovery = Recovery(sessions, ledger, call_log, clock)
         self.turns = Turns(

@@ -184,5 +184,6 @@ class LedgerEntry:
 
     @property
     def session_label(self) -> str | None:
-        """The name of the session in logs, traces and emails."""
-        return session_label(self.session, is_reference=bool(self.call.reference)) if self.session else None
+        """The name of the session in logs and traces. None for calls of 0.2.0 and earlier, which have only its id: even
+        a hash of an id that a caller chose could be guessed."""
+        return session_label(self.call.reference, is_reference=True) if self.call.reference else None

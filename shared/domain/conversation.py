@@ -58,7 +58,9 @@ class Session:
     deployment: str
     owner: str | None = None  # name of the principal that created it
     reference: str | None = None  # its name in the ledger and in reports; None until the next turn of an old session
-    seen: date | None = None  # day under which the retention's index has it; None if it has not
+    seen: tuple[
+        date, ...
+    ] = ()  # days under which the retention's index may have it; the last one is that of its last use
     expires: datetime | None = None  # of a temporary session
     turns: int = 0
     totals: Totals = NO_TOTALS

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from shared.domain.clock import Clock
 from shared.domain.conversation import Deletion, Session, Turn
@@ -25,6 +25,7 @@ from shared.storage.tables import Table, Write
 
 ERASING = "~erasing"
 _STALE = timedelta(minutes=15)  # age of a mark: if its id is not on the head by now, it never will be
+_RECOVERED = timedelta(hours=1)  # after its deadline a call that its session has as final is final in the ledger too
 _BATCH = 99  # rows in a transaction besides the head: a transaction takes at most 100 writes
 
 
@@ -41,13 +42,11 @@ class Deletions:
     async def begin(self, session: Session, *, erase: bool) -> Session | None:
         """Write the deletion to the head; from then on it is in effect. Returns None if the head has changed."""
         deletion = Deletion(id=uuid.uuid4().hex, erase=erase)
-        marked = replace(session, deletion=deletion, updated=self._clock.now())
+        marked, now = replace(session, deletion=deletion), self._clock.now()
         if not erase:
-            marked = replace(marked, cleared_through=session.turns, window_start=session.turns + 1)
+            marked = replace(marked, updated=now, cleared_through=session.turns, window_start=session.turns + 1)
         with suppress(VersionConflict):  # the id is new: the row was written, only the response was lost
-            await self._table.put(
-                {"PartitionKey": ERASING, "RowKey": deletion.id, "session": session.id, "begun": marked.updated}
-            )
+            await self._table.put({"PartitionKey": ERASING, "RowKey": deletion.id, "session": session.id, "begun": now})
         try:
             return replace(marked, etag=await self._table.put(rows.from_session(marked), session.etag))
         except VersionConflict:
@@ -88,9 +87,10 @@ class Deletions:
 
     async def _carry_out(self, head: Session, deletion: Deletion) -> None:
         batch: list[Write] = []
+        forgotten: set[date] = set()
         async for row in self._rows_after(head):
             if deletion.erase and rows.is_turn(row):
-                await self._forget_session(head, deletion, rows.to_turn(row))
+                await self._forget_session(head, deletion, rows.to_turn(row), forgotten)
             batch += _deletion_writes(row, head, deletion)
             if len(batch) == _BATCH:
                 head, batch = await self._commit(head, batch, new_head=head), []
@@ -106,15 +106,17 @@ class Deletions:
         etags = await self._table.commit([Write("put" if new_head else "delete", row, head.etag), *batch])
         return replace(head, etag=etags[0])
 
-    async def _forget_session(self, head: Session, deletion: Deletion, turn: Turn) -> None:
-        """Remove the session's id from the ledger and the daily figures, where it can still be."""
+    async def _forget_session(self, head: Session, deletion: Deletion, turn: Turn, days: set[date]) -> None:
+        """Remove the session's id from the ledger and the daily figures, where it can still be. `days`: those whose
+        figures are done."""
         for call in turn.calls:
-            if call.reference and call.state.final:
+            if call.reference and call.state.final and self._clock.now() > call.deadline + _RECOVERED:
                 continue
             reference = call.reference or head.reference or deletion.id  # random; the same if this is resumed
             await self._ledger.forget_session(call, head.id, turn.number, reference)
-            if not call.reference:
+            if not call.reference and call.day not in days:
                 await self._days.forget_session(call.day, head.id, reference)
+                days.add(call.day)
 
     def _rows_after(self, session: Session) -> AsyncIterator[Row]:
         return self._table.query(
@@ -122,8 +124,7 @@ class Deletions:
         )
 
     async def _delete_from_index(self, head: Session) -> None:
-        days = ((rows.SEEN, head.seen), (rows.EXPIRES, head.expires and head.expires.date()))
-        for partition in (rows.index_partition(kind, day) for kind, day in days if day):
+        for partition in rows.index_partitions(head):
             with suppress(VersionConflict):  # it is gone
                 await self._table.delete(partition, head.id, "*")
 

@@ -98,16 +98,23 @@ class Ledger:
         return False
 
     async def forget_session(self, call: Call, session_id: str, turn: int, reference: str) -> None:
-        """Remove the id of an erased session from a call's row. A row of 0.2.0 and earlier, which has it in its key, is
-        replaced by one with the reference, in the same partition."""
+        """Remove the id of an erased session from a call's row, and raise the row to the session's state of the call. A
+        row of 0.2.0 and earlier, which has the id in its key, is replaced by one with the reference, in the same
+        partition."""
         while entry := await self.find(call, session_id, turn):
+            if await self.raise_call(entry, call):
+                continue
+            if call.reference and entry.session_id is None:
+                return
             anonymous = replace(entry, call=replace(entry.call, reference=reference), session_id=None)
             try:
                 if call.reference:
                     await self._table.put(from_entry(anonymous), entry.etag)
                 else:
                     partition, key = _keys(entry)
-                    anonymous = replace(anonymous, keys=(partition, key.replace(session_id, reference, 1)))
+                    *day_and_shard, _, number, call_id = key.split("~")
+                    anonymous_key = "~".join((*day_and_shard, reference, number, call_id))
+                    anonymous = replace(anonymous, keys=(partition, anonymous_key))
                     old = Write("delete", {"PartitionKey": partition, "RowKey": key}, entry.etag)
                     await self._table.commit([old, Write("put", from_entry(anonymous))])
             except VersionConflict:  # the call is settled meanwhile, or another process does the same

@@ -10,17 +10,18 @@ from shared.errors import VersionConflict
 from shared.storage import session_rows as rows
 from shared.storage.deletion import Deletions
 from shared.storage.entities import Row
+from shared.storage.sessions import Sessions
 from shared.storage.tables import Table
 
 _PARTITION = "~erasing-owner"
-_SAVE_EVERY = 10  # sessions
 
 
 class OwnerErasures:
     """Raises StorageUnavailable."""
 
-    def __init__(self, table: Table, deletions: Deletions, clock: Clock) -> None:
+    def __init__(self, table: Table, sessions: Sessions, deletions: Deletions, clock: Clock) -> None:
         self._table = table
+        self._sessions = sessions
         self._deletions = deletions
         self._clock = clock
 
@@ -45,14 +46,11 @@ class OwnerErasures:
         """Erase the sessions; yields the progress after each of them. Ends early if another process does the same."""
         condition = "RowKey eq @head and owner eq @owner and PartitionKey gt @after"
         parameters = {"head": rows.HEAD, "owner": progress.owner, "after": progress.position}
-        unsaved = 0
         try:
-            async for row in self._table.query(condition, parameters):
-                if row["created"] <= progress.begun and await self._erase(row):
-                    progress = replace(progress, erased=progress.erased + 1)
-                progress, unsaved = replace(progress, position=row["PartitionKey"]), unsaved + 1
-                if unsaved == _SAVE_EVERY:
-                    progress, unsaved = await self._save(progress), 0
+            async for row in self._table.query(condition, parameters, select=["PartitionKey"]):
+                erased = await self._erase(row["PartitionKey"], progress)
+                position = row["PartitionKey"]
+                progress = await self._save(replace(progress, position=position, erased=progress.erased + erased))
                 yield progress
             yield await self._save(replace(progress, position="", done=True))
         except VersionConflict:
@@ -65,14 +63,17 @@ class OwnerErasures:
                 async for _ in self.carry_out(_to_erasure(row)):
                     yield ""
 
-    async def _erase(self, head: Row) -> bool:
-        """Returns False if the session changes at this moment; it is then being used, and stays."""
-        session = rows.to_session(head)
-        marked = session if session.deletion else await self._deletions.begin(session, erase=True)
-        if marked is None:
-            return False
-        await self._deletions.finish(marked)
-        return True
+    async def _erase(self, session_id: str, progress: OwnerErasure) -> bool:
+        """Returns False if there is no such session of the owner that was begun before the erasure."""
+        while session := await self._sessions.head(session_id):
+            if session.owner != progress.owner or session.created > progress.begun:
+                return False
+            begun = session if session.deletion else await self._deletions.begin(session, erase=True)
+            if begun and begun.deletion:  # else a turn has begun or ended
+                await self._deletions.finish(begun)
+                if begun.deletion.erase:
+                    return True
+        return False
 
     async def _save(self, progress: OwnerErasure) -> OwnerErasure:
         row = {

@@ -2,10 +2,10 @@
 
 An index has one row for each session: in the partition `~seen-{day}` of the day of its last use, or `~expires-{day}` of
 the day on which a temporary session expires. A session's first turn of a day moves its row, so other turns cost
-nothing. A row may be out of date, for example after a crash; the session's head decides.
+nothing. The head has the days under which the session can have a row: during a move two, or after a crash. A row may be
+out of date; the session's head decides.
 """
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -17,14 +17,13 @@ from shared.domain.conversation import Session
 from shared.errors import StorageUnavailable, VersionConflict
 from shared.storage.deletion import Deletions
 from shared.storage.entities import Row
-from shared.storage.session_rows import EXPIRES, HEAD, SEEN, index_partition
+from shared.storage.session_rows import EXPIRES, HEAD, SEEN, index_partition, index_partitions, seen_text
 from shared.storage.sessions import Sessions
 from shared.storage.tables import Table
 
 log = logging.getLogger(__name__)
 
 _SCANNED = ("~retention", "scanned")  # a row that says that older sessions are in the index
-_HEAD = ["PartitionKey", "RowKey", "updated", "seen", "expires"]
 
 
 class Retention:
@@ -39,21 +38,33 @@ class Retention:
         self._clock = clock
         self._days = days
 
-    async def enter(self, session: Session) -> Session:
-        """Move the session's row to today, before a turn; returns the session to store. Does nothing if the row is
-        there already."""
+    async def prepare(self, session: Session) -> Session:
+        """Before a turn is reserved: the session to store with it. Its head names a day before the index does, so that
+        an erasure finds every row. Only a new session, which has no head yet, is entered here."""
         today = self._clock.now().date()
-        if session.expires:
-            if not session.etag:
-                await self._insert(index_partition(EXPIRES, session.expires.date()), session.id)
+        if not session.etag and session.expires:
+            await self._insert(index_partition(EXPIRES, session.expires.date()), session.id)
+        if not self._by_use(session) or session.seen[-1:] == (today,):
             return session
-        if self._days is None or session.seen == today:
+        if not session.etag:
+            await self._insert(index_partition(SEEN, today), session.id)
+            return replace(session, seen=(today,))
+        before = session.seen or (min(session.updated.date(), today - timedelta(days=1)),)
+        return replace(session, seen=(*(day for day in before if day != today), today))
+
+    async def enter(self, session: Session) -> Session:
+        """After a turn is reserved: move the session's row to the day of the turn. Returns the session to store with
+        the turn's settlement. If storage fails, the session's next turn does it."""
+        *before, today = session.seen or (None,)
+        if self._days is None or today is None or not before:
             return session
-        moves = [self._insert(index_partition(SEEN, today), session.id)]
-        if session.seen:
-            moves.append(self._delete(index_partition(SEEN, session.seen), session.id))
-        await asyncio.gather(*moves)
-        return replace(session, seen=today)
+        try:
+            await self._insert(index_partition(SEEN, today), session.id)
+            for day in before:  # not at the same time: one row must exist
+                await self._delete(index_partition(SEEN, day), session.id)
+        except StorageUnavailable:
+            return session
+        return replace(session, seen=(today,))
 
     async def erase_expired(self, after: str) -> AsyncIterator[str]:
         """Erase every session whose time is over. Finished rows are gone, so a run that is cut short needs no position:
@@ -77,13 +88,21 @@ class Retention:
         if scanned:
             return
         heads = self._table.query(
-            "RowKey eq @head and PartitionKey gt @after", {"head": HEAD, "after": after}, select=_HEAD
+            "RowKey eq @head and PartitionKey gt @after", {"head": HEAD, "after": after}, select=["PartitionKey"]
         )
         async for row in heads:
-            if "seen" not in row and "expires" not in row:
-                await self._insert(index_partition(SEEN, row["updated"].date()), row["PartitionKey"])
+            await self._enter_older(row["PartitionKey"])
             yield row["PartitionKey"]
         await self._insert(*_SCANNED)
+
+    async def _enter_older(self, session_id: str) -> None:
+        while session := await self._sessions.head(session_id):
+            if session.deletion or not self._by_use(session):
+                return
+            with suppress(VersionConflict):  # a turn has begun or ended: read it again
+                session = await self._note(session, session.seen[-1] if session.seen else session.updated.date())
+                await self._insert(index_partition(SEEN, session.seen[-1]), session.id)
+                return
 
     async def _guarded(self, row: Row) -> None:
         try:
@@ -95,26 +114,48 @@ class Retention:
 
     async def _check(self, row: Row) -> None:
         """Erase the session of a row that is due, or correct the row."""
-        now, session = self._clock.now(), await self._sessions.head(row["RowKey"])
-        if session and session.busy(now):
+        session = await self._sessions.head(row["RowKey"])
+        if session and session.deletion:
+            await self._deletions.finish(session)
+            session = await self._sessions.head(row["RowKey"])
+        if session and session.busy(self._clock.now()):
             return
         if session and self._is_over(session):
-            if session.deletion is None:
-                session = await self._deletions.begin(session, erase=True)
-            if session is None:
+            marked = await self._deletions.begin(session, erase=True)
+            if marked is None:
                 return  # it is used at this moment
-            await self._deletions.finish(session)
-        elif session and session.expires:
-            return  # later today
-        elif session and self._days is not None:
-            await self._insert(index_partition(SEEN, session.updated.date()), session.id)
+            await self._deletions.finish(marked)
+            if row["PartitionKey"] in index_partitions(session):
+                return  # deleted with it
+        elif session and row["PartitionKey"].startswith(EXPIRES):
+            if row["PartitionKey"] in index_partitions(session):
+                return  # later today
+        elif session:
+            try:
+                session = await self._note(session, session.updated.date())
+            except VersionConflict:
+                return
+            await self._insert(index_partition(SEEN, session.seen[-1]), session.id)
         await self._delete(row["PartitionKey"], row["RowKey"])
+
+    async def _note(self, session: Session, day: date) -> Session:
+        """Name the day on the head, before a row is inserted under it. Raises VersionConflict."""
+        if session.seen[-1:] == (day,):
+            return session
+        seen = (*(each for each in session.seen if each != day), day)
+        head = {"PartitionKey": session.id, "RowKey": HEAD, "seen": seen_text(seen)}
+        return replace(session, seen=seen, etag=await self._table.merge(head, session.etag))
+
+    def _by_use(self, session: Session) -> bool:
+        """True if the index has a row for its last use. A temporary session that expires sooner needs none."""
+        if self._days is None:
+            return False
+        return not session.expires or session.expires > self._clock.now() + timedelta(days=self._days)
 
     def _is_over(self, session: Session) -> bool:
         now = self._clock.now()
-        if session.expires:
-            return session.expires <= now
-        return self._days is not None and session.updated.date() < now.date() - timedelta(days=self._days)
+        unused = self._days is not None and session.updated.date() < now.date() - timedelta(days=self._days)
+        return session.expired(now) or unused
 
     def _rows(self, kind: str, before: date) -> AsyncIterator[Row]:
         """The rows of the days before this one."""

@@ -3,6 +3,7 @@
 Stored names: existing tables hold these keys and columns, so a change needs a migration.
 """
 
+from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -42,6 +43,16 @@ def index_partition(kind: str, day: date) -> str:
     return f"{kind}{day.isoformat()}"
 
 
+def index_partitions(session: Session) -> list[str]:
+    """The partitions of the retention's index that may have a row of the session."""
+    expires = [index_partition(EXPIRES, session.expires.date())] if session.expires else []
+    return [index_partition(SEEN, day) for day in session.seen] + expires
+
+
+def seen_text(days: Sequence[date]) -> str | None:
+    return ",".join(day.isoformat() for day in days) or None
+
+
 def pointer_partition(key_hash: str) -> str:
     return f"{_POINTER_PREFIX}{key_hash}"
 
@@ -55,7 +66,7 @@ def from_session(session: Session) -> Row:
         "updated": session.updated,
         "owner": session.owner,
         "reference": session.reference,
-        "seen": session.seen and session.seen.isoformat(),
+        "seen": seen_text(session.seen),
         "expires": session.expires,
         "system": session.system,
         "deployment": session.deployment,
@@ -90,7 +101,7 @@ def to_session(row: Row) -> Session:
         updated=row["updated"],
         owner=row.get("owner"),
         reference=row.get("reference"),
-        seen=date.fromisoformat(row["seen"]) if "seen" in row else None,
+        seen=tuple(map(date.fromisoformat, row["seen"].split(","))) if "seen" in row else (),
         expires=row.get("expires"),
         system=row["system"],
         deployment=row["deployment"],

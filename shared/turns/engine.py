@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shared.domain.calls import Call, LedgerEntry, State
 from shared.domain.clock import Clock
@@ -243,7 +243,9 @@ class Turns:
             document = call.answer.document() if run.turn.plan.forwarded else b""
             budgets = self._admission.budgets(run.request.principal, call.entry, outcome)
             run.stream.send(Answer(*settled, document, budgets) if settled else Metered(document, outcome.cost))
-        await persist(outcome, lambda: self._ledger.raise_call(call.entry, outcome), self._clock)
+        # The row of an erased session must not have its id, even if the row was inserted after the erasure.
+        entry = replace(call.entry, session_id=None) if run.turn.erased else call.entry
+        await persist(outcome, lambda: self._ledger.raise_call(entry, outcome), self._clock)
 
 
 def _end_stopped(run: _Run, call: OpenCall) -> None:

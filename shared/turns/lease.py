@@ -56,6 +56,7 @@ class ReservedTurn(Protocol):
     """A turn with a call that can be opened. `plan` and `call` belong to its latest call."""
 
     plan: Plan
+    erased: bool  # True once its session was found to be erased
 
     @property
     def session_id(self) -> str | None: ...
@@ -83,6 +84,7 @@ class SessionlessTurn:
 
     session_id = None
     number = 0
+    erased = False
 
     def __init__(self, call: Call, plan: Plan) -> None:
         self.call = call
@@ -114,6 +116,7 @@ class LeasedTurn:
         self._sessions = sessions
         self._clock = clock
         self._lock = asyncio.Lock()
+        self.erased = False
         self.session = session
         self.turn = turn
         self.plan = plan
@@ -203,6 +206,7 @@ class LeasedTurn:
         """Load the stored state. Returns False if this turn is no longer in the session."""
         session, turn = await read_turn(self._sessions, self.session.id, self.turn.number)
         if session is None or turn is None or turn.find(self.turn.calls[0].id) is None:
+            self.erased = True
             return False
         self.session, self.turn = session, turn
         return True

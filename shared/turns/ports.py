@@ -49,8 +49,11 @@ class Sessions(Protocol):
 class Retention(Protocol):
     """Erases sessions when their time is over."""
 
+    async def prepare(self, session: Session) -> Session:
+        """Before a turn is reserved: the session to store with it. Enters a new session into the index."""
+
     async def enter(self, session: Session) -> Session:
-        """Note that the session is used, before a turn; returns the session to store."""
+        """After a turn is reserved: move the session to its day in the index. Returns the session to store later."""
 
 
 class Deletions(Protocol):
@@ -94,6 +97,9 @@ class Ledger(Protocol):
     async def raise_call(self, entry: LedgerEntry, call: Call) -> bool:
         """Raise the row to the call's state, unless it is already as high or no longer exists. Insert an entry that was
         never read (one without an etag). Returns whether the row changed."""
+
+    async def forget_session(self, call: Call, session_id: str, turn: int, reference: str) -> None:
+        """Remove the id of an erased session from a call's row."""
 
 
 DONE = b"[DONE]"  # the data of a stream's last event

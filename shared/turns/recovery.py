@@ -51,7 +51,10 @@ class Recovery:
         if call is None:  # no session contains it: erased, or a call without a session
             if now <= entry.call.deadline:
                 return
-            call, entry = unaccounted, _without_session(entry)
+            call = unaccounted
+            if entry.session_id and entry.call.reference:
+                await self._ledger.forget_session(entry.call, entry.session_id, entry.turn, entry.call.reference)
+                entry = replace(entry, session_id=None)
         if await self._ledger.raise_call(entry, call) and call.reason == _INTERRUPTED:  # else its process logged it
             self._call_log.recovered(entry, call)
 
@@ -80,11 +83,6 @@ class Recovery:
             except VersionConflict:
                 continue
             return call
-
-
-def _without_session(entry: LedgerEntry) -> LedgerEntry:
-    """The entry without the id of a session that no longer has the call, unless the id is in the row's key."""
-    return replace(entry, session_id=None) if entry.call.reference else entry
 
 
 async def read_turn(sessions: Sessions, session_id: str, number: int) -> tuple[Session | None, Turn | None]:

@@ -93,8 +93,8 @@ class ComposedRequest:
             raise InvalidRequest(f"max_tokens may be at most {longest}.", param="max_tokens")
 
     def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
-        if self.expires_in and not session.expires:
-            message = "A session is temporary from its first turn on, or never."
+        if self.expires_in and session.expires != session.created + self.expires_in:
+            message = "expires_in_seconds is set by a session's first turn and can't be changed later."
             raise InvalidRequest(message, param="expires_in_seconds")
         if self.system not in (None, session.system):
             raise InvalidRequest("system is set by a session's first turn and can't be changed later.", param="system")

@@ -184,8 +184,9 @@ class Reservations:
         return session
 
     async def _commit(self, request: Request, planned: _Planned, record: IdempotencyRecord | None) -> LeasedTurn:
-        session, turn = await self._retention.enter(planned.session), planned.turn
+        turn = planned.turn
         self._admission.check_room(request.principal, turn.call)  # not before: a stored answer is given without room
+        session = await self._retention.prepare(planned.session)
         if record:
             record = replace(record, turns=(*record.turns, turn.number))
         try:
@@ -198,6 +199,7 @@ class Reservations:
                     raise SessionBusy from None
                 raise
             session, turn = stored, stored_turn
+        session = await self._retention.enter(session)
         return LeasedTurn(self._sessions, self._clock, self._admission.limits, session, turn, planned.plan)
 
 

@@ -25,7 +25,9 @@ class SessionAccess:
         """The stored session. Finishes an interrupted deletion first."""
         session = await self._sessions.head(session_id)
         if session and session.expired(self._clock.now()) and not session.deletion:
-            session = await self._deletions.begin(session, erase=True) or session
+            session = await self._deletions.begin(session, erase=True)
+            if session is None:
+                raise SessionNotFound  # another process has changed it; it has expired all the same
         if session and session.deletion:
             await self._deletions.finish(session)
             session = await self._sessions.head(session_id)
