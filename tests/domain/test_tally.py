@@ -83,6 +83,7 @@ def naive(rows: list[LedgerEntry]) -> Figures:
     models = {(one.call.deployment, one.call.model or "") for one in settled_rows}
     callers = {one.caller or ANONYMOUS_CALLER for one in settled_rows}
     worst_cases = [one.call.worst_case for one in counted if one.call.state is State.UNACCOUNTED]
+    stopped = [one.call for one in counted if one.call.state is State.STOPPED]
     return Figures(
         usage=reduce(Usage.plus, (one.call.usage or Usage() for one in settled_rows), Usage()),
         cost=total(settled_rows),
@@ -95,6 +96,10 @@ def naive(rows: list[LedgerEntry]) -> Figures:
         unaccounted=len(worst_cases),
         unaccounted_cost=sum((worst or Decimal(0) for worst in worst_cases), Decimal(0)),
         unbounded=worst_cases.count(None),
+        stopped=len(stopped),
+        stopped_at_least=sum((call.at_least or Decimal(0) for call in stopped), Decimal(0)),
+        stopped_at_most=sum((call.worst_case or Decimal(0) for call in stopped), Decimal(0)),
+        stopped_unbounded=sum(call.worst_case is None for call in stopped),
         unpriced=sum(one.call.cost is None for one in settled_rows),
         unpriced_turns=unpriced_turns(settled_rows),
         models={

@@ -424,7 +424,9 @@ figures = st.builds(
     open=counts,
     models=st.dictionaries(st.tuples(names, names), breakdowns, max_size=3),
     callers=st.dictionaries(names, breakdowns, max_size=3),
-    costliest=st.lists(st.builds(SessionCost, cost=costs, session_id=names), max_size=3).map(tuple),
+    costliest=st.lists(st.builds(SessionCost, cost=costs, session=names, is_reference=st.booleans()), max_size=3).map(
+        tuple
+    ),
 )
 
 

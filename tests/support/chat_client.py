@@ -120,6 +120,13 @@ async def stored(tables: Tables, session: str = "s") -> tuple[Session, list[Turn
     return next(rows.to_session(row) for row in stored_rows if row["RowKey"] == rows.HEAD), turns[::-1]
 
 
+async def reference(tables: Tables, session: str = "s") -> str:
+    """The session's name in the ledger."""
+    stored_reference = (await stored(tables, session))[0].reference
+    assert stored_reference
+    return stored_reference
+
+
 async def row_keys(tables: Tables, partition: str = "s") -> list[str]:
     partition_rows = tables.sessions.query("PartitionKey eq @partition", {"partition": partition})
     return [row["RowKey"] async for row in partition_rows]
@@ -129,7 +136,7 @@ async def ledger(tables: Tables) -> list[LedgerEntry]:
     """All ledger rows, sorted by session, turn and deadline."""
     stored_rows = [row async for row in tables.usage.query("PartitionKey ge @first", {"first": ""})]
     entries = [ledger_rows.to_entry(row) for row in stored_rows if not row["RowKey"].startswith("!")]  # of limits
-    return sorted(entries, key=lambda entry: (entry.session_id or "", entry.turn, entry.call.deadline))
+    return sorted(entries, key=lambda entry: (entry.session or "", entry.turn, entry.call.deadline))
 
 
 async def closed_ledger(tables: Tables) -> list[LedgerEntry]:

@@ -7,6 +7,7 @@ request that matches the rule. It does not interpret the requests.
 import asyncio
 import contextlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
@@ -79,7 +80,8 @@ class Match:
     path: str = ""
     body: str = ""
 
-    def matches(self, request: RecordedRequest) -> bool:
+    def matches(self, request: RecordedRequest, earlier: Sequence[RecordedRequest] = ()) -> bool:
+        """`earlier`: the requests that the proxy has forwarded."""
         return (
             self.method in (None, request.method)
             and re.search(self.path, request.path) is not None
@@ -99,8 +101,8 @@ class Rule:
     hits: int = 0
     gate: Gate = field(default_factory=Gate)
 
-    def applies_to(self, request: RecordedRequest) -> bool:
-        if not self.match.matches(request):
+    def applies_to(self, request: RecordedRequest, earlier: Sequence[RecordedRequest]) -> bool:
+        if not self.match.matches(request, earlier):
             return False
         self.matched += 1
         return self.matched >= self.nth and (self.times is None or self.matched < self.nth + self.times)
@@ -144,7 +146,8 @@ class TcpProxy(Loopback):
 
     def count(self, match: Match) -> int:
         """Number of matching requests that were forwarded."""
-        return sum(match.matches(seen) for seen in tuple(self.seen))
+        seen = tuple(self.seen)
+        return sum(match.matches(request, seen) for request in seen)
 
     def down(self) -> None:
         """Reset all connections and refuse new ones until `up`."""
@@ -206,7 +209,7 @@ class TcpProxy(Loopback):
             target.close()
 
     def _choose_action(self, request: RecordedRequest) -> tuple[Action, Gate]:
-        matching = [rule for rule in tuple(self._rules) if rule.applies_to(request)]
+        matching = [rule for rule in tuple(self._rules) if rule.applies_to(request, self.seen)]
         if not matching:
             return Pass(), Gate()
         matching[0].hits += 1

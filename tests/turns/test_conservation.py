@@ -20,7 +20,7 @@ from shared import services as composition
 from shared.domain.calls import State
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI, Fault, Reply, Request, Script
-from tests.support.chat_client import exact, get_json, until
+from tests.support.chat_client import exact, get_json, reference, until
 from tests.support.conservation import assert_conserved
 from tests.support.rude_upstream import with_both_fakes
 
@@ -184,7 +184,8 @@ async def test_costs_add_up_after_random_conversations_with_upstream_faults(
     sessions = [task.result() for task in tasks]
     settled = [entry for entry in await assert_conserved(tables, app.fake) if entry.call.state is State.SETTLED]
     for session in sessions:
-        costs = [entry.call.cost or Decimal(0) for entry in settled if entry.session_id == session["session_id"]]
+        named = await reference(tables, session["session_id"])
+        costs = [entry.call.cost or Decimal(0) for entry in settled if entry.session == named]
         assert Decimal(session["cost_usd"]) == sum(costs)
     finished = {billed.call_id for billed in app.fake.meter if billed.outcome == "ok"}
     assert finished <= {entry.call.id for entry in settled}

@@ -20,7 +20,16 @@ from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI as Fake
 from tests.support.azure_openai import Fault, Reply, Script
 from tests.support.azure_openai import Request as UpstreamRequest
-from tests.support.chat_client import answer, call_log_lines, closed_ledger, exact, ok_json, send_message, stored
+from tests.support.chat_client import (
+    answer,
+    call_log_lines,
+    closed_ledger,
+    exact,
+    ok_json,
+    reference,
+    send_message,
+    stored,
+)
 from tests.support.conservation import assert_conserved
 from tests.support.proxy import Answer, Match, TcpProxy
 
@@ -574,8 +583,9 @@ async def test_session_with_an_owner_is_404_for_other_callers(
         await send_message(api, "hi", "open")
         assert (await api.post("/api/chat", json=chat | {"session_id": "open"}, headers=bob)).status_code == 200
 
-    callers = {(entry.session_id, entry.turn): entry.caller for entry in await closed_ledger(tables)}
-    assert callers == {("s", 1): "key:ann", ("open", 1): None, ("open", 2): "key:bob"}
+    callers = {(entry.session, entry.turn): entry.caller for entry in await closed_ledger(tables)}
+    s, is_open = await reference(tables, "s"), await reference(tables, "open")
+    assert callers == {(s, 1): "key:ann", (is_open, 1): None, (is_open, 2): "key:bob"}
     assert (await stored(tables, "open"))[0].owner is None
 
 

@@ -18,6 +18,7 @@ from tests.support.chat_client import (
     get_json,
     ledger,
     ok_json,
+    reference,
     row_keys,
     send_message,
     stored,
@@ -47,7 +48,7 @@ def last_prompt(fake: AzureOpenAI) -> list[str]:
 # Details
 
 
-async def test_session_shows_its_settings_and_totals(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+async def test_session_shows_its_settings_and_totals(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
     fake.reply("x", prompt_tokens=1_000, cached_tokens=500, completion_tokens=10, reasoning_tokens=3)
     turn = await answer(api, system="Be brief.")
 
@@ -56,6 +57,7 @@ async def test_session_shows_its_settings_and_totals(api: httpx.AsyncClient, fak
     assert details.pop("created") <= details.pop("updated")
     assert details == turn["session"] | {
         "session_id": "s",
+        "reference": await reference(tables),
         "system": "Be brief.",
         "deployment": "chat",
         "busy": False,
@@ -246,13 +248,15 @@ async def test_erase_deletes_the_session_and_keeps_its_ledger_rows(
 ) -> None:
     turn = await answer(api, "a secret")
     await closed_ledger(tables)
+    named = await reference(tables)
 
     await deleted(api, SESSION)
 
     assert {(await api.request(m, p)).status_code for m in ("GET", "DELETE") for p in (SESSION, MESSAGES)} == {404}
     assert await row_keys(tables) == await row_keys(tables, "~erasing") == []
     [entry] = await ledger(tables)
-    assert (entry.session_id, entry.call.state, entry.call.cost) == ("s", State.SETTLED, turn["cost_usd"])
+    assert (entry.session_id, entry.session, entry.call.state) == (None, named, State.SETTLED)
+    assert entry.call.cost == turn["cost_usd"]
     await assert_conserved(tables, fake, erased={"s"})
 
 
