@@ -1,17 +1,20 @@
 """Erases all sessions of an owner. A row per owner holds the progress, so an interrupted erasure is resumed."""
 
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from shared.domain.clock import Clock
 from shared.domain.conversation import OwnerErasure
 from shared.domain.hashing import sha256_hex
-from shared.errors import VersionConflict
+from shared.errors import StorageUnavailable, VersionConflict
 from shared.storage import session_rows as rows
 from shared.storage.deletion import Deletions
 from shared.storage.entities import Row
 from shared.storage.sessions import Sessions
 from shared.storage.tables import Table
+
+log = logging.getLogger(__name__)
 
 _PARTITION = "~erasing-owner"
 
@@ -59,9 +62,15 @@ class OwnerErasures:
     async def resume(self, after: str) -> AsyncIterator[str]:
         """Carry out what is not done; yields after each session."""
         async for row in self._table.query("PartitionKey eq @erasures", {"erasures": _PARTITION}):
-            if not row["done"]:
+            if row["done"]:
+                continue
+            try:
                 async for _ in self.carry_out(_to_erasure(row)):
                     yield ""
+            except StorageUnavailable:
+                raise
+            except Exception:  # one unreadable session must not keep the other owners'
+                log.exception("erasure of an owner's sessions: a session could not be read or erased")
 
     async def _erase(self, session_id: str, progress: OwnerErasure) -> bool:
         """Returns False if there is no such session of the owner that was begun before the erasure."""

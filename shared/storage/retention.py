@@ -7,7 +7,7 @@ out of date; the session's head decides.
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date, timedelta
@@ -71,11 +71,11 @@ class Retention:
         the next one begins with what is left."""
         today = self._clock.now().date()
         async for row in self._rows(EXPIRES, today + timedelta(days=1)):
-            await self._guarded(row)
+            await _guarded(self._check(row))
             yield ""
         if self._days is not None:
             async for row in self._rows(SEEN, today - timedelta(days=self._days)):
-                await self._guarded(row)
+                await _guarded(self._check(row))
                 yield ""
 
     async def enter_older(self, after: str) -> AsyncIterator[str]:
@@ -91,7 +91,7 @@ class Retention:
             "RowKey eq @head and PartitionKey gt @after", {"head": HEAD, "after": after}, select=["PartitionKey"]
         )
         async for row in heads:
-            await self._enter_older(row["PartitionKey"])
+            await _guarded(self._enter_older(row["PartitionKey"]))
             yield row["PartitionKey"]
         await self._insert(*_SCANNED)
 
@@ -103,14 +103,6 @@ class Retention:
                 session = await self._note(session, session.seen[-1] if session.seen else session.updated.date())
                 await self._insert(index_partition(SEEN, session.seen[-1]), session.id)
                 return
-
-    async def _guarded(self, row: Row) -> None:
-        try:
-            await self._check(row)
-        except StorageUnavailable:
-            raise
-        except Exception:  # one unreadable session must not keep the others
-            log.exception("retention: a session could not be erased")
 
     async def _check(self, row: Row) -> None:
         """Erase the session of a row that is due, or correct the row."""
@@ -169,3 +161,12 @@ class Retention:
     async def _delete(self, partition: str, key: str) -> None:
         with suppress(VersionConflict):  # it is gone
             await self._table.delete(partition, key, "*")
+
+
+async def _guarded(step: Awaitable[None]) -> None:
+    try:
+        await step
+    except StorageUnavailable:
+        raise
+    except Exception:  # one unreadable session must not keep the others
+        log.exception("retention: a session could not be read or erased")
