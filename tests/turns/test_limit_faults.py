@@ -263,6 +263,7 @@ async def test_opening_that_never_lands_holds_nothing(
     storage.on(transaction(OPEN), action)
 
     assert (await send_message(api)).status_code == 503
+    await services().turns.finish()  # the error is sent before the session is free
 
     await answer(api, "after")
     await assert_conserved(tables, fake)

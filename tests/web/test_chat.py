@@ -83,6 +83,9 @@ async def test_answer_contains_message_usage_cost_session_totals_and_filter_resu
             "unpriced_turns": 0,
             "unaccounted_calls": 0,
             "unaccounted_usd": 0,
+            "stopped_calls": 0,
+            "stopped_at_least_usd": 0,
+            "stopped_at_most_usd": 0,
         },
         "content_filter": {
             "prompt": [{"prompt_index": 0, "content_filter_results": SAFE | JAILBREAK}],

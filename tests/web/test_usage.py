@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from email import message_from_bytes, policy
@@ -92,11 +93,13 @@ async def test_day_contains_adjustments_sent_in_its_email(api: httpx.AsyncClient
 
 async def test_day_adds_up_all_its_ledger_rows(api: httpx.AsyncClient, tables: Tables) -> None:
     yesterday = MONDAY - DAY
+    stopped = entry(MONDAY, "other", 2, state=State.STOPPED)
     rows: list[LedgerEntry] = [
         entry(MONDAY, "trip", 1, prompt=1000, cached=600, completion=100, reasoning=40, caller="web"),
         entry(MONDAY, "trip", 2, prompt=2000, cached=1000, completion=50, caller="web"),
         entry(MONDAY, "other", 1, state=State.FAILED),
         entry(MONDAY, "other", 1, state=State.UNACCOUNTED),
+        replace(stopped, call=replace(stopped.call, at_least=Decimal("0.001"))),
         entry(MONDAY, None, prompt=10, completion=0, rates=None, deployment="large", model="unheard-of"),
         entry(MONDAY, "fenced", 1, state=State.ABANDONED),
         entry_costing(MONDAY, "0.1"),
@@ -124,14 +127,17 @@ async def test_day_adds_up_all_its_ledger_rows(api: httpx.AsyncClient, tables: T
             "reasoning_tokens": 40,
             "total_tokens": 4260,
         },
-        "turns": 5,
-        "calls": 6,
+        "turns": 6,
+        "calls": 7,
         "sessions": 3,
         "failed_calls": 1,
         "unaccounted_calls": 1,
         "unaccounted_usd": WORST_CASE,
+        "stopped_calls": 1,
+        "stopped_at_least_usd": Decimal("0.001"),
+        "stopped_at_most_usd": WORST_CASE,
         "unpriced_turns": 1,
-        "cost_per_turn_usd": cost / 5,
+        "cost_per_turn_usd": (cost / 6).quantize(Decimal("1e-10")),
         "cache_hit_rate": Decimal("0.399"),
         "cache_saved_usd": saved,
         "by_model": [
@@ -143,8 +149,8 @@ async def test_day_adds_up_all_its_ledger_rows(api: httpx.AsyncClient, tables: T
             {"caller": "web"} | breakdown(2, 3000, 150, trip),
         ],
         "costliest_sessions": [
-            {"session_id": "s", "cost_usd": Decimal("0.1")},
-            {"session_id": "trip", "cost_usd": trip},
+            {"session_id": "s", "reference": None, "cost_usd": Decimal("0.1")},
+            {"session_id": "trip", "reference": None, "cost_usd": trip},
         ],
         "previous_day_usd": Decimal("0.2"),
         "week_average_usd": (Decimal("0.2") / 7).quantize(Decimal("1e-10")),
@@ -205,7 +211,9 @@ async def test_today_is_a_running_total_and_not_stored(
     assert (second["final"], second["turns"], second["sessions"]) == (False, 2, 1)
     session = await get_json(api, "/api/sessions/trip")
     assert (second["cost_usd"], second["usage"]) == (session["cost_usd"], session["usage"])
-    assert second["costliest_sessions"] == [{"session_id": "trip", "cost_usd": session["cost_usd"]}]
+    assert second["costliest_sessions"] == [
+        {"session_id": None, "reference": session["reference"], "cost_usd": session["cost_usd"]}
+    ]
     assert await days().get(today) is None
 
 
