@@ -445,6 +445,39 @@ async def test_read_finishes_interrupted_deletions(api: httpx.AsyncClient, store
     assert [row["session"] for row in rows if row["PartitionKey"] == "~erasing"] == ["stale-mark"]
 
 
+async def test_erasing_upgraded_sessions_leaves_their_names_nowhere_and_changes_no_sum(
+    clock: ManualClock, api: httpx.AsyncClient, stored: StoredTables
+) -> None:
+    """Also of sessions that crashed, that had a turn since, and that are among a stored day's costliest."""
+    await send_message(api, "cleared", "more")
+    await run_timers(clock, MORNING)
+    before = await closed_ledger(stored)
+    assert LIVE.keys() & {name for row in stored.rows("daily") for name in names_of_day(row)}
+    days = {day: await figures(api, day) for day in DAYS}
+
+    for session, expected in LIVE.items():
+        response = await api.delete(f"/api/sessions/{session}", headers=headers_of(expected["owner"]))
+        assert response.status_code == 204
+
+    after = stored.rows("usage")
+    assert LIVE.keys() & {row["RowKey"].split("~")[0] for row in before}
+    assert LIVE.keys().isdisjoint(part for row in after for part in (*row["RowKey"].split("~"), row.get("session")))
+    assert LIVE.keys().isdisjoint(row["PartitionKey"] for row in stored.rows("sessions"))
+    assert LIVE.keys().isdisjoint(name for row in stored.rows("daily") for name in names_of_day(row))
+    assert sorted(map(accounting_of, after)) == sorted(map(accounting_of, before))
+    assert {day: await figures(api, day) for day in DAYS} == days
+
+
+def names_of_day(row: JSON) -> list[str]:
+    """The sessions in a stored day's figures."""
+    return [name for name, *_ in json.loads(row["figures"])["costliest"]] if "figures" in row else []
+
+
+def accounting_of(row: JSON) -> str:
+    """A ledger row without the name of its session."""
+    return str(sorted((name, str(value)) for name, value in row.items() if name not in ("RowKey", "reference")))
+
+
 # Days
 
 

@@ -6,9 +6,11 @@ import httpx
 import pytest
 
 from shared.domain.conversation import Session
+from shared.services import services
 from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import answer, closed_ledger, fill, get_json, row_keys, send_message, stored, total_of
+from tests.support.clock import ManualClock
 from tests.support.conservation import assert_conserved
 from tests.support.faults import deletion_insert
 from tests.support.proxy import Action, Answer, Close, Match, Stall, TcpProxy
@@ -234,6 +236,39 @@ async def test_deletion_completes_when_first_write_succeeds_but_returns_500(
         await assert_cleared(api, tables, before)
     else:
         await assert_erased(api, tables)
+
+
+# Storage requests
+
+
+async def test_erasure_asks_for_no_ledger_row_of_a_call_that_was_final_long_ago(
+    clock: ManualClock, api: httpx.AsyncClient, tables: Tables, storage: TcpProxy
+) -> None:
+    """Such a row holds no name; a call of the last hour may still have one, if its process died."""
+    for session in ("s", "recent"):
+        await answer(api, session=session)
+    await services().turns.finish()
+    storage.seen.clear()
+    assert await delete(api, "/api/sessions/recent") == 204
+    assert storage.count(Match(None, "usage")) == 1
+
+    await clock.advance(2 * 3600)
+    storage.seen.clear()
+    assert await delete(api, ERASE) == 204
+
+    assert storage.count(Match(None, "usage")) == 0
+    assert len(storage.seen) == 7
+
+
+async def test_figures_of_a_day_are_read_once_for_all_old_calls(
+    api: httpx.AsyncClient, tables: Tables, storage: TcpProxy
+) -> None:
+    await fill(tables, 20)
+    storage.seen.clear()
+
+    assert await delete(api, ERASE) == 204
+
+    assert storage.count(Match("GET", "daily")) == 1
 
 
 # Concurrent requests
