@@ -589,3 +589,38 @@ async def test_deletions_resume_after_the_last_one_handled(
 
     await app.maintenance.run()
     assert await row_keys(tables, ERASING) == []
+
+
+async def test_log_does_not_have_the_position_which_may_be_the_id_of_a_session(
+    start: Start, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def slow(after: str) -> AsyncIterator[str]:
+        yield "ada.lovelace-oncology"
+        await clock.sleep(JOB_TIME_LIMIT_S + 1)
+
+    running = asyncio.create_task(Maintenance({"slow": slow}, cursors(start()), clock).run())
+    await clock.until_sleep_started(JOB_TIME_LIMIT_S + 1)
+    await clock.advance(JOB_TIME_LIMIT_S)
+    await running
+
+    assert "maintenance: slow ran out of time" in caplog.text
+    assert "ada" not in caplog.text
+
+
+async def test_maintenance_runs_retention_and_erasures(
+    start: Start, environ: dict[str, str], clock: ManualClock, tables: Tables, at: At
+) -> None:
+    environ |= {"RETENTION_DAYS": "1", "LEDGER_RETENTION_MONTHS": "2"}
+    at(TUESDAY, "13:05")
+    app = start()
+    await deploy_on(app, TUESDAY)
+    await fill(tables, 2, "unused")  # on the machine's own day, which is later
+    await write(tables.usage, [entry_costing(MONDAY - 100 * DAY, 1)])
+    await app.maintenance.run()
+    assert await row_keys(tables, "unused")
+
+    clock.set(datetime.now(UTC) + 3 * DAY)
+    await app.maintenance.run()
+
+    assert await row_keys(tables, "unused") == []
+    assert [row async for row in tables.usage.query("PartitionKey lt @month", {"month": "2024-01"})] == []

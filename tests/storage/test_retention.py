@@ -371,7 +371,7 @@ async def test_temporary_session_is_gone_when_it_expires_even_before_the_timer(
     assert await index(tables) == {}
 
 
-async def test_message_to_an_expired_session_begins_it_anew(
+async def test_message_to_an_expired_session_starts_a_new_one(
     clock: ManualClock, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     await answer(api, "first", expires_in_seconds=600)

@@ -465,3 +465,21 @@ async def test_erasure_of_all_sessions_that_died_at_any_request_is_resumed(
         if not rule.hits:
             break
     assert 15 < nth < 40
+
+
+async def test_unreadable_session_does_not_keep_another_callers_erasure(
+    storage: TcpProxy, api: httpx.AsyncClient, tables: Tables, caplog: pytest.LogCaptureFixture
+) -> None:
+    for caller in KEYS:
+        await begin_sessions(api, caller, f"{caller}-1", f"{caller}-2")
+        storage.on(Match("PUT", rf"{caller}-1.*head"), REFUSED)
+        assert (await api.delete(ALL, headers=key(caller))).status_code == 503
+    head = await tables.sessions.get("ann-1", "head")
+    assert head
+    await tables.sessions.merge({"PartitionKey": "ann-1", "RowKey": "head", "cost": "x"}, head["etag"])
+
+    async for _ in services().maintenance._jobs["erasures"](""):
+        pass
+
+    assert await heads(tables) == {"ann-1", "ann-2"}
+    assert "a session could not be read or erased" in caplog.text
