@@ -31,8 +31,10 @@ class Stop:
     @asynccontextmanager
     async def scope(self) -> AsyncIterator[None]:
         """Raises TimeoutError from the block once the stop is requested, or at once if it is already."""
+        if self.requested:
+            raise TimeoutError
         try:
-            async with asyncio.timeout(0 if self.requested else None) as self._scope:
+            async with asyncio.timeout(None) as self._scope:
                 yield
         finally:
             self._scope = None
