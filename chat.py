@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 from queue import Empty, SimpleQueue
+from threading import Event as Signal
 from threading import Thread
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -56,17 +57,22 @@ history      the last turns
 help         this text; each command also works with a slash: /help
 
 Enter sends. Alt-Enter (or Esc, Enter) starts a new line; pasted text may have
-several lines. The arrow keys recall earlier messages. Ctrl-C stops an answer;
-the server still completes and counts its turn."""
+several lines. The arrow keys recall earlier messages. Ctrl-C stops an answer
+and its turn: only what was generated until then is billed. A second Ctrl-C
+meanwhile ends the program."""
 RETRY_NOTICES = {
     LOST: "The connection was lost. Retrying as the same request, so it is not billed twice.",
     UNREACHABLE: "The server does not respond. Retrying.",
     BUSY: "Another turn of this session is still running. Waiting until it ends.",
     LIMITED: "{reason} Retrying in {delay:g} s.",
 }
+NOT_ACCEPTED = "Stopped. The server had not accepted the message: it costs nothing."
 BUDGETS = {"usd_per_day": "daily budget", "usd_per_month": "monthly budget"}
 
 
+STOP_GRACE_S = 1.0  # a request that has not begun a turn by then may be one that does not report it (--no-stream)
+STOP_POLL_S = 0.25
+MAX_STOP_S = 15.0  # a turn on another instance stops within 10 s
 STATE_NOTES = {
     "open": "(Still running, or interrupted.)",
     "failed": "(Failed; no cost.)",
@@ -78,6 +84,8 @@ STATE_NOTES = {
 def turn_note(turn: JSON) -> str | None:
     """Why a stored turn has no complete answer or no cost; None if it has both."""
     state, reason = turn["state"], turn["finish_reason"]
+    if reason == "stopped":
+        return f"({stopped_note(turn)})"
     if state == "settled" and reason == "error":
         return "(Broke off; its cost is counted.)"
     if state != "unaccounted" or reason in (None, "error"):
@@ -85,6 +93,21 @@ def turn_note(turn: JSON) -> str | None:
     if turn["messages"] and turn["messages"][-1]["role"] == "assistant":
         return "(Its usage was not reported; it may have been billed.)"
     return "(Stopped by the content filter; it may have been billed.)"
+
+
+def stopped_note(turn: JSON) -> str:
+    """What a stopped turn cost."""
+    if (at_least := turn.get("stopped_at_least_usd")) is not None:
+        limits = bounds(at_least, turn["stopped_at_most_usd"])
+        return f"Stopped. It costs {limits}, which is counted apart from the session's cost."
+    if not turn["usage"]:
+        return "Stopped before the model was called; no cost."
+    tokens = pluralize(turn["usage"]["total_tokens"], "token")
+    return f"Stopped. Cost: {usd(turn['cost_usd'])} for {tokens}."
+
+
+class Leave(Exception):
+    """Ctrl-C was pressed again while an answer was being stopped."""
 
 
 class Failure(Exception):
@@ -158,6 +181,13 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def bounds(at_least: Decimal | int, at_most: Decimal | int | None, format_usd: Callable[[Any], str] = usd) -> str:
+    """`at_most`: None if the price is not known."""
+    if at_most is None:
+        return f"at least {format_usd(at_least)}"
+    return f"between {format_usd(at_least)} and {format_usd(at_most)}"
+
+
 def cost_line(totals: Mapping[str, Any], format_usd: Callable[[Any], str] = usd) -> str:
     """The cost, followed by what it does not include."""
     unpriced, unaccounted, upper_bound = (
@@ -169,6 +199,9 @@ def cost_line(totals: Mapping[str, Any], format_usd: Callable[[Any], str] = usd)
     if unaccounted:
         limit = f"at most {format_usd(upper_bound)}" if upper_bound else "price not known"
         parts.append(f"{pluralize(unaccounted, 'call')} unaccounted, {limit}")
+    if stopped := totals.get("stopped_calls"):  # absent in servers up to 0.2.0
+        limits = bounds(totals["stopped_at_least_usd"], totals["stopped_at_most_usd"], format_usd)
+        parts.append(f"{pluralize(stopped, 'call')} stopped, {limits}")
     if totals.get("busy"):
         parts.append("a turn is still running")
     return " | ".join(parts)
@@ -206,6 +239,9 @@ class ChatApi:
 
     def get(self, path: str) -> JSON:
         return json_object(self.request("GET", path))
+
+    def post(self, path: str) -> JSON:
+        return json_object(self.request("POST", path))
 
     def request(self, method: str, path: str) -> str:
         with self._connection():
@@ -467,8 +503,35 @@ def read_in_thread(events: Iterator[Event], view: View) -> Iterator[Event]:
         yield event
 
 
+class Attempt:
+    """One request for a turn, as the thread that reads its events sees it. `turns`: gets the turn's number."""
+
+    def __init__(self, events: Iterator[Event], turns: list[int]) -> None:
+        self._events, self._turns = events, turns
+        self._known, self._ended = Signal(), Signal()
+
+    def __iter__(self) -> Iterator[Event]:
+        try:
+            for event in self._events:
+                if event.name in ("start", "done"):
+                    self._turns.append(event.data["turn"])
+                    self._known.set()
+                yield event
+        finally:
+            self._ended.set()
+            self._known.set()
+
+    @property
+    def running(self) -> bool:
+        return not self._ended.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is known whether the turn has begun."""
+        self._known.wait(seconds)
+
+
 class Conversation:
-    """One session: sends its messages, with retries."""
+    """One session: sends its messages, with retries, and stops them."""
 
     def __init__(self, api: ChatApi, arguments: argparse.Namespace, notify: Callable[[str], None]) -> None:
         self._api, self._notify, self._max_wait_s = api, notify, float(arguments.wait)
@@ -477,9 +540,17 @@ class Conversation:
         self._fields = {name: value for name, value in options.items() if value is not None} | {"session_id": self.id}
         self._unanswered: dict[str, str] = {}  # the last failed message -> its Idempotency-Key
         self._may_be_running = False  # a turn for the current message
+        self._lost = False  # the connection of an earlier attempt, whose turn may be running
+        self._current: Attempt | None = None  # the latest one for the current message
+        self._turns: list[int] = []  # that the current message has begun
+
+    @property
+    def path(self) -> str:
+        return f"/api/sessions/{quote(self.id, safe='')}"
 
     def send(self, message: str, view: View) -> Event:
-        """Return the `done` event. Sending a failed message again is the same request, so it is not billed twice."""
+        """Return the `done` event. Sending a failed message again is the same request, so it is not billed twice.
+        Ctrl-C stops the turn, says what it cost, and raises KeyboardInterrupt; or Leave if it is pressed again."""
         key = self._unanswered.get(message) or str(uuid.uuid4())
         self._unanswered = {message: key}
         try:
@@ -488,10 +559,8 @@ class Conversation:
             finally:
                 view.close()
         except KeyboardInterrupt:
-            running = "Stopped. The server still completes and counts the turn; `history` shows the answer."
-            not_accepted = "Stopped. The server had not accepted the message: it costs nothing."
-            self._notify(running if self._may_be_running else not_accepted)
             self._unanswered = {}
+            self._stop_or_leave()
             raise
         self._unanswered = {}
         return answer
@@ -500,6 +569,7 @@ class Conversation:
         """Retry after a lost connection, while the session is busy and when rate limited, until `--wait` seconds after
         the first such failure."""
         deadline, backoff, notified, lost = 0.0, 0.25, "", False
+        self._lost, self._current, self._turns = False, None, []
         while True:
             try:
                 self._may_be_running = True
@@ -510,7 +580,7 @@ class Conversation:
                     raise Failure(f"{unavailable} Choose another with --session.") from None
                 if failure.code not in (LOST, BUSY, LIMITED) and not (failure.code == UNREACHABLE and lost):
                     raise
-                self._may_be_running = lost = lost or failure.code == LOST
+                self._may_be_running = self._lost = lost = lost or failure.code == LOST
                 now = time.monotonic()
                 deadline = deadline or now + self._max_wait_s
                 delay = failure.retry_after or 1.0 if failure.code == LIMITED else backoff
@@ -526,13 +596,63 @@ class Conversation:
             view.restart()
 
     def _attempt(self, body: JSON, idempotency_key: str, view: View) -> Event:
-        for event in read_in_thread(self._api.send_turn(body, idempotency_key), view):
+        self._current = Attempt(self._api.send_turn(body, idempotency_key), self._turns)
+        for event in read_in_thread(iter(self._current), view):
             if event.name == "delta":
                 view.add(event.data.get("content") or event.data.get("refusal") or "")
             elif event.name == "done":
                 view.add_message(event.data["message"])
                 return event
         raise Failure("The connection was lost during the answer.", LOST)
+
+    def _stop_or_leave(self) -> None:
+        try:
+            self._notify(self._stop() if self._is_accepted() else NOT_ACCEPTED)
+        except Failure as failure:
+            self._notify(f"The answer could not be stopped: the server completes and counts it. {failure}")
+        except KeyboardInterrupt:
+            self._notify("Left before the answer was stopped.")
+            raise Leave from None
+
+    def _is_accepted(self) -> bool:
+        """True if the current message may have begun a turn. The session's running turn may be another's."""
+        if not self._may_be_running or self._current is None:
+            return False
+        self._current.wait(STOP_GRACE_S)
+        return bool(self._lost or self._turns or self._current.running)
+
+    def _stop(self) -> str:
+        """Stop the current turn. Returns what it cost."""
+        deadline = time.monotonic() + MAX_STOP_S
+        reached = self._request_stop()
+        while reached["state"] == "idle" and self._is_beginning() and time.monotonic() < deadline:
+            time.sleep(STOP_POLL_S)
+            reached = self._request_stop()
+        if reached["state"] == "stopping":
+            self._notify("Another instance of the server runs the turn: it stops within 10 s. Ctrl-C leaves.")
+            while self._api.get(self.path)["busy"] and time.monotonic() < deadline:
+                time.sleep(STOP_POLL_S)
+        number = self._turns[-1] if self._turns else reached["turn"]
+        if not self._turns and reached["state"] == "idle":
+            return "Stopped. The message may not have been accepted; `history` shows it."
+        [turn] = self._api.get(f"{self.path}/messages?limit=1&before={number + 1}")["turns"]
+        if turn["finish_reason"] == "stopped":
+            return stopped_note(turn)
+        if turn["state"] == "open":
+            return "The turn is not stopped yet; `history` shows it."
+        return f"The answer was complete before the stop. Cost: {usd(turn['cost_usd'])}; `history` shows it."
+
+    def _request_stop(self) -> JSON:
+        try:
+            return self._api.post(f"{self.path}/stop")
+        except Failure as failure:
+            if failure.code != UNKNOWN:
+                raise
+            return {"state": "idle", "turn": 0}  # its first turn has not begun
+
+    def _is_beginning(self) -> bool:
+        """True if a request is running whose turn has not begun, as far as is known."""
+        return self._current is not None and self._current.running and not self._turns
 
     def _gave_up(self, failure: Failure) -> Failure:
         limited = failure.code == LIMITED and failure.retry_after
@@ -549,6 +669,8 @@ def answer_notes(answer: JSON, show_tokens: bool) -> Iterator[str]:
         yield f"({answer['notice']})"
     elif answer["finish_reason"] == "length":
         yield "(Cut off at the token limit; --max-tokens raises it.)"
+    if answer["finish_reason"] == "stopped":  # by another client
+        yield f"({stopped_note(answer)})"
     if answer["finish_reason"] == "content_filter":
         yield "(Cut off by the content filter.)"
     if truncated := answer.get("truncated"):
@@ -607,7 +729,7 @@ class Terminal:
         self._arguments, self._console = arguments, Console(highlight=False)
         self._api = ChatApi(arguments.url, arguments.key)
         self._conversation = Conversation(self._api, arguments, self._note)
-        self._session = f"/api/sessions/{quote(self._conversation.id, safe='')}"
+        self._session = self._conversation.path
         commands = (self.clear, self.tokens, self.cost, self.history, self.help)
         self._commands = {command.__name__: command for command in commands}
 
@@ -628,11 +750,18 @@ class Terminal:
                 break
             if line.strip().lower().removeprefix("/") in ("quit", "exit"):
                 break
-            with self._failures(), suppress(KeyboardInterrupt):
-                self._run_line(line)
+            try:
+                with self._failures(), suppress(KeyboardInterrupt):
+                    self._run_line(line)
+            except Leave:
+                self._note_session()
+                raise
         with self._failures():
             totals = self._api.get(self._session)
             self._note(f"Total session: {totals['total_tokens']} tokens | {cost_line(totals)}", "bold")
+        self._note_session()
+
+    def _note_session(self) -> None:
         self._note(f"Continue it with: --session {self._conversation.id}")
 
     @contextmanager
@@ -817,7 +946,7 @@ def main() -> int:
     except Failure as failure:
         print(clean(failure), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Leave):
         return 130
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

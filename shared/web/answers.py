@@ -34,7 +34,7 @@ EMPTY_ANSWER = (
 
 def chat_answer(answer: Answer) -> ChatAnswer:
     session, turn, call = answer.session, answer.turn, answer.turn.call
-    optional = dict(turn.extras)
+    optional = {**turn.extras, **_stopped(turn)}
     if turn.truncated:
         optional["truncated"] = list(turn.truncated)
     if answer.budgets:
@@ -220,7 +220,19 @@ def turn_answer(turn: Turn) -> TurnAnswer:
         model=call.model,
         usage=_usage(turn.usage) if turn.usage else None,
         cost_usd=turn.cost,
+        **_stopped(turn),
     )
+
+
+def _stopped(turn: Turn) -> dict[str, Any]:
+    """The bounds of what a stopped turn cost; nothing if its cost is known."""
+    totals = turn.totals
+    if not totals.stopped_calls:
+        return {}
+    return {
+        "stopped_at_least_usd": totals.stopped_at_least,
+        "stopped_at_most_usd": None if totals.stopped_unbounded else totals.stopped_at_most,
+    }
 
 
 def _totals(session: Session) -> dict[str, Any]:

@@ -23,13 +23,14 @@ import chat
 from local.keys import line
 from local.parts import free_port
 from local.places import ROOT
+from shared.domain.calls import State
 from tests.conftest import FUNCTION_KEY, Serve, Tables
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.azure_openai_answers import pieces
-from tests.support.chat_client import JSON, answer, exact, fill, get_json, streaming, until
+from tests.support.chat_client import JSON, answer, closed_ledger, exact, fill, get_json, streaming, until
 from tests.support.conservation import assert_conserved
 from tests.support.loopback import MAX_WAIT_S
-from tests.support.proxy import Action, Answer, Close, Match, TcpProxy
+from tests.support.proxy import Action, Answer, Close, Match, Stall, TcpProxy
 from tests.support.terminal import (
     ALT_ENTER,
     CTRL_C,
@@ -43,6 +44,9 @@ from tests.support.terminal import (
 )
 
 POST = Match("POST", "/api/chat")
+STOPPED = re.compile(
+    r"Stopped\. It costs between \$0\.00 and \$0\.\d+, which is counted apart from the session's cost\.\n"
+)
 HIGH_PRICES = '{"chat": {"input": 8, "output": 80}}'
 CONTROL_SEQUENCES = (
     "\x1b]0;title\x07\x1b[31mred\x1b[0m\x9b2J\x08\x7f \x1b]52;c;Y2xpcA==\x1b\\ &#x202e;turned \u202eback\r\nend"
@@ -100,10 +104,34 @@ TOTALS = {"cost_usd": Decimal("0.002"), "unpriced_turns": 0, "unaccounted_calls"
             "$0.0020 | 2 calls unaccounted, at most $0.0100",
         ),
         ({"unaccounted_calls": 1}, "$0.0020 | 1 call unaccounted, price not known"),
+        (
+            {"stopped_calls": 2, "stopped_at_least_usd": Decimal("0.001"), "stopped_at_most_usd": Decimal("0.03")},
+            "$0.0020 | 2 calls stopped, between $0.0010 and $0.0300",
+        ),
+        (
+            {"stopped_calls": 1, "stopped_at_least_usd": 0, "stopped_at_most_usd": None},
+            "$0.0020 | 1 call stopped, at least $0.00",
+        ),
     ],
 )
-def test_unpriced_and_unaccounted_calls_are_shown_beside_the_cost(totals: dict[str, Any], shown: str) -> None:
+def test_unpriced_unaccounted_and_stopped_calls_are_shown_beside_the_cost(totals: dict[str, Any], shown: str) -> None:
     assert chat.cost_line(TOTALS | totals) == shown
+
+
+@pytest.mark.parametrize(
+    ("turn", "shown"),
+    [
+        ({"usage": {"total_tokens": 40}, "cost_usd": Decimal("0.01")}, "Stopped. Cost: $0.0100 for 40 tokens."),
+        ({"usage": {"total_tokens": 1}, "cost_usd": None}, "Stopped. Cost: unknown for 1 token."),
+        ({"usage": None, "cost_usd": None}, "Stopped before the model was called; no cost."),
+        (
+            {"stopped_at_least_usd": Decimal("0.001"), "stopped_at_most_usd": Decimal("0.02")},
+            "Stopped. It costs between $0.0010 and $0.0200, which is counted apart from the session's cost.",
+        ),
+    ],
+)
+def test_cost_of_a_stopped_turn_is_exact_or_within_bounds(turn: dict[str, Any], shown: str) -> None:
+    assert chat.stopped_note(turn) == shown
 
 
 # Server-sent events
@@ -342,23 +370,26 @@ async def test_closed_output_pipe_exits_1_without_an_error_message(api: httpx.As
     assert len(fake.meter) == 1
 
 
-async def test_ctrl_c_exits_130_when_piped_and_the_turn_completes(
-    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_ctrl_c_exits_130_when_piped_and_stops_the_turn(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, *, streamed: bool
 ) -> None:
-    process = await start_chat(api, "--session", "s")
+    process = await start_chat(api, "--session", "s", "--stream" if streamed else "--no-stream")
     assert process.stdin and process.stdout  # noqa: PT018
     with fake.hold(after=1) as hold:
         process.stdin.write(b"hi")
         process.stdin.write_eof()
         await hold.until_reached()
-        assert await process.stdout.read(4) == b"echo"
+        if streamed:
+            assert await process.stdout.read(4) == b"echo"
         process.send_signal(signal.SIGINT)
         done = await wait_for_result(process)
+        assert [call.outcome for call in fake.meter] == ["hang_up"]
 
-    assert (done.code, done.out) == (130, "\n")
-    assert "Stopped. The server still completes and counts the turn" in done.err, done.err
+    assert (done.code, done.out) == (130, "\n" if streamed else "")
+    assert STOPPED.fullmatch(done.err), done.err
+    assert [entry.call.state for entry in await closed_ledger(tables)] == [State.STOPPED]
     await assert_conserved(tables, fake)
-    assert (await turns(api))[0]["messages"][-1]["content"] == "echo: hi"
 
 
 def test_missing_packages_print_how_to_run_it() -> None:
@@ -526,7 +557,7 @@ async def test_streamed_answer_longer_than_the_screen_appears_exactly_once(
     assert shown == [*([kind, number] for kind in ("line", "item") for number in numbers)]
 
 
-async def test_ctrl_c_stops_the_answer_but_not_the_program_or_the_turn(
+async def test_ctrl_c_stops_the_answer_and_its_turn_but_not_the_program(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
     fake.reply("one two six ten")
@@ -536,24 +567,84 @@ async def test_ctrl_c_stops_the_answer_but_not_the_program_or_the_turn(
             await hold.until_reached()
             await terminal.shows("one two")
             terminal.type(CTRL_C)
-            await terminal.shows("one two\nStopped. The server still completes and counts the turn")
+            await terminal.shows("one two\nStopped. It costs between $0.00 and $0.00")
             await terminal.wait_for_prompt()
-            assert fake.meter == []
+            assert [call.outcome for call in fake.meter] == ["hang_up"]
 
-        async def settled() -> bool | None:
-            return (await turns(api))[0]["state"] == "settled" or None
-
-        await until(settled)
+        await terminal.enter("more")
+        await terminal.shows("echo: more\n[Tokens used")
         await terminal.enter("history")
-        await terminal.shows("> count\none two six ten")
+        await terminal.shows("> count\none two\n(Stopped. It costs between")
         await terminal.wait_for_prompt()
         terminal.type(CTRL_C + CTRL_D)
 
         assert await terminal.wait_for_exit() == 0
         tokens = (await get_json(api, "/api/sessions/s"))["total_tokens"]
         await terminal.shows("Press Ctrl-D to quit.", f"Total session: {tokens} tokens | $")
-    assert len(fake.meter) == 1
+        await terminal.shows(" | 1 call stopped, between $0.00 and $0.00")
+    assert [m["content"] for m in fake.requests[1].body["messages"][1:]] == ["count", "one two", "more"]
     await assert_conserved(tables, fake)
+
+
+async def test_second_ctrl_c_ends_the_program_while_the_answer_is_being_stopped(
+    api: httpx.AsyncClient, fake: AzureOpenAI, network: TcpProxy
+) -> None:
+    stop = network.on(Match("POST", "/stop$"), Stall())
+    async with open_terminal(network.endpoint, "--session", "s") as terminal:
+        with fake.hold(after=1) as hold:
+            await terminal.enter("count")
+            await hold.until_reached()
+            await terminal.shows("echo")
+            terminal.type(CTRL_C)
+            await stop.gate.until_reached()
+            terminal.type(CTRL_C)
+
+            assert await terminal.wait_for_exit() == 130
+        await terminal.shows("Left before the answer was stopped.\nContinue it with: --session s")
+
+
+async def test_ctrl_c_waits_for_a_turn_that_another_instance_stops(
+    api: httpx.AsyncClient, fake: AzureOpenAI, network: TcpProxy
+) -> None:
+    network.on(Match("POST", "/stop$"), Answer(202, b'{"session_id": "s", "turn": 1, "state": "stopping"}'))
+    async with open_terminal(network.endpoint, "--session", "s") as terminal:
+        with fake.hold(after=1) as hold:
+            await terminal.enter("count")
+            await hold.until_reached()
+            await terminal.shows("echo")
+            terminal.type(CTRL_C)
+            await terminal.shows("Another instance of the server runs the turn: it stops within 10 s. Ctrl-C leaves.")
+            await api.post("/api/sessions/s/stop")
+            await terminal.shows("Stopped. It costs between")
+            await terminal.wait_for_prompt()
+
+
+async def test_ctrl_c_does_not_stop_the_turn_that_a_message_waits_for(
+    api: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
+    async with open_terminal(api, "--session", "s") as terminal:
+        await terminal.wait_for_prompt()
+        with fake.hold(after=1) as hold:
+            async with streaming(api, "long", "s") as stream:
+                await hold.until_reached()
+                terminal.type(f"hi{ENTER}")
+                await terminal.shows("Another turn of this session is still running.")
+                terminal.type(CTRL_C)
+                await terminal.shows("Stopped. The server had not accepted the message: it costs nothing.")
+                hold.release()
+                assert (await stream.rest())[-1].data["finish_reason"] == "stop"
+
+
+async def test_ctrl_c_reports_a_stop_that_fails(api: httpx.AsyncClient, fake: AzureOpenAI, network: TcpProxy) -> None:
+    network.on(Match("POST", "/stop$"), Answer(502, b"<html>"))
+    async with open_terminal(network.endpoint, "--session", "s") as terminal:
+        with fake.hold(after=1) as hold:
+            await terminal.enter("count")
+            await hold.until_reached()
+            await terminal.shows("echo")
+            terminal.type(CTRL_C)
+            await terminal.shows("The answer could not be stopped: the server completes and counts it. The gateway")
+            await terminal.wait_for_prompt()
 
 
 async def test_multiline_input_and_message_recall_with_arrow_up(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:

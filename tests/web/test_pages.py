@@ -1,24 +1,30 @@
 """The web pages in a real browser, against the app, Azurite and the fake model."""
 
+import asyncio
 import json
 import random
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, FloatRect, Locator, Page, Request, expect
+from playwright.async_api import Browser, FloatRect, Locator, Page, Request, Route, expect
 
 from local.keys import line, new_key
 from shared.domain.calls import State
 from tests.conftest import FUNCTION_KEY, Serve, Tables, opened
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.browser import chromium, controls_of, open_page
-from tests.support.chat_client import answer, expire_lease, fill, get_json, ledger
+from tests.support.chat_client import answer, closed_ledger, expire_lease, fill, get_json, ledger, streaming, until
+from tests.support.clock import ManualClock
+from tests.support.conservation import assert_conserved
 from tests.support.ledger_rows import entry, rates_costing, write
 from tests.support.processes import HostFactory
 from tests.support.proxy import TcpProxy
@@ -175,56 +181,6 @@ async def test_deployment_can_be_chosen_if_there_are_several(
         assert [request.body["model"] for request in fake.requests] == ["large"]
 
 
-async def test_stop_ends_streaming_display_but_not_the_turn(page: Page, fake: AzureOpenAI, tables: Tables) -> None:
-    fake.reply("One two three.")
-    with fake.hold(after=1) as hold:
-        await write_message(page, "count")
-        await expect(answer_text(page)).to_have_text("One")
-        await page.keyboard.press("Escape")
-        await expect(page.get_by_text("Stopped. If the server has accepted the message")).to_be_visible()
-        await expect(button(page, "Send")).to_be_visible()
-        hold.release()
-    await expect(page.get_by_text("The server completed and counted the answer.")).to_be_visible()
-    await expect(answer_text(page)).to_have_text("One")
-    await expect(answer_footer(page)).to_contain_text("tokens · $0.0000")
-    assert [call.outcome for call in fake.meter] == ["ok"]
-    await button(page, "Show the full answer").click()
-    await expect(answer_text(page)).to_have_text("One two three.")
-
-
-async def test_message_is_retried_with_same_idempotency_key_while_session_is_busy(
-    page: Page, fake: AzureOpenAI
-) -> None:
-    with fake.hold(after=1) as hold:
-        await write_message(page, "count")
-        await expect(answer_text(page)).to_have_text("echo")
-        await page.keyboard.press("Escape")
-        await expect(button(page, "Send")).to_be_visible()
-        keys = idempotency_keys(page)
-        await write_message(page, "more")
-        await expect(page.get_by_role("status")).to_have_text(WAITING)
-        hold.release()
-    await expect(answer_text(page)).to_have_text("echo: more")
-    await expect(page.get_by_role("article", name="Answer").last.locator(".notes")).to_be_empty()
-    assert len(keys) >= 2
-    assert len(set(keys)) == 1
-
-
-async def test_stop_cancels_retry_while_session_is_busy(page: Page, fake: AzureOpenAI) -> None:
-    with fake.hold(after=1):
-        await write_message(page, "count")
-        await expect(answer_text(page)).to_have_text("echo")
-        await page.keyboard.press("Escape")
-        await expect(button(page, "Send")).to_be_visible()
-        await write_message(page, "more")
-        await expect(page.get_by_role("status")).to_have_text(WAITING)
-        await page.route("**/api/chat", lambda _: None)  # never responds
-        async with page.expect_request("**/api/chat"):
-            pass
-        await page.keyboard.press("Escape")
-        await expect(page.get_by_role("article", name="Answer").last).to_contain_text("Stopped.")
-
-
 async def test_opening_another_conversation_ends_streaming_but_not_the_turn(page: Page, fake: AzureOpenAI) -> None:
     with fake.hold(after=0) as hold:
         await write_message(page, "count")
@@ -281,6 +237,204 @@ async def test_chat_page_works_by_keyboard_alone(page: Page, fake: AzureOpenAI) 
         await page.keyboard.press("Enter")
         await expect(button(page, "Send")).to_be_focused()
         hold.release()
+
+
+# Stopping an answer
+
+
+STOPPED = re.compile(r"Stopped\. It costs between \$0 and \$0\.\d+, apart from the cost above\.")
+
+
+async def begin_answer(page: Page, text: str = "count", shown: str = "echo") -> None:
+    """Send a message whose answer is held after its first word."""
+    await write_message(page, text)
+    await expect(answer_text(page)).to_have_text(shown)
+
+
+def answer_notes(page: Page, nth: int = -1) -> Locator:
+    return page.get_by_role("article", name="Answer").nth(nth).locator(".notes")
+
+
+async def held_requests(page: Page, url: str) -> list[Route]:
+    """The later requests to this URL, which are not sent until the test does so."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    await page.route(url, hold)
+    return held
+
+
+async def hang_up_seen(fake: AzureOpenAI) -> None:
+    """Wait until the model service has seen its connection close before the end of the answer."""
+
+    async def seen() -> bool | None:
+        return [call.outcome for call in fake.meter] == ["hang_up"] or None
+
+    await until(seen)
+
+
+async def test_stop_ends_the_turn_and_keeps_the_partial_answer(
+    page: Page, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    fake.reply("One two three.")
+    with fake.hold(after=1):
+        await begin_answer(page, shown="One")
+        await page.keyboard.press("Escape")
+        await hang_up_seen(fake)
+        await expect(answer_notes(page)).to_have_text(STOPPED)
+    await expect(answer_text(page)).to_have_text("One")
+    await expect(answer_footer(page)).to_have_text("gpt-5.4-mini-2026-03-17")
+    await expect(page.locator("#totals")).to_have_text(
+        re.compile(r"^1 turn · 0 tokens · \$0 · 1 call stopped, between \$0 and \$0\.\d+$")
+    )
+    totals = (await api.get(f"/api/sessions/{await session_of(page)}")).text
+    bounds = re.findall(r'"stopped_at_(?:least|most)_usd":([\d.]+)', totals)
+    assert await titles(page.locator("#totals")) == ["$0", *(f"${bound}" for bound in bounds)]
+    assert await titles(answer_notes(page)) == [f"${bound}" for bound in bounds]
+    await assert_conserved(tables, fake)
+
+    await page.reload()
+
+    await expect(answer_text(page)).to_have_text("One")
+    await expect(answer_notes(page)).to_have_text(STOPPED)
+
+
+async def test_message_sent_during_a_stop_waits_for_it_and_is_then_answered(page: Page, fake: AzureOpenAI) -> None:
+    stops = await held_requests(page, "**/stop")
+    with fake.hold(after=1):
+        await begin_answer(page)
+        await button(page, "Stop").click()
+        await expect(button(page, "Send")).to_be_focused()
+        await expect(answer_notes(page)).to_have_text("Stopping…")
+        keys = idempotency_keys(page)
+        await write_message(page, "more")
+        await expect(page.get_by_role("article", name="You")).to_have_count(2)
+        assert keys == []
+        assert [stop.request.headers["x-functions-key"] for stop in stops] == [FUNCTION_KEY]
+        await stops[0].continue_()
+        await expect(answer_text(page)).to_have_text("echo: more")
+    await expect(answer_notes(page, 0)).to_have_text(STOPPED)
+    await expect(answer_notes(page)).to_be_empty()
+    await expect(page.locator("#totals")).to_contain_text("2 turns")
+    assert len(keys) == 1
+    assert [m["content"] for m in fake.requests[1].body["messages"][1:]] == ["count", "echo", "more"]
+
+
+async def test_stop_before_the_answer_begins_stops_the_turn_once_it_has_begun(
+    page: Page, fake: AzureOpenAI, tables: Tables
+) -> None:
+    requests = await held_requests(page, "**/api/chat")
+    with fake.hold(after=0):
+        async with page.expect_request("**/api/chat"):
+            await write_message(page, "count")
+        await page.keyboard.press("Escape")
+        await expect(answer_notes(page)).to_have_text("Stopping…")
+        await requests[0].continue_()
+        await expect(answer_notes(page)).to_contain_text("Stopped")
+    await expect(button(page, "Send")).to_be_visible()
+    assert {entry.call.state for entry in await closed_ledger(tables)} <= {State.STOPPED, State.FAILED}
+    await assert_conserved(tables, fake)
+
+
+async def test_stop_of_an_answer_on_another_instance_takes_effect_with_its_next_renewal(
+    browser: Browser,
+    clock: ManualClock,
+    api: httpx.AsyncClient,
+    environ: dict[str, str],
+    fake: AzureOpenAI,
+    tmp_path: Path,
+) -> None:
+    with HostFactory() as host_factory:
+        other = host_factory.host(environ, tmp_path / "other.log")
+
+        async def send_to_other(route: Route) -> None:
+            path = urlsplit(route.request.url).path
+            await route.fulfill(response=await route.fetch(url=f"{other.base}{path}"))
+
+        async with open_page(browser, base_url(api), WITH_KEY) as page:
+            await page.goto("/chat")
+            await page.route("**/stop", send_to_other)
+            with fake.hold(after=1):
+                await begin_answer(page)
+                await button(page, "Stop").click()
+                await expect(answer_notes(page)).to_contain_text("Another instance of the server runs this answer")
+                await write_message(page, "more")
+                await expect(page.get_by_role("status")).to_have_text(
+                    "The stopped answer ends within 10 seconds. Then this message is sent…"
+                )
+                assert fake.meter == []
+                await clock.advance(10)
+                await expect(answer_text(page)).to_have_text("echo: more")
+            await expect(answer_notes(page, 0)).to_have_text(STOPPED)
+            assert [call.outcome for call in fake.meter] == ["hang_up", "ok"]
+
+
+async def test_failed_stop_is_reported_and_the_full_answer_can_be_shown(page: Page, fake: AzureOpenAI) -> None:
+    fake.reply("One two three.")
+    await page.route("**/stop", lambda route: route.fulfill(status=503, body="", headers={"retry-after": "1"}))
+    with fake.hold(after=1) as hold:
+        await begin_answer(page, shown="One")
+        await page.keyboard.press("Escape")
+        await expect(answer_notes(page)).to_contain_text("The answer could not be stopped: the server completes")
+        hold.release()
+    await expect(answer_notes(page)).to_contain_text("Stopped too late: the server completed and counted the answer.")
+    await expect(answer_text(page)).to_have_text("One")
+    await expect(answer_footer(page)).to_contain_text("tokens · $0.0000")
+    await button(page, "Show the full answer").click()
+    await expect(answer_text(page)).to_have_text("One two three.")
+
+
+async def test_closing_the_tab_does_not_stop_the_turn(
+    browser: Browser, api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    with fake.hold(after=1) as hold:
+        async with open_page(browser, base_url(api), WITH_KEY) as page:
+            await page.goto("/chat")
+            await begin_answer(page)
+            await page.close()
+        await asyncio.sleep(0.3)  # a stop would be noticed immediately
+        assert fake.busy == 1
+        hold.release()
+    assert [entry.call.state for entry in await closed_ledger(tables)] == [State.SETTLED]
+    assert [call.outcome for call in fake.meter] == ["ok"]
+
+
+async def test_message_is_retried_with_same_idempotency_key_while_session_is_busy(
+    page: Page, api: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
+    await ask(page)
+    with fake.hold(after=1) as hold:
+        async with streaming(api, "in another tab", await session_of(page)):
+            await hold.until_reached()
+            keys = idempotency_keys(page)
+            await write_message(page, "more")
+            await expect(page.get_by_role("status")).to_have_text(WAITING)
+            hold.release()
+            await expect(answer_text(page)).to_have_text("echo: more")
+    await expect(answer_notes(page)).to_be_empty()
+    assert len(keys) >= 2
+    assert len(set(keys)) == 1
+
+
+async def test_stop_of_a_waiting_message_does_not_stop_the_turn_that_it_waits_for(
+    page: Page, api: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
+    await ask(page)
+    with fake.hold(after=1) as hold:
+        async with streaming(api, "in another tab", await session_of(page)) as other:
+            await hold.until_reached()
+            await write_message(page, "more")
+            await expect(page.get_by_role("status")).to_have_text(WAITING)
+            await page.route("**/api/chat", lambda _: None)  # never responds
+            async with page.expect_request("**/api/chat"):
+                pass
+            await page.keyboard.press("Escape")
+            await expect(button(page, "Send")).to_be_visible()
+            await expect(answer_notes(page)).to_contain_text("Stopped. If the server has accepted the message")
+            hold.release()
+            assert (await other.rest())[-1].data["finish_reason"] == "stop"
 
 
 # Errors
@@ -870,12 +1024,14 @@ async def test_usage_page_shows_exact_costs(browser: Browser, api: httpx.AsyncCl
     today = datetime.now(UTC).date()
     day = today - timedelta(days=3)
     tiny = rates_costing("0.000000000000000001")  # more digits than a float has
+    stopped = entry(day, "s", 5, state=State.STOPPED)
     await write(
         tables.usage,
         [
             entry(day, "s", 1, rates=rates_costing("0.1"), caller="web"),
             entry(day, "s", 2, rates=tiny, model="tiny"),
             entry(day, "s", 3, state=State.UNACCOUNTED),
+            replace(stopped, call=replace(stopped.call, at_least=Decimal("0.000001"))),
             entry(day + timedelta(days=1), "s", 4, rates=rates_costing("0.25"), caller="web"),
         ],
     )
@@ -900,7 +1056,12 @@ async def test_usage_page_shows_exact_costs(browser: Browser, api: httpx.AsyncCl
         assert await titles(callers) == costs(detail, "by_caller")
         row = page.get_by_role("table", name="Day by day").get_by_role("row").filter(has_text=str(day))
         [unaccounted] = re.findall(r'"unaccounted_usd":([\d.]+)', detail)
-        assert await titles(row) == [labels[10].partition(": ")[2], f"${unaccounted}"]
+        bounds = re.findall(r'"stopped_at_(?:least|most)_usd":([\d.]+)', detail)
+        cost = labels[10].partition(": ")[2]
+        assert await titles(row) == [cost, f"${unaccounted}", *(f"${bound}" for bound in bounds)]
+        assert await row.locator("td").all_inner_texts() == [
+            *("$0.10", "4", "2,200", "1", "$0.012", "1", "between $0.0000010 and $0.012", "0")
+        ]
 
 
 async def titles(within: Locator) -> list[str]:

@@ -55,7 +55,9 @@ def _only(name: str) -> dict[str, Any]:
 
 
 class ChatRequest(Wire):
-    """One turn: a message, or the results of the tool calls in the last answer."""
+    """One turn: a message, or the results of the tool calls in the last answer. `on_disconnect`: whether a streamed turn
+    finishes or stops if its client disconnects. `expires_in_seconds`, on a session's first turn: a temporary session,
+    which is erased after that time."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [_only("message"), _only("tool_results")]})
 
@@ -104,7 +106,9 @@ class ChatRequest(Wire):
 
 
 class SessionTotals(BaseModel):
-    """`unaccounted_usd`: an upper bound; null if a price is not known."""
+    """`unaccounted_usd`: an upper bound; null if a price is not known. `stopped_at_least_usd` and
+    `stopped_at_most_usd`: the bounds of what the stopped calls cost, apart from `cost_usd`; the upper one is null if a
+    price is not known."""
 
     turns: int
     total_tokens: int
@@ -118,9 +122,10 @@ class SessionTotals(BaseModel):
 
 
 class ChatAnswer(BaseModel):
-    """A turn's answer. `cost_usd` is null if the model's price is not known. `truncated`: what is missing in the stored
-    turn, which was too large: `logprobs` or fields of the message; `answer` if it was not recorded (0.2.0 and
-    earlier)."""
+    """A turn's answer. `cost_usd` is null if the model's price is not known, or the turn was stopped and its usage is not
+    known: then it has the bounds `stopped_at_least_usd` and `stopped_at_most_usd`. `finish_reason` is `stopped` if the
+    turn was stopped. `truncated`: what is missing in the stored turn, which was too large: `logprobs` or fields of the
+    message; `answer` if it was not recorded (0.2.0 and earlier)."""
 
     session_id: str
     turn: int
@@ -130,6 +135,8 @@ class ChatAnswer(BaseModel):
     model: str | None
     usage: TokenUsage | None
     cost_usd: Decimal | None
+    stopped_at_least_usd: Decimal | None = None
+    stopped_at_most_usd: Decimal | None = None  # null if the price is not known
     session: SessionTotals
     content_filter: dict[str, Any] | None = None
     logprobs: dict[str, Any] | None = None
@@ -203,6 +210,8 @@ class ErasureAnswer(BaseModel):
 
 
 class TurnAnswer(BaseModel):
+    """A stored turn. `stopped_at_least_usd` and `stopped_at_most_usd`: as in ChatAnswer."""
+
     turn: int
     state: str
     messages: list[dict[str, Any]]
@@ -213,6 +222,8 @@ class TurnAnswer(BaseModel):
     model: str | None
     usage: TokenUsage | None
     cost_usd: Decimal | None
+    stopped_at_least_usd: Decimal | None = None
+    stopped_at_most_usd: Decimal | None = None
 
 
 class HistoryAnswer(BaseModel):

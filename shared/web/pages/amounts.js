@@ -33,6 +33,11 @@ export function amount(usd) {
   return element("data", { value: usd, title: exactUsd(usd) }, roundedUsd(usd));
 }
 
+// What a stopped call cost. `atMost` is null if its price is not known.
+export function bounds(atLeast, atMost) {
+  return atMost === null ? ["at least ", amount(atLeast)] : ["between ", amount(atLeast), " and ", amount(atMost)];
+}
+
 // The exact sum of amounts.
 export function sumUsd(amounts) {
   const places = Math.max(0, ...amounts.map((usd) => decimals(usd).length));

@@ -37,12 +37,12 @@ export class Api {
   }
 
   // Returns a successful response. Throws ApiError, ConnectionLost, or the reason of an aborted signal.
-  async request(path, { method = "GET", headers = {}, body, signal } = {}) {
+  async request(path, { method = "GET", headers = {}, body, signal, keepalive = false } = {}) {
     for (;;) {
       const key = sessionStorage.getItem(this.storageKey);
       const allHeaders = key ? { ...headers, ...this.headers(key) } : headers;
       const response = await connected(
-        fetch(`/api/${path}`, { method, headers: allHeaders, body, signal, cache: "no-store" }),
+        fetch(`/api/${path}`, { method, headers: allHeaders, body, signal, keepalive, cache: "no-store" }),
       );
       if (response.ok) return response;
       const error = await apiError(response);

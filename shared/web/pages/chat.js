@@ -22,6 +22,7 @@ const api = new Api({
 let shownId = null; // session ID of the open conversation; null for a new one
 let visit = 0; // incremented whenever a conversation is opened: an outdated response has an older number
 let stream = null; // the answer that is streaming in the open conversation
+let stopped = null; // the last answer that was stopped in the open conversation; the server may not have ended it yet
 let earlierBefore = null; // cursor of the next page of earlier turns
 let about = { deployment: null, deployments: [] };
 
@@ -43,7 +44,8 @@ function drawList() {
 async function open(id) {
   const ownVisit = ++visit;
   stream?.detach();
-  stream = null;
+  stopped?.detach();
+  stream = stopped = null;
   drawButtons(false);
   show(id);
   byId("turns").replaceChildren();
@@ -149,12 +151,13 @@ async function send() {
 
 async function streamAnswer(request) {
   const ownVisit = visit;
-  const own = new AnswerStream(request, {
+  const conversation = {
     isShown: () => ownVisit === visit,
     sessionStarted: (id) => sessionStarted(id, request, ownVisit),
     retry,
-  });
-  stream = own;
+  };
+  const own = new AnswerStream(request, conversation, stopped);
+  [stream, stopped] = [own, null];
   byId("turns").append(own.view.article);
   scrollToEnd(true);
   drawButtons(true);
@@ -162,6 +165,7 @@ async function streamAnswer(request) {
     await own.run();
   } finally {
     if (stream === own) stream = null;
+    if (stopped === own) stopped = null;
     drawButtons(stream !== null);
   }
   const id = request.sessionId;
@@ -186,8 +190,12 @@ function retry(failed) {
   streamAnswer(failed.request);
 }
 
+// The next message can be written and sent at once; it waits until the server has handled the stop.
 function stop() {
-  if (stream && !stream.isStopped) stream.stop();
+  if (!stream) return;
+  [stopped, stream] = [stream, null];
+  drawButtons(false);
+  stopped.stop();
 }
 
 // Buttons

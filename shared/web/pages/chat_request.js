@@ -9,6 +9,7 @@ const MAX_PAUSE_MS = 2_000;
 export class ChatRequest {
   #key = crypto.randomUUID();
   #mayBeRunning = false; // whether an earlier attempt may be the turn that keeps the session busy
+  isPausing = false; // between two attempts
   turnNumbers = new Set(); // more than one if an attempt was interrupted
 
   constructor(api, body) {
@@ -18,6 +19,12 @@ export class ChatRequest {
 
   get sessionId() {
     return this.body.session_id ?? null;
+  }
+
+  // Stops the session's running turn. Returns the server's answer, whose state is stopped, stopping or idle. The request
+  // is sent even if the tab is closed meanwhile.
+  stop() {
+    return this.api.json(`sessions/${this.sessionId}/stop`, { method: "POST", keepalive: true });
   }
 
   // Calls `view.onStart`, `view.onDelta` and, before each retry (the connection was lost, or the session is busy,
@@ -30,7 +37,9 @@ export class ChatRequest {
       } catch (error) {
         if (signal.aborted || performance.now() > deadline || !this.#isRetryable(error)) throw error;
         view.onRetry(error, this.#mayBeRunning);
+        this.isPausing = true;
         await pause(Math.min(250 * 2 ** attempt, (error.retryAfter ?? Infinity) * 1000, MAX_PAUSE_MS), signal);
+        this.isPausing = false;
       }
     }
   }

@@ -1,6 +1,6 @@
 // Messages, answers, usage and cost as DOM elements.
 
-import { amount, knownCost, pluralize } from "./amounts.js";
+import { amount, bounds, knownCost, pluralize } from "./amounts.js";
 import { element } from "./elements.js";
 import { markdown } from "./markdown.js";
 
@@ -89,6 +89,12 @@ const STATES = {
   open: "This answer is not complete yet.",
 };
 
+// What to say of a stopped turn. Accepts a stored turn or an answer.
+export function stoppedNote({ usage, stopped_at_least_usd: atLeast, stopped_at_most_usd: atMost }) {
+  if (atLeast !== undefined) return ["Stopped. It costs ", ...bounds(atLeast, atMost), ", apart from the cost above."];
+  return [usage ? "Stopped." : "Stopped before the model was called. It cost nothing."];
+}
+
 // Why a stored turn has no complete answer or no cost; undefined if it has both.
 function stateNote({ state, finish_reason: reason, messages }) {
   if (state === "settled" && reason === "error") return "The answer broke off. Its cost is counted.";
@@ -104,18 +110,23 @@ export function turnViews(turn) {
   const answer = turn.messages.find((message) => message.role === "assistant");
   view.finish(answer ? messageText(answer) : "");
   view.figures(turn);
-  const note = stateNote(turn);
-  if (note) view.note(note);
+  const note = turn.finish_reason === "stopped" ? stoppedNote(turn) : [stateNote(turn) ?? []].flat();
+  if (note.length) view.note(...note);
   return { articles: [...questions, view.article], view };
 }
 
-export function totals({ turns, total_tokens, cost_usd, unpriced_turns, unaccounted_calls, unaccounted_usd }) {
+export function totals(session) {
+  const { turns, total_tokens, cost_usd, unpriced_turns, unaccounted_calls, unaccounted_usd, stopped_calls } = session;
   const cost = amount(knownCost(cost_usd, unpriced_turns));
   const parts = [pluralize(turns, "turn"), " · ", pluralize(total_tokens, "token"), " · ", cost];
   if (unpriced_turns) parts.push(` · ${pluralize(unpriced_turns, "turn")} of unknown price`);
   if (unaccounted_calls) {
     parts.push(` · ${pluralize(unaccounted_calls, "call")} unaccounted, `);
     parts.push(unaccounted_usd === null ? "" : "at most ", amount(unaccounted_usd));
+  }
+  if (stopped_calls) {
+    parts.push(` · ${pluralize(stopped_calls, "call")} stopped, `);
+    parts.push(...bounds(session.stopped_at_least_usd, session.stopped_at_most_usd));
   }
   return parts;
 }

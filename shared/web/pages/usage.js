@@ -1,6 +1,6 @@
 // The usage page: cost by day, model and caller, and budgets.
 
-import { amount, formatInteger, isZero, knownCost, sumUsd } from "./amounts.js";
+import { amount, bounds, formatInteger, isZero, knownCost, sumUsd } from "./amounts.js";
 import { Api, ApiError, ConnectionLost } from "./api.js";
 import { budgetTable, monthLine } from "./budgets.js";
 import { COLOURS, bar, columns } from "./chart.js";
@@ -129,6 +129,19 @@ function shareTable(title, rows, colour) {
   return created;
 }
 
+// The unaccounted and the stopped calls are not in the cost: their bounds are beside them.
+const HEADINGS = [
+  "Day",
+  "Cost",
+  "Turns",
+  "Tokens",
+  "Unaccounted calls",
+  "Upper bound",
+  "Stopped calls",
+  "Bounds",
+  "Turns of unknown price",
+];
+
 function dayTable() {
   const rows = range.days
     .toReversed()
@@ -139,13 +152,11 @@ function dayTable() {
       number(formatInteger(day.usage.total_tokens)),
       number(formatInteger(day.unaccounted_calls)),
       number(day.unaccounted_calls ? amount(day.unaccounted_usd) : ""),
+      number(formatInteger(day.stopped_calls)),
+      number(...(day.stopped_calls ? bounds(day.stopped_at_least_usd, day.stopped_at_most_usd) : [])),
       number(formatInteger(day.unpriced_turns)),
     ]);
-  return table(
-    ["Day", "Cost", "Turns", "Tokens", "Unaccounted calls", "Upper bound", "Turns of unknown price"],
-    rows,
-    "Day by day",
-  );
+  return table(HEADINGS, rows, "Day by day");
 }
 
 function choose(date) {
