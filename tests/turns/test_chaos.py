@@ -11,6 +11,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -36,6 +37,7 @@ from tests.turns.test_crash import expire
 KEYS = {name: f"a-client-key-of-{name}" for name in ("ann", "ben", "cem", "dea")}
 MAX_TOKENS = 60
 USED_UP, BUSY = 429, 409
+STOPPED, STOPPING, GONE = 200, 202, 404
 # 502: the model service failed. 503: storage failed, or the model service did not start an answer.
 EXPECTED = {200, BUSY, USED_UP, 502, 503}
 
@@ -83,12 +85,13 @@ class Chaos:
     sessions: dict[str, str] = field(default_factory=dict)  # the caller of each
     outcomes: Counter[object] = field(default_factory=Counter)
     kills: int = 0
+    stops: int = 0
     samples: int = 0
     least_left: Decimal = Decimal(1)  # USD of the total's budget per day, in any sample
 
     async def run(self) -> None:
         self.hosts = [await asyncio.to_thread(self.start) for _ in range(self.size.hosts)]
-        disturbing = [self._kill_hosts, self._disturb_storage, self._stop_storage, self._sample]
+        disturbing = [self._kill_hosts, self._disturb_storage, self._stop_storage, self._stop_turns, self._sample]
         async with asyncio.TaskGroup() as group, client() as http:
             turns = [self._take_turns(http, index) for index in range(self.size.hosts * self.size.turns)]
             tasks = [group.create_task(each) for each in (*turns, *(each() for each in disturbing))]
@@ -167,6 +170,18 @@ class Chaos:
             await asyncio.sleep(2)
             self.storage.up()
 
+    async def _stop_turns(self) -> None:
+        """Most of them run on another host."""
+        async with client() as http:
+            while True:
+                await asyncio.sleep(self.rng.uniform(0.05, 0.2))
+                for session, caller in self.rng.sample([*self.sessions.items()], min(2, len(self.sessions))):
+                    base, headers = self.rng.choice(self.hosts).base, {"authorization": f"Bearer {KEYS[caller]}"}
+                    with suppress(httpx.TransportError):
+                        response = await http.post(f"{base}/api/sessions/{session}/stop", headers=headers)
+                        assert response.status_code in (STOPPED, STOPPING, GONE, BUSY, 503), response.text
+                        self.stops += response.status_code in (STOPPED, STOPPING)
+
     async def _sample(self) -> None:
         while True:
             before = billed(self.fake)
@@ -229,11 +244,12 @@ async def continue_sessions(chaos: Chaos, host: Host) -> None:
 
 
 def assert_exact(counters: dict[str, LimitCounter], entries: list[LedgerEntry], fake: AzureOpenAI) -> None:
-    """What is held is the worst case of the unaccounted calls, what is spent the bills of the settled ones."""
+    """Held is the worst case of the unaccounted and stopped calls; spent are the bills of the settled ones."""
     bills = {entry.call_id: cost(billed_usage(entry), RATES) for entry in fake.meter}
     for name, counter in counters.items():
         calls = [entry.call for entry in entries if name in entry.limits]
-        assert counter.held == sum(call.worst_case or 0 for call in calls if call.state is State.UNACCOUNTED)
+        held = [call for call in calls if call.state in (State.UNACCOUNTED, State.STOPPED)]
+        assert counter.held == sum(call.worst_case or 0 for call in held)
         assert counter.spent == sum(bills[call.id] or 0 for call in calls if call.state is State.SETTLED)
     assert billed(fake) <= counters[TOTAL].spent + counters[TOTAL].held
 
@@ -274,7 +290,8 @@ async def test_budgets_hold_through_kills_and_faults(
     chaos = Chaos(size, rng, start, storage, fake, tables)
     try:
         await chaos.run()
-        print(f"{chaos.outcomes}, {chaos.kills} kills, {chaos.samples} samples, {chaos.least_left} USD left at least")
+        print(f"{chaos.outcomes}, {chaos.kills} kills, {chaos.stops} stops, {chaos.samples} samples")
+        print(f"{chaos.least_left} USD left at least")
         assert chaos.samples > 10
         environ["LIMITS"], fake.responder = limits(100 * size.usd), responder
         host = await asyncio.to_thread(start)

@@ -67,12 +67,13 @@ class Step:
     mode: str
 
 
+MODES = ["json", "json", "stream", "stream", "stop", "disconnect", "stop on disconnect", "clear", "ignore calls"]
 STEPS = st.builds(
     Step,
     text=TEXT,
     options=OPTIONS,
     scripts=st.tuples(st.one_of(REPLIES, FAULTS), st.one_of(REPLIES, FAULTS)),
-    mode=st.sampled_from(["json", "json", "stream", "stream", "disconnect", "clear", "ignore calls"]),
+    mode=st.sampled_from(MODES),
 )
 CONVERSATIONS = st.lists(STEPS, min_size=1, max_size=3)
 
@@ -134,18 +135,22 @@ class ScriptedApp:
 
     async def send(self, body: dict[str, Any], mode: str) -> dict[str, Any] | None:
         """The answer, or None if there is none. Retries while the turn of a disconnected client still runs."""
-        if mode in ("stream", "disconnect"):
+        if mode in ("stream", "stop", "disconnect", "stop on disconnect"):
             body = body | {"stream": True}
+        if mode == "stop on disconnect":
+            body = body | {"on_disconnect": "stop"}
         while True:
             async with self.api.stream("POST", "/api/chat", json=body) as response:
-                if response.status_code == 200 and mode == "disconnect":
+                if response.status_code == 200 and mode.endswith("disconnect"):
                     await anext(response.aiter_bytes())
                     return None
+                if response.status_code == 200 and mode == "stop":
+                    assert (await self.api.post(f"/api/sessions/{body['session_id']}/stop")).is_success
                 text = (await response.aread()).decode()
             if response.status_code != 409:
                 break
             await sleep(0.01)
-        if mode == "stream" and response.status_code == 200:
+        if mode in ("stream", "stop") and response.status_code == 200:
             return done_data(text)
         answer: dict[str, Any] = exact(text)
         assert response.status_code != 500, text
@@ -182,10 +187,11 @@ async def test_costs_add_up_after_random_conversations_with_upstream_faults(
     async with TaskGroup() as group:  # one failure cancels the others, which would otherwise bill the next example
         tasks = [group.create_task(app.converse(f"s{n}", steps)) for n, steps in enumerate(conversations)]
     sessions = [task.result() for task in tasks]
-    settled = [entry for entry in await assert_conserved(tables, app.fake) if entry.call.state is State.SETTLED]
+    entries = await assert_conserved(tables, app.fake)
+    settled = [entry for entry in entries if entry.call.state is State.SETTLED]
     for session in sessions:
         named = await reference(tables, session["session_id"])
         costs = [entry.call.cost or Decimal(0) for entry in settled if entry.session == named]
         assert Decimal(session["cost_usd"]) == sum(costs)
     finished = {billed.call_id for billed in app.fake.meter if billed.outcome == "ok"}
-    assert finished <= {entry.call.id for entry in settled}
+    assert finished <= {entry.call.id for entry in entries if entry.call.state in (State.SETTLED, State.STOPPED)}
