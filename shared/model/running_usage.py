@@ -52,12 +52,10 @@ class RunningUsage:
 
 
 def _usage_of_timings(timings: Any) -> Usage | None:
-    names = {"prompt_tokens": "prompt_n", "cached_tokens": "cache_n", "completion_tokens": "predicted_n"}
-    if not isinstance(timings, Mapping):
+    """`prompt_n`: prompt tokens that were not cached."""
+    fields = timings if isinstance(timings, Mapping) else {}
+    prompt, cached = fields.get("prompt_n"), fields.get("cache_n", 0)
+    if not isinstance(prompt, int) or not isinstance(cached, int):
         return None
-    usage = usage_of({name: timings.get(theirs) for name, theirs in names.items()})
-    return usage and Usage(
-        prompt_tokens=usage.prompt_tokens + usage.cached_tokens,
-        cached_tokens=usage.cached_tokens,
-        completion_tokens=usage.completion_tokens,
-    )
+    completion = fields.get("predicted_n")
+    return usage_of({"prompt_tokens": prompt + cached, "cached_tokens": cached, "completion_tokens": completion})

@@ -3,6 +3,7 @@
 Where no bytes are queued, it answers as the fake of azure_openai.py does, in a rude dialect.
 """
 
+import asyncio
 import json
 import uuid
 from collections import deque
@@ -16,7 +17,7 @@ import pytest
 
 from tests.support.azure_openai import AzureOpenAI, Billed, Request
 from tests.support.azure_openai_answers import Answer
-from tests.support.loopback import Wire
+from tests.support.loopback import MAX_WAIT_S, Wire
 from tests.support.rude_dialect import Rude
 
 JSON = dict[str, Any]
@@ -33,8 +34,9 @@ class Raw:
     status: int = 200
     media_type: str = "text/event-stream"
     framing: Literal["chunked", "length", "close"] = "chunked"
-    ending: Literal["clean", "reset"] = "clean"
+    ending: Literal["clean", "reset", "open"] = "clean"  # open: until the client disconnects
     prompt_tokens: int = PROMPT_TOKENS
+    cached_tokens: int = 0
     completion_tokens: int = COMPLETION_TOKENS
     billed: bool = True
     headers: Sequence[tuple[str, bytes | str]] = ()
@@ -86,6 +88,8 @@ class RudeUpstream(AzureOpenAI):
                 await wire.send(h11.Data(part))
         if raw.ending == "reset":
             return wire.reset()
+        if raw.ending == "open":
+            await asyncio.sleep(MAX_WAIT_S)
         return await wire.send(h11.EndOfMessage())
 
 
@@ -143,7 +147,7 @@ def _billed(request: Request, raw: Raw) -> Billed:
         deployment=request.body["model"],
         model=MODEL,
         prompt_tokens=raw.prompt_tokens,
-        cached_tokens=0,
+        cached_tokens=raw.cached_tokens,
         cache_write_tokens=0,
         completion_tokens=raw.completion_tokens,
         reasoning_tokens=0,
