@@ -115,7 +115,7 @@ async def fill_as_before(tables: Tables, owner: str | None) -> None:
     await tables.sessions.put(rows.from_session(replace(head, owner=owner)), head.etag)
     for turn, minute in zip(turns, (None, None, turns[2].started), strict=True):
         states = {1: State.SETTLED, 2: State.OPEN, 3: State.SETTLED}
-        call = replace(turn.call, minute=minute, state=states[turn.number])
+        call = replace(turn.call, minute=minute, state=states[turn.number], deadline=NOON - timedelta(days=1))
         await tables.sessions.put(rows.from_turn(NAME, replace(turn, calls=(call,))), turn.etag)
         await write(tables.usage, [LedgerEntry(call=call, session_id=NAME, turn=turn.number, caller=owner)])
     costs = (SessionCost(session=NAME, cost=Decimal(1), is_reference=False), SessionCost(session="x", cost=Decimal(2)))
@@ -218,6 +218,29 @@ async def restore(table: Table, before: list[Row]) -> None:
             await table.put({name: value for name, value in found.items() if name != "etag"}, row["etag"])
     for row in wanted.values():
         await table.put({name: value for name, value in row.items() if name != "etag"})
+
+
+async def test_session_whose_turn_died_at_any_request_is_erased_without_a_name_left(
+    storage: TcpProxy, clock: ManualClock, api: httpx.AsyncClient, tables: Tables
+) -> None:
+    """On the session's first turn of a day, which also moves its row in the retention's index."""
+    clock.skip_sleeps_up_to = 8  # the turn gives up at once, and does not renew its lease
+    for nth in range(1, 20):
+        clock.set(NOON + timedelta(days=10 * nth))
+        assert (await chat(api, None)).status_code == 200
+        await services().turns.finish()
+        clock.set(NOON + timedelta(days=10 * nth + 1))
+        rule = storage.on(Match(), REFUSED, nth=nth, times=None)
+        await chat(api, None)
+        await services().turns.finish()
+        storage.clear()
+
+        assert await erase(api, None) == 204
+
+        await assert_nameless(tables)
+        if not rule.hits:
+            break
+    assert nth == 8
 
 
 # While a turn runs
@@ -401,13 +424,15 @@ async def test_sessions_begun_after_the_erasure_are_kept(
     storage: TcpProxy, clock: ManualClock, api: httpx.AsyncClient, tables: Tables
 ) -> None:
     await begin_sessions(api, "ann", "a1", "a2")
-    with stall_request(storage, Match("PUT", "a1.*head")) as marking:
-        erasing = asyncio.create_task(api.delete(ALL, headers=key("ann")))
-        await marking.until_reached()
-        await clock.advance(1)
-        await begin_sessions(api, "ann", "a3")
-    assert ok_json(await erasing)["erased_sessions"] == 2
-    assert await heads(tables) == {"a3"}
+    storage.on(Match("PUT", "a1.*head"), REFUSED)
+    assert (await api.delete(ALL, headers=key("ann"))).status_code == 503
+    assert (await api.delete("/api/sessions/a2", headers=key("ann"))).status_code == 204
+    await clock.advance(1)
+    await begin_sessions(api, "ann", "a2", "a3")
+
+    assert ok_json(await api.delete(ALL, headers=key("ann")))["erased_sessions"] == 1
+
+    assert await heads(tables) == {"a2", "a3"}
 
 
 async def test_two_erasures_at_once_erase_each_session_once(api: httpx.AsyncClient, tables: Tables) -> None:
