@@ -7,6 +7,7 @@ import os
 import queue
 import subprocess
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,8 +92,11 @@ class Platform:
         self._listener = threading.Thread(target=self._listen, args=(answers,), daemon=True)
         self._listener.start()
 
-    def call(self, function: str, method: str, path: str, body: object = None, **params: str) -> Response:
-        command = {"function": function, "method": method, "path": path, "params": params}
+    def call(
+        self, function: str, method: str, path: str, body: object = None, *, disconnect: bool = False, **params: str
+    ) -> Response:
+        """`disconnect`: after the first part of the response."""
+        command = {"function": function, "method": method, "path": path, "params": params, "disconnect": disconnect}
         return Response(self._send({**command, "body": body} if body is not None else command))
 
     def run_timer(self, function: str) -> tuple[bool, str | None]:
@@ -210,6 +214,28 @@ def test_stream_sends_deltas_before_the_model_has_finished(platform: Platform, m
         assert b"event: done" not in answer.body
         hold.release()
     assert b"event: done" in answer.rest()
+
+
+@pytest.mark.parametrize(("on_disconnect", "outcome"), [("stop", "hang_up"), ("finish", "ok")])
+def test_turn_stops_or_finishes_when_its_client_disconnects(
+    platform: Platform, model: AzureOpenAI, on_disconnect: str, outcome: str
+) -> None:
+    model.meter.clear()
+    body = {
+        "message": "hi",
+        "session_id": f"disconnect-{on_disconnect}",
+        "stream": True,
+        "on_disconnect": on_disconnect,
+    }
+    with model.hold(after=0) as hold:
+        platform.call("chat", "POST", "/api/chat", body, disconnect=True).rest()
+        if on_disconnect == "finish":
+            hold.release()
+        deadline = time.monotonic() + MAX_WAIT_S
+        while not model.meter:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert [billed.outcome for billed in model.meter] == [outcome]
 
 
 def test_errors_are_json_responses(platform: Platform) -> None:

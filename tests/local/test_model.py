@@ -1,5 +1,6 @@
 """The embedded model: what README.md shows is what comes, each time; and the one line that replaces the model."""
 
+import json
 import re
 import subprocess
 import sys
@@ -76,6 +77,24 @@ class TestAnswers:
         for country, capital in [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid")]:
             question = user(f"What is the capital of {country}?")
             assert answer(server, question) == f"The capital of {country} is {capital}."
+
+    def test_tokens_so_far_come_with_each_chunk_on_request(self, server: str) -> None:
+        """The app then knows the cost of a stopped answer: shared/model/running_usage.py."""
+        options = {
+            "stream": True,
+            "timings_per_token": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": 5,
+        }
+        body = {"messages": [user("Count to ten.")], **options}
+        response = httpx.post(server, json=body, timeout=MAX_WAIT_S, trust_env=False)
+        assert response.headers["server"] == "llama.cpp"
+        chunks = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+        shown = [chunk for chunk in chunks if chunk["choices"] and chunk["choices"][0]["delta"].get("content")]
+        assert [chunk["timings"]["predicted_n"] for chunk in shown] == [*range(1, len(shown) + 1)]
+        counted = shown[-1]["timings"]
+        usage = next(chunk["usage"] for chunk in chunks if chunk.get("usage"))
+        assert counted["prompt_n"] + counted["cache_n"] == usage["prompt_tokens"]
 
     def test_request_without_sampling_gets_the_same_answer_each_time(self, server: str) -> None:
         question = user("Tell me a story about a cat.")

@@ -146,6 +146,9 @@ class Host:
             write_answer(id=command["id"], status=response.status, headers=dict(response.headers))
             async for part in response.content.iter_any():
                 write_answer(id=command["id"], part=base64.b64encode(part).decode())
+                if command.get("disconnect"):  # after the first part
+                    response.close()
+                    break
         await invoking
         write_answer(id=command["id"], end=True)
 
