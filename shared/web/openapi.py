@@ -20,8 +20,10 @@ _ANSWERS = (
     chat.DeltaEvent,
     usage.DaysAnswer,
     usage.EmailAnswer,
+    chat.ErasureAnswer,
     fields.ErrorAnswer,
     chat.ErrorEvent,
+    chat.ExportAnswer,
     service.HealthAnswer,
     chat.HistoryAnswer,
     limits.LimitsAnswer,
@@ -29,6 +31,7 @@ _ANSWERS = (
     completions.ModelsAnswer,
     chat.SessionAnswer,
     chat.StartEvent,
+    chat.StopAnswer,
 )
 _SECURITY = {
     "functionKey": {"type": "apiKey", "in": "header", "name": "x-functions-key"},
@@ -73,8 +76,14 @@ _RATE_HEADERS = {
 }
 _CHAT: list[JSON] = [{"functionKey": []}, {"functionKey": [], "clientKey": []}]
 _CLIENT: list[JSON] = [{"clientKey": []}]
+_OWNER: list[JSON] = [{"functionKey": [], "clientKey": []}]
 _USAGE: list[JSON] = [{"usageKey": []}]
 _LIMITS: list[JSON] = [*_CHAT, {"functionKey": [], "usageKey": []}]
+_ON_DISCONNECT = {
+    "enum": ["finish", "stop"],
+    "default": "finish",
+    "description": "What happens to a streamed answer whose client disconnects.",
+}
 _NAME = {"type": "string", "minLength": 1}
 _DATE = {"type": "string", "format": "date"}
 _DAYS = (400, 401, 500, 503)
@@ -121,6 +130,9 @@ def _paths() -> JSON:
     limit = _parameter("limit", "query", _up_to(fields.MAX_PAGE_TURNS), required=False)
     before = _parameter("before", "query", _up_to(fields.MAX_TURN_NUMBER), required=False)
     chunks = {"application/json": {"type": "object"}, "text/event-stream": _event(_text(_CHUNKS))}
+    exported = _json("ExportAnswer") | {"text/markdown": _text("The messages, by turns.")}
+    kind = _parameter("format", "query", {"enum": ["json", "markdown"], "default": "json"}, required=False)
+    on_disconnect = _parameter("X-On-Disconnect", "header", _ON_DISCONNECT, required=False)
     session_header = _parameter("X-Session-Id", "header", _matching(fields.SESSION_ID), required=False)
     completion = partial(_operation, content=chunks, keys=_CLIENT, errors=_TURN, body="CompletionRequest", proxied=True)
     all_limits = partial(_operation, content=_json("LimitsAnswer"), errors=(401, 500, 503))
@@ -168,6 +180,43 @@ def _paths() -> JSON:
                 errors=(400, 409, *_STORAGE),
             ),
         },
+        "/api/sessions/{session_id}/export": {
+            "get": _operation(
+                "The whole conversation, oldest turn first",
+                session,
+                kind,
+                content=exported,
+                keys=_CHAT,
+                errors=(400, *_STORAGE),
+            )
+        },
+        "/api/sessions/{session_id}/stop": {
+            "post": _operation(
+                "Stop the running turn: the answer ends and what was generated is kept",
+                session,
+                content=_json("StopAnswer"),
+                later="Another instance runs the turn and stops it within 10 s.",
+                keys=_CHAT,
+                errors=(400, 409, *_STORAGE),
+            )
+        },
+        "/api/me/sessions": {
+            "delete": _operation(
+                "Erase all sessions of the caller",
+                content=_json("ErasureAnswer"),
+                later="Some are not erased yet. The server goes on; api/me/sessions/erasure shows the progress.",
+                keys=_OWNER,
+                errors=(401, 500, 503),
+            )
+        },
+        "/api/me/sessions/erasure": {
+            "get": _operation(
+                "Progress of the last erasure of all sessions of the caller",
+                content=_json("ErasureAnswer"),
+                keys=_OWNER,
+                errors=_STORAGE,
+            )
+        },
         "/api/about": {
             "get": _operation(
                 "Information about the server",
@@ -197,9 +246,13 @@ def _paths() -> JSON:
                 "Send a final day's summary again", day, content=_json("EmailAnswer"), keys=_USAGE, errors=(*_DAYS, 502)
             )
         },
-        "/openai/v1/chat/completions": {"post": completion("OpenAI's chat completions", session_header, key)},
+        "/openai/v1/chat/completions": {
+            "post": completion("OpenAI's chat completions", session_header, key, on_disconnect)
+        },
         "/openai/deployments/{deployment}/chat/completions": {
-            "post": completion("Azure OpenAI's chat completions", deployment, version, session_header, key)
+            "post": completion(
+                "Azure OpenAI's chat completions", deployment, version, session_header, key, on_disconnect
+            )
         },
         "/openai/v1/models": {"get": models("The deployments that can be used as model")},
         "/openai/v1/models/{model}": {"get": model("A deployment", model_id)},
@@ -213,18 +266,21 @@ def _operation(
     summary: str,
     *parameters: JSON,
     content: Mapping[str, JSON] | None = None,
+    later: str = "",
     keys: Sequence[JSON] = (),
     errors: Sequence[int] = (),
     body: str | None = None,
     proxied: bool = False,
 ) -> JSON:
-    """`content`: of the response, by media type; none for a 204. `keys`: the accepted ways to authenticate. `proxied`:
-    the model service's own errors are returned unchanged."""
+    """`content`: of the response, by media type; none for a 204. `later`: what a 202 means, if there is one. `keys`:
+    the accepted ways to authenticate. `proxied`: the model service's own errors are returned unchanged."""
     success: JSON = {"description": "Success"}
     if content:
         success["content"] = {kind: {"schema": schema} for kind, schema in content.items()}
     error = {"content": {kind: {"schema": schema} for kind, schema in _json("ErrorAnswer").items()}}
     responses = {"200" if content else "204": success}
+    if later:
+        responses["202"] = success | {"description": later}
     responses |= {str(code): {"description": _ERRORS[code], **error} for code in sorted(errors)}
     if 429 in errors:
         responses["429"]["headers"] = _headers(_REFUSAL_HEADERS | (_RATE_HEADERS if proxied else {}))

@@ -297,7 +297,16 @@ def check(body: JSON, rejected: frozenset[str]) -> JSON | None:
         return invalid("Missing required parameter: 'messages'.", "messages", "missing_required_parameter")
     if not messages:
         return invalid("Invalid 'messages': empty array. Expected an array with minimum length 1.", "messages")
-    return _check_messages(messages)
+    return _check_tools(body.get("tools") or ()) or _check_messages(messages)
+
+
+def _check_tools(tools: Sequence[JSON]) -> JSON | None:
+    for index, tool in enumerate(tools):
+        function = tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            name = f"tools[{index}].function"
+            return invalid(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
+    return None
 
 
 def _check_messages(messages: list[JSON]) -> JSON | None:

@@ -24,6 +24,7 @@ from shared.web.openapi import document
 from tests.conftest import Serve
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.budgets import limited, reply_long, until_settled
+from tests.support.chat_client import streaming
 from tests.support.clock import ManualClock
 from tests.support.loopback import MAX_WAIT_S
 from tests.support.processes import HostFactory
@@ -75,6 +76,11 @@ def test_chat_session_and_daily_usage_conform_to_the_openapi_document(base_url: 
             ("POST", "/api/chat", "/api/chat", {"message": "hi", "session_id": "s"}),
             ("GET", "/api/sessions/{session_id}", "/api/sessions/s", None),
             ("GET", "/api/sessions/{session_id}/messages", "/api/sessions/s/messages", None),
+            ("GET", "/api/sessions/{session_id}/export", "/api/sessions/s/export", None),
+            ("GET", "/api/sessions/{session_id}/export", "/api/sessions/s/export?format=markdown", None),
+            ("POST", "/api/sessions/{session_id}/stop", "/api/sessions/s/stop", None),
+            ("DELETE", "/api/me/sessions", "/api/me/sessions", None),
+            ("GET", "/api/me/sessions/erasure", "/api/me/sessions/erasure", None),
             ("GET", "/api/usage/daily/{date}", f"/api/usage/daily/{today}", None),
             ("GET", "/api/limits", "/api/limits", None),
             ("GET", "/api/usage/limits", "/api/usage/limits", None),
@@ -83,6 +89,28 @@ def test_chat_session_and_daily_usage_conform_to_the_openapi_document(base_url: 
             response = client.request(method, path, json=body)
             assert response.status_code == 200
             SCHEMA[template][method].validate_response(schemathesis.Response.from_httpx(response, verify=False))
+
+
+async def test_stopped_turn_conforms_to_the_openapi_document(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+    with fake.hold(after=1):
+        async with streaming(api) as answering:
+            assert [(await answering.next()).name for _ in range(2)] == ["start", "delta"]
+            stop = await api.post("/api/sessions/s/stop")
+            [done] = await answering.rest()
+    documents = {
+        "/api/sessions/{session_id}/stop": stop,
+        "/api/sessions/{session_id}": await api.get("/api/sessions/s"),
+        "/api/sessions/{session_id}/messages": (history := await api.get("/api/sessions/s/messages")),
+        "/api/sessions/{session_id}/export": await api.get("/api/sessions/s/export"),
+    }
+    for template, response in documents.items():
+        method = "POST" if response is stop else "GET"
+        SCHEMA[template][method].validate_response(schemathesis.Response.from_httpx(response, verify=False))
+    [turn] = history.json()["turns"]
+    bounds = {"stopped_at_least_usd", "stopped_at_most_usd"}
+    schemas = document()["components"]["schemas"]
+    for shown, model in ((turn, "TurnAnswer"), (done.data, "ChatAnswer")):
+        assert bounds < {*shown} <= {*schemas[model]["properties"]}
 
 
 async def test_limits_and_refusals_conform_to_the_openapi_document(

@@ -55,9 +55,9 @@ def _only(name: str) -> dict[str, Any]:
 
 
 class ChatRequest(Wire):
-    """One turn: a message, or the results of the tool calls in the last answer. `on_disconnect`: whether a streamed turn
-    finishes or stops if its client disconnects. `expires_in_seconds`, on a session's first turn: a temporary session,
-    which is erased after that time."""
+    """One turn: a message, or the results of the tool calls in the last answer. `on_disconnect`: whether a streamed
+    turn finishes or stops if its client disconnects. `expires_in_seconds`, on a session's first turn: a temporary
+    session, which is erased after that time."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [_only("message"), _only("tool_results")]})
 
@@ -122,10 +122,10 @@ class SessionTotals(BaseModel):
 
 
 class ChatAnswer(BaseModel):
-    """A turn's answer. `cost_usd` is null if the model's price is not known, or the turn was stopped and its usage is not
-    known: then it has the bounds `stopped_at_least_usd` and `stopped_at_most_usd`. `finish_reason` is `stopped` if the
-    turn was stopped. `truncated`: what is missing in the stored turn, which was too large: `logprobs` or fields of the
-    message; `answer` if it was not recorded (0.2.0 and earlier)."""
+    """A turn's answer. `cost_usd` is null if the model's price is not known, or the turn was stopped and its usage is
+    not known: then it has the bounds `stopped_at_least_usd` and `stopped_at_most_usd`. `finish_reason` is `stopped` if
+    the turn was stopped. `truncated`: what is missing in the stored turn, which was too large: `logprobs` or fields of
+    the message; `answer` if it was not recorded (0.2.0 and earlier)."""
 
     session_id: str
     turn: int
@@ -224,6 +224,13 @@ class TurnAnswer(BaseModel):
     cost_usd: Decimal | None
     stopped_at_least_usd: Decimal | None = None
     stopped_at_most_usd: Decimal | None = None
+
+
+class ExportAnswer(BaseModel):
+    """A whole conversation. `conversation`: its turns from the first on, without those that were cleared."""
+
+    session: SessionAnswer
+    conversation: list[TurnAnswer]
 
 
 class HistoryAnswer(BaseModel):
