@@ -40,6 +40,9 @@ def example() -> DailySummary:
         failed=6,
         unaccounted=2,
         unaccounted_cost=Decimal("0.04127"),
+        stopped=9,
+        stopped_at_least=Decimal("0.0084105"),
+        stopped_at_most=Decimal("0.16325"),
         models={
             MINI: share("11.8051275", 2_870, 12_011_954, 1_604_330),
             LUNA: share("0.531904", 361, 1_792_458, 175_888),

@@ -8,6 +8,7 @@ it.
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,6 +84,7 @@ def _notices(summary: DailySummary) -> list[tuple[str, str]]:
         ("Not final", "" if summary.final else "The figures of this day may still change."),
         ("Budgets", _reached(summary.budgets or ())),
         ("Unaccounted", _unaccounted(figures) if figures.unaccounted else ""),
+        ("Stopped", _stopped(figures) if figures.stopped else ""),
         ("Unpriced", _unpriced(figures) if figures.unpriced else ""),
         ("Failed", f"{pluralize(figures.failed, 'call')}, not billed." if figures.failed else ""),
         ("Open", f"{pluralize(figures.open, 'call')} still running or waiting for recovery." if figures.open else ""),
@@ -103,15 +105,29 @@ def _reached(budgets: Sequence[BudgetCost]) -> str:
 
 
 def _unaccounted(figures: Figures) -> str:
-    maximum = dollars(figures.unaccounted_cost)
-    if figures.unbounded == figures.unaccounted:
-        maximum = "unknown, because the price is unknown"
-    elif figures.unbounded:
-        maximum += f", plus {pluralize(figures.unbounded, 'call')} at an unknown price"
+    maximum = _maximum(figures.unaccounted_cost, figures.unaccounted, figures.unbounded)
     return (
         f"{pluralize(figures.unaccounted, 'call')} may have been billed, but no usage was reported (timeout,"
         f" crash or content filter). The maximum cost is {maximum}; the cost above does not include it."
     )
+
+
+def _stopped(figures: Figures) -> str:
+    """Those whose usage is known are part of the cost."""
+    maximum = _maximum(figures.stopped_at_most, figures.stopped, figures.stopped_unbounded)
+    return (
+        f"{pluralize(figures.stopped, 'call')} stopped before the end of the answer, and no usage was reported. The"
+        f" minimum cost is {dollars(figures.stopped_at_least)}. The maximum cost is {maximum}; the cost above does not"
+        " include it."
+    )
+
+
+def _maximum(bounded: Decimal, calls: int, unbounded: int) -> str:
+    """`bounded`: USD, the worst case of the calls whose price is known."""
+    if unbounded == calls:
+        return "unknown, because the price is unknown"
+    others = f", plus {pluralize(unbounded, 'call')} at an unknown price" if unbounded else ""
+    return dollars(bounded) + others
 
 
 def _unpriced(figures: Figures) -> str:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import reduce
 
-from shared.domain.daily import ANONYMOUS_CALLER, DailySummary, Figures, UsageBreakdown
+from shared.domain.daily import ANONYMOUS_CALLER, DailySummary, Figures, SessionCost, UsageBreakdown
 from shared.domain.limits import ANONYMOUS, PER_DAY, TOTAL
 from shared.reports.wording import approximate, decimals, exact, month_name, pluralize, short_date
 
 MAX_ROWS = 20  # per table; mail clients truncate long emails
 _BUDGETS_NOTE = (
-    "The cost of settled calls, beside the budgets that LIMITS sets now. Unaccounted calls hold their maximum cost in"
-    " addition. Callers are listed from 80% of a budget on."
+    "The cost of settled calls, beside the budgets that LIMITS sets now. Unaccounted and stopped calls hold their"
+    " maximum cost in addition. Callers are listed from 80% of a budget on."
 )
 
 
@@ -51,7 +51,7 @@ def tables(summary: DailySummary) -> list[Table]:
             title="Most expensive sessions",
             unit="USD",
             rows=_amounts([(session.label, session.cost) for session in figures.costliest]),
-            note="A label is the start of the SHA-256 hash of a session ID. The ID itself gives access to the session.",
+            note=_sessions_note(figures.costliest),
         ),
     ]
     adjustments = Table(
@@ -63,6 +63,13 @@ def tables(summary: DailySummary) -> list[Table]:
         note="Cost changes since the emails for these days were sent.",
     )
     return [table for table in [*(day_tables if figures.turns else []), adjustments] if table.rows]
+
+
+def _sessions_note(costliest: Sequence[SessionCost]) -> str:
+    note = "A label is the start of a session's reference, which GET api/sessions/ID shows beside the session's ID."
+    if all(each.is_reference for each in costliest):
+        return note
+    return f"{note} Of sessions without one, it is the start of the SHA-256 hash of the ID."
 
 
 def caller_name(caller: str) -> str:
@@ -106,6 +113,9 @@ def _day(summary: DailySummary) -> list[Row]:
         ("Calls", f"{figures.calls:,}"),
         ("of which unaccounted", _count(figures.unaccounted)),
         ("their maximum cost, not included", f"${exact(figures.unaccounted_cost)}" if figures.unaccounted_cost else ""),
+        ("of which stopped", _count(figures.stopped)),
+        ("their minimum cost, not included", f"${exact(figures.stopped_at_least)}" if figures.stopped else ""),
+        ("their maximum cost, not included", f"${exact(figures.stopped_at_most)}" if figures.stopped_at_most else ""),
         ("of which unpriced", _count(figures.unpriced)),
         ("of which failed", _count(figures.failed)),
         ("of which still open", _count(figures.open)),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from shared.domain.budget_costs import BudgetCost
 from shared.domain.calls import Usage
 from shared.domain.daily import Adjustment, DailySummary, DayCost, Figures, SessionCost, UsageBreakdown
+from shared.domain.hashing import sha256_hex
 from shared.domain.limits import PER_DAY, PER_MONTH
 from shared.reports.summary_email import WIDTH, SummaryEmail, summary_email
 from shared.reports.wording import approximate, change, dollars, exact
@@ -176,14 +177,18 @@ def test_text_and_html_contain_every_figure() -> None:
     }
     callers = {"desk": models[CHAT], "(no key)": models[FAST]}
     day = summary(models=models, callers=callers, failed=4, unaccounted=3, unaccounted_cost=Decimal("0.4212"), open=7)
+    at_least, at_most = Decimal("0.0312"), Decimal("0.6543")
+    figures = replace(day.figures, stopped=5, stopped_at_least=at_least, stopped_at_most=at_most)
     adjustment = Adjustment(day=DAY - timedelta(days=2), difference=Decimal("-0.0123"), cost=Decimal(1))
-    email = summary_email(replace(day, adjustments=(adjustment,)))
+    email = summary_email(replace(day, figures=figures, adjustments=(adjustment,)))
     for body in (text_of(email), html_of(email)):
         for part in [
             "That is 8% more than the day before ($11.42), for 2,120 turns in 310 sessions.",
             "The average of the previous seven days is $2.36 a day; the month to date is $214.50.",
             "3 calls may have been billed, but no usage was reported",
             "The maximum cost is $0.42; the cost above does not include it.",
+            "Stopped: 5 calls stopped before the end of the answer, and no usage was reported.",
+            "The minimum cost is $0.03. The maximum cost is $0.65; the cost above does not include it.",
             "Failed: 4 calls, not billed.",
             "Open: 7 calls still running or waiting for recovery.",
             "chat · gpt-5.4-mini-2026-03-17",
@@ -201,6 +206,9 @@ def test_text_and_html_contain_every_figure() -> None:
         ("Calls", "2,204"),
         ("of which unaccounted", "3"),
         ("their maximum cost, not included", "$0.4212"),
+        ("of which stopped", "5"),
+        ("their minimum cost, not included", "$0.0312"),
+        ("their maximum cost, not included", "$0.6543"),
         ("of which failed", "4"),
         ("of which still open", "7"),
         ("Prompt", "1,000,000"),
@@ -231,10 +239,15 @@ def test_bar_length_is_proportional_to_the_cost_of_the_day() -> None:
 
 
 def test_most_expensive_sessions_are_shown_as_labels_never_as_ids() -> None:
-    email = summary_email(summary())
-    for body in (email.text, email.html):
-        assert not any(name in body for name in IDS)
-        assert all(session.label in body for session in summary().figures.costliest)
+    references = tuple(SessionCost(cost=Decimal(n + 1), session=sha256_hex(f"{n}")[:32]) for n in range(3))
+    old = summary().figures.costliest
+    for costliest in (references, old, references + old):
+        email = summary_email(summary(costliest=costliest))
+        for body in (email.text, email.html):
+            assert not any(name in body for name in IDS)
+            assert all(session.label in body for session in costliest)
+        assert ("SHA-256 hash of the ID" in text_of(email)) == (costliest != references)
+    assert all(re.search(rf"^{each.session[:12]} ", email.text, re.MULTILINE) for each in references)
 
 
 def budget(caller: str, name: str, cost: str, limit: str, before: str = "0") -> BudgetCost:
@@ -339,10 +352,27 @@ def test_unaccounted_calls_with_and_without_a_price_are_listed_separately() -> N
     assert "The maximum cost is $0.42, plus 1 call at an unknown price;" in text_of(email)
 
 
+def test_stopped_call_without_a_price_has_no_maximum_cost() -> None:
+    email = summary_email(summary(stopped=1, stopped_unbounded=1))
+    assert "The minimum cost is $0.00. The maximum cost is unknown, because the price is unknown;" in text_of(email)
+    email = summary_email(summary(stopped=3, stopped_at_most=Decimal("0.42"), stopped_unbounded=1))
+    assert "The maximum cost is $0.42, plus 1 call at an unknown price;" in text_of(email)
+
+
 def test_empty_notices_and_tables_are_omitted() -> None:
     email = summary_email(summary(costliest=(), saved=Decimal(0)))
     for body in (email.text.upper(), email.html.upper()):
-        for part in ("UNACCOUNTED", "UNPRICED", "FAILED", "OPEN:", "STILL OPEN", "NOT FINAL", "BY CALLER", "ADJUSTED"):
+        for part in (
+            "UNACCOUNTED",
+            "STOPPED",
+            "UNPRICED",
+            "FAILED",
+            "OPEN:",
+            "STILL OPEN",
+            "NOT FINAL",
+            "BY CALLER",
+            "ADJUSTED",
+        ):
             assert part not in body
         assert "EXPENSIVE" not in body
         assert "SAVED" not in body
@@ -419,6 +449,10 @@ figures = st.builds(
     turns=counts,
     unaccounted=counts,
     unaccounted_cost=costs,
+    stopped=counts,
+    stopped_at_least=costs,
+    stopped_at_most=costs,
+    stopped_unbounded=counts,
     unpriced=counts,
     failed=counts,
     open=counts,
