@@ -36,7 +36,8 @@ from shared.errors import StorageUnavailable
 from shared.storage.entities import Row
 from shared.storage.ledger import Ledger
 from shared.storage.ledger_rows import to_entry
-from shared.storage.tables import Table, Write
+from shared.storage.sdk_tables import SdkTable
+from shared.storage.tables import Write
 
 CALLERS = ("ann", "ben", "cem", "dea")
 PLENTY = Decimal(1_000_000)  # USD: no call is refused
@@ -70,7 +71,7 @@ class Load:
     pause: float
 
 
-class CountingTable(Table):
+class CountingTable(SdkTable):
     """Counts the requests of a process."""
 
     def __init__(self, service: TableServiceClient, counts: Counts) -> None:

@@ -32,6 +32,7 @@ from shared.storage.days import Days
 from shared.storage.deletion import Deletions
 from shared.storage.ledger import Ledger
 from shared.storage.retention import Retention
+from shared.storage.sdk_tables import SdkTable
 from shared.storage.sessions import Sessions
 from shared.storage.tables import Table, Write
 
@@ -43,7 +44,7 @@ OVER = NOW - timedelta(days=DAYS + 5)
 CONCURRENT, BATCH = 16, 100
 
 
-class CountingTable(Table):
+class CountingTable(SdkTable):
     """Counts the requests: a query is one for each page."""
 
     def __init__(self, service: TableServiceClient, name: str) -> None:

@@ -10,9 +10,6 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import cache, partial
 from types import FrameType
-from typing import Any
-
-from azure.data.tables.aio import TableServiceClient
 
 from shared.access.authentication import Authenticator
 from shared.access.identity import Identity, ServiceAccess
@@ -31,6 +28,7 @@ from shared.reports.daily import Reports
 from shared.reports.delivery import Delivery, MailConfig
 from shared.reports.limits import LimitReports
 from shared.settings import Settings, SettingsError, UnresolvedReference, WebSettings
+from shared.storage.connect import connect
 from shared.storage.cursors import Cursors
 from shared.storage.days import Days
 from shared.storage.deletion import Deletions
@@ -52,8 +50,6 @@ from shared.turns.sessions import SessionAccess
 log = logging.getLogger(__name__)
 
 CLOCK: Clock = SystemClock()
-_STORAGE_RETRY = {"retry_total": 3, "retry_backoff_factor": 0.2, "connection_timeout": 5, "read_timeout": 15}
-
 
 # They log every request at INFO, with session IDs, and Azure bills for each line.
 for _verbose in ("azure", "httpx2", "openai"):
@@ -69,7 +65,7 @@ class Services:
         self.chat_completions: Dialect = ChatCompletions()
         self._identity = Identity(settings.azure.client_id, in_azure=settings.azure.in_azure, clock=clock)
         self._model = _model_service(settings, self._identity, clock)
-        self._table_service, self._table_access = _table_service(settings, self._identity)
+        self._tables = connect(settings.tables, self._identity, clock)
         sessions_table, usage_table, daily_table = map(self._table, ("sessions", "usage", "daily"))
 
         call_log = CallLog(tracing(settings.azure.insights))
@@ -132,12 +128,11 @@ class Services:
         """Finish the running turns, then close every connection."""
         await self.turns.finish()
         await self._model.close()
-        await self._table_service.close()
+        await self._tables.close()
         await self._identity.close()
 
     def _table(self, name: str) -> Table:
-        client = self._table_service.get_table_client(f"{self.settings.tables.prefix}{name}")
-        return Table(client, self._table_access)
+        return self._tables.table(f"{self.settings.tables.prefix}{name}")
 
 
 async def _delete_old_rows(ledger: Ledger, clock: Clock, months: int | None, after: str) -> AsyncIterator[str]:
@@ -148,15 +143,6 @@ async def _delete_old_rows(ledger: Ledger, clock: Clock, months: int | None, aft
             first = (first - timedelta(days=1)).replace(day=1)
         async for partition in ledger.delete_before(first):
             yield partition
-
-
-def _table_service(settings: Settings, identity: Identity) -> tuple[TableServiceClient, ServiceAccess]:
-    options: dict[str, Any] = dict(_STORAGE_RETRY)
-    if connection := settings.tables.connection_string:
-        access = ServiceAccess.by_setting("Table storage", "TABLES_CONNECTION_STRING")
-        return TableServiceClient.from_connection_string(connection, **options), access
-    access = ServiceAccess.by_identity("Table storage", identity, "Storage Table Data Contributor")
-    return TableServiceClient(settings.tables.endpoint or "", credential=identity, **options), access
 
 
 def _model_service(settings: Settings, identity: Identity, clock: Clock) -> ModelService:

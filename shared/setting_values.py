@@ -11,7 +11,7 @@ from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import fields
 from decimal import Decimal, InvalidOperation
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 from urllib.parse import SplitResult, urlsplit
 
 from shared.domain.calls import Rates, ReasoningEffort
@@ -280,6 +280,15 @@ def parse_storage_connection_string(value: str) -> str:
     except ValueError:
         raise ValueError("its AccountKey is not base64; copy it again.") from None
     return value
+
+
+TablesClient = Literal["http", "sdk"]
+
+
+def parse_tables_client(value: str) -> TablesClient:
+    if value not in ("http", "sdk"):
+        raise ValueError(f"{value!r} is not one of http, sdk.")
+    return cast(TablesClient, value)
 
 
 def parse_table_prefix(value: str) -> str:

@@ -16,6 +16,7 @@ from shared.domain.pricing import Tariff
 from shared.environment import Environment
 from shared.setting_values import (
     SettingsError,
+    TablesClient,
     UnresolvedReference,
     is_remote_cleartext,
     parse_api_key,
@@ -29,6 +30,7 @@ from shared.setting_values import (
     parse_reasoning_effort,
     parse_storage_connection_string,
     parse_table_prefix,
+    parse_tables_client,
     parse_tables_endpoint,
     parse_whole_number,
 )
@@ -150,6 +152,7 @@ class TableSettings:
     endpoint: str | None
     connection_string: str | None = field(repr=False)
     prefix: str  # of the table names
+    client: TablesClient
 
     @classmethod
     def read(cls, env: Environment) -> Self:
@@ -161,7 +164,10 @@ class TableSettings:
                 "(or TABLES_CONNECTION_STRING) is not set. Set one of them to connect to table storage.",
             )
         prefix = env.parsed("TABLE_PREFIX", parse_table_prefix, "chat")
-        return cls(endpoint=endpoint, connection_string=connection_string, prefix=prefix)
+        is_cosmos = ".table.cosmos." in (connection_string or endpoint or "")
+        default: TablesClient = "sdk" if is_cosmos else "http"
+        client = env.parsed("TABLES_CLIENT", parse_tables_client, default)
+        return cls(endpoint=endpoint, connection_string=connection_string, prefix=prefix, client=client)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from local.host import application
 from local.parts import free_port
 from shared import services as composition
 from shared.access.identity import ServiceAccess
+from shared.storage.sdk_tables import SdkTable
 from shared.storage.tables import Table
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.clock import ManualClock
@@ -218,7 +219,7 @@ async def api(serve: Serve, environ: dict[str, str]) -> AsyncIterator[httpx.Asyn
 
 
 def table_of(client: TableClient) -> Table:
-    return Table(client, ServiceAccess.by_setting("Table storage", "TABLES_CONNECTION_STRING"))
+    return SdkTable(client, ServiceAccess.by_setting("Table storage", "TABLES_CONNECTION_STRING"))
 
 
 class Tables:

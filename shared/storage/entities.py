@@ -1,4 +1,4 @@
-"""Converts plain rows to and from the SDK's entities.
+"""Rows as Table Storage takes them.
 
 A row is a dict of plain values. Integers are stored as Int64 and Decimals as text. Long text is split into `name`,
 `name_1`, … because a string property holds at most 32,768 UTF-16 units
@@ -6,12 +6,10 @@ A row is a dict of plain values. Integers are stored as Int64 and Decimals as te
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, TypeAlias
-
-from azure.data.tables import EdmType, EntityProperty, TableEntity
 
 Row: TypeAlias = dict[str, Any]
 
@@ -19,44 +17,27 @@ MAX_PROPERTY_UNITS = 32_768  # UTF-16 units in one property
 _ENTITY_TAG = re.compile(r'(W/)?"[^"]*"')  # https://www.rfc-editor.org/rfc/rfc9110#name-etag
 
 
-def to_entity(row: Row) -> dict[str, Any]:
-    entity: dict[str, Any] = {}
+def properties(row: Row) -> Iterator[tuple[str, str | bool | int | datetime]]:
+    """The properties to store. Raises TypeError for a value of another type than rows have."""
     for name, value in row.items():
         match value:
             case None:
                 pass
-            case bool() | datetime():
-                entity[name] = value
-            case int():
-                entity[name] = EntityProperty(value, EdmType.INT64)
+            case bool() | int() | datetime():
+                yield name, value
             case Decimal():
-                entity[name] = format(value, "f")
+                yield name, format(value, "f")
+            case str() if len(value) * 2 <= MAX_PROPERTY_UNITS:
+                yield name, value
             case str():
-                entity |= {f"{name}_{i}" if i else name: piece for i, piece in enumerate(_pieces(value))}
+                for number, piece in enumerate(_pieces(value)):
+                    yield f"{name}_{number}" if number else name, piece
             case _:
                 raise TypeError(f"{name} can't be stored: it is a {type(value).__name__}")
-    return entity
 
 
-def _pieces(text: str) -> list[str]:
-    """Split the text, between characters, into pieces that fit in a property."""
-    if len(text) * 2 <= MAX_PROPERTY_UNITS:
-        return [text]
-    units, pieces, start = text.encode("utf-16-le"), [], 0
-    while start < len(units):
-        end = start + MAX_PROPERTY_UNITS * 2
-        if end < len(units) and 0xD8 <= units[end - 1] <= 0xDB:
-            end -= 2  # the first half of a surrogate pair: move it to the next piece
-        pieces.append(units[start:end].decode("utf-16-le"))
-        start = end
-    return pieces
-
-
-def from_entity(entity: TableEntity) -> Row:
-    row: Row = {"etag": etag_of(entity.metadata)}
-    for name, value in entity.items():
-        if value is not None:  # a selected property that the row lacks may be null
-            row[name] = _plain(value)
+def joined(row: Row) -> Row:
+    """The row with the pieces of long text put together."""
     for name in [name for name in row if f"{name}_1" in row]:
         pieces = [row.pop(name)]
         while (piece := row.pop(f"{name}_{len(pieces)}", None)) is not None:
@@ -65,19 +46,20 @@ def from_entity(entity: TableEntity) -> Row:
     return row
 
 
-def _plain(value: Any) -> Any:
-    match value:
-        case EntityProperty():
-            return value.value
-        case datetime():  # the SDK's subclass also carries the service's text
-            return datetime.combine(value.date(), value.timetz())
-        case _:
-            return value
-
-
-def etag_of(metadata: Mapping[str, Any]) -> str:
-    """Raises ValueError if the answer has no whole one: no later write could then name the row's version."""
-    etag = metadata.get("etag")
+def checked_etag(etag: object) -> str:
+    """Raises ValueError if it is not a whole etag: no later write could then name the row's version."""
     if not isinstance(etag, str) or not _ENTITY_TAG.fullmatch(etag):
         raise ValueError("no etag")
     return etag
+
+
+def _pieces(text: str) -> list[str]:
+    """Split the text, between characters, into pieces that fit in a property."""
+    units, pieces, start = text.encode("utf-16-le"), [], 0
+    while start < len(units):
+        end = start + MAX_PROPERTY_UNITS * 2
+        if end < len(units) and 0xD8 <= units[end - 1] <= 0xDB:
+            end -= 2  # the first half of a surrogate pair: move it to the next piece
+        pieces.append(units[start:end].decode("utf-16-le"))
+        start = end
+    return pieces

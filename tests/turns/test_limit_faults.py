@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from shared import services as composition
 from shared.domain.calls import Call, LedgerEntry, State
 from shared.domain.clock import SystemClock
 from shared.domain.limits import Counter, Limit
 from shared.services import services
+from shared.storage import table_service
 from shared.storage.counter_rows import counter_keys
 from shared.storage.ledger import Ledger
 from shared.storage.limits import MAX_ATTEMPTS
@@ -50,8 +50,8 @@ def environ(environ: dict[str, str]) -> dict[str, str]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The app gives up on a storage request after 0.3 s. Request it before `api`."""
-    monkeypatch.setitem(composition._STORAGE_RETRY, "read_timeout", 0.3)
-    monkeypatch.setitem(composition._STORAGE_RETRY, "retry_total", 0)
+    monkeypatch.setattr(table_service, "_READ_S", 0.3)
+    monkeypatch.setattr(table_service, "_MAX_REPEATS", 0)
 
 
 @pytest.fixture
