@@ -60,15 +60,15 @@ class CountingTable(SdkTable):
 
 def session(number: int, expired: int) -> Session:
     """The first `expired` ones are over; the others were last used on one of the last 30 days."""
-    used = OVER if number < expired else NOW - timedelta(days=number % DAYS)
+    last_use = OVER if number < expired else NOW - timedelta(days=number % DAYS)
     return Session(
         id=f"{number:032x}",
-        created=used,
-        updated=used,
+        created=last_use,
+        updated=last_use,
         system="Be brief.",
         deployment="chat",
         reference=uuid.uuid4().hex,
-        seen=(used.date(),),
+        seen=(last_use.date(),),
         turns=TURNS,
     )
 
@@ -115,8 +115,8 @@ async def write(table: Table, count: int, expired: int) -> None:
 
 
 async def heads(table: Table) -> int:
-    found = table.query("RowKey eq @head", {"head": rows.HEAD}, select=["PartitionKey"])
-    return sum([1 async for _ in found])
+    stored = table.query("RowKey eq @head", {"head": rows.HEAD}, select=["PartitionKey"])
+    return sum([1 async for _ in stored])
 
 
 async def measure(connection: str, pid: int, count: int, expired: int) -> None:

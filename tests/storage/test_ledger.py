@@ -231,7 +231,7 @@ async def test_sessions_are_spread_over_all_shards_of_the_ledger(api: httpx.Asyn
     await asyncio.gather(*(answer(api, session=f"{index}") for index in range(32)))
 
     partitions = {row["PartitionKey"][-2:] async for row in all_rows(tables.usage)}
-    assert len(partitions) >= 13
+    assert len(partitions) >= 8  # fewer than once in a million runs: references are random
     assert partitions <= {f"{shard:02}" for shard in range(16)}
 
 

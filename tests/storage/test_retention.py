@@ -312,11 +312,11 @@ async def test_turn_that_dies_between_any_two_writes_leaves_a_session_that_is_er
     assert len(died) == 6 + 7
     await run_timer(clock, NOON + DAY + timedelta(hours=1))
     begun = await sessions(tables)
-    used = {session for session in begun if (await stored(tables, session))[0].updated.date() > NOON.date()}
+    in_use = {session for session in begun if (await stored(tables, session))[0].updated.date() > NOON.date()}
     assert {session for session in begun if session.startswith("old")} >= {f"old-{n}" for n in range(1, 8)}
 
     await run_timer(clock, NOON + (DAYS + 1) * DAY)
-    assert await sessions(tables) == used
+    assert await sessions(tables) == in_use
 
     await run_timer(clock, NOON + (DAYS + 3) * DAY)
     assert await sessions(tables) == set()
@@ -458,9 +458,11 @@ async def test_ledger_rows_older_than_the_complete_months_are_deleted(
         await run_timer(clock, NOON)
 
         rows = [row async for row in all_rows(tables.usage)]
-        kept = {str(day)[:7] for day in months[2:]}
-        assert {row["PartitionKey"][:7] for row in rows} == kept
-        assert {row["PartitionKey"] for row in rows if row["RowKey"].startswith("!")} == {f"{m}!limits" for m in kept}
+        months_left = {str(day)[:7] for day in months[2:]}
+        assert {row["PartitionKey"][:7] for row in rows} == months_left
+        assert {row["PartitionKey"] for row in rows if row["RowKey"].startswith("!")} == {
+            f"{month}!limits" for month in months_left
+        }
         assert len(rows) == 3 * (3 + 1 + 1)
         assert await days.get(months[0]) == old
         assert len(await sessions(tables)) == len(months)

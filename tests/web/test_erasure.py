@@ -211,11 +211,11 @@ async def restore(table: Table, before: list[Row]) -> None:
     """Make the table hold these rows and no others."""
     wanted = {(row["PartitionKey"], row["RowKey"]): row for row in before}
     async for row in all_rows(table):
-        found = wanted.pop((row["PartitionKey"], row["RowKey"]), None)
-        if found is None and not row["PartitionKey"].startswith("~c"):
+        stored_before = wanted.pop((row["PartitionKey"], row["RowKey"]), None)
+        if stored_before is None and not row["PartitionKey"].startswith("~c"):
             await table.delete(row["PartitionKey"], row["RowKey"], row["etag"])
-        elif found and {**found, "etag": ""} != {**row, "etag": ""}:
-            await table.put({name: value for name, value in found.items() if name != "etag"}, row["etag"])
+        elif stored_before and {**stored_before, "etag": ""} != {**row, "etag": ""}:
+            await table.put({name: value for name, value in stored_before.items() if name != "etag"}, row["etag"])
     for row in wanted.values():
         await table.put({name: value for name, value in row.items() if name != "etag"})
 

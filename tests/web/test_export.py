@@ -123,7 +123,7 @@ OPEN = {
     "a longer fence": "````\n```\nnot the end",
     "tildes": "~~~\nopen",
     "a fence in a list": "- one\n  ```\n  open",
-    "a heading": "## User\n\nI said nothing.",
+    "a heading": "## User\n\nNo message.",
     "an open quotation": "> > deep",
     "an HTML block": "<!-- open\n\n<pre>\n<script>",
     "carriage returns": "one\r## User\r\n## Assistant\r",
