@@ -1,0 +1,120 @@
+"""What benchmarks of HTTP run beside the app: a fast model service, and a bare pass-through.
+
+`python -m benchmarks.upstream model PORT` answers every completion with 64 chunks, or with a whole document, and
+`python -m benchmarks.upstream proxy PORT UPSTREAM_PORT` forwards requests to it as Starlette and httpx do.
+"""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from local.parts import free_port
+from local.places import ROOT
+
+CHUNKS = 64
+USAGE = {"prompt_tokens": 20, "completion_tokens": CHUNKS, "total_tokens": 20 + CHUNKS}
+_COMMON = {"id": "chatcmpl-1", "created": 1, "model": "gpt-5.4-mini-2026-03-17"}
+
+
+def _frame(choices: list[object], **fields: object) -> bytes:
+    chunk = {**_COMMON, "object": "chat.completion.chunk", "choices": choices, **fields}
+    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _choice(delta: dict[str, str], finish_reason: str | None = None) -> list[object]:
+    return [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
+
+
+PIECES = [_frame(_choice({"content": f"word{n} "})) for n in range(CHUNKS)]
+STREAM = [
+    _frame(_choice({"role": "assistant", "content": ""})),
+    *PIECES,
+    _frame(_choice({}, "stop")),
+    _frame([], usage=USAGE),
+    b"data: [DONE]\n\n",
+]
+_MESSAGE = {"role": "assistant", "content": "".join(f"word{n} " for n in range(CHUNKS))}
+DOCUMENT = json.dumps(
+    {
+        **_COMMON,
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": _MESSAGE, "finish_reason": "stop"}],
+        "usage": USAGE,
+    }
+).encode()
+
+
+async def _complete(request: Request) -> Response:
+    """`x-pause`: seconds between chunks."""
+    body, pause = json.loads(await request.body()), float(request.headers.get("x-pause") or PAUSE)
+    if not body.get("stream"):
+        return Response(DOCUMENT, media_type="application/json")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for chunk in STREAM:
+            yield chunk
+            if pause:
+                await asyncio.sleep(pause)
+
+    return StreamingResponse(chunks(), media_type="text/event-stream")
+
+
+PAUSE = 0.0
+_model = Starlette(routes=[Route("/{path:path}", _complete, methods=["POST"])])
+
+
+def _proxy(upstream: int) -> Starlette:
+    client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{upstream}", trust_env=False, timeout=60)
+
+    async def forward(request: Request) -> Response:
+        headers = {"content-type": "application/json"}
+        sent = client.build_request("POST", request.url.path, content=await request.body(), headers=headers)
+        received = await client.send(sent, stream=True)
+        return StreamingResponse(
+            received.aiter_raw(), received.status_code, {"content-type": received.headers["content-type"]}
+        )
+
+    return Starlette(routes=[Route("/{path:path}", forward, methods=["POST"])])
+
+
+@contextmanager
+def started(*arguments: str, command: list[str] | None = None, port: int | None = None) -> Iterator[tuple[int, int]]:
+    """A server process until the block ends; yields its port and its process ID."""
+    port = port or free_port()
+    kind, *rest = arguments or ("",)
+    command = command or [sys.executable, "-m", "benchmarks.upstream", kind, str(port), *rest]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    try:
+        while not _listens(port):
+            if server.poll() is not None:
+                raise RuntimeError(f"{command} ended")
+            time.sleep(0.05)
+        yield port, server.pid
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+if __name__ == "__main__":
+    kind, port, *rest = sys.argv[1:]
+    if kind == "model":
+        PAUSE = float(rest[0]) if rest else 0.0
+    app = _model if kind == "model" else _proxy(int(rest[0]))
+    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", access_log=False, lifespan="off")
