@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAioHttpClient, Timeout
 
 from shared.access.identity import ServiceAccess
 from shared.domain.clock import Clock
@@ -41,6 +41,7 @@ from shared.turns.ports import Plan, ServerEvent
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
+_LIMITS = httpx2.Limits(max_connections=10_000, max_keepalive_connections=10_000, keepalive_expiry=30)
 _NO_CONTENT = (204, 205)
 _UNREAD = {"X-Stainless-Raw-Response": "stream"}  # makes the SDK return the response with its body unread
 
@@ -66,7 +67,7 @@ class Endpoint:
             api_key=api_key,
             max_retries=0,
             timeout=Timeout(timeout, connect=connect),
-            http_client=DefaultAsyncHttpxClient(follow_redirects=False),
+            http_client=DefaultAioHttpClient(follow_redirects=False, limits=_LIMITS),
         )
         self._access = access
         self._token_provider = api_key if callable(api_key) else None

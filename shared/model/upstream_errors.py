@@ -7,6 +7,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http.client import responses
 
+import aiohttp
 import httpx2
 
 from shared.access.identity import ServiceAccess
@@ -42,6 +43,7 @@ from shared.model.refusal_words import (
     unknown_fields,
 )
 
+_NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)  # nothing was sent
 _MAX_PAUSE_S = 10_000_000  # a longer pause is treated as a mistake and ignored
 # Statuses of a server or gateway that did not begin to process the request (RFC 9110, 15; RFC 6585; nginx's own).
 _NOT_PROCESSED = {405, 406, 407, 411, 412, 414, 415, 417, 421, 426, 428, 431, 451, 494, 495, 496, 497, 501, 505, 511}
@@ -180,6 +182,10 @@ def _rate_limit(pause: float | None) -> RateLimited:
 
 def from_connection_error(cause: BaseException | None) -> ChatError:
     """The error for a lost connection. A request that was not sent is not billed; one that was sent may be."""
+    # The aiohttp transport of the openai SDK raises ConnectTimeout for every lost connection.
+    beneath = cause.__cause__ if isinstance(cause, httpx2.ConnectTimeout) else None
+    if isinstance(beneath, aiohttp.ClientConnectionError) and not isinstance(beneath, _NOT_CONNECTED):
+        return UpstreamError("The connection to the model was lost. Retry the request.", maybe_billed=True)
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
         message = "The model service can't be reached. Retry the request in a few seconds."
         return UpstreamUnavailable(message, maybe_billed=False)
