@@ -1,7 +1,7 @@
 """Prints the summary email of a made-up day as HTML. `docs/daily-summary.png` is a screenshot of it:
 
 python -m docs.daily_summary > summary.html
-chromium --headless --hide-scrollbars --screenshot=docs/daily-summary.png --window-size=720,2495 summary.html
+chromium --headless --hide-scrollbars --screenshot=docs/daily-summary.png --window-size=720,2756 summary.html
 """
 
 from datetime import date, timedelta

@@ -179,6 +179,17 @@ param restoreOpenAi bool = false
 @description('Whether to restore the vault of this environment (deleted in the last 7 days, not purged). For one provisioning.')
 param restoreVault bool = false
 
+// Off by default: azd up must never erase the conversations of an existing deployment by surprise.
+@description('Days after its last use when a conversation is erased for good; 0: kept until a caller erases it. Applies to existing conversations too.')
+@minValue(0)
+@maxValue(36500)
+param retentionDays int = 0
+
+@description('Complete months, at least 2, for which the rows of the cost ledger are kept beside the current month; 0: kept for good. The totals of each day stay.')
+@minValue(0)
+@maxValue(1200)
+param ledgerRetentionMonths int = 0
+
 @description('Days that logs are stored.')
 @minValue(30)
 @maxValue(730)
@@ -230,6 +241,9 @@ var allLimits = contains(extraSettings, 'LIMITS')
   ? fail('extraSettings can\'t set LIMITS: use limits, limitUsdPerDay and limitUsdPerMonth.')
   : union(empty(total) ? {} : { total: total }, limits)
 var limitsSetting = empty(allLimits) ? '' : string(allLimits)
+var ledgerMonths = ledgerRetentionMonths == 1
+  ? fail('ledgerRetentionMonths must be 0 or at least 2: a daily summary reads rows of up to 31 days ago.')
+  : ledgerRetentionMonths
 
 resource group 'Microsoft.Resources/resourceGroups@2025-04-01' = {
   name: '${abbreviations.resourceGroup}${environmentName}'
@@ -413,6 +427,8 @@ module function 'app/function.bicep' = {
       MAX_REQUEST_BYTES: '20971520'
       TABLE_PREFIX: 'chat'
       CORS_ORIGINS: '' // the platform's own CORS stays off: docs/deploying.md
+      RETENTION_DAYS: retentionDays == 0 ? '' : string(retentionDays)
+      LEDGER_RETENTION_MONTHS: ledgerMonths == 0 ? '' : string(ledgerMonths)
       ...extraSettings
       // Values that this template computes.
       AZURE_OPENAI_ENDPOINT: openAiEndpoint

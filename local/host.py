@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import azure.functions as func
 import uvicorn
@@ -85,7 +86,8 @@ def _admin(timers: Timers) -> Route:
 
 
 class RequestLog:
-    """Logs one line per request, without the query, which may contain a key."""
+    """Logs one line per request, without the query, which may contain a key, and with the names of path parameters, of
+    which one may be a session's ID."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -104,8 +106,16 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_and_note_status)
         finally:
-            path = scope["raw_path"].decode("ascii", "replace")  # percent-encoded, so without line breaks
-            log.info("%s %s %d %.0f ms", scope["method"], path, status, (time.monotonic() - began) * 1000)
+            log.info("%s %s %d %.0f ms", scope["method"], _route(scope), status, (time.monotonic() - began) * 1000)
+
+
+def _route(scope: Scope) -> str:
+    """The path, percent-encoded and so without line breaks, with the names of its parameters in place of the values."""
+    path: str = scope["raw_path"].decode("ascii", "replace")
+    for name, value in scope.get("path_params", {}).items():
+        before, found, after = f"{path}/".rpartition(f"/{quote(value)}/")
+        path = f"{before}/{{{name}}}/{after}".rstrip("/") if found else path
+    return path
 
 
 def route_prefix(host_json: Path) -> str:

@@ -187,11 +187,12 @@ def _log_cost(day: Day) -> None:
     """infra/queries/alert-daily-cost.kql parses this line."""
     figures = day.figures
     log.info(
-        "daily cost: day=%s cost_usd=%s unaccounted_usd=%s calls=%d",
+        "daily cost: day=%s cost_usd=%s unaccounted_usd=%s calls=%d stopped_at_most_usd=%s",
         day.day,
         f"{figures.cost:f}",
         f"{figures.unaccounted_cost:f}",
         figures.calls,
+        f"{figures.stopped_at_most:f}",
     )
 
 

@@ -116,9 +116,9 @@ def _stopped(figures: Figures) -> str:
     """Those whose usage is known are part of the cost."""
     maximum = _maximum(figures.stopped_at_most, figures.stopped, figures.stopped_unbounded)
     return (
-        f"{pluralize(figures.stopped, 'call')} stopped before the end of the answer, and no usage was reported. The"
-        f" minimum cost is {dollars(figures.stopped_at_least)}. The maximum cost is {maximum}; the cost above does not"
-        " include it."
+        f"{pluralize(figures.stopped, 'call')} ended on request before the end of the answer, and no usage was"
+        f" reported. The minimum cost is {dollars(figures.stopped_at_least)}. The maximum cost is {maximum}; the cost"
+        " above does not include it."
     )
 
 

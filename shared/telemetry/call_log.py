@@ -12,6 +12,8 @@ from shared.turns.ports import CallRecord
 
 log = logging.getLogger(__name__)
 
+_BOUNDED = (State.UNACCOUNTED, State.STOPPED)  # their cost is not known; their worst case bounds it
+
 
 class CallLog:
     def __init__(self, trace: Callable[[CallRecord], None] | None) -> None:
@@ -68,5 +70,5 @@ def _accounting_fields(entry: LedgerEntry, call: Call) -> dict[str, Any]:
         "completion_tokens": usage and usage.completion_tokens,
         "reasoning_tokens": usage and usage.reasoning_tokens,
         "cost_usd": None if call.cost is None else f"{call.cost:f}",
-        "worst_case_usd": f"{call.worst_case:f}" if call.state is State.UNACCOUNTED and call.worst_case else None,
+        "worst_case_usd": f"{call.worst_case:f}" if call.state in _BOUNDED and call.worst_case else None,
     }

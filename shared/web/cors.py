@@ -21,6 +21,7 @@ _REQUEST_HEADERS = (
     "x-functions-key",
     "idempotency-key",
     "x-session-id",
+    "x-on-disconnect",
     "user-agent",  # openai-node sets it; Chromium drops it, Firefox sends it
 )
 # The headers by which openai-node identifies itself; their number grows (openai-node, src/internal/detect-platform.ts).

@@ -14,6 +14,8 @@ param maximumInstances = 100
 param httpConcurrency = 16
 param purgeProtection = true
 param restoreOpenAi = true
+param retentionDays = 90
+param ledgerRetentionMonths = 24
 param storageRedundancy = 'Standard_ZRS'
 param rollingUpdates = false
 param usageKeys = 'ada=0000000000000000000000000000000000000000000000000000000000000000'

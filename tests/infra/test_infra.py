@@ -92,12 +92,6 @@ REJECTED_SITE_CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def compiler() -> Iterator[Compiler]:
-    with bicep.running() as compiler:
-        yield compiler
-
-
-@pytest.fixture(scope="module")
 def predicted(compiler: Compiler) -> Mapping[str, Deployment]:
     return {name: compiler.predict(PARAMETERS / f"{name}.bicepparam") for name in SWITCHES}
 

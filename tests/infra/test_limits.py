@@ -4,9 +4,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,38 +16,15 @@ from shared.domain.clock import SystemClock
 from shared.domain.limits import Limit, Limits
 from shared.domain.pricing import Prices
 from shared.setting_values import parse_limits, parse_prices
+from tests.infra.conftest import Predict
 from tests.support import bicep
-from tests.support.bicep import Compiler, Deployment, Refused
+from tests.support.bicep import Deployment, Refused
 
 DEFAULT = Limit(name="total", usd_per_day=Decimal(20), usd_per_month=Decimal(100))
-Predict = Callable[..., Deployment]
 
 
 def model(name: str, version: str, deployment: str = "chat") -> dict[str, Any]:
     return {"name": deployment, "model": name, "version": version, "sku": "GlobalStandard", "capacity": 20}
-
-
-@pytest.fixture(scope="module")
-def compiler() -> Iterator[Compiler]:
-    with bicep.running() as compiler:
-        yield compiler
-
-
-@pytest.fixture
-def predict(compiler: Compiler, tmp_path: Path) -> Predict:
-    """Predicts a deployment with these parameters."""
-
-    def predicted(**parameters: Any) -> Deployment:
-        parameters |= {"environmentName": "test", "location": "swedencentral"}
-        quoted = {
-            name: json.dumps(value).replace("\\", "\\\\").replace("'", "\\'") for name, value in parameters.items()
-        }
-        lines = [f"param {name} = json('{value}')" for name, value in quoted.items()]
-        file = tmp_path / "test.bicepparam"
-        file.write_text("\n".join([f"using '{os.path.relpath(ROOT / 'infra' / 'main.bicep', tmp_path)}'", *lines]))
-        return compiler.predict(file)
-
-    return predicted
 
 
 def limits(deployment: Deployment) -> Limits:

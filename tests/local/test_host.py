@@ -208,13 +208,25 @@ class TestHandlers:
         async with serve(echo_app("echo")) as client:
             assert "server" not in (await client.get("/echo")).headers
 
-    async def test_request_log_has_the_path_but_not_the_query(self, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize(
+        ("route", "path", "logged"),
+        [
+            ("echo/{name}", "/echo/x%0Ay?code=secret", "GET /echo/{name} 200 "),
+            ("echo/{name}/end", "/echo/ada.lovelace/end", "GET /echo/{name}/end 200 "),
+            ("echo/{*rest}", "/echo/sessions/ada.lovelace", "GET /echo/{rest} 200 "),
+            ("echo/{name}", "/echo/echo", "GET /echo/{name} 200 "),
+            ("echo/{name}", "/ech%0Ao/x", "GET /ech%0Ao/x 404 "),
+        ],
+    )
+    async def test_request_log_has_neither_the_query_nor_values_in_the_path(
+        self, caplog: pytest.LogCaptureFixture, route: str, path: str, logged: str
+    ) -> None:
         caplog.set_level("INFO", "local.host")
-        async with serve(echo_app()) as client:
-            await client.get("/echo/x%0Ay?code=secret")
-        lines = [record.getMessage() for record in caplog.records if "/echo/" in record.getMessage()]
+        async with serve(echo_app(route)) as client:
+            await client.get(path)
+        lines = [record.getMessage() for record in caplog.records if "/ech" in record.getMessage()]
         assert len(lines) == 1
-        assert lines[0].startswith("GET /echo/x%0Ay 200 ")
+        assert lines[0].startswith(logged)
         assert "secret" not in caplog.text
 
 

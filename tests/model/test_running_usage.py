@@ -91,7 +91,7 @@ async def stop_after(api: httpx.AsyncClient, shown: str) -> JSON:
 
 
 @pytest.mark.parametrize("fake", [RudeUpstream], indirect=True)
-async def test_llama_cpp_is_asked_to_count_and_its_stopped_answer_is_settled(
+async def test_llama_cpp_counts_on_request_and_its_stopped_answer_is_settled(
     api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
 ) -> None:
     fake.stream(text("Hi."), end(), chunk(**usage(9, 3)), headers=LLAMA_CPP)
@@ -115,7 +115,7 @@ async def test_llama_cpp_is_asked_to_count_and_its_stopped_answer_is_settled(
 
 
 @pytest.mark.parametrize("fake", [RudeUpstream], indirect=True)
-async def test_vllm_is_asked_to_count_and_its_stopped_answer_is_settled(
+async def test_vllm_counts_on_request_and_its_stopped_answer_is_settled(
     api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables
 ) -> None:
     fake.stream(VLLM_OPENING, text("Hi."), end(), chunk(**usage(9, 3)))

@@ -224,14 +224,19 @@ async def test_rejected_recipient_is_not_recorded_in_sent_to(running_app: App, m
 async def test_cost_of_a_final_day_is_logged_in_the_format_of_the_alert_query(
     running_app: App, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await running_app.write_calls(entry_costing(MONDAY, "12.34"), entry(MONDAY, turn=2, state=State.UNACCOUNTED))
+    await running_app.write_calls(
+        entry_costing(MONDAY, "12.34"),
+        entry(MONDAY, turn=2, state=State.UNACCOUNTED),
+        entry(MONDAY, turn=3, state=State.STOPPED),
+    )
 
     with caplog.at_level("INFO", "shared.reports.delivery"):
         await running_app.run_timers(TUESDAY)
         await running_app.run_timers(TUESDAY)
 
     logged = [message for message in caplog.messages if message.startswith("daily cost: ")]
-    assert logged == ["daily cost: day=2024-03-11 cost_usd=12.34000000 unaccounted_usd=0.0123456 calls=2"]
+    amounts = "cost_usd=12.34000000 unaccounted_usd=0.0123456 calls=3 stopped_at_most_usd=0.0123456"
+    assert logged == [f"daily cost: day=2024-03-11 {amounts}"]
     alert = (ROOT / "infra/queries/alert-daily-cost.kql").read_text()
     names = re.findall(r"(\w+)=", logged[0])
     assert re.findall(r'[" ](\w+)="', alert) == names

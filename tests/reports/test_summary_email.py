@@ -187,7 +187,7 @@ def test_text_and_html_contain_every_figure() -> None:
             "The average of the previous seven days is $2.36 a day; the month to date is $214.50.",
             "3 calls may have been billed, but no usage was reported",
             "The maximum cost is $0.42; the cost above does not include it.",
-            "Stopped: 5 calls stopped before the end of the answer, and no usage was reported.",
+            "Stopped: 5 calls ended on request before the end of the answer, and no usage was reported.",
             "The minimum cost is $0.03. The maximum cost is $0.65; the cost above does not include it.",
             "Failed: 4 calls, not billed.",
             "Open: 7 calls still running or waiting for recovery.",

@@ -33,7 +33,8 @@ STAINLESS = [
     *("x-stainless-runtime-version", "x-stainless-timeout"),
 ]
 ALLOWED = {
-    *("content-type", "authorization", "api-key", "x-functions-key", "idempotency-key", "x-session-id", "user-agent"),
+    *("content-type", "authorization", "api-key", "x-functions-key", "idempotency-key", "x-session-id"),
+    *("x-on-disconnect", "user-agent"),
 }
 EXPOSED = {
     *("retry-after", "retry-after-ms", "x-should-retry", "x-cost-usd", "idempotent-replayed", "x-truncated"),

@@ -242,7 +242,7 @@ async def test_chat_page_works_by_keyboard_alone(page: Page, fake: AzureOpenAI) 
 # Stopping an answer
 
 
-STOPPED = re.compile(r"Stopped\. It costs between \$0 and \$0\.\d+, apart from the cost above\.")
+STOPPED = re.compile(r"Stopped\. It costs between \$0 and \$0\.\d+, counted apart from the total cost\.")
 
 
 async def begin_answer(page: Page, text: str = "count", shown: str = "echo") -> None:

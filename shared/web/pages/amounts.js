@@ -33,9 +33,9 @@ export function amount(usd) {
   return element("data", { value: usd, title: exactUsd(usd) }, roundedUsd(usd));
 }
 
-// What a stopped call cost. `atMost` is null if its price is not known.
-export function bounds(atLeast, atMost) {
-  return atMost === null ? ["at least ", amount(atLeast)] : ["between ", amount(atLeast), " and ", amount(atMost)];
+// What a stopped call cost. `upper` is null if its price is not known.
+export function bounds(lower, upper) {
+  return upper === null ? ["at least ", amount(lower)] : ["between ", amount(lower), " and ", amount(upper)];
 }
 
 // The exact sum of amounts.

@@ -90,8 +90,8 @@ const STATES = {
 };
 
 // What to say of a stopped turn. Accepts a stored turn or an answer.
-export function stoppedNote({ usage, stopped_at_least_usd: atLeast, stopped_at_most_usd: atMost }) {
-  if (atLeast !== undefined) return ["Stopped. It costs ", ...bounds(atLeast, atMost), ", apart from the cost above."];
+export function stoppedNote({ usage, stopped_at_least_usd: lower, stopped_at_most_usd: upper }) {
+  if (lower !== undefined) return ["Stopped. It costs ", ...bounds(lower, upper), ", counted apart from the total cost."];
   return [usage ? "Stopped." : "Stopped before the model was called. It cost nothing."];
 }
 
