@@ -95,7 +95,8 @@ class Endpoint:
             raise self._failure(plan, call_id, error.response, error.status_code, error.response.content) from error
         except (APIConnectionError, *CONNECTION_ERRORS) as error:  # CONNECTION_ERRORS while an error's body is read
             cause = error.__cause__ if isinstance(error, APIConnectionError) else error
-            log.warning("call %s: %s: %s", call_id, self.name, type(cause or error).__name__)
+            beneath = (cause or error).__cause__ or cause or error  # of aiohttp: httpx2's name is not exact
+            log.warning("call %s: %s: %s", call_id, self.name, type(beneath).__name__)
             raise from_connection_error(cause) from error
         stack.push_async_callback(response.aclose)
         if response.status_code in _NO_CONTENT:

@@ -93,8 +93,8 @@ class HttpTable:
     async def query(
         self, condition: str, parameters: Mapping[str, str], *, page: int = 1_000, select: list[str] | None = None
     ) -> AsyncIterator[Row]:
-        condition = _PARAMETER.sub(lambda name: _literal(parameters[name[1]]), condition)
-        query = f"$top={page}&$filter={quote(condition)}"
+        condition = _PARAMETER.sub(lambda match: _literal(parameters[match[1]]), condition)
+        query = f"$top={page}&$filter=" + quote(condition, safe="'()")
         if select:
             query += f"&$select={','.join(select)}"
         following: str | None = ""
@@ -225,13 +225,13 @@ def _etags(response: Response, writes: Sequence[Write]) -> list[str]:
 
 
 def _etag(answer: bytes) -> str:
-    found = _ETAG.search(answer)
-    return checked_etag(found[1].decode() if found else None)
+    etag = _ETAG.search(answer)
+    return checked_etag(etag[1].decode() if etag else None)
 
 
 def _code(response: Response) -> str:
-    found = _CODE.search(response.body)
-    return found[1].decode() if found else ""
+    code = _CODE.search(response.body)
+    return code[1].decode() if code else ""
 
 
 def _continuation(response: Response) -> str | None:

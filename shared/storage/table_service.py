@@ -25,7 +25,7 @@ _MAX_REPEATS = 3
 _BACKOFF_S = 0.2  # before the second repeat; it doubles
 _MAX_RETRY_AFTER_S = 5.0
 _REPEATED = (408, 429, 500, 502, 503, 504)
-_REPEATED_POSTS = (429, 500, 503, 504)  # of a POST: as azure-core's RetryPolicy
+_REPEATED_INSERTS = (429, 500, 503, 504)  # as in azure-core's RetryPolicy
 # https://learn.microsoft.com/azure/storage/common/storage-use-azurite#well-known-storage-account-and-key
 _EMULATOR = (
     "AccountName=devstoreaccount1;"
@@ -189,7 +189,7 @@ class TableService:
 
 
 def _is_repeated(request: Request, response: Response) -> bool:
-    return response.status in (_REPEATED_POSTS if request.method == "POST" else _REPEATED)
+    return response.status in (_REPEATED_INSERTS if request.method == "POST" else _REPEATED)
 
 
 def _retry_after(response: Response) -> float:

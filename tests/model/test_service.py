@@ -87,7 +87,7 @@ async def test_refused_connection_is_retried(
     caplog.set_level("INFO", "shared.telemetry.call_log")
     fake.stop()
     turn = asyncio.create_task(answer(api))
-    await fake.until(lambda: "ConnectError" in caplog.text)
+    await fake.until(lambda: "ClientConnectorError" in caplog.text)
     fake.start()
 
     assert (await turn)["turn"] == 1

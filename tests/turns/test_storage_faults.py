@@ -2,11 +2,13 @@
 
 import asyncio
 from dataclasses import dataclass
+from operator import attrgetter
 
 import httpx
 import pytest
 
 from shared.domain.calls import State
+from shared.services import services
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import (
@@ -191,7 +193,9 @@ async def test_failed_ledger_insert_returns_503_and_calls_no_model(
 
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
     assert refused.json()["error"]["code"] == "storage_unavailable"
-    assert len(fake.requests) == len(await ledger(tables)) == 1
+    await services().turns.finish()
+    assert [entry.call.state for entry in sorted(await ledger(tables), key=attrgetter("turn"))] == ["settled", "failed"]
+    assert len(fake.requests) == 1
     assert (await get_json(api, "/api/sessions/s"))["unaccounted_calls"] == 0
     _, [_, lost] = await stored(tables)
     assert (lost.call.state, lost.finish_reason) == (State.FAILED, "error")
