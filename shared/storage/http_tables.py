@@ -24,6 +24,7 @@ from shared.storage.tables import Write
 log = logging.getLogger(__name__)
 
 _WITHOUT_CONTENT = {"Prefer": "return-no-content"}
+_DELETED = 204
 _NOT_FOUND = ("ResourceNotFound", "EntityNotFound")
 _CODE = re.compile(rb'"code"\s*:\s*"(\w+)"')
 _FAILED_WRITE = re.compile(rb'"value"\s*:\s*"(\d+):')  # of a transaction, from 0
@@ -72,10 +73,14 @@ class HttpTable:
 
     async def delete(self, partition: str, key: str, etag: str) -> None:
         try:
-            await self._attempt(Request("DELETE", self._resource(partition, key), headers={"If-Match": etag}))
+            request = Request("DELETE", self._resource(partition, key), headers={"If-Match": etag})
+            response = await self._attempt(request)
         except VersionConflict as error:
             if str(error) not in _NOT_FOUND:
                 raise
+            return
+        if response.status != _DELETED:  # not of a table service
+            raise StorageUnavailable
 
     async def commit(self, writes: Sequence[Write]) -> list[str]:
         boundary = uuid.uuid4()  # with dashes: Azurite knows no others

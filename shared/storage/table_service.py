@@ -25,7 +25,8 @@ _MAX_REPEATS = 3
 _BACKOFF_S = 0.2  # before the second repeat; it doubles
 _MAX_RETRY_AFTER_S = 5.0
 _REPEATED = (408, 429, 500, 502, 503, 504)
-_REPEATED_INSERTS = (429, 500, 503, 504)  # as in azure-core's RetryPolicy
+_REPEATED_ALWAYS = (500, 503, 504)  # of any method: as azure-core's RetryPolicy
+_REPEATED_LATER = (413, 429, 503)  # with Retry-After
 # https://learn.microsoft.com/azure/storage/common/storage-use-azurite#well-known-storage-account-and-key
 _EMULATOR = (
     "AccountName=devstoreaccount1;"
@@ -189,7 +190,9 @@ class TableService:
 
 
 def _is_repeated(request: Request, response: Response) -> bool:
-    return response.status in (_REPEATED_INSERTS if request.method == "POST" else _REPEATED)
+    if response.status in _REPEATED_LATER and "Retry-After" in response.headers:
+        return True
+    return response.status in (_REPEATED_ALWAYS if request.method in ("POST", "PATCH") else _REPEATED)
 
 
 def _retry_after(response: Response) -> float:

@@ -64,6 +64,7 @@ LOCAL = {
     "REGION_NAME": "set by the platform",
     "OUTBOX_DIR": "a folder of a developer's machine",
     "TABLES_CONNECTION_STRING": "a key; TABLES_ENDPOINT signs in by identity",
+    "TABLES_CLIENT": "the default is right for Table Storage; extraSettings sets the other",
 }
 # Settings that a deployed app gets only with the given parameter file.
 ALTERNATIVES = {"AZURE_OPENAI_API_KEY": "api-key", "ACS_ENDPOINT": "email", "SMTP_URL": "smtp"}
