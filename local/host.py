@@ -113,8 +113,8 @@ def _route(scope: Scope) -> str:
     """The path, percent-encoded and so without line breaks, with the names of its parameters in place of the values."""
     path: str = scope["raw_path"].decode("ascii", "replace")
     for name, value in scope.get("path_params", {}).items():
-        before, found, after = f"{path}/".rpartition(f"/{quote(value)}/")
-        path = f"{before}/{{{name}}}/{after}".rstrip("/") if found else path
+        before, separator, after = f"{path}/".rpartition(f"/{quote(value)}/")
+        path = f"{before}/{{{name}}}/{after}".rstrip("/") if separator else path
     return path
 
 
