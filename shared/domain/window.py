@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from shared.domain.conversation import Message, Session, Turn
+from shared.domain.conversation import STOPPED, Message, Session, Turn
 from shared.errors import ContextTooLong, InvalidRequest
 
 MAX_TURNS = 64  # including the new one
@@ -191,7 +191,7 @@ def _from_user(turns: Sequence[ReplayedTurn]) -> Sequence[ReplayedTurn]:
 
 
 def _check_tool_results(turns: Sequence[Turn], new: Sequence[Message]) -> None:
-    pending = _calls(turns[-1].messages[-1]) if turns else []
+    pending = _calls(turns[-1].messages[-1]) if turns and turns[-1].finish_reason != STOPPED else []
     if not pending:
         raise InvalidRequest("No tool call is waiting for results. Send a message instead.", param="tool_results")
     if sorted(message["tool_call_id"] for message in new) != sorted(pending):
@@ -213,7 +213,7 @@ def _replayed(turns: Sequence[Turn], new: Sequence[Message]) -> Iterator[Replaye
         *sent, answer = turn.messages
         sent = [message for message in sent if message["role"] != "tool" or message.get("tool_call_id") in pending]
         calls, results = set(_calls(answer)), {message.get("tool_call_id") for message in following}
-        pending = calls if calls <= results else set()
+        pending = calls if calls <= results and turn.finish_reason != STOPPED else set()  # else they may be cut off
         past, received = turn.past_tokens, [_replayed_answer(answer, pending)]
         unanswered = bool(calls) and not pending
         if unanswered:

@@ -38,6 +38,8 @@ class Recovery:
         if entry.call.state is State.ABANDONED:
             await self._raise(session_id, number, replace(call, state=State.ABANDONED))
         else:
+            # During an update, 0.2.0 may have taken the reference in the key for the id, and dropped both columns.
+            entry = replace(entry, session_id=session_id, call=replace(entry.call, reference=call.reference))
             await self.reconcile(entry)
 
     async def reconcile(self, entry: LedgerEntry) -> None:

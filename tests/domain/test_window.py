@@ -373,6 +373,16 @@ class TestTools:
         with pytest.raises(InvalidRequest, match="No tool call is waiting"):
             chat.past(result("a"))
 
+    def test_tool_calls_of_a_stopped_turn_are_sent_with_no_results(self) -> None:
+        """A caller of openai/*, who makes the prompt, may have sent results all the same."""
+        chat = Chat()
+        chat.say("weather?", reply=calling("a", content="I look."))
+        chat.send(result("a"))
+        chat.turns[0] = replace(chat.turns[0], finish_reason="stopped")
+        sent = chat.window(user("next")).messages[1:]
+        assert [message["role"] for message in sent] == ["user", "assistant", "assistant", "user"]
+        assert not any("tool_calls" in message for message in sent)
+
     def test_exchange_of_new_tool_results_is_sent_whatever_its_size(self) -> None:
         chat = filled(3)
         chat.say("x" * 3 * 900, reply=calling("a"))

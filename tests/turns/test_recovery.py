@@ -278,6 +278,22 @@ async def test_next_turn_marks_interrupted_call_unaccounted_until_it_settles(
     assert [entry.call.reason for entry in await ledger(tables)] == [None] * 3
 
 
+async def test_next_turn_recovers_a_call_whose_row_an_older_app_has_recovered(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    """0.2.0 takes the reference in the row's key for the id of an erased session. Both may run during an update."""
+    async with slow_turn(api, fake):
+        await expire_lease(tables)
+        [row] = [row async for row in all_rows(tables.usage)]
+        columns = {name: each for name, each in row.items() if name not in ("reference", "session", "etag")}
+        await tables.usage.put({**columns, "state": "unaccounted", "reason": "interrupted"}, row["etag"])
+
+        assert (await answer(api, "after"))["session"]["unaccounted_calls"] == 1
+
+        assert [turn.call.reference for turn in (await stored(tables))[1]].count(None) == 0
+    await assert_conserved(tables, fake)
+
+
 async def test_timer_marks_interrupted_call_unaccounted_until_it_settles(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:

@@ -161,6 +161,30 @@ async def test_stop_while_waiting_for_the_first_token_bounds_the_cost(
     await assert_conserved(tables, fake)
 
 
+async def test_tool_calls_of_a_stopped_turn_wait_for_no_results(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    """Their arguments may be cut off: neither the caller's tools nor the model can read them."""
+    fake.reply(tool_calls=(("a", "look", '{"city": "Oslo"}'),))
+    with fake.hold(after=2):
+        async with streaming(api) as answering:
+            await answering.next()
+            await answering.next()
+            await stop(api)
+            [*_, done] = await answering.rest()
+    [call] = done.data["message"]["tool_calls"]
+    assert call["function"]["arguments"] != '{"city": "Oslo"}'
+
+    response = await send_message(api, None, tool_results=[{"tool_call_id": "a", "content": "rain"}])
+
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "tool_results")
+    assert "No tool call is waiting" in response.json()["error"]["message"]
+    await answer(api, "next")
+    assert [message["role"] for message in fake.requests[-1].body["messages"]] == ["system", "user", "user"]
+    await closed_ledger(tables)
+    await assert_conserved(tables, fake)
+
+
 async def test_stop_on_another_instance_is_noticed_when_the_lease_is_renewed(
     clock: ManualClock, environ: dict[str, str], api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
