@@ -135,7 +135,11 @@ async def test_token_request_timeout_returns_503_and_the_next_turn_retries(
 @pytest.mark.usefixtures("no_sdk_retry_delay")
 @pytest.mark.parametrize("lifetime", [REFRESH_BEFORE_S - 100, WAIT_BEFORE_S - 2])
 async def test_current_token_is_used_until_expiry_if_refresh_fails(
-    clock: ManualClock, api: httpx.AsyncClient, platform: AppService, lifetime: float
+    clock: ManualClock,
+    api: httpx.AsyncClient,
+    platform: AppService,
+    lifetime: float,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     platform.lifetime = lifetime
     await answer(api)
@@ -146,6 +150,11 @@ async def test_current_token_is_used_until_expiry_if_refresh_fails(
     await clock.until_timeout_started(TIMEOUT_S)
     await clock.advance(TIMEOUT_S)
     await answering  # with the current token, once the token request has timed out
+
+    async def refresh_failed() -> bool | None:
+        return "token refresh failed" in caplog.text or None
+
+    await until(refresh_failed)
     assert len(platform.issued) == issued_before
     platform.silent = False
     await clock.advance(RETRY_AFTER_S)

@@ -98,6 +98,7 @@ async def test_interrupted_clear_of_1000_turns_is_finished_by_next_read(
     await assert_cleared(api, tables, before)
 
 
+@pytest.mark.acceptance
 async def test_interrupted_erasure_of_1000_turns_is_finished_by_next_message(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, storage: TcpProxy
 ) -> None:

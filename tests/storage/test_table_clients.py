@@ -148,7 +148,7 @@ async def players(azurite_port: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
             await tables.close()
 
 
-FIXTURES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FIXTURES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @FIXTURES
@@ -270,7 +270,7 @@ async def test_refused_token_is_renewed_once(azurite_port: int, refusals: int, o
     assert tokens == ["token-0", "token-1"]
 
 
-async def test_busy_service_is_asked_again_after_retry_after(azurite_port: int, prefix: str) -> None:
+async def test_request_to_a_busy_service_is_repeated_after_retry_after(azurite_port: int, prefix: str) -> None:
     clock = ManualClock()
     clock.skip_sleeps_up_to = 10
     with TcpProxy(azurite_port) as proxy:

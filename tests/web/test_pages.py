@@ -338,6 +338,7 @@ async def test_stop_before_the_answer_begins_stops_the_turn_once_it_has_begun(
     await assert_conserved(tables, fake)
 
 
+@pytest.mark.acceptance
 async def test_stop_of_an_answer_on_another_instance_takes_effect_with_its_next_renewal(
     browser: Browser,
     clock: ManualClock,
