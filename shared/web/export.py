@@ -72,24 +72,38 @@ def _section(title: str, text: str) -> bytes:
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    content = message.get("content") or message.get("refusal") or ""
+    """Callers of openai/* choose all fields of a message but the role and the content, so any value can be there."""
+    content, calls = message.get("content") or "", message.get("tool_calls")
     pieces = [content] if isinstance(content, str) else [_part(part) for part in content]
-    for call in message.get("tool_calls") or ():
-        function = call.get("function") or {}
-        pieces.append(f"Calls `{function.get('name')}`:\n\n{_code(str(function.get('arguments') or '{}'))}")
+    pieces.append(str(message.get("refusal") or ""))
+    pieces += [_call(call) for call in calls] if isinstance(calls, list) else []
+    if function := message.get("function_call"):  # the predecessor of tool calls
+        pieces.append(_call({"function": function}))
     return "\n\n".join(piece for piece in pieces if piece)
 
 
-def _code(text: str) -> str:
+def _call(call: Any) -> str:
+    function, custom = (_object(_object(call).get(kind)) for kind in ("function", "custom"))
+    if custom:
+        return f"Calls `{custom.get('name')}`:\n\n{_code(str(custom.get('input') or ''))}"
+    return f"Calls `{function.get('name')}`:\n\n{_code(str(function.get('arguments') or '{}'), 'json')}"
+
+
+def _code(text: str, language: str = "") -> str:
     """A code block whose fence is longer than any in the text."""
     fence = "`" * max(3, 1 + max(map(len, _BACKTICKS.findall(text)), default=0))
-    return f"{fence}json\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _part(part: Mapping[str, Any]) -> str:
     if part.get("type") == "text":
         return str(part.get("text") or "")
-    url = str((part.get("image_url") or {}).get("url") or "")
+    image = part.get("image_url")
+    url = str(_object(image).get("url") or image)
     if url.startswith(("http://", "https://")):
         return f"![image]({quote(url, safe=_URL)})"
     return f"(A part of type {part.get('type')} is left out.)"
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
