@@ -233,7 +233,7 @@ async def test_stop_that_reaches_the_head_after_the_turn_has_ended_is_idle(
             await answering.next()
             running = await other.sessions.get("s", Principal(None))
     await services().turns.finish()
-    assert not await other.sessions.request_stop(running)
+    assert await other.sessions.request_stop(running) is False
     await other.close()
 
 
