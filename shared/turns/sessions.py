@@ -39,8 +39,8 @@ class SessionAccess:
         return await self._sessions.history(session, before=before, limit=limit)
 
     async def request_stop(self, session: Session) -> bool:
-        """Ask the instance that runs the session's latest turn to stop it; it notices within 10 s. False if the turn has
-        ended meanwhile."""
+        """Ask the instance that runs the session's latest turn to stop it; it notices within 10 s. False if the turn
+        has ended meanwhile."""
         for _ in range(MAX_ATTEMPTS):
             with suppress(VersionConflict):
                 await self._sessions.request_stop(session)
