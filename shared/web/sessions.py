@@ -5,7 +5,7 @@ from contextlib import suppress
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.principal import Principal
-from shared.errors import SessionNotFound, Unauthorized
+from shared.errors import ErasureNotFound, Unauthorized
 from shared.services import Services
 from shared.web.answers import erasure_answer, history_answer, session_answer
 from shared.web.contract.chat import StopAnswer
@@ -52,7 +52,7 @@ async def delete_own_sessions(request: Request, app: Services, principal: Princi
 async def get_erasure(request: Request, app: Services, principal: Principal) -> Response:
     progress = await app.erasures.progress(_owner(principal))
     if progress is None:
-        raise SessionNotFound("No erasure was begun. Begin one with DELETE api/me/sessions.")
+        raise ErasureNotFound
     return json_response(erasure_answer(progress))
 
 

@@ -331,7 +331,7 @@ async def test_header_that_cannot_be_followed_is_refused(
 ) -> None:
     headers, body = KEY | {"x-on-disconnect": value}, BODY | {"stream": streamed}
     response = await openai_api.post("/openai/v1/chat/completions", json=body, headers=headers)
-    assert response.status_code == 400
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "X-On-Disconnect")
     assert not fake.requests
 
 
