@@ -7,6 +7,7 @@ ChatError
 ├── Unauthorized           401 no API key, or an invalid one
 ├── ModelNotFound          404 openai/* only: unknown model
 ├── SessionNotFound        404 unknown, erased, being erased, or owned by another caller (the same error for all)
+├── ErasureNotFound        404 the caller has not begun to erase all sessions
 ├── RouteNotFound          404 the path is no route
 ├── MethodNotAllowed       405 the path has other methods; they are in the header Allow
 ├── SessionBusy            409 another turn of this session is running
@@ -106,8 +107,16 @@ class SessionNotFound(ChatError):
     code = "session_not_found"
     status = 404
 
-    def __init__(self, message: str = "Session not found. Start one with POST api/chat.") -> None:
-        super().__init__(message, param="session_id")
+    def __init__(self) -> None:
+        super().__init__("Session not found. Start one with POST api/chat.", param="session_id")
+
+
+class ErasureNotFound(ChatError):
+    code = "erasure_not_found"
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("No erasure was begun. Begin one with DELETE api/me/sessions.")
 
 
 class RouteNotFound(ChatError):

@@ -5,10 +5,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import timedelta
-from functools import cache, partial
+from functools import cache
 from types import FrameType
 
 from shared.access.authentication import Authenticator
@@ -33,6 +31,7 @@ from shared.storage.cursors import Cursors
 from shared.storage.days import Days
 from shared.storage.deletion import Deletions
 from shared.storage.ledger import Ledger
+from shared.storage.ledger_retention import LedgerRetention
 from shared.storage.owner_erasures import OwnerErasures
 from shared.storage.retention import Retention
 from shared.storage.sessions import Sessions
@@ -77,6 +76,7 @@ class Services:
         deletions = Deletions(sessions_table, sessions, ledger, days, clock)
         self.erasures = OwnerErasures(sessions_table, sessions, deletions, clock)
         retention = Retention(sessions_table, sessions, deletions, clock, days=settings.retention.session_days)
+        ledger_retention = LedgerRetention(usage_table, clock, months=settings.retention.ledger_months)
         recovery = Recovery(sessions, ledger, call_log, clock)
         self.turns = Turns(
             Reservations(
@@ -110,7 +110,7 @@ class Services:
                 "erasures": self.erasures.resume,
                 "retention_index": retention.enter_older,
                 "retention": retention.erase_expired,
-                "ledger_retention": partial(_delete_old_rows, ledger, clock, settings.retention.ledger_months),
+                "ledger_retention": ledger_retention.delete_old,
                 "email": self.delivery.send_missed,
             },
             Cursors(daily_table),
@@ -133,16 +133,6 @@ class Services:
 
     def _table(self, name: str) -> Table:
         return self._tables.table(f"{self.settings.tables.prefix}{name}")
-
-
-async def _delete_old_rows(ledger: Ledger, clock: Clock, months: int | None, after: str) -> AsyncIterator[str]:
-    """Delete ledger rows older than so many complete months."""
-    if months is not None:
-        first = clock.now().date().replace(day=1)
-        for _ in range(months):
-            first = (first - timedelta(days=1)).replace(day=1)
-        async for partition in ledger.delete_before(first):
-            yield partition
 
 
 def _model_service(settings: Settings, identity: Identity, clock: Clock) -> ModelService:

@@ -58,9 +58,7 @@ class Session:
     deployment: str
     owner: str | None = None  # name of the principal that created it
     reference: str | None = None  # its name in the ledger and in reports; None until the next turn of an old session
-    seen: tuple[
-        date, ...
-    ] = ()  # days under which the retention's index may have it; the last one is that of its last use
+    seen: tuple[date, ...] = ()  # days under which the retention's index may have it, that of its last use last
     expires: datetime | None = None  # of a temporary session
     turns: int = 0
     totals: Totals = NO_TOTALS

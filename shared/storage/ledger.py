@@ -2,11 +2,10 @@
 
 The row of a call is inserted as `open` before the call is made. Afterwards it is raised: its state is replaced by one
 of a higher rank. Rows of calls that never started are inserted as `abandoned` (recovery's fence) or `failed`. A row is
-never lowered to a state of a lower rank, and never deleted.
+never lowered to a state of a lower rank. Only ledger_retention deletes rows; an erasure replaces those of 0.2.0.
 """
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 
@@ -19,13 +18,15 @@ from shared.storage.entities import Row
 from shared.storage.ledger_rows import (
     SHARDS,
     SUMMARY_COLUMNS,
+    entry_keys,
     from_entry,
     ledger_keys,
     ledger_partition,
     limited_prefix,
     to_entry,
+    with_reference,
 )
-from shared.storage.limits import MAX_WRITES, LimitedCalls
+from shared.storage.limits import LimitedCalls
 from shared.storage.tables import Table, Write
 from shared.turns.ports import LaterDay
 
@@ -44,7 +45,7 @@ class Ledger:
     ) -> LedgerEntry:
         """Insert the row of a new call, and raise the one that it replaces, if any: in one transaction if both are
         limited calls of a month, else the old one first. Raises the refusal of a limit, or LaterDay."""
-        if replaces and entry.call.minute and _partition(replaces[0]) == _partition(entry):
+        if replaces and entry.call.minute and entry_keys(replaces[0])[0] == entry_keys(entry)[0]:
             try:
                 return await self._limited.open(entry, limits, replaces)
             except VersionConflict:  # either row
@@ -111,10 +112,8 @@ class Ledger:
                 if call.reference:
                     await self._table.put(from_entry(anonymous), entry.etag)
                 else:
-                    partition, key = _keys(entry)
-                    *day_and_shard, _, number, call_id = key.split("~")
-                    anonymous_key = "~".join((*day_and_shard, reference, number, call_id))
-                    anonymous = replace(anonymous, keys=(partition, anonymous_key))
+                    partition, key = entry_keys(entry)
+                    anonymous = replace(anonymous, keys=(partition, with_reference(key, reference)))
                     old = Write("delete", {"PartitionKey": partition, "RowKey": key}, entry.etag)
                     await self._table.commit([old, Write("put", from_entry(anonymous))])
             except VersionConflict:  # the call is settled meanwhile, or another process does the same
@@ -141,25 +140,6 @@ class Ledger:
         async for row in self._table.query(keys, span | states):
             yield to_entry(row)
 
-    async def delete_before(self, month: date) -> AsyncIterator[str]:
-        """Delete the rows of the months before this one; yields the partition of each transaction."""
-        rows = self._table.query(
-            "PartitionKey lt @first", {"first": f"{month:%Y-%m}"}, select=["PartitionKey", "RowKey"]
-        )
-        batch: list[Write] = []
-        async for row in rows:
-            if batch and (batch[0].row["PartitionKey"] != row["PartitionKey"] or len(batch) == MAX_WRITES):
-                yield await self._delete(batch)
-                batch = []
-            batch.append(Write("delete", row, row["etag"]))
-        if batch:
-            yield await self._delete(batch)
-
-    async def _delete(self, batch: Sequence[Write]) -> str:
-        with suppress(VersionConflict):  # another process does the same
-            await self._table.commit(batch)
-        return str(batch[0].row["PartitionKey"])
-
     async def _part(self, day: date, shard: int) -> AsyncIterator[LedgerEntry]:
         partition = {"partition": ledger_partition(day, shard)}
         unlimited = self._table.query("PartitionKey eq @partition", partition, select=SUMMARY_COLUMNS)
@@ -172,14 +152,6 @@ class Ledger:
 
     async def _insert(self, entry: LedgerEntry) -> LedgerEntry:
         return replace(entry, etag=await self._table.put(from_entry(entry)))
-
-
-def _partition(entry: LedgerEntry) -> str:
-    return _keys(entry)[0]
-
-
-def _keys(entry: LedgerEntry) -> tuple[str, str]:
-    return entry.keys or ledger_keys(entry.call, entry.session_id, entry.turn)
 
 
 async def _merged(rows: AsyncIterator[Row], others: AsyncIterator[Row]) -> AsyncIterator[LedgerEntry]:

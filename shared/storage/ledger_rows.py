@@ -42,13 +42,22 @@ def limited_prefix(day: date, shard: int) -> str:
     return f"{day:%d}~{shard:x}~"
 
 
+def entry_keys(entry: LedgerEntry) -> tuple[str, str]:
+    """PartitionKey and RowKey of an entry, also of one that was read under another form of the key."""
+    return entry.keys or ledger_keys(entry.call, entry.session_id, entry.turn)
+
+
+def with_reference(key: str, reference: str) -> str:
+    """The RowKey of a call of a session, with the session's reference in place of its id."""
+    *day_and_shard, _, number, call_id = key.split("~")
+    return "~".join((*day_and_shard, reference, number, call_id))
+
+
 def from_entry(entry: LedgerEntry) -> Row:
-    partition, key = entry.keys or ledger_keys(entry.call, entry.session_id, entry.turn)
+    partition, key = entry_keys(entry)
     row = {"PartitionKey": partition, "RowKey": key, "caller": entry.caller, **call_columns(entry.call)}
-    if (
-        entry.call.reference and not entry.call.state.final
-    ):  # a chosen id may name a person: not kept longer than needed
-        row["session"] = entry.session_id
+    if entry.call.reference and not entry.call.state.final:
+        row["session"] = entry.session_id  # a chosen id may name a person: not kept longer than recovery needs it
     if entry.limits:
         row |= {"limits": json_text(entry.limits), "counted_in": entry.minute}
     return row

@@ -66,6 +66,12 @@ class Retention:
             return session
         return replace(session, seen=(today,))
 
+    async def remove(self, session: Session) -> None:
+        """Delete the rows of a session that no longer exists."""
+        if await self._sessions.head(session.id) is None:
+            for partition in index_partitions(session):
+                await self._delete(partition, session.id)
+
     async def erase_expired(self, after: str) -> AsyncIterator[str]:
         """Erase every session whose time is over. Finished rows are gone, so a run that is cut short needs no position:
         the next one begins with what is left."""

@@ -246,6 +246,8 @@ class Turns:
         # The row of an erased session must not have its id, even if the row was inserted after the erasure.
         entry = replace(call.entry, session_id=None) if run.turn.erased else call.entry
         await persist(outcome, lambda: self._ledger.raise_call(entry, outcome), self._clock)
+        if run.turn.erased:
+            await self._reservations.leave(run.turn)
 
 
 def _end_stopped(run: _Run, call: OpenCall) -> None:

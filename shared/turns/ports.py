@@ -55,6 +55,9 @@ class Retention(Protocol):
     async def enter(self, session: Session) -> Session:
         """After a turn is reserved: move the session to its day in the index. Returns the session to store later."""
 
+    async def remove(self, session: Session) -> None:
+        """After a turn whose session was erased: remove the session from the index. Raises StorageUnavailable."""
+
 
 class Deletions(Protocol):
     """Clears and erasures. Each one completes even after repeated interruptions."""

@@ -7,6 +7,7 @@ import math
 import secrets
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -19,7 +20,7 @@ from shared.domain.principal import Principal
 from shared.errors import SessionBusy, SessionNotFound, StorageUnavailable, VersionConflict
 from shared.turns.admission import Admission
 from shared.turns.idempotency import answered_turn, check_first_key, check_same_request, new_record
-from shared.turns.lease import LeasedTurn, SessionlessTurn, lease_for
+from shared.turns.lease import LeasedTurn, ReservedTurn, SessionlessTurn, lease_for
 from shared.turns.ports import Deletions, Plan, Retention, Sessions
 from shared.turns.recovery import Recovery, read_turn
 from shared.turns.requests import ForwardedRequest, Request, TurnLimits
@@ -99,6 +100,12 @@ class Reservations:
                 raise SessionBusy(math.ceil((session.lease.until - now).total_seconds()))
             await self._recovery.free(session)
         raise SessionBusy
+
+    async def leave(self, turn: ReservedTurn) -> None:
+        """Undo what a turn has written outside its session, which was erased while it began."""
+        if isinstance(turn, LeasedTurn):
+            with suppress(StorageUnavailable):
+                await self._retention.remove(turn.session)
 
     async def without_session(self, request: ForwardedRequest) -> SessionlessTurn:
         plan = request.plan_without_session()

@@ -38,15 +38,16 @@ class SessionAccess:
     async def history(self, session: Session, *, before: int, limit: int) -> list[Turn]:
         return await self._sessions.history(session, before=before, limit=limit)
 
-    async def request_stop(self, session: Session) -> None:
-        """Ask the instance that runs the session's latest turn to stop it; it notices within 10 s."""
+    async def request_stop(self, session: Session) -> bool:
+        """Ask the instance that runs the session's latest turn to stop it; it notices within 10 s. False if the turn
+        has ended meanwhile."""
         for _ in range(MAX_ATTEMPTS):
             with suppress(VersionConflict):
                 await self._sessions.request_stop(session)
-                return
+                return True
             stored = await self._sessions.head(session.id)
             if stored is None or stored.lease is None or stored.turns != session.turns:
-                return  # it has ended
+                return False
             session = stored
         raise SessionBusy
 

@@ -12,6 +12,7 @@ from shared.domain.principal import Principal
 from shared.errors import InvalidRequest
 from shared.services import Services
 from shared.web.answers import session_answer, turn_answer
+from shared.web.contract.chat import SessionAnswer
 from shared.web.http import json_bytes, session_id
 
 _BLOCK = 20  # turns in memory at once: a turn takes up to 1 MiB
@@ -29,10 +30,11 @@ async def get_export(request: Request, app: Services, principal: Principal) -> R
     if kind not in ("json", "markdown"):
         raise InvalidRequest("format must be json or markdown.", param="format")
     ending, media_type = ("json", "application/json") if kind == "json" else ("md", "text/markdown; charset=utf-8")
-    write = _json if kind == "json" else _markdown
+    turns = _turns(app, session)
+    content = _json(session_answer(session, app.clock.now()), turns) if kind == "json" else _markdown(session, turns)
     name = session.reference or "conversation"  # the id may be a secret, and file names are seen by others
     headers = {"content-disposition": f'attachment; filename="{name}.{ending}"', "cache-control": "no-store"}
-    return StreamingResponse(write(session, _turns(app, session), app), media_type=media_type, headers=headers)
+    return StreamingResponse(content, media_type=media_type, headers=headers)
 
 
 async def _turns(app: Services, session: Session) -> AsyncIterator[Turn]:
@@ -44,9 +46,8 @@ async def _turns(app: Services, session: Session) -> AsyncIterator[Turn]:
                 yield turn
 
 
-async def _json(session: Session, turns: AsyncIterator[Turn], app: Services) -> AsyncIterator[bytes]:
-    head = json_bytes(session_answer(session, app.clock.now()))
-    yield b'{"session":' + head + b',"conversation":['
+async def _json(session: SessionAnswer, turns: AsyncIterator[Turn]) -> AsyncIterator[bytes]:
+    yield b'{"session":' + json_bytes(session) + b',"conversation":['
     separator = b"\n"
     async for turn in turns:
         yield separator + json_bytes(turn_answer(turn))
@@ -54,7 +55,7 @@ async def _json(session: Session, turns: AsyncIterator[Turn], app: Services) -> 
     yield b"\n]}\n"
 
 
-async def _markdown(session: Session, turns: AsyncIterator[Turn], app: Services) -> AsyncIterator[bytes]:
+async def _markdown(session: Session, turns: AsyncIterator[Turn]) -> AsyncIterator[bytes]:
     yield f"# Conversation of {session.created:%Y-%m-%d %H:%M} UTC\n".encode()
     if session.system:
         yield _section("System", session.system)
@@ -72,24 +73,38 @@ def _section(title: str, text: str) -> bytes:
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    content = message.get("content") or message.get("refusal") or ""
+    """Callers of openai/* choose all fields of a message but the role and the content, so any value can be there."""
+    content, calls = message.get("content") or "", message.get("tool_calls")
     pieces = [content] if isinstance(content, str) else [_part(part) for part in content]
-    for call in message.get("tool_calls") or ():
-        function = call.get("function") or {}
-        pieces.append(f"Calls `{function.get('name')}`:\n\n{_code(str(function.get('arguments') or '{}'))}")
+    pieces.append(str(message.get("refusal") or ""))
+    pieces += [_call(call) for call in calls] if isinstance(calls, list) else []
+    if function := message.get("function_call"):  # the predecessor of tool calls
+        pieces.append(_call({"function": function}))
     return "\n\n".join(piece for piece in pieces if piece)
 
 
-def _code(text: str) -> str:
+def _call(call: Any) -> str:
+    function, custom = (_object(_object(call).get(kind)) for kind in ("function", "custom"))
+    if custom:
+        return f"Calls `{custom.get('name')}`:\n\n{_code(str(custom.get('input') or ''))}"
+    return f"Calls `{function.get('name')}`:\n\n{_code(str(function.get('arguments') or '{}'), 'json')}"
+
+
+def _code(text: str, language: str = "") -> str:
     """A code block whose fence is longer than any in the text."""
     fence = "`" * max(3, 1 + max(map(len, _BACKTICKS.findall(text)), default=0))
-    return f"{fence}json\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _part(part: Mapping[str, Any]) -> str:
     if part.get("type") == "text":
         return str(part.get("text") or "")
-    url = str((part.get("image_url") or {}).get("url") or "")
+    image = part.get("image_url")
+    url = str(_object(image).get("url") or image)
     if url.startswith(("http://", "https://")):
         return f"![image]({quote(url, safe=_URL)})"
     return f"(A part of type {part.get('type')} is left out.)"
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

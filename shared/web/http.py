@@ -97,9 +97,9 @@ async def relay(
         yield write_error(error)
 
 
-def check_disconnect(action: str, *, streamed: bool, param: str | None = None) -> bool:
-    """True if the turn is to be stopped when its client disconnects, False if it is to finish. `param`: the field with
-    the action, if that is not a header."""
+def check_disconnect(action: str, *, streamed: bool, param: str) -> bool:
+    """True if the turn is to be stopped when its client disconnects, False if it is to finish. `param`: the field or
+    header with the action."""
     if action == "stop" and not streamed:  # the platform does not report it
         message = "Only a streamed request can be stopped when its client disconnects. Set stream to true."
         raise InvalidRequest(message, param=param)

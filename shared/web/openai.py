@@ -138,8 +138,8 @@ def _stops(request: Request, *, streamed: bool) -> bool:
     """True if the call is to be stopped when the client goes away."""
     value = request.headers.get(DISCONNECT_HEADER, "finish")
     if value not in ("finish", "stop"):
-        raise InvalidRequest("X-On-Disconnect must be finish or stop.")
-    return check_disconnect(value, streamed=streamed)
+        raise InvalidRequest("X-On-Disconnect must be finish or stop.", param="X-On-Disconnect")
+    return check_disconnect(value, streamed=streamed, param="X-On-Disconnect")
 
 
 def _check_price(body: Mapping[str, Any]) -> None:

@@ -5,15 +5,15 @@ from contextlib import suppress
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.principal import Principal
-from shared.errors import SessionNotFound, Unauthorized
+from shared.errors import ErasureNotFound, Unauthorized
 from shared.services import Services
 from shared.web.answers import erasure_answer, history_answer, session_answer
 from shared.web.contract.chat import StopAnswer
 from shared.web.contract.fields import MAX_PAGE_TURNS, MAX_TURN_NUMBER
 from shared.web.http import json_response, session_id, whole_number
 
-_STOPS_S = 5.0  # a turn that runs here has settled by then, unless storage is slow
-_WAIT_S = 20.0  # clients and proxies give up on a silent request after 30 s and more
+_MAX_STOP_S = 5.0  # a turn that runs here has settled by then, unless storage is slow
+_MAX_ERASING_S = 20.0  # clients and proxies give up on a silent request after 30 s and more
 
 
 async def get_session(request: Request, app: Services, principal: Principal) -> Response:
@@ -43,7 +43,7 @@ async def delete_own_sessions(request: Request, app: Services, principal: Princi
     """Erase all sessions of the caller. The answer does not wait for all of them; the maintenance timer goes on."""
     progress = await app.erasures.begin(_owner(principal))
     with suppress(TimeoutError):
-        async with app.clock.timeout_at(app.clock.monotonic() + _WAIT_S):
+        async with app.clock.timeout_at(app.clock.monotonic() + _MAX_ERASING_S):
             async for reached in app.erasures.carry_out(progress):
                 progress = reached
     return json_response(erasure_answer(progress), 200 if progress.done else 202)
@@ -52,7 +52,7 @@ async def delete_own_sessions(request: Request, app: Services, principal: Princi
 async def get_erasure(request: Request, app: Services, principal: Principal) -> Response:
     progress = await app.erasures.progress(_owner(principal))
     if progress is None:
-        raise SessionNotFound("No erasure was begun. Begin one with DELETE api/me/sessions.")
+        raise ErasureNotFound
     return json_response(erasure_answer(progress))
 
 
@@ -65,14 +65,16 @@ def _owner(principal: Principal) -> str:
 async def post_stop(request: Request, app: Services, principal: Principal) -> Response:
     """Stop the running turn: at once if it runs on this instance, else within 10 s."""
     session = await app.sessions.get(_session_id(request), principal)
+    if session.lease:  # even one that is over, because storage could not be reached: the turn may go on here
+        with suppress(TimeoutError):
+            async with app.clock.timeout_at(app.clock.monotonic() + _MAX_STOP_S):
+                if await app.turns.stop(session.id, session.turns):
+                    return json_response(StopAnswer(session_id=session.id, turn=session.turns, state="stopped"))
     if not session.busy(app.clock.now()):
         return json_response(StopAnswer(session_id=session.id, turn=session.turns, state="idle"))
-    with suppress(TimeoutError):
-        async with app.clock.timeout_at(app.clock.monotonic() + _STOPS_S):
-            if await app.turns.stop(session.id, session.turns):
-                return json_response(StopAnswer(session_id=session.id, turn=session.turns, state="stopped"))
-    await app.sessions.request_stop(session)
-    return json_response(StopAnswer(session_id=session.id, turn=session.turns, state="stopping"), 202)
+    if await app.sessions.request_stop(session):
+        return json_response(StopAnswer(session_id=session.id, turn=session.turns, state="stopping"), 202)
+    return json_response(StopAnswer(session_id=session.id, turn=session.turns, state="idle"))
 
 
 def _session_id(request: Request) -> str:

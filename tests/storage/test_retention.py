@@ -20,6 +20,7 @@ from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import answer, closed_ledger, fill, get_json, send_message, stored, streaming
 from tests.support.clock import ManualClock
 from tests.support.conservation import all_rows
+from tests.support.faults import stall_request
 from tests.support.ledger_rows import entry, write
 from tests.support.proxy import Answer, Close, Match, Stall, TcpProxy
 
@@ -170,6 +171,21 @@ async def test_index_costs_two_requests_on_the_first_turn_of_a_day(
             costs += [await requests(), await requests()]
 
     assert costs == ([6, 5, 7, 5, 7, 5] if days else [5] * 6)
+
+
+async def test_session_that_is_erased_while_the_index_moves_it_is_not_left_there(
+    storage: TcpProxy, clock: ManualClock, api: httpx.AsyncClient, tables: Tables
+) -> None:
+    await answer(api)
+    await services().turns.finish()
+    clock.set(NOON + DAY)
+    with stall_request(storage, Match("POST", r"sessions$", body="~seen-")) as insertion:
+        turn = asyncio.create_task(send_message(api))
+        await insertion.until_reached()
+        assert (await api.delete("/api/sessions/s")).status_code == 204
+    await turn
+    await services().turns.finish()
+    assert await index(tables) == {}
 
 
 async def test_turn_is_answered_if_the_index_fails_and_the_next_turn_mends_it(

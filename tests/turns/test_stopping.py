@@ -17,6 +17,7 @@ from tests.support.chat_client import (
     answer,
     closed_ledger,
     exact,
+    expire_lease,
     get_json,
     ok_json,
     send_message,
@@ -161,6 +162,20 @@ async def test_stop_while_waiting_for_the_first_token_bounds_the_cost(
     await assert_conserved(tables, fake)
 
 
+async def test_turn_that_runs_without_its_lease_is_stopped(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    with fake.hold(after=0) as hold:
+        turn = asyncio.create_task(answer(api))
+        await hold.until_reached()
+        await expire_lease(tables)
+        assert (await stop(api))["state"] == "stopped"
+        assert (await turn)["finish_reason"] == "stopped"
+    assert (await stop(api))["state"] == "idle"
+    await closed_ledger(tables)
+    await assert_conserved(tables, fake)
+
+
 async def test_tool_calls_of_a_stopped_turn_wait_for_no_results(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
 ) -> None:
@@ -206,6 +221,20 @@ async def test_stop_on_another_instance_is_noticed_when_the_lease_is_renewed(
     assert (await answer(api, "next"))["turn"] == 2
     await closed_ledger(tables)
     await assert_conserved(tables, fake)
+
+
+async def test_stop_that_reaches_the_head_after_the_turn_has_ended_is_idle(
+    clock: ManualClock, environ: dict[str, str], api: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
+    """The turn ran on another instance, and ended between the two requests to storage."""
+    other = Services(Settings.from_env(environ), clock)
+    with fake.hold(after=1):
+        async with streaming(api) as answering:
+            await answering.next()
+            running = await other.sessions.get("s", Principal(None))
+    await services().turns.finish()
+    assert await other.sessions.request_stop(running) is False
+    await other.close()
 
 
 async def test_stop_during_the_pause_before_another_attempt_costs_nothing(
@@ -302,7 +331,7 @@ async def test_header_that_cannot_be_followed_is_refused(
 ) -> None:
     headers, body = KEY | {"x-on-disconnect": value}, BODY | {"stream": streamed}
     response = await openai_api.post("/openai/v1/chat/completions", json=body, headers=headers)
-    assert response.status_code == 400
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "X-On-Disconnect")
     assert not fake.requests
 
 

@@ -25,7 +25,7 @@ from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import fill, ledger, ok_json, stored
 from tests.support.clock import ManualClock
 from tests.support.conservation import all_rows, assert_conserved, is_counter
-from tests.support.faults import stall_request
+from tests.support.faults import deletion_mark, stall_request
 from tests.support.ledger_rows import entry, write
 from tests.support.proxy import Answer, Match, Stall, TcpProxy
 
@@ -354,7 +354,8 @@ async def test_all_sessions_of_the_caller_are_erased_and_no_others(api: httpx.As
     await begin_sessions(api, "ann", "a1", NAME, "a3")
     await begin_sessions(api, "ben", "b1")
     await begin_sessions(api, None, "n1")
-    assert (await api.get(f"{ALL}/erasure", headers=key("ann"))).status_code == 404
+    unknown = await api.get(f"{ALL}/erasure", headers=key("ann"))
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "erasure_not_found")
 
     erased = ok_json(await api.delete(ALL, headers=key("ann")))
 
@@ -400,7 +401,7 @@ async def test_session_whose_head_changes_meanwhile_is_erased_too(
     storage: TcpProxy, api: httpx.AsyncClient, tables: Tables
 ) -> None:
     await begin_sessions(api, "ann", "a1")
-    with stall_request(storage, Match("PUT", "a1.*head")) as marking:
+    with stall_request(storage, deletion_mark("a1")) as marking:
         erasing = asyncio.create_task(api.delete(ALL, headers=key("ann")))
         await marking.until_reached()
         assert (await chat(api, "ann", session="a1")).status_code == 200
@@ -424,7 +425,7 @@ async def test_sessions_begun_after_the_erasure_are_kept(
     storage: TcpProxy, clock: ManualClock, api: httpx.AsyncClient, tables: Tables
 ) -> None:
     await begin_sessions(api, "ann", "a1", "a2")
-    storage.on(Match("PUT", "a1.*head"), REFUSED)
+    storage.on(deletion_mark("a1"), REFUSED)
     assert (await api.delete(ALL, headers=key("ann"))).status_code == 503
     assert (await api.delete("/api/sessions/a2", headers=key("ann"))).status_code == 204
     await clock.advance(1)
@@ -453,7 +454,7 @@ async def test_erasure_that_takes_long_is_answered_202_and_finished_by_the_timer
 ) -> None:
     await begin_sessions(api, "ann", "a1", "a2", "a3")
     await begin_sessions(api, "ben", "b1")
-    stalled = storage.on(Match("PUT", "a2.*head"), Stall())
+    stalled = storage.on(deletion_mark("a2"), Stall())
     erasing = asyncio.create_task(api.delete(ALL, headers=key("ann")))
     await stalled.until_reached()
     await clock.until_timeout_started(20)
@@ -497,7 +498,7 @@ async def test_unreadable_session_does_not_keep_another_callers_erasure(
 ) -> None:
     for caller in KEYS:
         await begin_sessions(api, caller, f"{caller}-1", f"{caller}-2")
-        storage.on(Match("PUT", rf"{caller}-1.*head"), REFUSED)
+        storage.on(deletion_mark(f"{caller}-1"), REFUSED)
         assert (await api.delete(ALL, headers=key(caller))).status_code == 503
     head = await tables.sessions.get("ann-1", "head")
     assert head

@@ -1,6 +1,7 @@
 """GET api/sessions/{id}/export: a whole conversation as JSON or Markdown."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -185,6 +186,47 @@ async def test_markdown_links_images_and_leaves_out_other_parts(api: httpx.Async
     assert "> (A part of type image_url is left out.)\n" in text
     assert "base64" not in text
     assert (await exported(api))["conversation"][0]["messages"][0]["content"] == parts
+
+
+async def with_message(api: httpx.AsyncClient, tables: Tables, message: dict[str, Any]) -> str:
+    """The Markdown of a turn that has this message in place of its answer."""
+    await answer(api)
+    _, [turn] = await stored(tables)
+    changed = replace(turn, messages=(turn.messages[0], message))
+    await tables.sessions.put(rows.from_turn("s", changed), turn.etag)
+    return str(await exported(api, "markdown"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"tool_calls": [{"type": "custom", "custom": {"name": "run", "input": "print(1)"}}]}, "> print(1)"),
+        ({"function_call": {"name": "look", "arguments": '{"a":1}'}}, '> {"a":1}'),
+        ({"content": "So far", "refusal": "I may not."}, "> So far\n>\n> I may not."),
+    ],
+    ids=["custom tool", "function call", "refusal after content"],
+)
+async def test_markdown_shows_all_that_an_answer_can_have(
+    api: httpx.AsyncClient, tables: Tables, fields: dict[str, Any], shown: str
+) -> None:
+    assert shown in await with_message(api, tables, {"role": "assistant", **fields})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"content": [{"type": "image_url", "image_url": "https://a.example/cat.png"}, {"type": "image_url"}, {}]},
+        {"content": [{"type": "image_url", "image_url": {"url": 7}}, {"type": "text", "text": 7}]},
+        {"content": "x", "tool_calls": 5},
+        {"content": "x", "tool_calls": [5, {"function": "look"}, {"custom": []}], "function_call": "look"},
+        {"content": None, "refusal": ["x"]},
+    ],
+)
+async def test_fields_of_any_type_do_not_break_the_markdown(
+    api: httpx.AsyncClient, tables: Tables, fields: dict[str, Any]
+) -> None:
+    """A caller of openai/* chooses them, and a turn that the service refused keeps them."""
+    assert "## User" in await with_message(api, tables, {"role": "user", **fields})
 
 
 async def test_stopped_and_failed_turns_are_marked(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:
