@@ -9,7 +9,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response, StreamingR
 
 from shared.domain.conversation import Session, Turn
 from shared.domain.principal import Principal
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, SessionNotFound
 from shared.services import Services
 from shared.web.answers import session_answer, turn_answer
 from shared.web.contract.chat import SessionAnswer
@@ -30,17 +30,20 @@ async def get_export(request: Request, app: Services, principal: Principal) -> R
     if kind not in ("json", "markdown"):
         raise InvalidRequest("format must be json or markdown.", param="format")
     ending, media_type = ("json", "application/json") if kind == "json" else ("md", "text/markdown; charset=utf-8")
-    turns = _turns(app, session)
+    turns = _turns(app, session, principal)
     content = _json(session_answer(session, app.clock.now()), turns) if kind == "json" else _markdown(session, turns)
     name = session.reference or "conversation"  # the id may be a secret, and file names are seen by others
     headers = {"content-disposition": f'attachment; filename="{name}.{ending}"', "cache-control": "no-store"}
     return StreamingResponse(content, media_type=media_type, headers=headers)
 
 
-async def _turns(app: Services, session: Session) -> AsyncIterator[Turn]:
-    """Oldest first, a block at a time."""
+async def _turns(app: Services, session: Session, principal: Principal) -> AsyncIterator[Turn]:
+    """Oldest first, a block at a time. Raises SessionNotFound if the session is erased meanwhile: another caller may
+    have begun one with the same ID."""
     for first in range(session.cleared_through + 1, session.turns + 1, _BLOCK):
         block = await app.sessions.history(session, before=first + _BLOCK, limit=_BLOCK)
+        if (await app.sessions.get(session.id, principal)).created != session.created:
+            raise SessionNotFound
         for turn in reversed(block):
             if turn.number >= first:
                 yield turn

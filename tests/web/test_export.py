@@ -1,5 +1,6 @@
 """GET api/sessions/{id}/export: a whole conversation as JSON or Markdown."""
 
+import asyncio
 import re
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from shared.storage import session_rows as rows
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import answer, exact, fill, get_json, send_message, stored, streaming
+from tests.support.faults import stall_request
 from tests.support.proxy import Match, TcpProxy
 
 KEY = "a-client-key-of-ann"
@@ -82,6 +84,19 @@ async def test_export_is_sent_while_it_is_read(
     async with api.stream("GET", EXPORT, params={"format": kind}) as response:
         await anext(response.aiter_bytes())
         assert storage.count(Match("GET", "turn-")) < 20
+
+
+async def test_export_ends_if_another_session_takes_the_id_meanwhile(
+    storage: TcpProxy, api: httpx.AsyncClient, tables: Tables
+) -> None:
+    await fill(tables, 40)
+    with stall_request(storage, Match("GET", "turn-"), nth=2) as stalled:  # the second block
+        exporting = asyncio.create_task(api.get(EXPORT))
+        await stalled.until_reached()
+        assert (await api.delete("/api/sessions/s")).status_code == 204
+        await fill(tables, 40, content="of another conversation")
+    with pytest.raises(httpx.RemoteProtocolError):
+        await exporting
 
 
 @pytest.mark.parametrize("kind", ["json", "markdown"])
