@@ -14,7 +14,6 @@ from shared.domain.principal import Principal
 
 TOTAL, ANONYMOUS, OTHERS = "total", "anonymous", "*"  # names of limits beside those of callers
 PER_DAY, PER_MONTH = "usd_per_day", "usd_per_month"  # names of budgets
-_HELD = (State.OPEN, State.UNACCOUNTED, State.STOPPED)
 _MINUTE = timedelta(minutes=1)
 _NEARLY = Decimal("0.8")  # of a budget: callers see what is left from here on
 
@@ -183,7 +182,7 @@ class RateStatus:
 
 def held_by(call: Call) -> Decimal:
     """USD that the call holds: its worst case while its cost is not known, even if it is settled."""
-    unknown = call.state in _HELD or (call.state is State.SETTLED and call.cost is None)
+    unknown = not call.state.final or (call.state is State.SETTLED and call.cost is None)
     return (call.worst_case or ZERO) if unknown else ZERO
 
 
@@ -199,7 +198,7 @@ def tokens_of(call: Call) -> int:
     """Tokens that the call counts for in its minute: the most there may be, until they are known."""
     if call.state is State.SETTLED and call.usage:
         return call.usage.total_tokens
-    return call.max_tokens if call.state in _HELD else 0
+    return 0 if call.state.final else call.max_tokens
 
 
 def value_of(call: Call) -> tuple[Decimal, Decimal, Decimal, int]:
