@@ -85,7 +85,8 @@ class Reservations:
             if not session.visible_to(request.principal.name):
                 raise SessionNotFound
             if session.expired(self._clock.now()) and not session.deletion:
-                session = await self._deletions.begin(session, erase=True) or session
+                await self._deletions.begin(session, erase=True)
+                continue
             if session.deletion:
                 await self._deletions.finish(session)
                 continue

@@ -114,8 +114,8 @@ class Player:
             case "query":
                 first, page, select = arguments
                 condition = "PartitionKey eq @p and RowKey ge @first"
-                found = self.table.query(condition, {"p": "p", "first": first}, page=page, select=select)
-                return [self._noted(each) async for each in found]
+                rows = self.table.query(condition, {"p": "p", "first": first}, page=page, select=select)
+                return [self._noted(each) async for each in rows]
         return None
 
     def _write(self, kind: Any, key: str, properties: Row, etag: str) -> Write:
