@@ -90,7 +90,8 @@ def litellm(program: str, upstream: int) -> Iterator[System]:
     }
     with tempfile.TemporaryDirectory() as folder:
         config, port = Path(folder) / "config.yaml", free_port()
-        config.write_text(json.dumps({"model_list": [model]}))
+        general = {"dangerously_permit_weak_or_unset_master_key": True}  # without a database and keys
+        config.write_text(json.dumps({"model_list": [model], "general_settings": general}))
         command = [program, "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
         with started(command=command, port=port) as (port, pid):
             yield System("LiteLLM", f"http://127.0.0.1:{port}/v1/chat/completions", (pid,), completion)
