@@ -33,6 +33,7 @@ from shared.model.upstream_errors import (
     ToolsRejected,
     from_connection_error,
     from_response,
+    is_lost,
     visible_headers,
 )
 from shared.model.wire_json import parsed
@@ -185,7 +186,7 @@ async def _reading(answer: AsyncIterator[ServerEvent]) -> AsyncIterator[ServerEv
     try:
         async for event in answer:
             yield event
-    except httpx2.TimeoutException as error:
-        raise UpstreamTimeout("The model's answer timed out. Retry the request.", maybe_billed=True) from error
     except CONNECTION_ERRORS as error:
+        if isinstance(error, httpx2.TimeoutException) and not is_lost(error):
+            raise UpstreamTimeout("The model's answer timed out. Retry the request.", maybe_billed=True) from error
         raise UpstreamError("The model's answer broke off. Retry the request.", maybe_billed=True) from error

@@ -180,11 +180,15 @@ def _rate_limit(pause: float | None) -> RateLimited:
     return RateLimited(message, maybe_billed=False, pause=pause)
 
 
+def is_lost(cause: BaseException | None) -> bool:
+    """True if an open connection was lost. The openai SDK's aiohttp transport raises ConnectTimeout for that too."""
+    beneath = cause.__cause__ if isinstance(cause, httpx2.ConnectTimeout) else None
+    return isinstance(beneath, aiohttp.ClientConnectionError) and not isinstance(beneath, _NOT_CONNECTED)
+
+
 def from_connection_error(cause: BaseException | None) -> ChatError:
     """The error for a lost connection. A request that was not sent is not billed; one that was sent may be."""
-    # The aiohttp transport of the openai SDK raises ConnectTimeout for every lost connection.
-    beneath = cause.__cause__ if isinstance(cause, httpx2.ConnectTimeout) else None
-    if isinstance(beneath, aiohttp.ClientConnectionError) and not isinstance(beneath, _NOT_CONNECTED):
+    if is_lost(cause):
         return UpstreamError("The connection to the model was lost. Retry the request.", maybe_billed=True)
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
         message = "The model service can't be reached. Retry the request in a few seconds."

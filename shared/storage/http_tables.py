@@ -18,7 +18,7 @@ import orjson
 from shared.access.identity import ServiceAccess
 from shared.errors import StorageUnavailable, VersionConflict
 from shared.storage.entities import Row, checked_etag, joined, properties
-from shared.storage.table_service import Request, Response, TableService, Unreachable
+from shared.storage.table_service import NotSignedIn, Request, Response, TableService, Unreachable
 from shared.storage.tables import Write
 
 log = logging.getLogger(__name__)
@@ -159,8 +159,8 @@ class HttpTable:
         except Unreachable as error:
             log.warning("storage can't be reached: %s", error)
             raise StorageUnavailable from error
-        except Exception as error:  # of the identity, of any type
-            self._access.log_refusal(type(error).__name__)
+        except NotSignedIn as error:
+            self._access.log_refusal(str(error))
             raise StorageUnavailable(self._access.message, retry_after=30) from error
         if request.resource == "$batch" and response.status < 300:
             with _reading():

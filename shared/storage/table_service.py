@@ -61,6 +61,10 @@ class Unreachable(Exception):
         self.sent = sent
 
 
+class NotSignedIn(Exception):
+    """The identity has given no token; nothing was sent."""
+
+
 class SharedKey:
     """An account key, in the light form of the scheme, which the table service accepts.
     https://learn.microsoft.com/rest/api/storageservices/authorize-with-shared-key"""
@@ -87,13 +91,18 @@ class SharedAccessSignature:
 
 
 class BearerToken:
+    """Tokens of the app's identity. `token` may raise any exception."""
+
     query = ""
 
     def __init__(self, token: Callable[[], Awaitable[str]]) -> None:
         self._token = token
 
     async def header(self, path: str, date: str) -> str:
-        return f"Bearer {await self._token()}"
+        try:
+            return f"Bearer {await self._token()}"
+        except Exception as error:
+            raise NotSignedIn(type(error).__name__) from error
 
 
 class TableService:
@@ -126,7 +135,7 @@ class TableService:
 
     async def send(self, request: Request) -> Response:
         """The answer, whatever its status. What can have been carried out already is repeated only if it may be carried
-        out twice. Raises Unreachable, and whatever the token provider raises."""
+        out twice. Raises Unreachable and NotSignedIn."""
         repeats = 0
         while True:
             try:
