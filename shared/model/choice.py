@@ -39,11 +39,12 @@ class Choice:
                 _merge(self._others, {kind: value})
             elif piece := self._text[kind].add(value):
                 shown[kind] = shown.get(kind, "") + piece
-        if calls := self.tool_calls.add(delta.get("tool_calls"), whole=whole):
+        if (pieces := delta.get("tool_calls")) and (calls := self.tool_calls.add(pieces, whole=whole)):
             shown["tool_calls"] = calls
-        if isinstance(call := delta.get("function_call"), dict) and (pieces := self._add_function_call(call)):
-            shown["function_call"] = pieces
-        _merge(self._others, {name: storable(each) for name, each in delta.items() if each and name not in _READ})
+        if isinstance(call := delta.get("function_call"), dict) and (added := self._add_function_call(call)):
+            shown["function_call"] = added
+        if others := {name: storable(each) for name, each in delta.items() if each and name not in _READ}:
+            _merge(self._others, others)
         if whole:
             self._empty = {name: value for name, value in delta.items() if not value and name != "role"}
         return shown
@@ -103,8 +104,10 @@ class Choice:
 def delta_of(choice: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the choice adds. Foundry Local repeats each delta as a message (microsoft/foundry-local#263); completions of
     the legacy format have a text."""
-    added = next((each for each in map(choice.get, ("delta", "message")) if isinstance(each, dict)), None)
-    return {"content": choice.get("text")} if added is None else added
+    for name in ("delta", "message"):
+        if isinstance(added := choice.get(name), dict):
+            return added
+    return {"content": choice.get("text")}
 
 
 def name_of(value: Any) -> str | None:
@@ -123,7 +126,9 @@ def _texts(delta: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     Anthropic) send content as a list of parts; parts of type `thinking` are not content."""
     for kind in ("content", "refusal"):
         for part in listed(delta.get(kind)):
-            if not isinstance(part, dict):
+            if isinstance(part, str):
+                yield kind, part
+            elif not isinstance(part, dict):
                 yield kind, as_text(part)
             elif part.get("type") in ("thinking", "reasoning"):
                 yield "reasoning_content", _part_text(part.get("thinking") or part.get("reasoning") or part)

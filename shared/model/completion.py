@@ -26,6 +26,7 @@ from shared.turns.ports import DONE, Piece
 
 log = logging.getLogger(__name__)
 
+_NOTHING: dict[str, Any] = {}
 _MAX_CHOICES = 128  # the largest `n`
 _OF_CHUNKS = ("choices", "usage", "object", "obfuscation", "error")  # fields that an assembled document does not repeat
 
@@ -86,8 +87,8 @@ class Completion:
             self._done = True
             return None
         value = parsed(data)
-        chunk, answered = unwrapped(value), self.complete
-        failed = is_error(value, name)
+        chunk, failed = unwrapped(value), is_error(value, name)
+        answered = failed and self.complete
         choices = self._add_metadata(chunk, failed=failed) if chunk is not None else []
         if failed and answered:
             log.warning("the model service sent an error after its complete answer: %s", read_error(data).message[:300])
@@ -124,12 +125,10 @@ class Completion:
         }
         return self._document or orjson.dumps(assembled)
 
-    def _add_metadata(self, chunk: Mapping[str, Any], *, failed: bool) -> list[tuple[Choice, Mapping[str, Any]]]:
+    def _add_metadata(self, chunk: Mapping[str, Any], *, failed: bool) -> list[tuple[Choice, dict[str, Any]]]:
         """Read what counts for billing and for the end. Returns the choices to read."""
         choices = _objects(chunk)
-        numbered: list[tuple[Choice, Mapping[str, Any]]] = [
-            (choice, each) for each in choices if (choice := self._choice(each))
-        ]
+        numbered = [(choice, each) for each in choices if (choice := self._choice(each))]
         read = numbered[:1] if self._one_choice else numbered
         reported = chunk.get("usage")
         tier = chunk.get("service_tier") or (reported.get("service_tier") if isinstance(reported, dict) else None)
@@ -159,26 +158,25 @@ class Completion:
         elif generated:
             self._usage, self._usage_is_last = None, False  # usage reported before this chunk is incomplete
 
-    def _add(
-        self, chunk: Mapping[str, Any], choices: list[tuple[Choice, Mapping[str, Any]]], data: bytes
-    ) -> Piece | None:
+    def _add(self, chunk: Mapping[str, Any], choices: list[tuple[Choice, dict[str, Any]]], data: bytes) -> Piece | None:
         self._count += 1
         self._fields |= {name: each for name, each in chunk.items() if each is not None and name not in _OF_CHUNKS}
         if filtered := storable(chunk.get("prompt_filter_results")):
             self.extras.setdefault("content_filter", {})["prompt"] = filtered
-        first = next((each for choice, each in choices if choice is self._first), {})
+        first = next((each for choice, each in choices if choice is self._first), _NOTHING)
         whole = "message" in first and not isinstance(first.get("delta"), dict)
         if whole and self._first.repeated_by(first):
             return None if self._document else Piece({})
         self._document = data if whole or (self._count == 1 and "delta" not in first) else b""
-        shown = [choice.add(each, whole=whole) for choice, each in choices]
-        of_first = next(
-            (pieces for pieces, (choice, _) in zip(shown, choices, strict=True) if choice is self._first), {}
-        )
+        shown: dict[str, Any] = {}
+        for choice, each in choices:
+            pieces = choice.add(each, whole=whole)
+            if each is first:
+                shown = pieces
         if not whole:
-            return Piece(of_first, only_usage=usage_of(chunk.get("usage")) is not None and not chunk.get("choices"))
+            return Piece(shown, only_usage=not chunk.get("choices") and usage_of(chunk.get("usage")) is not None)
         self._done = True
-        return Piece(of_first, chunk=orjson.dumps(_as_chunk(chunk)))
+        return Piece(shown, chunk=orjson.dumps(_as_chunk(chunk)))
 
     def _choice(self, choice: Mapping[str, Any]) -> Choice | None:
         index = 0 if self._one_choice or choice.get("index") is None else index_of(choice["index"], _MAX_CHOICES)

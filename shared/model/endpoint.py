@@ -5,8 +5,8 @@ An answer that is not streamed arrives only when it is complete, so only the tur
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +20,6 @@ from shared.errors import (
     QuotaExhausted,
     RateLimited,
     UpstreamError,
-    UpstreamFailure,
     UpstreamResponse,
     UpstreamTimeout,
 )
@@ -102,7 +101,7 @@ class Endpoint:
         stack.push_async_callback(response.aclose)
         if response.status_code in _NO_CONTENT:
             raise self._failure(plan, call_id, response, response.status_code, b"")
-        answer = _reading(events(response, self._clock))
+        answer = events(response, self._clock)
         first = await _first(answer)
         opening = first[-1] if first else ServerEvent()
         if streamed:
@@ -126,7 +125,7 @@ class Endpoint:
         Such an error is left to the reader, so that the call is settled."""
         if has_usage(first[-1].data):
             return True
-        with suppress(UpstreamFailure, TimeoutError):
+        with suppress(*CONNECTION_ERRORS):  # a TimeoutError is an OSError
             async with self._clock.timeout_at(self._clock.monotonic() + DRAIN_TIMEOUT_S):
                 async for event in answer:
                     first.append(event)  # noqa: PERF401  # kept if reading fails
@@ -168,24 +167,27 @@ def _is_for_callers(failure: ChatError, status: int) -> bool:
 async def _first(answer: AsyncIterator[ServerEvent]) -> list[ServerEvent]:
     """The events up to the first that is a JSON object or an error. The error is handled like an HTTP error status."""
     first = []
-    async for event in answer:
-        first.append(event)
-        if unwrapped(parsed(event.data)) is not None or event.name == b"error":
-            break
+    with _reading():
+        async for event in answer:
+            first.append(event)
+            if unwrapped(parsed(event.data)) is not None or event.name == b"error":
+                break
     return first
 
 
 async def _chained(first: list[ServerEvent], answer: AsyncIterator[ServerEvent]) -> AsyncIterator[ServerEvent]:
     for event in first:
         yield event
-    async for event in answer:
-        yield event
-
-
-async def _reading(answer: AsyncIterator[ServerEvent]) -> AsyncIterator[ServerEvent]:
-    try:
+    with _reading():
         async for event in answer:
             yield event
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Raises UpstreamFailure if the connection is lost while an answer is read."""
+    try:
+        yield
     except CONNECTION_ERRORS as error:
         if isinstance(error, httpx2.TimeoutException) and not is_lost(error):
             raise UpstreamTimeout("The model's answer timed out. Retry the request.", maybe_billed=True) from error

@@ -5,7 +5,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-
 """
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import httpx2
@@ -40,18 +40,19 @@ async def events(response: httpx2.Response, clock: Clock) -> AsyncIterator[Serve
         if len(set(documents)) > 1 and not _framed(response):
             raise ConnectionError("the chunks ended without a mark")
         return
-    lines = _lines(start, parts)
-    async for event in _events(lines):
+    stream, received = EventStream(), start or None
+    while received is not None:
+        for event in stream.feed(received):
+            yield event
+            if event.data == DONE:
+                await _drain(parts, clock)
+                return
+        received = await anext(parts, None)
+    last = stream.end()
+    for event in last:
         yield event
-        if event.data == DONE:
-            break
-    else:
-        if not _framed(response):
-            raise ConnectionError("the stream ended without [DONE]")
-    with suppress(*CONNECTION_ERRORS):  # a TimeoutError is an OSError
-        async with clock.timeout_at(clock.monotonic() + DRAIN_TIMEOUT_S):
-            async for _ in lines:
-                pass
+    if not (last and last[-1].data == DONE) and not _framed(response):
+        raise ConnectionError("the stream ended without [DONE]")
 
 
 def _documents(body: bytes) -> list[bytes]:
@@ -60,65 +61,82 @@ def _documents(body: bytes) -> list[bytes]:
     return [body] if isinstance(parsed(body), dict) else objects(_PREAMBLE.sub(b"", body, count=1)) or [body]
 
 
-async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[ServerEvent]:
-    """The standard discards an event without a blank line at the end of the body. This one counts if it is whole,
-    because it may contain the usage."""
-    name, data, raw = b"", list[bytes](), list[bytes]()
-    async for line in lines:
+async def _drain(parts: AsyncIterator[bytes], clock: Clock) -> None:
+    with suppress(*CONNECTION_ERRORS):  # a TimeoutError is an OSError
+        async with clock.timeout_at(clock.monotonic() + DRAIN_TIMEOUT_S):
+            async for _ in parts:
+                pass
+
+
+class EventStream:
+    """Reads the events of a stream as its parts arrive.
+
+    Lines end with CR LF, LF, CR or the body. httpx's line iterator also splits at U+2028 and U+0085, which JSON may
+    contain unescaped.
+    """
+
+    def __init__(self) -> None:
+        self._line: list[bytes] = []  # in parts: joining on each arrival would copy a long line each time
+        self._after_cr, self._bom = False, _BOM
+        self._begin_event()
+
+    def feed(self, part: bytes) -> list[ServerEvent]:
+        """The events that this part completes."""
+        rest = part[1:] if self._after_cr and part.startswith(b"\n") else part
+        self._after_cr = part.endswith(b"\r") if part else self._after_cr
+        piece, *others = rest.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        self._line.append(piece)
+        events: list[ServerEvent] = []
+        for other in others:
+            events += self._read(b"".join(self._line).removeprefix(self._bom))
+            self._line, self._bom = [other], b""
+        return events
+
+    def end(self) -> list[ServerEvent]:
+        """The standard discards an event without a blank line at the end of the body. This one counts if it is whole,
+        because it may contain the usage."""
+        last = b"".join(self._line).removeprefix(self._bom)
+        events = self._read(last) if last else []
+        return events + [
+            each
+            for each in _dispatched(self._name, self._data, self._raw)
+            if each.data == DONE or parsed(each.data) is not None
+        ]
+
+    def _read(self, line: bytes) -> list[ServerEvent]:
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
-            data.append(value)
-            raw.append(value)
+            self._data.append(value)
+            self._raw.append(value)
         elif field == b"event":
-            name = value
-        elif field not in (b"", b"id", b"retry") and data:
-            raw.append(line)
+            self._name = value
+        elif field not in (b"", b"id", b"retry") and self._data:
+            self._raw.append(line)
         elif not line:
-            for event in _dispatched(name, data, raw):
-                yield event
-            name, data, raw = b"", [], []
-    for last in _dispatched(name, data, raw):
-        if last.data == DONE or parsed(last.data) is not None:
-            yield last
+            events = _dispatched(self._name, self._data, self._raw)
+            self._begin_event()
+            return events
+        return []
+
+    def _begin_event(self) -> None:
+        self._name = b""
+        self._data: list[bytes] = []
+        self._raw: list[bytes] = []  # the data with the lines that are no field
 
 
-def _dispatched(name: bytes, data: list[bytes], raw: list[bytes]) -> Iterator[ServerEvent]:
+def _dispatched(name: bytes, data: list[bytes], raw: list[bytes]) -> list[ServerEvent]:
     """The event with this data. Where that is no JSON, two errors of services are mended: a raw line feed inside a
     string (`raw`: the lines with those that are no field), and chunks without blank lines between them."""
     if not any(data):
-        return
+        return []
     lines = [b"\n".join(data)]
     if len(raw) > 1 and parsed(lines[0]) is None:
         if parsed(b"\n".join(raw)) is not None:
             lines = [b"\n".join(raw)]
         elif all(line.strip() == DONE or isinstance(parsed(line), dict) for line in data):
             lines = data
-    for line in lines:
-        yield ServerEvent(DONE if line.strip() == DONE else line, name)
-
-
-async def _lines(start: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Lines end with CR LF, LF, CR or the body. httpx's line iterator also splits at U+2028 and U+0085, which JSON may
-    contain unescaped."""
-    line: list[bytes] = []  # in parts: joining on each arrival would copy a long line each time
-    after_cr, bom = False, _BOM
-
-    async def all_parts() -> AsyncIterator[bytes]:
-        yield start
-        async for part in parts:
-            yield part
-
-    async for part in all_parts():
-        rest = part[1:] if after_cr and part.startswith(b"\n") else part
-        after_cr = part.endswith(b"\r") if part else after_cr
-        piece, *others = rest.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        line.append(piece)
-        for other in others:
-            yield b"".join(line).removeprefix(bom)
-            line, bom = [other], b""
-    if rest := b"".join(line).removeprefix(bom):
-        yield rest
+    return [ServerEvent(DONE if line.strip() == DONE else line, name) for line in lines]
 
 
 def _framed(response: httpx2.Response) -> bool:

@@ -43,7 +43,7 @@ def unwrapped(value: Any) -> dict[str, Any] | None:
         value = value[0]
     if not isinstance(value, dict):
         return None
-    if value.keys() & {"choices", "error"}:
+    if "choices" in value or "error" in value:
         return value
     return next((each for each in value.values() if isinstance(each, dict) and "choices" in each), value)
 

@@ -55,7 +55,7 @@ def usage_of(reported: Any) -> Usage | None:
     """The call's tokens; None if the prompt or completion count is missing or invalid, because that does not mean zero.
     Missing details count as zero. Counts that contradict each other, that can't be read, or that no rate covers are
     `unpriced_kinds`."""
-    if not isinstance(reported, Mapping):
+    if not isinstance(reported, dict):
         return None
     counts, unpriced = _counts(reported)
     if "prompt_tokens" not in counts or "completion_tokens" not in counts:

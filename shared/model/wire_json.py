@@ -53,6 +53,8 @@ def objects(data: bytes) -> list[bytes]:
 
 def storable(value: Any) -> Any:
     """The value in a form that can be serialized, with lone surrogates as U+FFFD; None if it is nested too deeply."""
+    if value is None or (type(value) is str and value.isascii()):
+        return value
     try:
         orjson.dumps([[[[[[[[value]]]]]]]])  # as deep as rows and responses nest it
     except orjson.JSONEncodeError:

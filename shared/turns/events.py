@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 from shared.domain.conversation import Session, Turn
 from shared.domain.limits import Budget, RateStatus
@@ -30,12 +30,11 @@ class Opened:
     rates: RateStatus | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """A part of the answer (content, refusal or tool calls) and the event that contained it."""
 
     pieces: Mapping[str, Any]
-    event: ServerEvent = field(default_factory=ServerEvent)
+    event: ServerEvent = ServerEvent()
     only_usage: bool = False
 
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from shared.domain.calls import Call, LedgerEntry, Usage
 from shared.domain.conversation import IdempotencyRecord, Message, Session, Turn
@@ -108,16 +108,14 @@ class Ledger(Protocol):
 DONE = b"[DONE]"  # the data of a stream's last event
 
 
-@dataclass(frozen=True, slots=True)
-class ServerEvent:
+class ServerEvent(NamedTuple):
     """One event of a stream, or the one document of an answer that was not streamed."""
 
     data: bytes = b""
     name: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What one event adds to an answer. `shown`: content, refusal or tool-call deltas; {} if there are none.
     `only_usage`: a chunk that holds usage and nothing else. `chunk`: a whole document as the chunk of a stream."""
 
