@@ -7,6 +7,9 @@ ChatError
 ├── Unauthorized           401 no API key, or an invalid one
 ├── ModelNotFound          404 openai/* only: unknown model
 ├── SessionNotFound        404 unknown, erased, being erased, or owned by another caller (the same error for all)
+├── ParentNotFound         404 the turn that a new one is to continue is unknown, erased, or another caller's
+├── ItemNotFound           404 openai/v1/responses and conversations only: an unknown item
+├── StillRunning           409 the turn that a new one is to continue has no answer yet
 ├── ErasureNotFound        404 the caller has not begun to erase all sessions
 ├── RouteNotFound          404 the path is no route
 ├── MethodNotAllowed       405 the path has other methods; they are in the header Allow
@@ -109,6 +112,32 @@ class SessionNotFound(ChatError):
 
     def __init__(self) -> None:
         super().__init__("Session not found. Start one with POST api/chat.", param="session_id")
+
+
+class ParentNotFound(ChatError):
+    code = "parent_not_found"
+    status = 404
+
+    def __init__(self) -> None:
+        message = "There is no such turn to continue: it is unknown, erased, or has no answer."
+        super().__init__(message, param="branch_from")
+
+
+class ItemNotFound(ChatError):
+    code = "item_not_found"
+    status = 404
+
+    def __init__(self, item: str) -> None:
+        super().__init__(f"Item with id '{item}' not found.")
+
+
+class StillRunning(ChatError):
+    code = "still_running"
+    status = 409
+
+    def __init__(self, retry_after: int = 1) -> None:
+        message = "The turn to continue is still running. Wait for its answer, then retry."
+        super().__init__(message, param="branch_from", retry_after=retry_after)
 
 
 class ErasureNotFound(ChatError):

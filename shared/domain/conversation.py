@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
+from enum import StrEnum
 from typing import Any, TypeAlias
 
 from shared.domain.calls import NO_TOTALS, Call, State, Totals, Usage
@@ -15,6 +16,9 @@ from shared.domain.calls import NO_TOTALS, Call, State, Totals, Usage
 STOPPED = "stopped"  # finish_reason of a turn that was stopped
 Message: TypeAlias = Mapping[str, Any]
 """One chat message in OpenAI's format: role, content, tool_calls, tool_call_id, refusal."""
+Item: TypeAlias = Mapping[str, Any]
+"""One item of OpenAI's Responses API, without its id: see domain/items.py."""
+ADDED = "added"  # finish_reason of a turn that only adds items to a conversation, without a call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,22 @@ class OwnerErasure:
     etag: str = field(default="", compare=False)
 
 
+class Kind(StrEnum):
+    """Which API began a session. The routes of one do not serve those of another."""
+
+    CHAT = "chat"
+    RESPONSES = "responses"
+    CONVERSATION = "conversation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """The session and turn that a branch continues. The branch's own turns are numbered from there on."""
+
+    session_id: str
+    turn: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """The head of a conversation. `turns`: number of the latest turn. `window_start`: number of the first turn in the
@@ -57,6 +77,9 @@ class Session:
     system: str
     deployment: str
     owner: str | None = None  # name of the principal that created it
+    kind: Kind = Kind.CHAT
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of a conversation, from its caller
+    parent: Parent | None = None  # of a branch
     reference: str | None = None  # its name in the ledger and in reports; None until the next turn of an old session
     seen: tuple[date, ...] = ()  # days under which the retention's index may have it, that of its last use last
     expires: datetime | None = None  # of a temporary session
@@ -87,9 +110,11 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnResult:
-    """What settling a turn stores besides its call. `messages`: the request's, then the answer if there is one."""
+    """What settling a turn stores besides its call. `messages`: the request's, then the answer if there is one.
+    `output`: the answer's items, if the turn keeps items."""
 
     messages: tuple[Message, ...]
+    output: tuple[Item | None, ...] = ()
     finish_reason: str | None
     finished: datetime
     extras: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +128,9 @@ class Turn:
     number: int
     started: datetime
     calls: tuple[Call, ...]
-    messages: tuple[Message, ...] = ()
+    messages: tuple[Message, ...] = ()  # those of `input` and `output`, if it keeps items
+    input: tuple[Item | None, ...] = ()
+    output: tuple[Item | None, ...] = ()
     window_start: int = 1
     past_tokens: int | None = 0  # of the prompt before this turn's messages; None if the caller made the prompt
     finished: datetime | None = None
@@ -135,12 +162,16 @@ class Turn:
     @property
     def answered(self) -> bool:
         """True if it has a complete answer."""
+        if self.finish_reason == ADDED:
+            return False
         has_answer = bool(self.messages) and self.messages[-1]["role"] == "assistant"
         return has_answer and self.finish_reason not in (None, "error")
 
     @property
     def replayable(self) -> bool:
         """True if later prompts include this turn."""
+        if self.finish_reason == ADDED:
+            return bool(self.messages)
         return self.answered and self.finish_reason != "content_filter"
 
     @property
@@ -158,6 +189,7 @@ class Turn:
         return replace(
             self,
             messages=result.messages,
+            output=result.output,
             finish_reason=result.finish_reason,
             finished=result.finished,
             extras=result.extras,

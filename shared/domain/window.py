@@ -5,9 +5,9 @@ estimated. The window's start moves rarely and in big steps, so that the prompt'
 service's prompt cache keeps hitting.
 """
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -36,6 +36,9 @@ class Window:
     past_tokens: int
 
 
+Check: TypeAlias = Callable[[Sequence[Turn], Sequence[Message]], None]
+
+
 @dataclass(frozen=True, slots=True)
 class ReplayedTurn:
     """A past turn as it is sent to the model, and the tokens that it adds to a prompt.
@@ -51,20 +54,22 @@ class ReplayedTurn:
 
     @property
     def begins(self) -> bool:
-        """True if it begins with a user message, as a window must."""
-        return bool(self.messages[0]["role"] == "user")
+        """True if a window may begin with it: it does not begin with the results of an earlier turn's tool calls."""
+        return bool(self.turn.messages[0]["role"] != "tool")
 
 
 @dataclass(frozen=True, slots=True)
 class History:
     """The input of a new turn's prompt: the session, its replayed turns (oldest first), the new messages, and the
-    deployment. `attached`: other parts of the request that the service counts as prompt (tools, schemas)."""
+    deployment. `attached`: other parts of the request that the service counts as prompt (tools, schemas).
+    `instructions`: this call's own system prompt, in place of the session's."""
 
     session: Session
     turns: tuple[ReplayedTurn, ...]
     new: tuple[Message, ...]
     attached: Any
     deployment: str
+    instructions: str | None = None
 
     @classmethod
     def of(
@@ -74,13 +79,16 @@ class History:
         new: Sequence[Message],
         attached: Any,
         deployment: str,
+        instructions: str | None = None,
+        check: "Check | None" = None,
     ) -> "History":
-        """`turns`: newest first. Raises InvalidRequest if tool results do not answer the pending tool calls, and
-        ContextTooLong if their exchange is too long to be sent complete."""
+        """`turns`: newest first. `check`: of new tool results against the replayable turns, oldest first. Raises
+        InvalidRequest if tool results do not answer the pending tool calls, and ContextTooLong if their exchange is too
+        long to be sent complete."""
         replayable = [turn for turn in reversed(turns) if turn.replayable and turn.number > session.cleared_through]
-        if new[0]["role"] == "tool":
-            _check_tool_results(replayable, new)
-        return cls(session, tuple(_replayed(replayable, new)), tuple(new), attached, deployment)
+        if check or new[0]["role"] == "tool":
+            (check or _check_tool_results)(replayable, new)
+        return cls(session, tuple(_replayed(replayable, new)), tuple(new), attached, deployment, instructions)
 
     def window(self, budget: int) -> Window:
         """The window for a prompt of at most `budget` tokens. The new messages are always sent, even if too long."""
@@ -88,7 +96,11 @@ class History:
         shown = [turn for turn in self.turns if turn.turn.number >= self.session.window_start or turn in exchange]
         if len(shown) >= MAX_TURNS or self._past_tokens(shown) + estimate(self.new) > budget:
             shown = self._shortened(shown, budget)
-        return self._window(_from_user(shown))
+        return self._window(_from_start(shown))
+
+    def whole(self) -> Window:
+        """The window with every turn."""
+        return self._window(_from_start(self.turns))
 
     def halved(self, window: Window) -> Window | None:
         """The window without the older half of its droppable turns, for a retry after the service rejected it as too
@@ -97,7 +109,7 @@ class History:
         droppable = len(shown) - len(self._exchange())
         if droppable == 0:
             return None
-        return self._window(_from_user(shown[(droppable + 1) // 2 :]))
+        return self._window(_from_start(shown[(droppable + 1) // 2 :]))
 
     def _exchange(self) -> Sequence[ReplayedTurn]:
         """The turns that new tool results belong to, from the user message on; none if there are no results."""
@@ -121,23 +133,28 @@ class History:
     def _window(self, shown: Sequence[ReplayedTurn]) -> Window:
         first = shown[0].turn.number if shown else self.session.turns + 1
         past = [message for turn in shown for message in turn.messages]
-        messages = (_system(self.session), *past, *self.new)
+        messages = (*self._system(), *past, *self.new)
         return Window(messages, first, self._bound(shown, messages), self._past_tokens(shown))
 
     def _past_tokens(self, shown: Sequence[ReplayedTurn]) -> int:
         """The tokens before the new messages. If the last turn was sent with the same window, this equals the service's
         count, because each turn's size absorbs the estimation error before it."""
-        return estimate([_system(self.session)], self.attached) + _tokens(shown)
+        return estimate(self._system(), self.attached) + _tokens(shown)
 
     def _bound(self, shown: Sequence[ReplayedTurn], messages: Sequence[Message]) -> int:
         """An upper bound on the prompt's tokens: the reported count for the part that was sent before, if it is valid
         here, and one token per byte for the rest."""
         last = shown[-1].turn if shown else None
-        usage = last and last.call.usage
-        same = last and last.call.deployment == self.deployment and last.past_tokens == self._past_tokens(shown[:-1])
-        if usage and same:
-            return usage.conversation_tokens + MESSAGE_BOUND + bound(self.new, self.attached)
+        usage = last.call.usage if last and last.calls else None
+        same = last and usage and last.call.deployment == self.deployment
+        if last and usage and same and last.past_tokens == self._past_tokens(shown[:-1]):
+            new = self.new if self.instructions is None else (*self._system(), *self.new)
+            return usage.conversation_tokens + MESSAGE_BOUND + bound(new, self.attached)
         return bound(messages, self.attached)
+
+    def _system(self) -> tuple[Message, ...]:
+        system = self.session.system if self.instructions is None else self.instructions
+        return ({"role": "system", "content": system},) if system else ()
 
 
 def estimate(messages: Sequence[Message], attached: Any = None) -> int:
@@ -172,10 +189,6 @@ def _measure(messages: Sequence[Message], attached: Any) -> tuple[int, int]:
     return text, images
 
 
-def _system(session: Session) -> Message:
-    return {"role": "system", "content": session.system}
-
-
 def _tokens(turns: Sequence[ReplayedTurn]) -> int:
     return turns[0].alone + sum(turn.tokens for turn in turns[1:]) if turns else 0
 
@@ -184,14 +197,19 @@ def _calls(message: Message) -> list[str]:
     return [call["id"] for call in message.get("tool_calls") or ()]
 
 
-def _from_user(turns: Sequence[ReplayedTurn]) -> Sequence[ReplayedTurn]:
-    """The turns from the first user message on, so that no tool result is sent without its call."""
+def _from_start(turns: Sequence[ReplayedTurn]) -> Sequence[ReplayedTurn]:
+    """The turns from the first that a window may begin with, so that no tool result is sent without its call."""
     begins = (at for at, turn in enumerate(turns) if turn.begins)
     return turns[next(begins, len(turns)) :]
 
 
+def pending_calls(turns: Sequence[Turn]) -> list[str]:
+    """The ids of the tool calls that wait for results. `turns`: replayable ones, oldest first."""
+    return _calls(turns[-1].messages[-1]) if turns and turns[-1].finish_reason != STOPPED else []
+
+
 def _check_tool_results(turns: Sequence[Turn], new: Sequence[Message]) -> None:
-    pending = _calls(turns[-1].messages[-1]) if turns and turns[-1].finish_reason != STOPPED else []
+    pending = pending_calls(turns)
     if not pending:
         raise InvalidRequest("No tool call is waiting for results. Send a message instead.", param="tool_results")
     if sorted(message["tool_call_id"] for message in new) != sorted(pending):
@@ -206,31 +224,39 @@ def _check_tool_results(turns: Sequence[Turn], new: Sequence[Message]) -> None:
 
 
 def _replayed(turns: Sequence[Turn], new: Sequence[Message]) -> Iterator[ReplayedTurn]:
-    """The turns without messages that the service would reject: tool calls that the next turn does not answer, and
-    results of such calls (a turn that settled late can come between call and result)."""
+    """The turns without messages that the service would reject: tool calls that are not answered, and results of such
+    calls (a turn that settled late can come between call and result)."""
     pending: set[str] = set()
     for turn, following in zip(turns, [*(turn.messages for turn in turns[1:]), new], strict=False):
-        *sent, answer = turn.messages
-        sent = [message for message in sent if message["role"] != "tool" or message.get("tool_call_id") in pending]
-        calls, results = set(_calls(answer)), {message.get("tool_call_id") for message in following}
-        pending = calls if calls <= results and turn.finish_reason != STOPPED else set()  # else they may be cut off
-        past, received = turn.past_tokens, [_replayed_answer(answer, pending)]
-        unanswered = bool(calls) and not pending
-        if unanswered:
-            received = [message for message in received if message["content"]]
-        if messages := (*sent, *received):
-            usage = turn.call.usage
-            reported = usage.conversation_tokens - usage.prompt_tokens + MESSAGE_TOKENS if usage else None
-            answer_tokens = estimate(received) if unanswered or reported is None else reported
-            alone = estimate(sent) + answer_tokens
-            tokens = alone if past is None or usage is None else usage.prompt_tokens - past + answer_tokens
-            limit = bound(messages)
-            yield ReplayedTurn(turn, messages, min(max(tokens, 1), limit), min(max(tokens, alone), limit))
+        messages, last_calls = list[Message](), set(_calls(turn.messages[-1]))
+        for at, message in enumerate(turn.messages, start=1):
+            if message["role"] == "tool":
+                messages += [message] if message.get("tool_call_id") in pending else []
+                continue
+            is_last, calls = at == len(turn.messages), set(_calls(message))
+            results = {result.get("tool_call_id") for result in (following if is_last else turn.messages[at:])}
+            cut_off = is_last and turn.finish_reason == STOPPED
+            pending = calls if calls <= results and not cut_off else set()
+            if message["role"] == "assistant" and not pending:
+                message = _without_calls(message)
+            messages += [message] if pending or not calls or message["content"] else []
+        if messages:
+            yield _measured(turn, tuple(messages), unanswered=bool(last_calls) and not pending)
 
 
-def _replayed_answer(answer: Message, pending: Set[str]) -> Message:
-    """An answer as later prompts contain it: with its tool calls if they were answered, otherwise without them."""
-    if pending:
-        return answer
+def _measured(turn: Turn, messages: tuple[Message, ...], *, unanswered: bool) -> ReplayedTurn:
+    """`unanswered`: the answer is sent without its tool calls, if it is sent."""
+    usage = turn.call.usage if turn.calls else None
+    has_answer = messages[-1]["role"] == "assistant"
+    sent, received = (messages[:-1], messages[-1:]) if has_answer else (messages, ())
+    reported = usage.conversation_tokens - usage.prompt_tokens + MESSAGE_TOKENS if usage else None
+    answer_tokens = estimate(received) if unanswered or reported is None else reported
+    past, alone = turn.past_tokens, estimate(sent) + answer_tokens
+    tokens = alone if past is None or usage is None else usage.prompt_tokens - past + answer_tokens
+    limit = bound(messages)
+    return ReplayedTurn(turn, messages, min(max(tokens, 1), limit), min(max(tokens, alone), limit))
+
+
+def _without_calls(answer: Message) -> Message:
     rest = {name: value for name, value in answer.items() if name != "tool_calls"}
     return {**rest, "content": answer.get("content") or ""}

@@ -16,11 +16,13 @@ _MAX_DEPTH = 8  # of parts in parts
 
 
 class Choice:
-    """`extras`: log probabilities and content filter results, as turns store them."""
+    """`calls_first`: a tool call began before the text. `extras`: log probabilities and content filter results, as
+    turns store them."""
 
     def __init__(self) -> None:
         self.finish_reason: str | None = None
         self.extras: dict[str, Any] = {}
+        self.calls_first = self._has_text = False
         self._text = {"content": Text(), "refusal": Text()}
         self.tool_calls = ToolCalls()
         self._function_call = {"name": Text(), "arguments": Text()}  # the predecessor of tool calls
@@ -38,6 +40,8 @@ class Choice:
             if kind not in self._text:
                 _merge(self._others, {kind: value})
             elif piece := self._text[kind].add(value):
+                self.calls_first = self.calls_first or (bool(self.tool_calls) and not self._has_text)
+                self._has_text = True
                 shown[kind] = shown.get(kind, "") + piece
         if (pieces := delta.get("tool_calls")) and (calls := self.tool_calls.add(pieces, whole=whole)):
             shown["tool_calls"] = calls

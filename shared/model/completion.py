@@ -64,6 +64,10 @@ class Completion:
         return self._usage if self._ended or self._usage_is_last else None
 
     @property
+    def calls_first(self) -> bool:
+        return self._first.calls_first
+
+    @property
     def running_usage(self) -> Usage | None:
         return self._running_usage.value
 

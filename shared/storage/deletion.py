@@ -88,7 +88,7 @@ class Deletions:
     async def _carry_out(self, head: Session, deletion: Deletion) -> None:
         batch: list[Write] = []
         forgotten: set[date] = set()
-        async for row in self._rows_after(head):
+        async for row in self._other_rows(head, deletion):
             if deletion.erase and rows.is_turn(row):
                 await self._forget_session(head, deletion, rows.to_turn(row), forgotten)
             batch += _deletion_writes(row, head, deletion)
@@ -97,6 +97,7 @@ class Deletions:
         await self._delete_pointer(head)
         if deletion.erase:
             await self._delete_from_index(head)
+            await self._sessions.leave_branch(head)
         new_head = None if deletion.erase else replace(head, deletion=None, first_key=None)
         await self._commit(head, batch, new_head)
 
@@ -118,9 +119,11 @@ class Deletions:
                 await self._days.forget_session(call.day, head.id, reference)
                 days.add(call.day)
 
-    def _rows_after(self, session: Session) -> AsyncIterator[Row]:
+    def _other_rows(self, session: Session, deletion: Deletion) -> AsyncIterator[Row]:
+        """All rows but the head; for a clear without those before it, which name branches."""
+        compared = "ne" if deletion.erase else "gt"
         return self._table.query(
-            "PartitionKey eq @session and RowKey gt @head", {"session": session.id, "head": rows.HEAD}
+            f"PartitionKey eq @session and RowKey {compared} @head", {"session": session.id, "head": rows.HEAD}
         )
 
     async def _delete_from_index(self, head: Session) -> None:
@@ -149,5 +152,5 @@ def _deletion_writes(row: Row, head: Session, deletion: Deletion) -> list[Write]
     turn = rows.to_turn(row)
     if not turn.messages or turn.number > head.cleared_through:
         return []
-    bare = replace(turn, messages=(), extras={})
+    bare = replace(turn, messages=(), input=(), output=(), extras={})
     return [Write("put", rows.from_turn(head.id, bare), turn.etag)]

@@ -118,7 +118,8 @@ class Retention:
             session = await self._sessions.head(row["RowKey"])
         if session and session.busy(self._clock.now()):
             return
-        if session and self._is_over(session):
+        latest: date | None = None
+        if session and self._is_over(session) and not (latest := await self._continued_in(session)):
             marked = await self._deletions.begin(session, erase=True)
             if marked is None:
                 return  # it is used at this moment
@@ -130,11 +131,22 @@ class Retention:
                 return  # later today
         elif session:
             try:
-                session = await self._note(session, session.updated.date())
+                session = await self._note(session, latest or session.updated.date())
             except VersionConflict:
                 return
             await self._insert(index_partition(SEEN, session.seen[-1]), session.id)
         await self._delete(row["PartitionKey"], row["RowKey"])
+
+    async def _continued_in(self, session: Session) -> date | None:
+        """The day of the latest use of a branch, whose prompts need this session; None if there is none, or all are
+        over too."""
+        days: list[date] = []
+        for branch in await self._sessions.branches(session.id):
+            head = await self._sessions.head(branch)
+            if head and not head.deletion:
+                days += [head.updated.date()] if not self._is_over(head) else []
+                days += filter(None, [await self._continued_in(head)])
+        return None if session.expired(self._clock.now()) else max(days, default=None)
 
     async def _note(self, session: Session, day: date) -> Session:
         """Name the day on the head, before a row is inserted under it. Raises VersionConflict."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Set
 from dataclasses import replace
 
 from shared.domain.conversation import Message, Session, Turn
+from shared.domain.items import items_of
 from shared.errors import MessageTooLarge
 from shared.storage.call_columns import json_text
 
@@ -18,10 +19,12 @@ _TEXT = {"content", "refusal"}  # fields of a message
 _TOOL_CALLS = {"tool_calls", "function_call"}
 
 
-def check_size(session: Session, turn: Turn, answer_tokens: int) -> None:
+def check_size(session: Session, turn: Turn, answer_tokens: int, view: str | None = None) -> None:
     """Raises MessageTooLarge if the session, or the turn with an answer of that many tokens, does not fit in a row."""
     if len(session.system.encode("utf-16-le")) > MAX_TEXT_BYTES:
         raise MessageTooLarge("The system prompt is too large to store.")
+    if view is not None and len(view.encode("utf-16-le")) > MAX_TEXT_BYTES:
+        raise MessageTooLarge("The instructions and tools are too large to store.")
     if text_bytes(turn) + answer_tokens * BYTES_PER_ANSWER_TOKEN > MAX_TEXT_BYTES:
         raise MessageTooLarge("The message, with room for its answer, is too large to store.")
 
@@ -39,7 +42,8 @@ def cut_to_fit(turn: Turn) -> Turn:
 
 
 def text_bytes(turn: Turn) -> int:
-    return len((json_text(turn.messages) + json_text(turn.extras)).encode("utf-16-le"))
+    content = (turn.input, turn.output) if turn.input else turn.messages
+    return len((json_text(content) + json_text(turn.extras)).encode("utf-16-le"))
 
 
 def _cuts(turn: Turn) -> Iterator[Turn]:
@@ -62,7 +66,8 @@ def _cuts(turn: Turn) -> Iterator[Turn]:
 def _with_answer(turn: Turn, answer: Message, cut: Set[str]) -> Turn:
     if not any(answer.get(name) for name in _TEXT | _TOOL_CALLS):
         answer = {**answer, "content": ""}  # the service rejects a message without any of them
-    return replace(turn, messages=(*turn.messages[:-1], answer), truncated=_names(turn, cut))
+    output = items_of(answer) if turn.input else ()
+    return replace(turn, messages=(*turn.messages[:-1], answer), output=output, truncated=_names(turn, cut))
 
 
 def _without_extras(turn: Turn, cut: Set[str]) -> Turn:

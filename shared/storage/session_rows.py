@@ -11,13 +11,15 @@ from typing import Any
 import orjson
 
 from shared.domain.calls import Totals
-from shared.domain.conversation import Deletion, IdempotencyRecord, Lease, Session, Turn
+from shared.domain.conversation import Deletion, IdempotencyRecord, Kind, Lease, Parent, Session, Turn
+from shared.domain.items import answer_of, messages_of
 from shared.storage.call_columns import call_columns, json_text, to_call, to_usage, usage_columns
 
 Row = dict[str, Any]
 
 HEAD = "head"
 POINTER = "first"  # in a partition per Idempotency-Key: the session that the first request with this key started
+BRANCH = "branch-"
 SEEN, EXPIRES = "~seen-", "~expires-"  # partitions of the retention's index, by day
 _STOPPED = ("stopped_calls", "stopped_at_least", "stopped_at_most", "stopped_unbounded")  # absent if there are none
 _NEWEST_FIRST = 9_999_999_999
@@ -31,6 +33,16 @@ def turn_key(number: int) -> str:
 
 def is_turn(row: Row) -> bool:
     return str(row["RowKey"]).startswith("turn-")
+
+
+def view_key(number: int) -> str:
+    """RowKey of the view of a turn: its request, as a response repeats it. It sorts after the turns."""
+    return f"view-{_NEWEST_FIRST - number:010}"
+
+
+def branch_key(session_id: str) -> str:
+    """RowKey, in the parent's partition, of a branch. It sorts before the head, so that no turn reads it."""
+    return f"{BRANCH}{session_id}"
 
 
 def record_key(key_hash: str) -> str:
@@ -65,6 +77,10 @@ def from_session(session: Session) -> Row:
         "created": session.created,
         "updated": session.updated,
         "owner": session.owner,
+        "kind": None if session.kind is Kind.CHAT else session.kind.value,
+        "metadata": json_text(session.metadata) if session.metadata else None,
+        "parent_session": session.parent and session.parent.session_id,
+        "parent_turn": session.parent and session.parent.turn,
         "reference": session.reference,
         "seen": seen_text(session.seen),
         "expires": session.expires,
@@ -100,6 +116,9 @@ def to_session(row: Row) -> Session:
         created=row["created"],
         updated=row["updated"],
         owner=row.get("owner"),
+        kind=Kind(row.get("kind", Kind.CHAT)),
+        metadata=orjson.loads(row.get("metadata", "{}")),
+        parent=Parent(session_id=row["parent_session"], turn=row["parent_turn"]) if "parent_session" in row else None,
         reference=row.get("reference"),
         seen=tuple(map(date.fromisoformat, row["seen"].split(","))) if "seen" in row else (),
         expires=row.get("expires"),
@@ -135,7 +154,9 @@ def from_turn(session_id: str, turn: Turn) -> Row:
         "started": turn.started,
         "finished": turn.finished,
         "finish_reason": turn.finish_reason,
-        "messages": json_text(turn.messages),
+        "messages": json_text(() if turn.input else turn.messages),
+        "input": json_text(turn.input) if turn.input else None,
+        "output": json_text(turn.output) if turn.output else None,
         "calls": json_text([call_columns(call) for call in turn.calls]),
         "extras": json_text(turn.extras) if turn.extras else None,
         "window_start": turn.window_start,
@@ -145,12 +166,19 @@ def from_turn(session_id: str, turn: Turn) -> Row:
 
 
 def to_turn(row: Row) -> Turn:
+    messages = tuple(orjson.loads(row["messages"]))
+    items, output = (tuple(orjson.loads(row.get(name, "[]"))) for name in ("input", "output"))
+    if items:
+        answer = (answer_of(output),) if output or "finish_reason" in row else ()
+        messages = (*messages_of(items), *answer)
     return Turn(
         number=_NEWEST_FIRST - int(row["RowKey"].removeprefix("turn-")),
         started=row["started"],
         finished=row.get("finished"),
         finish_reason=row.get("finish_reason"),
-        messages=tuple(orjson.loads(row["messages"])),
+        messages=messages,
+        input=items,
+        output=output,
         calls=tuple(to_call(fields) for fields in orjson.loads(row["calls"])),
         extras=orjson.loads(row.get("extras", "{}")),
         window_start=row["window_start"],

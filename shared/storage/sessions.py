@@ -2,6 +2,7 @@
 transaction that checks the head's ETag."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 
 from shared.domain.clock import Clock
@@ -12,8 +13,8 @@ from shared.storage import row_size
 from shared.storage import session_rows as rows
 from shared.storage.entities import Row
 from shared.storage.tables import Table, Write
+from shared.turns.ports import MAX_PAST_TURNS
 
-MAX_ROWS = 512  # rows read for one turn at most; failed turns count, though they are not replayed
 _PAGE = MAX_TURNS + 1  # the head and all turns of a window: one request in most cases
 
 
@@ -24,22 +25,44 @@ class Sessions:
         self._table = table
         self._clock = clock
 
-    def check_size(self, session: Session, turn: Turn, answer_tokens: int) -> None:
-        row_size.check_size(session, turn, answer_tokens)
+    def check_size(self, session: Session, turn: Turn, answer_tokens: int, view: str | None = None) -> None:
+        row_size.check_size(session, turn, answer_tokens, view)
 
-    async def read(self, session_id: str) -> tuple[Session | None, list[Turn]]:
-        """The head and the latest turns, newest first, as many as a window can need. The head's row sorts before those
-        of the turns."""
+    async def read(
+        self, session_id: str, *, through: int | None = None, whole: bool = False
+    ) -> tuple[Session | None, list[Turn]]:
+        """The head and the latest turns up to the number `through`, newest first, with those that a branch continues:
+        as many as a window can need, or MAX_PAST_TURNS (`whole`). They end early if a session that it continues is
+        gone."""
+        session, turns = await self._read(session_id, [], through=through, whole=whole)
+        ancestor = session
+        while ancestor and ancestor.parent and session:
+            if turns and turns[-1].number > ancestor.parent.turn + 1:
+                break  # not all of its own turns were needed
+            if turns and _enough(session, turns, whole=whole):
+                break
+            parent = ancestor.parent
+            through = min(parent.turn, through or parent.turn)
+            ancestor, turns = await self._read(parent.session_id, turns, through=through, whole=whole, leaf=session)
+        return session, turns
+
+    async def _read(
+        self, session_id: str, turns: list[Turn], *, through: int | None, whole: bool, leaf: Session | None = None
+    ) -> tuple[Session | None, list[Turn]]:
+        """The head of one session, and `turns` with its own. `leaf`: the branch that is read; a session that is gone
+        for it is None."""
         session: Session | None = None
-        turns: list[Turn] = []
-        async for row in self._rows(session_id, rows.HEAD):
+        first = turns[-1].number if turns else None
+        async for row in self._head_and_turns(session_id, through, page=MAX_PAST_TURNS if whole else _PAGE):
             if row["RowKey"] == rows.HEAD:
                 session = rows.to_session(row)
+                if leaf and (session.deletion or session.expired(self._clock.now())):
+                    return None, turns
             elif session is None:
                 break  # rows that an unfinished erasure has not deleted yet
-            else:
-                turns.append(rows.to_turn(row))
-            if session is None or _enough(session, turns):
+            elif (turn := rows.to_turn(row)) and (first is None or turn.number < first):
+                turns = [*turns, turn]
+            if session is None or _enough(leaf or session, turns, whole=whole):
                 break
         return session, turns
 
@@ -52,16 +75,57 @@ class Sessions:
         return rows.to_turn(row) if row else None
 
     async def history(self, session: Session, *, before: int, limit: int) -> list[Turn]:
-        """At most `limit` turns with numbers below `before`, newest first, without cleared turns."""
+        """At most `limit` turns with numbers below `before`, newest first, without cleared turns, with those that a
+        branch continues."""
         turns: list[Turn] = []
-        async for row in self._rows(session.id, rows.turn_key(before - 1), page=limit):
-            turn = rows.to_turn(row)
-            if turn.number <= session.cleared_through:
+        part: Session | None = session
+        while part and len(turns) < limit:
+            async for row in self._rows(part.id, rows.turn_key(before - 1), page=limit - len(turns)):
+                turn = rows.to_turn(row)
+                if turn.number <= max(session.cleared_through, part.cleared_through):
+                    return turns
+                turns.append(turn)
+                if len(turns) == limit:
+                    return turns
+            if part.parent is None:
                 break
-            turns.append(turn)
-            if len(turns) == limit:
+            before = min(before, part.parent.turn + 1)
+            part = await self.head(part.parent.session_id)
+            if part and (part.deletion or part.expired(self._clock.now())):
                 break
         return turns
+
+    async def view(self, session_id: str, number: int) -> str | None:
+        """What the turn's response repeats of its request; None if there is none, or it was deleted."""
+        row = await self._table.get(session_id, rows.view_key(number))
+        return row["view"] if row else None
+
+    async def branches(self, session_id: str) -> list[str]:
+        """The ids of the sessions that continue a turn of this one. Some may not exist (any more)."""
+        span = {"session": session_id, "start": rows.BRANCH, "end": f"{rows.BRANCH}~"}
+        condition = "PartitionKey eq @session and RowKey ge @start and RowKey lt @end"
+        found = self._table.query(condition, span, select=["RowKey"])
+        return [row["RowKey"].removeprefix(rows.BRANCH) async for row in found]
+
+    async def enter_branch(self, session: Session) -> bool:
+        """Before a branch is stored: enter it into its parent's partition. False if the parent is gone. An erasure
+        marks the head before it lists rows, so it deletes this row, or is noticed here."""
+        if session.parent is None:
+            return True
+        parent, key = session.parent.session_id, rows.branch_key(session.id)
+        with suppress(VersionConflict):  # it exists
+            await self._table.put({"PartitionKey": parent, "RowKey": key})
+        head = await self.head(parent)
+        if head and not (head.deletion and head.deletion.erase) and not head.expired(self._clock.now()):
+            return True
+        await self.leave_branch(session)
+        return False
+
+    async def leave_branch(self, session: Session) -> None:
+        """Remove a branch that does not exist from its parent's partition."""
+        if session.parent:
+            with suppress(VersionConflict):  # it is gone
+                await self._table.delete(session.parent.session_id, rows.branch_key(session.id), "*")
 
     async def idempotency_record(self, session_id: str, key: str) -> IdempotencyRecord | None:
         row = await self._table.get(session_id, rows.record_key(key))
@@ -85,7 +149,7 @@ class Sessions:
                 return stored["session"], replace(record, request=stored["request"])
 
     async def commit(
-        self, session: Session, turn: Turn, record: IdempotencyRecord | None = None
+        self, session: Session, turn: Turn, record: IdempotencyRecord | None = None, view: str | None = None
     ) -> tuple[Session, Turn]:
         """Write all rows in one transaction: each replaces the version that was read, or is inserted. Returns head and
         turn as stored."""
@@ -96,6 +160,9 @@ class Sessions:
         ]
         if record:
             writes.append(Write("put", rows.from_record(session.id, record), record.etag))
+        if view is not None:
+            key: Row = {"PartitionKey": session.id, "RowKey": rows.view_key(turn.number)}
+            writes.append(Write("put", {**key, "view": view}))
         etags = await self._table.commit(writes)
         return replace(session, etag=etags[0]), replace(turn, etag=etags[1])
 
@@ -108,6 +175,14 @@ class Sessions:
         key: Row = {"PartitionKey": session.id, "RowKey": rows.HEAD}
         await self._table.merge({**key, "stop": session.turns}, session.etag)
 
+    def _head_and_turns(self, session_id: str, through: int | None, *, page: int) -> AsyncIterator[Row]:
+        """The head's row sorts before those of the turns."""
+        if through is None:
+            return self._rows(session_id, rows.HEAD, page=page)
+        span = {"session": session_id, "head": rows.HEAD, "start": rows.turn_key(through), "end": "turn-~"}
+        condition = "PartitionKey eq @session and (RowKey eq @head or (RowKey ge @start and RowKey lt @end))"
+        return self._table.query(condition, span, page=page)
+
     def _rows(self, session_id: str, start: str, *, page: int = _PAGE) -> AsyncIterator[Row]:
         return self._table.query(
             "PartitionKey eq @session and RowKey ge @start and RowKey lt @end",
@@ -116,12 +191,11 @@ class Sessions:
         )
 
 
-def _enough(session: Session, turns: list[Turn]) -> bool:
-    """True if the window is full, its start is reached, or MAX_ROWS turns were read."""
+def _enough(session: Session, turns: list[Turn], *, whole: bool) -> bool:
+    """True if the window is full, its start is reached, or MAX_PAST_TURNS turns were read."""
     if not turns:
         return session.turns == 0
-    return (
-        turns[-1].number <= max(session.window_start, session.cleared_through + 1)
-        or len(turns) >= MAX_ROWS
-        or sum(turn.replayable for turn in turns) >= MAX_TURNS
-    )
+    window_start = 0 if whole else min(session.window_start, turns[0].window_start)  # that of the turn to continue
+    start = max(window_start, session.cleared_through + 1)
+    full = not whole and sum(turn.replayable for turn in turns) >= MAX_TURNS
+    return turns[-1].number <= start or len(turns) >= MAX_PAST_TURNS or full

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from shared.domain.calls import Call, LedgerEntry, State
 from shared.domain.clock import Clock
-from shared.domain.conversation import TurnResult
+from shared.domain.conversation import Item, TurnResult
+from shared.domain.items import items_of
 from shared.domain.pricing import Prices
 from shared.errors import (
     ChatError,
@@ -29,7 +30,7 @@ from shared.turns.events import Answer, Delta, Metered, Opened, Started, TurnStr
 from shared.turns.lease import ReservedTurn, persist
 from shared.turns.open_call import OpenCall
 from shared.turns.ports import CallLog, Ledger, Model, Plan, ServerEvent
-from shared.turns.requests import ForwardedRequest, Request
+from shared.turns.requests import Request, UnstoredRequest
 from shared.turns.reservation import Replay, Reservations
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 class _Run:
     """A running turn. `deadline`: monotonic seconds."""
 
-    request: Request
+    request: Request | UnstoredRequest
     turn: ReservedTurn
     stream: TurnStream
     deadline: float
@@ -76,7 +77,7 @@ class Turns:
         """Start a turn of a session. It continues even if its events are not read."""
         return self._begin(request, self._reservations.reserve(request), TurnStream(deltas=deltas))
 
-    def call(self, request: ForwardedRequest, *, deltas: bool) -> TurnStream:
+    def call(self, request: UnstoredRequest, *, deltas: bool) -> TurnStream:
         """Call the model without a session: the call is stored only in the ledger."""
         return self._begin(request, self._reservations.without_session(request), TurnStream(deltas=deltas))
 
@@ -94,13 +95,17 @@ class Turns:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _begin(self, request: Request, reserving: Awaitable[ReservedTurn | Replay], stream: TurnStream) -> TurnStream:
+    def _begin(
+        self, request: Request | UnstoredRequest, reserving: Awaitable[ReservedTurn | Replay], stream: TurnStream
+    ) -> TurnStream:
         task = asyncio.create_task(self._run(request, reserving, stream))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return stream
 
-    async def _run(self, request: Request, reserving: Awaitable[ReservedTurn | Replay], stream: TurnStream) -> None:
+    async def _run(
+        self, request: Request | UnstoredRequest, reserving: Awaitable[ReservedTurn | Replay], stream: TurnStream
+    ) -> None:
         deadline = self._clock.monotonic() + self._turn_timeout
         try:
             turn = await reserving
@@ -226,10 +231,14 @@ class Turns:
     async def _settle(self, run: _Run, call: OpenCall, outcome: Call) -> None:
         """Settle the session, answer the caller, settle the ledger: a final row implies that its session is final."""
         messages = run.request.messages
+        output: tuple[Item, ...] = ()
         if call.first_token or (call.error is None and not call.stopped):
-            messages = (*messages, call.answer.message(empty_fields=run.turn.plan.forwarded))
+            answer = call.answer.message(empty_fields=run.turn.plan.forwarded)
+            messages = (*messages, answer)
+            output = items_of(answer, calls_first=call.answer.calls_first) if run.request.input else ()
         result = TurnResult(
             messages=messages,
+            output=output,
             finish_reason=call.finish_reason,
             finished=self._clock.now(),
             extras=call.answer.extras,
@@ -242,7 +251,7 @@ class Turns:
         else:
             document = call.answer.document() if run.turn.plan.forwarded else b""
             budgets = self._admission.budgets(run.request.principal, call.entry, outcome)
-            run.stream.send(Answer(*settled, document, budgets) if settled else Metered(document, outcome.cost))
+            run.stream.send(Answer(*settled, document, budgets) if settled else Metered(document, run.turn.turn))
         # The row of an erased session must not have its id, even if the row was inserted after the erasure.
         entry = replace(call.entry, session_id=None) if run.turn.erased else call.entry
         await persist(outcome, lambda: self._ledger.raise_call(entry, outcome), self._clock)

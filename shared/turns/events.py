@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, NamedTuple, Self, TypeAlias
 
 from shared.domain.conversation import Session, Turn
@@ -51,10 +50,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """A call without a session is settled. `data`: as in Answer; `cost`: USD, None if it is not known."""
+    """A call without a session is settled. `data`: as in Answer; `turn`: as it would be stored."""
 
     data: bytes
-    cost: Decimal | None
+    turn: Turn
 
 
 Event: TypeAlias = Started | Opened | Delta | Answer | Metered

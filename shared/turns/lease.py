@@ -56,6 +56,7 @@ class ReservedTurn(Protocol):
     """A turn with a call that can be opened. `plan` and `call` belong to its latest call."""
 
     plan: Plan
+    turn: Turn
     erased: bool  # True once its session was found to be erased
 
     @property
@@ -86,23 +87,28 @@ class SessionlessTurn:
     number = 0
     erased = False
 
-    def __init__(self, call: Call, plan: Plan) -> None:
-        self.call = call
+    def __init__(self, turn: Turn, plan: Plan) -> None:
+        self.turn = turn
         self.plan = plan
+
+    @property
+    def call(self) -> Call:
+        return self.turn.call
 
     @contextlib.asynccontextmanager
     async def renewing(self, stop: Stop) -> AsyncIterator[None]:
         yield
 
     async def settle(self, call: Call, result: TurnResult) -> None:
-        """Do nothing: only the ledger row has to be settled."""
+        """Store nothing: only the ledger row has to be settled."""
+        self.turn = self.turn.with_call(call).with_result(result)
 
     async def retry(self, failed: Call, new: Call, plan: Plan) -> bool:
         """Calls without a session are not retried; the client retries."""
         return False
 
     async def replace_call(self, failed: Call, new: Call) -> bool:
-        self.call = new
+        self.turn = replace(self.turn, calls=(new,))
         return True
 
 

@@ -10,22 +10,41 @@ from shared.domain.conversation import IdempotencyRecord, Message, Session, Turn
 from shared.domain.limits import Counter, Limit
 from shared.errors import ChatError, UpstreamError
 
+MAX_PAST_TURNS = 512  # read for one turn at most; failed turns count, though they are not replayed
+
 
 class Sessions(Protocol):
     """Storage of conversations. Writes raise VersionConflict if a version is not the stored one; all methods with
     I/O raise StorageUnavailable."""
 
-    def check_size(self, session: Session, turn: Turn, answer_tokens: int) -> None:
-        """Raises MessageTooLarge if the session, or the turn with an answer of that many tokens, can't be stored."""
+    def check_size(self, session: Session, turn: Turn, answer_tokens: int, view: str | None = None) -> None:
+        """Raises MessageTooLarge if the session, the view, or the turn with an answer of that many tokens, can't be
+        stored."""
 
-    async def read(self, session_id: str) -> tuple[Session | None, list[Turn]]:
-        """The head and the latest turns, newest first: as many as a prompt can need."""
+    async def read(
+        self, session_id: str, *, through: int | None = None, whole: bool = False
+    ) -> tuple[Session | None, list[Turn]]:
+        """The head and the latest turns up to the number `through`, newest first, with those that a branch continues:
+        as many as a window can need, or MAX_PAST_TURNS (`whole`). They end early if a session that it continues is
+        gone."""
 
     async def head(self, session_id: str) -> Session | None: ...
     async def turn(self, session_id: str, number: int) -> Turn | None: ...
 
     async def history(self, session: Session, *, before: int, limit: int) -> list[Turn]:
         """At most `limit` turns with numbers below `before`, newest first, without cleared ones."""
+
+    async def view(self, session_id: str, number: int) -> str | None:
+        """What the turn's response repeats of its request; None if there is none, or it was deleted."""
+
+    async def branches(self, session_id: str) -> list[str]:
+        """The ids of the sessions that continue a turn of this one. Some may not exist."""
+
+    async def enter_branch(self, session: Session) -> bool:
+        """Before a branch is stored: enter it with its parent. False if the parent is gone."""
+
+    async def leave_branch(self, session: Session) -> None:
+        """Remove a branch that does not exist from its parent."""
 
     async def idempotency_record(self, session_id: str, key: str) -> IdempotencyRecord | None: ...
 
@@ -34,7 +53,7 @@ class Sessions(Protocol):
         the key is new."""
 
     async def commit(
-        self, session: Session, turn: Turn, record: IdempotencyRecord | None = None
+        self, session: Session, turn: Turn, record: IdempotencyRecord | None = None, view: str | None = None
     ) -> tuple[Session, Turn]:
         """Write everything in one transaction; returns both as stored. A turn that is too large is stored without log
         probabilities and, if still too large, with a truncated answer."""
@@ -135,6 +154,10 @@ class AnswerReader(Protocol):
     service_tier: str | None
     extras: dict[str, Any]
     error: UpstreamError | None
+
+    @property
+    def calls_first(self) -> bool:
+        """True if a tool call began before the answer's text."""
 
     @property
     def usage(self) -> Usage | None: ...

@@ -3,17 +3,18 @@
 Each plans its model call: the body, an upper bound on its tokens, and what it adds to the session.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
-from shared.domain.conversation import Message, Session, Turn
+from shared.domain.conversation import Item, Kind, Message, Parent, Session, Turn
 from shared.domain.limits import Limits
 from shared.domain.principal import Principal
-from shared.domain.window import History, Window
-from shared.errors import InvalidRequest
-from shared.turns.ports import Dialect, Plan
+from shared.domain.window import MAX_TURNS, History, Window, pending_calls
+from shared.errors import ContextTooLong, InvalidRequest, ParentNotFound, SessionNotFound
+from shared.turns.ports import MAX_PAST_TURNS, Dialect, Plan
 
 _PROMPT_OPTIONS = ("tools", "tool_choice", "response_format")  # the service counts these as part of the prompt
 
@@ -37,21 +38,27 @@ class TurnLimits:
 
 
 class Request(Protocol):
-    """A validated request for a turn. `messages`: the new messages, a user's message or tool results. `fingerprint`:
-    SHA-256 of its content, compared when the Idempotency-Key is used again."""
+    """A validated request for a turn. `messages`: the new messages, a user's message or tool results. `input`: their
+    items, if the turn keeps items. `parent`: the turn to continue; `in_place`: in its own session, if
+    it is the latest there. `whole`: no past turn may be left out. `view`: what the response repeats of the request.
+    `fingerprint`: SHA-256 of its content, compared when the Idempotency-Key is used again."""
 
     @property
     def principal(self) -> Principal: ...
     @property
     def messages(self) -> tuple[Message, ...]: ...
     @property
+    def input(self) -> tuple[Item, ...]: ...
+    @property
     def session_id(self) -> str | None: ...
     @property
-    def system(self) -> str | None: ...
+    def parent(self) -> Parent | None: ...
     @property
-    def deployment(self) -> str | None: ...
+    def in_place(self) -> bool: ...
     @property
-    def expires_in(self) -> timedelta | None: ...
+    def whole(self) -> bool: ...
+    @property
+    def view(self) -> str | None: ...
     @property
     def idempotency_key(self) -> str | None: ...
     @property
@@ -60,27 +67,71 @@ class Request(Protocol):
     def check(self, limits: TurnLimits) -> None:
         """Raises InvalidRequest for errors that do not depend on the session."""
 
+    def admits(self, session: Session) -> bool:
+        """True if the request may be a turn of this session, or continue one."""
+
+    def new_session(self, session_id: str, now: datetime, limits: TurnLimits, parent: Session | None) -> Session:
+        """The session that the request begins, before its first turn. Raises SessionNotFound if it begins none."""
+
     def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
         """Plan the call for this request; `turns` are the session's latest ones, newest first. Raises InvalidRequest or
         ContextTooLong."""
 
 
+class UnstoredRequest(Protocol):
+    """A request whose call is only in the ledger. `parent`, `whole`: see Request."""
+
+    @property
+    def principal(self) -> Principal: ...
+    @property
+    def messages(self) -> tuple[Message, ...]: ...
+    @property
+    def input(self) -> tuple[Item, ...]: ...
+    @property
+    def parent(self) -> Parent | None: ...
+    @property
+    def whole(self) -> bool: ...
+
+    def admits(self, session: Session) -> bool: ...
+
+    def plan_without_session(self, session: Session | None, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
+        """Plan the call. `session`, `turns`: of the parent, if there is one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComposedRequest:
-    """A request with a composed prompt: the system prompt, as much of the session's history as fits, and the new
-    messages. `options` come from the caller and apply only to this turn."""
+class _TurnRequest:
+    """What requests of every kind have: see Request. `expires_in`: of a session that it begins."""
 
     principal: Principal
     dialect: Dialect
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] = ()
+    input: tuple[Item, ...] = ()
     session_id: str | None = None
+    parent: Parent | None = None
+    in_place: bool = False
+    whole: bool = False
+    view: str | None = None
+    expires_in: timedelta | None = None
+    idempotency_key: str | None = None
+    fingerprint: str = ""
+
+    def _session(self, session_id: str, now: datetime, *, system: str, deployment: str) -> Session:
+        expires = now + self.expires_in if self.expires_in else None
+        owner = self.principal.name
+        return Session(
+            id=session_id, created=now, updated=now, owner=owner, system=system, deployment=deployment, expires=expires
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComposedRequest(_TurnRequest):
+    """A request with a composed prompt: the system prompt, as much of the session's history as fits, and the new
+    messages. `options` come from the caller and apply only to this turn."""
+
     system: str | None = None
     deployment: str | None = None
     max_tokens: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    expires_in: timedelta | None = None  # of a session that it starts
-    idempotency_key: str | None = None
-    fingerprint: str = ""
 
     def check(self, limits: TurnLimits) -> None:
         if self.deployment is not None and self.deployment not in limits.deployments:
@@ -91,6 +142,15 @@ class ComposedRequest:
         longest = limits.maximum_for(self.principal)
         if self.max_tokens is not None and self.max_tokens > longest:
             raise InvalidRequest(f"max_tokens may be at most {longest}.", param="max_tokens")
+
+    def admits(self, session: Session) -> bool:
+        return True
+
+    def new_session(self, session_id: str, now: datetime, limits: TurnLimits, parent: Session | None) -> Session:
+        if parent:
+            return self._session(session_id, now, system=parent.system, deployment=self.deployment or parent.deployment)
+        system = limits.system_prompt if self.system is None else self.system
+        return self._session(session_id, now, system=system, deployment=self.deployment or limits.deployment)
 
     def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
         if self.expires_in and session.expires != session.created + self.expires_in:
@@ -128,33 +188,33 @@ class ComposedRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardedRequest:
+class ForwardedRequest(_TurnRequest):
     """A request with the caller's own body; model/options.py lists what may change in it. `max_tokens`: the total of
     all choices, or the largest possible total; `requested_max_tokens`: the maximum in the body, if there is one;
     `added`: the fields of the body that this app added. A session stores only what the request adds to it."""
 
-    principal: Principal
-    dialect: Dialect
     body: Mapping[str, Any]
     deployment: str
     max_tokens: int
     requested_max_tokens: int | None = None
     added: frozenset[str] = frozenset()
-    messages: tuple[Message, ...] = ()
-    session_id: str | None = None
     system: str | None = None
-    expires_in: timedelta | None = None
-    idempotency_key: str | None = None
-    fingerprint: str = ""
 
     def check(self, limits: TurnLimits) -> None:
         """Check nothing: the model service validates the body."""
+
+    def admits(self, session: Session) -> bool:
+        return True
+
+    def new_session(self, session_id: str, now: datetime, limits: TurnLimits, parent: Session | None) -> Session:
+        system = limits.system_prompt if self.system is None else self.system
+        return self._session(session_id, now, system=system, deployment=self.deployment)
 
     def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
         # An answer above the default maximum may not fit into the turn's row; it is then truncated.
         return self._plan(stored_answer_tokens=limits.max_tokens, window_start=session.window_start)
 
-    def plan_without_session(self) -> Plan:
+    def plan_without_session(self, session: Session | None, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
         return self._plan(stored_answer_tokens=0, window_start=0)
 
     def _plan(self, *, stored_answer_tokens: int, window_start: int) -> Plan:
@@ -170,3 +230,81 @@ class ForwardedRequest:
             stored_answer_tokens=stored_answer_tokens,
             window_start=window_start,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseRequest(_TurnRequest):
+    """A request of the Responses API, with a prompt made of items: `instructions`, which hold for this call alone, the
+    turns that it continues, and the new input. `session_id`: of the conversation that it is a turn of."""
+
+    deployment: str
+    max_tokens: int
+    requested_max_tokens: int | None = None
+    instructions: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, limits: TurnLimits) -> None:
+        """Check nothing: the web layer has done it, in the words of that API."""
+
+    def admits(self, session: Session) -> bool:
+        return session.kind is not Kind.CHAT if self.parent else session.kind is Kind.CONVERSATION
+
+    def new_session(self, session_id: str, now: datetime, limits: TurnLimits, parent: Session | None) -> Session:
+        if session_id == self.session_id:
+            raise SessionNotFound  # POST openai/v1/conversations begins conversations
+        return replace(self._session(session_id, now, system="", deployment=self.deployment), kind=Kind.RESPONSES)
+
+    def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
+        _check_past(session, turns, whole=self.whole)
+        attached = {name: self.options[name] for name in _PROMPT_OPTIONS if name in self.options}
+        history = History.of(
+            session, turns, self.messages, attached, self.deployment, self.instructions, check=_check_outputs
+        )
+        budget = limits.context_tokens - min(self.max_tokens, limits.context_tokens // 2)
+        window = history.whole() if self.whole else history.window(budget)
+        body = self.dialect.compose(window.messages, max_tokens=self.max_tokens, options=self.options)
+        if self.requested_max_tokens is None:
+            body = {name: value for name, value in body.items() if name != "max_completion_tokens"}
+        return Plan(
+            deployment=self.deployment,
+            dialect=self.dialect,
+            body=body,
+            forwarded=False,
+            added=frozenset(body) - frozenset(self.options),
+            prompt_bound=window.bound,
+            max_tokens=self.max_tokens,
+            requested_max_tokens=self.requested_max_tokens,
+            stored_answer_tokens=limits.max_tokens,  # a longer answer that does not fit is truncated
+            window_start=window.first,
+            past_tokens=window.past_tokens,
+        )
+
+    def plan_without_session(self, session: Session | None, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
+        if session is None:
+            session = self.new_session("", datetime.min.replace(tzinfo=UTC), limits, None)
+        return replace(self.plan(session, turns, limits), stored_answer_tokens=0)
+
+
+def _check_past(session: Session, turns: Sequence[Turn], *, whole: bool) -> None:
+    """Raises ParentNotFound if a session that this one continues is gone, and ContextTooLong if not all of the past
+    can be read."""
+    start = session.cleared_through + 1 if whole else max(session.window_start, session.cleared_through + 1)
+    missing = bool(turns) and turns[-1].number > start
+    if whole and missing and len(turns) >= MAX_PAST_TURNS:
+        raise ContextTooLong(f"The conversation has more than {MAX_PAST_TURNS} turns. Set truncation to auto.")
+    if missing and (whole or sum(turn.replayable for turn in turns) < MAX_TURNS):
+        raise ParentNotFound
+
+
+def _check_outputs(turns: Sequence[Turn], new: Sequence[Message]) -> None:
+    """Raises InvalidRequest if the first new messages are not the results of the pending calls. `turns`: replayable
+    ones, oldest first. Without any results the calls are left out of the prompt."""
+    pending = pending_calls(turns)
+    results = [message["tool_call_id"] for message in itertools.takewhile(lambda each: each["role"] == "tool", new)]
+    for call in results:
+        if call not in pending:
+            message = f"No tool call found for function call output with call_id {call}."
+            raise InvalidRequest(message, param="input")
+    for call in pending:
+        if results and call not in results:
+            raise InvalidRequest(f"No tool output found for function call {call}.", param="input")

@@ -9,21 +9,29 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from shared.domain.calls import Call
 from shared.domain.clock import Clock
-from shared.domain.conversation import IdempotencyRecord, Session, Turn
+from shared.domain.conversation import ADDED, IdempotencyRecord, Kind, Parent, Session, Turn
 from shared.domain.limits import minute_of
 from shared.domain.pricing import Prices, worst_case
 from shared.domain.principal import Principal
-from shared.errors import SessionBusy, SessionNotFound, StorageUnavailable, VersionConflict
+from shared.errors import (
+    InvalidRequest,
+    ParentNotFound,
+    SessionBusy,
+    SessionNotFound,
+    StillRunning,
+    StorageUnavailable,
+    VersionConflict,
+)
 from shared.turns.admission import Admission
 from shared.turns.idempotency import answered_turn, check_first_key, check_same_request, new_record
 from shared.turns.lease import LeasedTurn, ReservedTurn, SessionlessTurn, lease_for
 from shared.turns.ports import Deletions, Plan, Retention, Sessions
 from shared.turns.recovery import Recovery, read_turn
-from shared.turns.requests import ForwardedRequest, Request, TurnLimits
+from shared.turns.requests import Request, TurnLimits, UnstoredRequest
 
 SETTLE_GRACE = timedelta(seconds=60)  # after a turn's timeout, for settling it
 MAX_ATTEMPTS = 3  # to find the session free; each may first finish a recovery or a deletion
@@ -69,20 +77,84 @@ class Reservations:
         self._clock = clock
 
     async def reserve(self, request: Request) -> LeasedTurn | Replay:
-        """Raises InvalidRequest, MessageTooLarge, SessionNotFound, SessionBusy, IdempotencyMismatch or
-        StorageUnavailable."""
+        """Raises InvalidRequest, MessageTooLarge, SessionNotFound, ParentNotFound, SessionBusy, StillRunning,
+        IdempotencyMismatch or StorageUnavailable."""
         request.check(self._limits)
-        if request.session_id is None:
-            session_id, planned_new = await self._begin_session(request)
+        if request.parent:
+            return await self._continue(request, request.parent)
+        if request.session_id is not None:
+            return await self._reserve(request, request.session_id)
+        session_id = secrets.token_hex(16)
+        planned = self._planned(request, self._new_session(request, session_id), [])
+        return await self._reserve_new(request, session_id, planned)
+
+    async def _continue(self, request: Request, parent: Parent) -> LeasedTurn | Replay:
+        """Continue a turn: in its session, if it is the latest one there and the request goes on in place, else in a
+        branch. `docs/protocol.py`, world `fork`: once a turn is not the latest, it never is again, so requests with the
+        same Idempotency-Key agree on the session."""
+        for _ in range(MAX_ATTEMPTS):
+            session, turns = await self._read_parent(request, parent)
+            record = await self._idempotency_record(request, session.id) if request.in_place else None
+            if record:  # read after the head: a turn that made another one the latest has stored its record with it
+                answered, record = await answered_turn(self._sessions, session, record)
+                if answered and (current := await self._sessions.head(session.id)):
+                    return Replay(current, answered)
+                if record.turns and session.busy(now := self._clock.now()) and session.turns in record.turns:
+                    raise SessionBusy(_seconds(session, now))
+            is_latest = session.turns == parent.turn and session.kind is Kind.RESPONSES
+            if not request.in_place or not is_latest:
+                break
+            if session.lease is None:
+                planned = self._planned(request, self._with_deployment(session), turns)
+                with suppress(SessionBusy):  # another request was faster
+                    return await self._commit(request, planned, record)
+            elif session.busy(self._clock.now()):
+                raise StillRunning(_seconds(session, self._clock.now()))
+            else:
+                await self._recovery.free(session)
         else:
-            session_id, planned_new = request.session_id, None
+            raise SessionBusy
+        return await self._reserve_branch(request, session, turns)
+
+    async def _reserve_branch(self, request: Request, parent: Session, turns: list[Turn]) -> LeasedTurn | Replay:
+        """`turns`: those that the branch continues, newest first."""
+        session_id, number = request.session_id or secrets.token_hex(16), turns[0].number
+        branch = replace(
+            self._new_session(request, session_id, parent),
+            parent=Parent(session_id=parent.id, turn=number),
+            turns=number,
+            window_start=min(parent.window_start, turns[0].window_start),
+            cleared_through=min(parent.cleared_through, number),
+        )
+        planned = self._planned(request, branch, turns)
+        if request.session_id is None:
+            return await self._reserve_new(request, session_id, planned)
+        return await self._reserve(request, session_id, planned)
+
+    async def _reserve_new(self, request: Request, session_id: str, planned: _Planned) -> LeasedTurn | Replay:
+        """Reserve the session that the request begins, or began earlier with the same Idempotency-Key. The key is
+        stored only now that the request is planned: a refused request must not use it up."""
+        record = new_record(request)
+        if record is None:
+            self._admission.check_room(request.principal, planned.turn.call)
+            return await self._reserve(request, session_id, planned)
+        check_first_key(request)
+        session_id, stored = await self._sessions.first_session(record, session_id)
+        check_same_request(record, stored)
+        session = replace(planned.session, id=session_id, first_key=record.key)
+        return await self._reserve(request, session_id, replace(planned, session=session))
+
+    async def _reserve(
+        self, request: Request, session_id: str, planned_new: _Planned | None = None
+    ) -> LeasedTurn | Replay:
+        """Reserve a session. `planned_new`: its first turn, if it is to begin with it."""
         for _ in range(MAX_ATTEMPTS):
             record = await self._idempotency_record(request, session_id)
-            session, turns = await self._sessions.read(session_id)
+            session, turns = await self._sessions.read(session_id, whole=request.whole)
             if session is None:
                 planned_new = planned_new or self._planned(request, self._new_session(request, session_id), [])
                 return await self._commit(request, planned_new, record)
-            if not session.visible_to(request.principal.name):
+            if not session.visible_to(request.principal.name) or not (planned_new or request.admits(session)):
                 raise SessionNotFound
             if session.expired(self._clock.now()) and not session.deletion:
                 await self._deletions.begin(session, erase=True)
@@ -94,26 +166,49 @@ class Reservations:
                 answered, record = await answered_turn(self._sessions, session, record)
                 if answered and (current := await self._sessions.head(session_id)):
                     return Replay(current, answered)
+            if request.parent and not (record and record.etag):
+                raise InvalidRequest("This session exists already. A branch begins a new one.", param="session_id")
             if session.lease is None:
                 planned = self._planned(request, self._with_deployment(session), turns)
                 return await self._commit(request, planned, record)
             if session.busy(now := self._clock.now()):
-                raise SessionBusy(math.ceil((session.lease.until - now).total_seconds()))
+                raise SessionBusy(_seconds(session, now))
             await self._recovery.free(session)
         raise SessionBusy
+
+    async def _read_parent(self, request: Request | UnstoredRequest, parent: Parent) -> tuple[Session, list[Turn]]:
+        """The session with the turn to continue, and its turns up to that one, newest first. Raises ParentNotFound."""
+        session, turns = await self._sessions.read(parent.session_id, through=parent.turn, whole=request.whole)
+        if session is None or session.deletion or session.expired(self._clock.now()):
+            raise ParentNotFound
+        if not session.visible_to(request.principal.name) or not request.admits(session):
+            raise ParentNotFound
+        first_own = session.parent.turn + 1 if session.parent else 1
+        if not turns or turns[0].number != parent.turn or parent.turn < first_own:
+            raise ParentNotFound
+        if turns[0].finished is None and session.busy(now := self._clock.now()) and session.turns == parent.turn:
+            raise StillRunning(_seconds(session, now))
+        if not turns[0].messages or not (turns[0].answered or turns[0].finish_reason == ADDED):
+            raise ParentNotFound
+        return session, turns
 
     async def leave(self, turn: ReservedTurn) -> None:
         """Undo what a turn has written outside its session, which was erased while it began."""
         if isinstance(turn, LeasedTurn):
             with suppress(StorageUnavailable):
                 await self._retention.remove(turn.session)
+                await self._sessions.leave_branch(turn.session)
 
-    async def without_session(self, request: ForwardedRequest) -> SessionlessTurn:
-        plan = request.plan_without_session()
+    async def without_session(self, request: UnstoredRequest) -> SessionlessTurn:
+        """Raises ParentNotFound, InvalidRequest and the refusals of limits."""
+        session, turns = await self._read_parent(request, request.parent) if request.parent else (None, [])
+        plan = request.plan_without_session(session, turns, self._limits)
         call = self.new_call(request.principal, plan)
         self._admission.check(request.principal, call)
         self._admission.check_room(request.principal, call)
-        return SessionlessTurn(call, plan)
+        started = self._clock.now()
+        turn = Turn(number=0, started=started, calls=(call,), messages=request.messages, input=request.input)
+        return SessionlessTurn(turn, plan)
 
     def new_call(self, principal: Principal, plan: Plan, *, reference: str | None = None, step: int = 0) -> Call:
         """An open call for the plan, with its worst case in USD and tokens. The time is read once: a limited call's
@@ -133,21 +228,6 @@ class Reservations:
             step=step,
         )
 
-    async def _begin_session(self, request: Request) -> tuple[str, _Planned]:
-        """The ID of the session that the request starts, or started earlier with the same Idempotency-Key, and the
-        planned first turn. Planning comes before storing the key: a refused request must not use up its key."""
-        session_id = secrets.token_hex(16)
-        planned = self._planned(request, self._new_session(request, session_id), [])
-        record = new_record(request)
-        if record is None:
-            self._admission.check_room(request.principal, planned.turn.call)
-            return session_id, planned
-        check_first_key(request)
-        session_id, stored = await self._sessions.first_session(record, session_id)
-        check_same_request(record, stored)
-        session = replace(planned.session, id=session_id, first_key=record.key)
-        return session_id, replace(planned, session=session)
-
     def _planned(self, request: Request, session: Session, turns: Sequence[Turn]) -> _Planned:
         plan = request.plan(session, turns, self._limits)
         session = replace(session, reference=session.reference or secrets.token_hex(16))
@@ -158,10 +238,11 @@ class Reservations:
             started=now,
             calls=(call,),
             messages=request.messages,
+            input=request.input,
             window_start=plan.window_start,
             past_tokens=plan.past_tokens,
         )
-        self._sessions.check_size(session, turn, plan.stored_answer_tokens)
+        self._sessions.check_size(session, turn, plan.stored_answer_tokens, request.view)
         return _Planned(replace(session, turns=turn.number, lease=lease_for(call, now)), turn, plan)
 
     async def _idempotency_record(self, request: Request, session_id: str) -> IdempotencyRecord | None:
@@ -173,17 +254,8 @@ class Reservations:
         check_same_request(record, stored)
         return stored
 
-    def _new_session(self, request: Request, session_id: str) -> Session:
-        now = self._clock.now()
-        return Session(
-            id=session_id,
-            created=now,
-            updated=now,
-            owner=request.principal.name,
-            system=self._limits.system_prompt if request.system is None else request.system,
-            deployment=request.deployment or self._limits.deployment,
-            expires=now + request.expires_in if request.expires_in else None,
-        )
+    def _new_session(self, request: Request, session_id: str, parent: Session | None = None) -> Session:
+        return request.new_session(session_id, self._clock.now(), self._limits, parent)
 
     def _with_deployment(self, session: Session) -> Session:
         """The session, with the default deployment if its own is no longer configured."""
@@ -195,10 +267,12 @@ class Reservations:
         turn = planned.turn
         self._admission.check_room(request.principal, turn.call)  # not before: a stored answer is given without room
         session = await self._retention.prepare(planned.session)
+        if not session.etag and not await self._sessions.enter_branch(session):
+            raise ParentNotFound
         if record:
             record = replace(record, turns=(*record.turns, turn.number))
         try:
-            session, turn = await self._sessions.commit(session, turn, record)
+            session, turn = await self._sessions.commit(session, turn, record, request.view)
         except (VersionConflict, StorageUnavailable) as error:
             # Either another turn was faster, or this one was committed and the response lost: the lease decides.
             stored, stored_turn = await read_turn(self._sessions, session.id, turn.number)
@@ -209,6 +283,11 @@ class Reservations:
             session, turn = stored, stored_turn
         session = await self._retention.enter(session)
         return LeasedTurn(self._sessions, self._clock, self._admission.limits, session, turn, planned.plan)
+
+
+def _seconds(session: Session, now: datetime) -> int:
+    """Until the session's lease ends."""
+    return math.ceil((session.lease.until - now).total_seconds()) if session.lease else 1
 
 
 def call_lifetime(turn_timeout: float) -> timedelta:

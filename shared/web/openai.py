@@ -199,7 +199,7 @@ def _answer_body(event: Event) -> bytes:
 
 def _cost(event: Event) -> dict[str, str]:
     """The header with the call's cost in USD, if that is known."""
-    cost = event.turn.call.cost if isinstance(event, Answer) else event.cost if isinstance(event, Metered) else None
+    cost = event.turn.call.cost if isinstance(event, Answer | Metered) else None
     return {} if cost is None else {"x-cost-usd": format(cost, "f")}
 
 
