@@ -55,7 +55,7 @@ class ReplayedTurn:
     @property
     def begins(self) -> bool:
         """True if a window may begin with it: it does not begin with the results of an earlier turn's tool calls."""
-        return bool(self.turn.messages[0]["role"] != "tool")
+        return not any(each[0]["role"] == "tool" for each in (self.messages, self.turn.messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,7 @@ class History:
         replayable = [turn for turn in reversed(turns) if turn.replayable and turn.number > session.cleared_through]
         if check or new[0]["role"] == "tool":
             (check or _check_tool_results)(replayable, new)
+        new = _results_first(new, set(pending_calls(replayable)))
         return cls(session, tuple(_replayed(replayable, new)), tuple(new), attached, deployment, instructions)
 
     def window(self, budget: int) -> Window:
@@ -229,12 +230,12 @@ def _replayed(turns: Sequence[Turn], new: Sequence[Message]) -> Iterator[Replaye
     pending: set[str] = set()
     for turn, following in zip(turns, [*(turn.messages for turn in turns[1:]), new], strict=False):
         messages, last_calls = list[Message](), set(_calls(turn.messages[-1]))
-        for at, message in enumerate(turn.messages, start=1):
+        for at, message in enumerate(received := _results_first(turn.messages, pending), start=1):
             if message["role"] == "tool":
                 messages += [message] if message.get("tool_call_id") in pending else []
                 continue
-            is_last, calls = at == len(turn.messages), set(_calls(message))
-            results = {result.get("tool_call_id") for result in (following if is_last else turn.messages[at:])}
+            is_last, calls = at == len(received), set(_calls(message))
+            results = {result.get("tool_call_id") for result in (following if is_last else received[at:])}
             cut_off = is_last and turn.finish_reason == STOPPED
             pending = calls if calls <= results and not cut_off else set()
             if message["role"] == "assistant" and not pending:
@@ -242,6 +243,13 @@ def _replayed(turns: Sequence[Turn], new: Sequence[Message]) -> Iterator[Replaye
             messages += [message] if pending or not calls or message["content"] else []
         if messages:
             yield _measured(turn, tuple(messages), unanswered=bool(last_calls) and not pending)
+
+
+def _results_first(messages: Sequence[Message], pending: set[str]) -> Sequence[Message]:
+    """The messages of a turn with the results of the calls before it in front: a service requires them directly behind
+    their calls, but the AI SDK sends the user's message again before them."""
+    results = [message for message in messages if message.get("tool_call_id") in pending]
+    return (*results, *(message for message in messages if message not in results)) if results else messages
 
 
 def _measured(turn: Turn, messages: tuple[Message, ...], *, unanswered: bool) -> ReplayedTurn:

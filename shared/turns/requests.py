@@ -3,7 +3,6 @@
 Each plans its model call: the body, an upper bound on its tokens, and what it adds to the session.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -297,14 +296,16 @@ def _check_past(session: Session, turns: Sequence[Turn], *, whole: bool) -> None
 
 
 def _check_outputs(turns: Sequence[Turn], new: Sequence[Message]) -> None:
-    """Raises InvalidRequest if the first new messages are not the results of the pending calls. `turns`: replayable
-    ones, oldest first. Without any results the calls are left out of the prompt."""
-    pending = pending_calls(turns)
-    results = [message["tool_call_id"] for message in itertools.takewhile(lambda each: each["role"] == "tool", new)]
-    for call in results:
-        if call not in pending:
-            message = f"No tool call found for function call output with call_id {call}."
-            raise InvalidRequest(message, param="input")
+    """Raises InvalidRequest if there is a result without a call, or only some of the pending calls have one. `turns`:
+    replayable ones, oldest first. Calls without any results are left out of the prompt, as are repeated results: the AI
+    SDK sends those of earlier turns again."""
+    messages = [*(message for turn in turns for message in turn.messages), *new]
+    known = {call["id"] for message in messages for call in message.get("tool_calls") or ()}
+    pending, results = pending_calls(turns), [message["tool_call_id"] for message in new if message["role"] == "tool"]
+    for result in results:
+        if result not in known:
+            text = f"No tool call found for function call output with call_id {result}."
+            raise InvalidRequest(text, param="input")
     for call in pending:
-        if results and call not in results:
+        if call not in results and set(pending) & set(results):
             raise InvalidRequest(f"No tool output found for function call {call}.", param="input")

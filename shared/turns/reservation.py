@@ -18,7 +18,6 @@ from shared.domain.limits import minute_of
 from shared.domain.pricing import Prices, worst_case
 from shared.domain.principal import Principal
 from shared.errors import (
-    InvalidRequest,
     ParentNotFound,
     SessionBusy,
     SessionNotFound,
@@ -90,8 +89,8 @@ class Reservations:
 
     async def _continue(self, request: Request, parent: Parent) -> LeasedTurn | Replay:
         """Continue a turn: in its session, if it is the latest one there and the request goes on in place, else in a
-        branch. `docs/protocol.py`, world `fork`: once a turn is not the latest, it never is again, so requests with the
-        same Idempotency-Key agree on the session."""
+        branch. docs/branch_protocol.py specifies this: once a turn is not the latest, it never is again, so requests
+        with the same Idempotency-Key agree on the session."""
         for _ in range(MAX_ATTEMPTS):
             session, turns = await self._read_parent(request, parent)
             record = await self._idempotency_record(request, session.id) if request.in_place else None
@@ -118,7 +117,7 @@ class Reservations:
 
     async def _reserve_branch(self, request: Request, parent: Session, turns: list[Turn]) -> LeasedTurn | Replay:
         """`turns`: those that the branch continues, newest first."""
-        session_id, number = request.session_id or secrets.token_hex(16), turns[0].number
+        session_id, number = secrets.token_hex(16), turns[0].number
         branch = replace(
             self._new_session(request, session_id, parent),
             parent=Parent(session_id=parent.id, turn=number),
@@ -126,10 +125,7 @@ class Reservations:
             window_start=min(parent.window_start, turns[0].window_start),
             cleared_through=min(parent.cleared_through, number),
         )
-        planned = self._planned(request, branch, turns)
-        if request.session_id is None:
-            return await self._reserve_new(request, session_id, planned)
-        return await self._reserve(request, session_id, planned)
+        return await self._reserve_new(request, session_id, self._planned(request, branch, turns))
 
     async def _reserve_new(self, request: Request, session_id: str, planned: _Planned) -> LeasedTurn | Replay:
         """Reserve the session that the request begins, or began earlier with the same Idempotency-Key. The key is
@@ -166,8 +162,6 @@ class Reservations:
                 answered, record = await answered_turn(self._sessions, session, record)
                 if answered and (current := await self._sessions.head(session_id)):
                     return Replay(current, answered)
-            if request.parent and not (record and record.etag):
-                raise InvalidRequest("This session exists already. A branch begins a new one.", param="session_id")
             if session.lease is None:
                 planned = self._planned(request, self._with_deployment(session), turns)
                 return await self._commit(request, planned, record)
