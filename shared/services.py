@@ -39,6 +39,7 @@ from shared.storage.tables import Table
 from shared.telemetry.call_log import CallLog
 from shared.telemetry.tracing import tracing
 from shared.turns.admission import Admission
+from shared.turns.conversations import ConversationAccess
 from shared.turns.engine import Turns
 from shared.turns.ports import Dialect
 from shared.turns.recovery import Recovery
@@ -98,6 +99,14 @@ class Services:
             turn_timeout=settings.turns.timeout,
         )
         self.sessions = SessionAccess(sessions, deletions, recovery, clock)
+        self.conversations = ConversationAccess(
+            sessions,
+            self.sessions,
+            retention=retention,
+            recovery=recovery,
+            clock=clock,
+            deployment=settings.model.deployment,
+        )
 
         grace = call_lifetime(settings.turns.timeout)
         self.reports = Reports(ledger, days, recovery, clock, limits=settings.limits, grace=grace)

@@ -11,7 +11,17 @@ from typing import Any
 import orjson
 
 from shared.domain.calls import Totals
-from shared.domain.conversation import Deletion, IdempotencyRecord, Kind, Lease, Parent, Session, Turn
+from shared.domain.conversation import (
+    ADDED,
+    STOPPED,
+    Deletion,
+    IdempotencyRecord,
+    Kind,
+    Lease,
+    Parent,
+    Session,
+    Turn,
+)
 from shared.domain.items import answer_of, messages_of
 from shared.storage.call_columns import call_columns, json_text, to_call, to_usage, usage_columns
 
@@ -22,6 +32,7 @@ POINTER = "first"  # in a partition per Idempotency-Key: the session that the fi
 BRANCH = "branch-"
 SEEN, EXPIRES = "~seen-", "~expires-"  # partitions of the retention's index, by day
 _STOPPED = ("stopped_calls", "stopped_at_least", "stopped_at_most", "stopped_unbounded")  # absent if there are none
+_UNANSWERED = (None, "error", STOPPED, ADDED)  # a turn that ended otherwise has an answer, even if an empty one
 _NEWEST_FIRST = 9_999_999_999
 _POINTER_PREFIX = "~key-"  # reserved: no session id begins with ~
 
@@ -169,7 +180,7 @@ def to_turn(row: Row) -> Turn:
     messages = tuple(orjson.loads(row["messages"]))
     items, output = (tuple(orjson.loads(row.get(name, "[]"))) for name in ("input", "output"))
     if items:
-        answer = (answer_of(output),) if output or "finish_reason" in row else ()
+        answer = (answer_of(output),) if output or row.get("finish_reason") not in _UNANSWERED else ()
         messages = (*messages_of(items), *answer)
     return Turn(
         number=_NEWEST_FIRST - int(row["RowKey"].removeprefix("turn-")),

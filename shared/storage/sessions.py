@@ -52,7 +52,7 @@ class Sessions:
         """The head of one session, and `turns` with its own. `leaf`: the branch that is read; a session that is gone
         for it is None."""
         session: Session | None = None
-        first = turns[-1].number if turns else None
+        turns, first = list(turns), turns[-1].number if turns else None
         async for row in self._head_and_turns(session_id, through, page=MAX_PAST_TURNS if whole else _PAGE):
             if row["RowKey"] == rows.HEAD:
                 session = rows.to_session(row)
@@ -61,7 +61,7 @@ class Sessions:
             elif session is None:
                 break  # rows that an unfinished erasure has not deleted yet
             elif (turn := rows.to_turn(row)) and (first is None or turn.number < first):
-                turns = [*turns, turn]
+                turns.append(turn)
             if session is None or _enough(leaf or session, turns, whole=whole):
                 break
         return session, turns
@@ -166,6 +166,17 @@ class Sessions:
         etags = await self._table.commit(writes)
         return replace(session, etag=etags[0]), replace(turn, etag=etags[1])
 
+    async def write(self, session: Session, turn: Turn | None = None, *, delete_view: int | None = None) -> Session:
+        """Write the head, with a turn, without the view of a turn, in one transaction. Returns the head as stored."""
+        session = replace(session, updated=self._clock.now())
+        writes = [Write("put", rows.from_session(session), session.etag)]
+        if turn:
+            writes.append(Write("put", rows.from_turn(session.id, turn), turn.etag))
+        if delete_view is not None:
+            key: Row = {"PartitionKey": session.id, "RowKey": rows.view_key(delete_view)}
+            writes.append(Write("delete", key, "*"))
+        return replace(session, etag=(await self._table.commit(writes))[0])
+
     async def renew(self, session: Session) -> Session:
         """Write only the lease columns of the head."""
         key: Row = {"PartitionKey": session.id, "RowKey": rows.HEAD}
@@ -197,5 +208,5 @@ def _enough(session: Session, turns: list[Turn], *, whole: bool) -> bool:
         return session.turns == 0
     window_start = 0 if whole else min(session.window_start, turns[0].window_start)  # that of the turn to continue
     start = max(window_start, session.cleared_through + 1)
-    full = not whole and sum(turn.replayable for turn in turns) >= MAX_TURNS
+    full = not whole and len(turns) >= MAX_TURNS and sum(turn.replayable for turn in turns) >= MAX_TURNS
     return turns[-1].number <= start or len(turns) >= MAX_PAST_TURNS or full

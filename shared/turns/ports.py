@@ -58,6 +58,9 @@ class Sessions(Protocol):
         """Write everything in one transaction; returns both as stored. A turn that is too large is stored without log
         probabilities and, if still too large, with a truncated answer."""
 
+    async def write(self, session: Session, turn: Turn | None = None, *, delete_view: int | None = None) -> Session:
+        """Write the head, with a turn, without the view of a turn, in one transaction. Returns the head as stored."""
+
     async def renew(self, session: Session) -> Session:
         """Write only the session's lease."""
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from shared.domain.calls import Usage
-from shared.domain.conversation import OwnerErasure, Session, Turn
+from shared.domain.conversation import ADDED, OwnerErasure, Session, Turn
 from shared.domain.daily import DailySummary, Figures, UsageBreakdown
 from shared.reports.limits import LimitUse
 from shared.turns.events import Answer
@@ -84,7 +84,7 @@ def history_answer(session: Session, turns: list[Turn]) -> HistoryAnswer:
     more = bool(turns) and turns[-1].number > session.cleared_through + 1
     return HistoryAnswer(
         session_id=session.id,
-        turns=[turn_answer(turn) for turn in turns],
+        turns=[turn_answer(session, turn) for turn in turns],
         next_before=turns[-1].number if more else None,
     )
 
@@ -207,17 +207,17 @@ def _rounded(average: Decimal) -> Decimal:
     return average.quantize(Decimal("1e-10"))
 
 
-def turn_answer(turn: Turn) -> TurnAnswer:
-    call = turn.call
+def turn_answer(session: Session, turn: Turn) -> TurnAnswer:
+    call = turn.call if turn.calls else None
     return TurnAnswer(
         turn=turn.number,
-        state=call.state.value,
+        state=call.state.value if call else ADDED,
         messages=[dict(message) for message in turn.messages],
         finish_reason=turn.finish_reason,
         started=turn.started,
         finished=turn.finished,
-        deployment=call.deployment,
-        model=call.model,
+        deployment=call.deployment if call else session.deployment,
+        model=call.model if call else None,
         usage=_usage(turn.usage) if turn.usage else None,
         cost_usd=turn.cost,
         **_stopped(turn),

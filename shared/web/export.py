@@ -7,16 +7,15 @@ from urllib.parse import quote
 
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
 
-from shared.domain.conversation import Session, Turn
+from shared.domain.conversation import ADDED, Session, Turn
 from shared.domain.principal import Principal
 from shared.errors import InvalidRequest, SessionNotFound
 from shared.services import Services
 from shared.web.answers import session_answer, turn_answer
-from shared.web.contract.chat import SessionAnswer
 from shared.web.http import json_bytes, session_id
 
 _BLOCK = 20  # turns in memory at once: a turn takes up to 1 MiB
-_USUAL = ("stop", "tool_calls", "function_call")  # endings that need no mark
+_USUAL = ("stop", "tool_calls", "function_call", ADDED)  # endings that need no mark
 _LINE_END = re.compile(r"\r\n|\r|\n")  # as CommonMark defines it
 _BACKTICKS = re.compile("`+")
 _URL = "%/:?#[]@!$&'*+,;=~"  # without brackets, which would end the image
@@ -31,7 +30,7 @@ async def get_export(request: Request, app: Services, principal: Principal) -> R
         raise InvalidRequest("format must be json or markdown.", param="format")
     ending, media_type = ("json", "application/json") if kind == "json" else ("md", "text/markdown; charset=utf-8")
     turns = _turns(app, session, principal)
-    content = _json(session_answer(session, app.clock.now()), turns) if kind == "json" else _markdown(session, turns)
+    content = _json(session, app, turns) if kind == "json" else _markdown(session, turns)
     name = session.reference or "conversation"  # the id may be a secret, and file names are seen by others
     headers = {"content-disposition": f'attachment; filename="{name}.{ending}"', "cache-control": "no-store"}
     return StreamingResponse(content, media_type=media_type, headers=headers)
@@ -49,11 +48,11 @@ async def _turns(app: Services, session: Session, principal: Principal) -> Async
                 yield turn
 
 
-async def _json(session: SessionAnswer, turns: AsyncIterator[Turn]) -> AsyncIterator[bytes]:
-    yield b'{"session":' + json_bytes(session) + b',"conversation":['
+async def _json(session: Session, app: Services, turns: AsyncIterator[Turn]) -> AsyncIterator[bytes]:
+    yield b'{"session":' + json_bytes(session_answer(session, app.clock.now())) + b',"conversation":['
     separator = b"\n"
     async for turn in turns:
-        yield separator + json_bytes(turn_answer(turn))
+        yield separator + json_bytes(turn_answer(session, turn))
         separator = b",\n"
     yield b"\n]}\n"
 

@@ -5,13 +5,10 @@ A session's id here is 128 random bits in hex, so an id can't be guessed.
 """
 
 import re
-from typing import TypeAlias
 
 from shared.domain.conversation import Item
 from shared.errors import ChatError
-
-Address: TypeAlias = tuple[str, int, int]
-"""An item's session, turn, and index in the turn's input followed by its output, from 0."""
+from shared.turns.conversations import Address
 
 PREFIXES = {  # of items, by type
     "message": "msg",
@@ -52,7 +49,7 @@ def parse_response_id(text: str, error: ChatError) -> tuple[str, int]:
 def parse_item_id(text: str, error: ChatError) -> Address:
     """Where an item is. Raises `error` if the text is no such id."""
     address = _parsed(ITEM_ID, text, error)
-    return address[:32], int(address[32:40], 16), int(address[40:], 16)
+    return Address(address[:32], int(address[32:40], 16), int(address[40:], 16))
 
 
 def _parsed(form: str, text: str, error: ChatError) -> str:

@@ -148,7 +148,9 @@ def _assert_agree(session: StoredSession, ledger_calls: dict[str, Call], *, eras
         assert call.state is State.FAILED or (call.state is State.OPEN and held), call
     assert session.head.totals == _total(stored.values())
     assert session.head.totals == _total(ledgered.values())
-    assert session.head.turns == max(turn.number for turn in session.turns) == len(session.turns)
+    before = session.head.parent.turn if session.head.parent else 0  # a branch's turns are numbered on
+    assert session.head.turns == max((turn.number for turn in session.turns), default=before)
+    assert session.head.turns == before + len(session.turns)
     assert session.head.lease is None or not released, "the session's lease was not released"
     assert session.head.deletion is None
 

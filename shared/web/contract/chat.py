@@ -210,7 +210,8 @@ class ErasureAnswer(BaseModel):
 
 
 class TurnAnswer(BaseModel):
-    """A stored turn. `stopped_at_least_usd` and `stopped_at_most_usd`: as in ChatAnswer."""
+    """A stored turn. `state`: `added` if it only adds items to a conversation, without a call; then `deployment` is the
+    session's. `stopped_at_least_usd` and `stopped_at_most_usd`: as in ChatAnswer."""
 
     turn: int
     state: str
