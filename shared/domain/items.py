@@ -41,6 +41,27 @@ def messages_of(items: Sequence[Item | None]) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def paired(items: Sequence[Item]) -> list[Item]:
+    """The items with each call's result directly behind the answer that made the call, as chat completions want it."""
+    blocks: list[list[Item]] = []
+    block_of: dict[str, list[Item]] = {}  # by call
+    open_answer = False
+    for item in items:
+        kind = item["type"]
+        if kind in OUTPUTS and item["call_id"] in block_of:
+            block_of[item["call_id"]].append(item)
+            open_answer = False
+            continue
+        is_answer = kind in (*CALLS, "reasoning") or item.get("role") == "assistant"
+        if not (is_answer and open_answer):
+            blocks.append([])
+        blocks[-1].append(item)
+        if kind in CALLS:
+            block_of[item["call_id"]] = blocks[-1]
+        open_answer = is_answer
+    return [item for block in blocks for item in block]
+
+
 def answer_of(output: Sequence[Item | None]) -> Message:
     """The assistant's message of a turn's output. Its content is empty if there is no output."""
     answers = messages_of(output)

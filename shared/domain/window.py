@@ -88,7 +88,7 @@ class History:
         replayable = [turn for turn in reversed(turns) if turn.replayable and turn.number > session.cleared_through]
         if check or new[0]["role"] == "tool":
             (check or _check_tool_results)(replayable, new)
-        new = _results_first(new, set(pending_calls(replayable)))
+        new = _results_first(_expected(new, pending := {*pending_calls(replayable)}), pending)
         return cls(session, tuple(_replayed(replayable, new)), tuple(new), attached, deployment, instructions)
 
     def window(self, budget: int) -> Window:
@@ -243,6 +243,16 @@ def _replayed(turns: Sequence[Turn], new: Sequence[Message]) -> Iterator[Replaye
             messages += [message] if pending or not calls or message["content"] else []
         if messages:
             yield _measured(turn, tuple(messages), unanswered=bool(last_calls) and not pending)
+
+
+def _expected(new: Sequence[Message], pending: set[str]) -> Sequence[Message]:
+    """The new messages without results that are not wanted: of calls that were answered before, or left out. Raises
+    InvalidRequest if nothing is left."""
+    calls = {call for message in new for call in _calls(message)} | pending
+    expected = [message for message in new if message["role"] != "tool" or message["tool_call_id"] in calls]
+    if not expected:
+        raise InvalidRequest("These tool calls have their results already. Send a message instead.", param="input")
+    return expected
 
 
 def _results_first(messages: Sequence[Message], pending: set[str]) -> Sequence[Message]:
