@@ -8,8 +8,23 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.access.authentication import Auth
 from shared.services import services
-from shared.web import chat, cors, export, limits, models, openai, pages, service, sessions, unknown, usage
+from shared.web import (
+    chat,
+    conversations,
+    cors,
+    export,
+    limits,
+    models,
+    openai,
+    pages,
+    responses,
+    service,
+    sessions,
+    unknown,
+    usage,
+)
 from shared.web.http import ErrorWriter, Handler, error_response, respond
+from shared.web.response_errors import error_response as response_error
 
 FUNCTION, ANONYMOUS = func.AuthLevel.FUNCTION, func.AuthLevel.ANONYMOUS
 
@@ -64,6 +79,31 @@ openai_route("models", "GET", "openai/v1/models", handler=models.get_models)
 openai_route("model", "GET", "openai/v1/models/{model}", handler=models.get_model)
 openai_route("azure_models", "GET", "openai/models", handler=models.get_models)
 openai_route("azure_model", "GET", "openai/models/{model}", handler=models.get_model)
+
+response_route = partial(route, auth=Auth.CLIENT_KEY, errors=response_error)
+response_route("response", "POST", "openai/v1/responses", handler=responses.post_response)
+response_route("stored_response", "GET", "openai/v1/responses/{response_id}", handler=responses.get_response)
+response_route("delete_response", "DELETE", "openai/v1/responses/{response_id}", handler=responses.delete_response)
+response_route("cancel_response", "POST", "openai/v1/responses/{response_id}/cancel", handler=responses.post_cancel)
+response_route("input_items", "GET", "openai/v1/responses/{response_id}/input_items", handler=responses.get_input_items)
+response_route("azure_response", "POST", "openai/responses", handler=responses.post_response)
+response_route("azure_stored_response", "GET", "openai/responses/{response_id}", handler=responses.get_response)
+response_route("azure_delete_response", "DELETE", "openai/responses/{response_id}", handler=responses.delete_response)
+response_route("azure_cancel_response", "POST", "openai/responses/{response_id}/cancel", handler=responses.post_cancel)
+response_route(
+    "azure_input_items", "GET", "openai/responses/{response_id}/input_items", handler=responses.get_input_items
+)
+
+for of, root in (("", "openai/v1/conversations"), ("azure_", "openai/conversations")):
+    one, items, item = f"{root}/{{conversation_id}}", f"{root}/{{conversation_id}}/items", "{item_id}"
+    response_route(f"{of}new_conversation", "POST", root, handler=conversations.post_conversation)
+    response_route(f"{of}conversation", "GET", one, handler=conversations.get_conversation)
+    response_route(f"{of}update_conversation", "POST", one, handler=conversations.post_update)
+    response_route(f"{of}erase_conversation", "DELETE", one, handler=conversations.delete_conversation)
+    response_route(f"{of}add_items", "POST", items, handler=conversations.post_items)
+    response_route(f"{of}items", "GET", items, handler=conversations.get_items)
+    response_route(f"{of}item", "GET", f"{items}/{item}", handler=conversations.get_item)
+    response_route(f"{of}delete_item", "DELETE", f"{items}/{item}", handler=conversations.delete_item)
 
 route("usage_of_limits", "GET", "api/usage/limits", Auth.USAGE_KEY, limits.get_limits)
 route("usage_of_day", "GET", "api/usage/daily/{date}", Auth.USAGE_KEY, usage.get_day)

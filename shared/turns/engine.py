@@ -133,7 +133,8 @@ class Turns:
         that is too long is shortened until the model takes it, or nothing more can be dropped."""
         entry = await self._open(run)
         if run.turn.session_id:
-            run.stream.send(Started(run.turn.session_id, run.turn.number, entry.call.deployment))
+            started = run.turn.turn.started
+            run.stream.send(Started(run.turn.session_id, run.turn.number, entry.call.deployment, started))
         call, outcome = await self._call(run, entry)
         retried = False
         while not retried and (plan := self._retry_plan(run, call, outcome)) and await self._retry(run, outcome, plan):
@@ -267,7 +268,7 @@ def _end_stopped(run: _Run, call: OpenCall) -> None:
 
 def _replay(replay: Replay, stream: TurnStream) -> None:
     session, turn = replay.session, replay.turn
-    stream.send(Started(session.id, turn.number, turn.call.deployment, replayed=True))
+    stream.send(Started(session.id, turn.number, turn.call.deployment, turn.started, replayed=True))
     answer = turn.messages[-1]
     pieces = {kind: answer.get(kind) for kind in ("content", "refusal")}
     pieces["tool_calls"] = [{"index": at, **call} for at, call in enumerate(answer.get("tool_calls") or ())]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple, Self, TypeAlias
 
 from shared.domain.conversation import Session, Turn
@@ -18,6 +19,7 @@ class Started:
     session_id: str
     turn: int
     deployment: str
+    started: datetime
     replayed: bool = False  # the stored answer to a repeated Idempotency-Key
 
 

@@ -50,13 +50,13 @@ def error_response(error: Exception) -> Response:
     status and headers."""
     upstream = error.upstream if isinstance(error, ChatError) else None
     if upstream is None or upstream.status < 400:  # a redirect would bypass this app
-        response = json_error(*_openai_error(error))
+        response = json_error(*openai_error(error))
         if isinstance(error, LimitReached) and error.rates:
             response.headers.update(rate_headers(error.rates, error.retry_after or 0))
         return response
     if _is_openai_error(upstream.body):
         return Response(upstream.body, upstream.status, upstream.headers, media_type="application/json")
-    response = json_error(*_openai_error(error, upstream.status))
+    response = json_error(*openai_error(error, upstream.status))
     response.headers.update(upstream.headers)
     return response
 
@@ -65,7 +65,7 @@ async def post_completion(request: Request, app: Services, principal: Principal)
     body = await read_body(request, app.settings.turns.max_request_bytes)
     completion = validated(CompletionRequest, body)
     streamed = bool(completion.stream)
-    stops = _stops(request, streamed=streamed)
+    stops = stops_on_disconnect(request, streamed=streamed)
     forwarded = _forwarded(request, app, principal, completion, body)
     run = app.turns.take_turn if forwarded.session_id else app.turns.call
     stream, headers, replayed = run(forwarded, deltas=streamed), dict[str, str](), False
@@ -76,10 +76,7 @@ async def post_completion(request: Request, app: Services, principal: Principal)
             case Started():
                 replayed = event.replayed
             case Opened():
-                headers.update(event.headers)
-                if event.rates:  # without the service's, which are those of all callers
-                    headers = {name: each for name, each in headers.items() if not name.startswith(RATE_LIMIT)}
-                    headers |= rate_headers(event.rates, (event.rates.resets_at - app.clock.now()).total_seconds())
+                headers |= opened_headers(event, app)
             case Delta() if streamed and not replayed:
                 break
     wants_usage = bool(completion.stream_options and completion.stream_options.include_usage)
@@ -89,6 +86,15 @@ async def post_completion(request: Request, app: Services, principal: Principal)
         write = functools.partial(_write, usage=wants_usage)
         return event_stream(relay(event, stream, app.clock, write=write, write_error=_write_error), headers)
     return Response(_answer_body(event), 200, headers | _cost(event), media_type="application/json")
+
+
+def opened_headers(opened: Opened, app: Services) -> dict[str, str]:
+    """The model service's headers that callers may see; without its rate limits, which are those of all callers, if the
+    caller has limits of its own."""
+    if opened.rates is None:
+        return dict(opened.headers)
+    headers = {name: each for name, each in opened.headers.items() if not name.startswith(RATE_LIMIT)}
+    return headers | rate_headers(opened.rates, (opened.rates.resets_at - app.clock.now()).total_seconds())
 
 
 def _forwarded(
@@ -134,7 +140,7 @@ def _forwarded(
     )
 
 
-def _stops(request: Request, *, streamed: bool) -> bool:
+def stops_on_disconnect(request: Request, *, streamed: bool) -> bool:
     """True if the call is to be stopped when the client goes away."""
     value = request.headers.get(DISCONNECT_HEADER, "finish")
     if value not in ("finish", "stop"):
@@ -218,10 +224,10 @@ def _write_error(error: Exception) -> bytes:
     upstream = error.upstream if isinstance(error, ChatError) else None
     if upstream and _json_object(upstream.body):
         return sse_frame(upstream.body)
-    return sse_frame(json_bytes({"error": _openai_error(error)[0]}))
+    return sse_frame(json_bytes({"error": openai_error(error)[0]}))
 
 
-def _openai_error(error: Exception, upstream_status: int | None = None) -> tuple[dict[str, Any], int, int | None]:
+def openai_error(error: Exception, upstream_status: int | None = None) -> tuple[dict[str, Any], int, int | None]:
     """The error in OpenAI's format, its status (`upstream_status` if there is one), and the seconds to wait."""
     fields, status, retry_after = error_fields(error)
     status = upstream_status or status

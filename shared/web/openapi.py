@@ -8,17 +8,28 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
-from shared.web.contract import chat, completions, fields, limits, service, usage
+from shared.web.contract import chat, completions, conversations, fields, limits, responses, service, usage
+from shared.web.contract.responses import MAX_PAGE_ITEMS
 
 JSON = dict[str, Any]
 _REF = "#/components/schemas/{model}"
-_REQUESTS = (chat.ChatRequest, completions.CompletionRequest)
+_REQUESTS = (
+    chat.ChatRequest,
+    completions.CompletionRequest,
+    conversations.ConversationUpdate,
+    conversations.NewConversation,
+    conversations.NewItems,
+    responses.ResponseRequest,
+)
 _ANSWERS = (
     service.AboutAnswer,
     chat.ChatAnswer,
+    conversations.ConversationAnswer,
     usage.DailyAnswer,
     chat.DeltaEvent,
     usage.DaysAnswer,
+    conversations.DeletedConversation,
+    responses.DeletedResponse,
     usage.EmailAnswer,
     chat.ErasureAnswer,
     fields.ErrorAnswer,
@@ -26,9 +37,11 @@ _ANSWERS = (
     chat.ExportAnswer,
     service.HealthAnswer,
     chat.HistoryAnswer,
+    responses.ItemsAnswer,
     limits.LimitsAnswer,
     completions.ModelAnswer,
     completions.ModelsAnswer,
+    responses.ResponseAnswer,
     chat.SessionAnswer,
     chat.StartEvent,
     chat.StopAnswer,
@@ -89,6 +102,10 @@ _DATE = {"type": "string", "format": "date"}
 _DAYS = (400, 401, 500, 503)
 _STORAGE = (401, 404, 500, 503)
 _TURN = tuple(_ERRORS)
+_RESPONSE_EVENTS = (
+    "OpenAI's events of a response, from `response.created` to `response.completed`, `response.incomplete` or"
+    " `response.failed`."
+)
 _CHUNKS = "Chunks as the model service sends them, then `[DONE]`."
 
 
@@ -258,8 +275,102 @@ def _paths() -> JSON:
         "/openai/v1/models/{model}": {"get": model("A deployment", model_id)},
         "/openai/models": {"get": models("Azure OpenAI's list of models: the deployments", version)},
         "/openai/models/{model}": {"get": model("A deployment, as Azure OpenAI's model", model_id, version)},
+        **_response_paths("/openai/v1/responses"),
+        **_response_paths("/openai/responses", version),
+        **_conversation_paths("/openai/v1/conversations"),
+        **_conversation_paths("/openai/conversations", version),
         "/api/health": {"get": _operation("Liveness", content=_json("HealthAnswer"))},
     }
+
+
+def _response_paths(root: str, *version: JSON) -> JSON:
+    """OpenAI's Responses API. `version`: of Azure OpenAI's paths, ignored."""
+    key = _parameter("Idempotency-Key", "header", _matching(fields.IDEMPOTENCY_KEY), required=False)
+    on_disconnect = _parameter("X-On-Disconnect", "header", _ON_DISCONNECT, required=False)
+    response = _parameter("response_id", "path", _NAME)
+    include = _parameter("include", "query", {"type": "array", "items": {"type": "string"}}, required=False)
+    page = _page_of_items()
+    stored = partial(_operation, keys=_CLIENT, errors=(400, *_STORAGE))
+    answer = _json("ResponseAnswer") | {"text/event-stream": _event(_text(_RESPONSE_EVENTS))}
+    cancel = stored("Refused: no response is generated in the background", response, *version)
+    del cancel["responses"]["204"]
+    return {
+        root: {
+            "post": _operation(
+                "A response to input, which may continue another response or a conversation",
+                *version,
+                key,
+                on_disconnect,
+                content=answer,
+                keys=_CLIENT,
+                errors=_TURN,
+                body="ResponseRequest",
+                rates=True,
+            )
+        },
+        f"{root}/{{response_id}}": {
+            "get": stored("A stored response", response, include, *version, content=_json("ResponseAnswer")),
+            "delete": stored(
+                "Delete a response: its content, and not what it cost",
+                response,
+                *version,
+                content=_json("DeletedResponse"),
+                errors=(400, 409, *_STORAGE),
+            ),
+        },
+        f"{root}/{{response_id}}/cancel": {"post": cancel},
+        f"{root}/{{response_id}}/input_items": {
+            "get": stored(
+                "The items of a response's input, then those of the turns that it continues",
+                response,
+                *page,
+                *version,
+                content=_json("ItemsAnswer"),
+            )
+        },
+    }
+
+
+def _conversation_paths(root: str, *version: JSON) -> JSON:
+    """OpenAI's Conversations API. `version`: of Azure OpenAI's paths, ignored."""
+    conversation, item = (_parameter(name, "path", _NAME) for name in ("conversation_id", "item_id"))
+    stored = partial(_operation, keys=_CLIENT, errors=(400, *_STORAGE))
+    written = partial(_operation, keys=_CLIENT, errors=(400, *_STORAGE, 413, 415))
+    answer, items = _json("ConversationAnswer"), _json("ItemsAnswer")
+    one, all_items = f"{root}/{{conversation_id}}", f"{root}/{{conversation_id}}/items"
+    new = written("Begin a conversation", *version, content=answer, body="NewConversation")
+    update = written("Replace the metadata", conversation, *version, content=answer, body="ConversationUpdate")
+    erased = _json("DeletedConversation")
+    add = written("Append items", conversation, *version, content=items, body="NewItems")
+    return {
+        root: {"post": new},
+        one: {
+            "get": stored("A conversation", conversation, *version, content=answer),
+            "post": update,
+            "delete": stored(
+                "Erase a conversation, its items and responses; its ledger rows, which contain no content, are kept",
+                conversation,
+                *version,
+                content=erased,
+            ),
+        },
+        all_items: {
+            "get": stored("The items of a conversation", conversation, *_page_of_items(), *version, content=items),
+            "post": add,
+        },
+        f"{all_items}/{{item_id}}": {
+            "get": stored("An item", conversation, item, *version, content={"application/json": {"type": "object"}}),
+            "delete": stored("Delete an item", conversation, item, *version, content=answer),
+        },
+    }
+
+
+def _page_of_items() -> Sequence[JSON]:
+    return (
+        _parameter("limit", "query", _up_to(MAX_PAGE_ITEMS), required=False),
+        _parameter("order", "query", {"enum": ["asc", "desc"], "default": "desc"}, required=False),
+        _parameter("after", "query", {"type": "string"}, required=False),
+    )
 
 
 def _operation(
@@ -271,9 +382,12 @@ def _operation(
     errors: Sequence[int] = (),
     body: str | None = None,
     proxied: bool = False,
+    rates: bool = False,
 ) -> JSON:
     """`content`: of the response, by media type; none for a 204. `later`: what a 202 means, if there is one. `keys`:
-    the accepted ways to authenticate. `proxied`: the model service's own errors are returned unchanged."""
+    the accepted ways to authenticate. `proxied`: the model service's own errors are returned unchanged. `rates`:
+    headers say what is left of the limits per minute."""
+    rates = rates or proxied
     success: JSON = {"description": "Success"}
     if content:
         success["content"] = {kind: {"schema": schema} for kind, schema in content.items()}
@@ -283,9 +397,10 @@ def _operation(
         responses["202"] = success | {"description": later}
     responses |= {str(code): {"description": _ERRORS[code], **error} for code in sorted(errors)}
     if 429 in errors:
-        responses["429"]["headers"] = _headers(_REFUSAL_HEADERS | (_RATE_HEADERS if proxied else {}))
-    if proxied:
+        responses["429"]["headers"] = _headers(_REFUSAL_HEADERS | (_RATE_HEADERS if rates else {}))
+    if rates:
         success["headers"] = _headers(_RATE_HEADERS)
+    if proxied:
         responses["default"] = {"description": "The model service's own error and status", **error}
     operation: JSON = {"summary": summary, "responses": responses}
     if keys:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from shared.web.contract.chat import IMAGE_URL
 from shared.web.contract.fields import SESSION_ID, SESSION_ID_FORM
 
-_MESSAGES = {  # by pydantic's error type
+MESSAGES = {  # by pydantic's error type
     "string_type": "should be a string",
     "list_type": "should be a list",
     "dict_type": "should be an object",
@@ -58,7 +58,7 @@ def first_problem(error: ValidationError) -> tuple[str | None, str]:
     path = _path(errors[0]["loc"])
     if kind == "extra_forbidden":
         return path, f"There is no field {path!r}."
-    return path, f"{path} {_MESSAGES.get(context.get('pattern', kind), 'is not valid').format_map(context)}."
+    return path, f"{path} {MESSAGES.get(context.get('pattern', kind), 'is not valid').format_map(context)}."
 
 
 def _is_other_type(error: Any) -> bool:

@@ -31,8 +31,9 @@ def message_tokens(message: JSON) -> int:
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
     tokens = sum(IMAGE_TOKENS if part["type"] == "image_url" else len(pieces(part.get("text", ""))) for part in parts)
-    calls = [call["function"] for call in message.get("tool_calls") or ()]
-    return MESSAGE_TOKENS + tokens + sum(len(pieces(call["name"] + call["arguments"])) for call in calls)
+    calls = [call[call["type"]] for call in message.get("tool_calls") or ()]
+    texts = [call["name"] + call.get("arguments", call.get("input", "")) for call in calls]
+    return MESSAGE_TOKENS + tokens + sum(len(pieces(text)) for text in texts)
 
 
 def extra_tokens(body: JSON) -> int:
@@ -108,7 +109,7 @@ def default_reply(body: JSON) -> Reply:
     """Deterministic: a call of the first tool if a tool is required, JSON if JSON is requested, else an echo."""
     text = "echo: " + last_user_text(body["messages"])
     choice = body.get("tool_choice")
-    tools = {tool["function"]["name"]: tool["function"] for tool in body.get("tools") or ()}
+    tools = {tool["function"]["name"]: tool["function"] for tool in body.get("tools") or () if "function" in tool}
     if tools and (choice == "required" or isinstance(choice, dict)):
         name = choice["function"]["name"] if isinstance(choice, dict) else next(iter(tools))
         arguments = compact(example(tools[name].get("parameters") or {}, text))
@@ -302,9 +303,10 @@ def check(body: JSON, rejected: frozenset[str]) -> JSON | None:
 
 def _check_tools(tools: Sequence[JSON]) -> JSON | None:
     for index, tool in enumerate(tools):
-        function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            name = f"tools[{index}].function"
+        kind = tool.get("type", "function")
+        inside = tool.get(kind)
+        if not isinstance(inside, dict) or not isinstance(inside.get("name"), str):
+            name = f"tools[{index}].{kind}"
             return invalid(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
     return None
 

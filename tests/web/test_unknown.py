@@ -32,7 +32,7 @@ SLIPS = [
     "/openai/openai/v1/chat/completions",
     "/openai/v1",
     "/openai/v1/models/org/model",
-    "/openai/v1/responses",
+    "/openai/v1/responses/resp_1/other",
     "/openai/v1/v1/chat/completions",
     "/openai/v1/deployments/chat/chat/completions",
     "/openai/v1/openai/deployments/chat/chat/completions",
@@ -150,8 +150,8 @@ async def test_azure_openais_sdk_with_a_wrong_endpoint_shows_what_is_wrong(
 
 async def test_route_that_clients_use_but_this_app_lacks_is_not_retried(api: httpx.AsyncClient) -> None:
     async with AsyncOpenAI(base_url=f"{root(api)}/openai/v1", api_key=KEY) as sdk:
-        with pytest.raises(openai.NotFoundError, match="no route POST /openai/v1/responses"):
-            await sdk.responses.create(model="chat", input="hi")
+        with pytest.raises(openai.NotFoundError, match="no route GET /openai/v1/files"):
+            await sdk.files.list()
         with pytest.raises(openai.NotFoundError, match="no route POST /openai/v1/embeddings"):
             await sdk.embeddings.create(model="chat", input="hi")
 

@@ -1,0 +1,142 @@
+"""openai/v1/responses: OpenAI's Responses API. A response is a turn; its id is the turn's address.
+
+https://platform.openai.com/docs/api-reference/responses
+"""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import unquote
+
+import orjson
+from azurefunctions.extensions.http.fastapi import Request, Response
+
+from shared.domain.conversation import Session, Turn
+from shared.domain.principal import Principal
+from shared.errors import ParentNotFound, SessionBusy, SessionNotFound, StillRunning
+from shared.services import Services
+from shared.turns.events import Answer, Event, Metered, Opened, Started
+from shared.web.http import disconnected, event_stream, json_response, relay
+from shared.web.item_lists import page_answer, page_query
+from shared.web.openai import opened_headers, stops_on_disconnect
+from shared.web.response_errors import (
+    ConversationLocked,
+    ConversationNotFound,
+    Refused,
+    ResponseNotFound,
+    unsupported,
+)
+from shared.web.response_events import ResponseEvents
+from shared.web.response_ids import parse_response_id
+from shared.web.response_object import response_object
+from shared.web.response_request import WantedResponse, previous_not_found, wanted_response
+
+
+async def post_response(request: Request, app: Services, principal: Principal) -> Response:
+    wanted = await wanted_response(request, app, principal)
+    stops = stops_on_disconnect(request, streamed=wanted.streamed)
+    take = app.turns.take_turn if wanted.stored else app.turns.call
+    stream, headers = take(wanted.turn, deltas=wanted.streamed), dict[str, str]()
+    writer = ResponseEvents(wanted, secrets.token_hex(16), app.clock.now())
+    if stops:
+        stream.stop.request_after(disconnected(request))
+    with _worded(wanted):
+        async for event in stream:  # up to the answer, or until the service answers; errors until then have a status
+            match event:
+                case Started():
+                    writer.write(event)
+                    headers |= {"idempotent-replayed": "true"} if event.replayed else {}
+                case Opened():
+                    headers |= opened_headers(event, app)
+                    if wanted.streamed:
+                        break
+    if wanted.streamed:
+        events = relay(event, stream, app.clock, write=writer.write, write_error=writer.write_error)
+        return event_stream(events, headers)
+    if not isinstance(event, Answer | Metered):
+        raise TypeError(event)
+    response = response_object(wanted.echo, writer.session_id, writer.turn_of(event), wanted.include)
+    return json_response(response, headers=headers | _cost(event))
+
+
+async def get_response(request: Request, app: Services, principal: Principal) -> Response:
+    if request.query_params.get("stream", "false").lower() != "false":
+        raise unsupported("stream", "A stored response can't be streamed. Leave 'stream' out.")
+    session, turn = await _stored(request, app, principal)
+    view = await app.conversations.view(session.id, turn.number)
+    if view is None:
+        raise ResponseNotFound(_response_id(request))
+    running = session.busy(app.clock.now()) and session.turns == turn.number
+    include = [*request.query_params.getlist("include"), *request.query_params.getlist("include[]")]
+    return json_response(response_object(orjson.loads(view), session.id, turn, include, running=running))
+
+
+async def delete_response(request: Request, app: Services, principal: Principal) -> Response:
+    text = _response_id(request)
+    try:
+        await app.conversations.delete_response(*parse_response_id(text, ResponseNotFound(text)), principal)
+    except SessionNotFound:
+        raise ResponseNotFound(text) from None
+    except StillRunning as error:
+        raise _still_running(text, "response_id", error) from None
+    return json_response({"id": text, "object": "response", "deleted": True})
+
+
+async def post_cancel(request: Request, app: Services, principal: Principal) -> Response:
+    """Only responses that are generated in the background can be cancelled, and there are none."""
+    await _stored(request, app, principal)
+    raise unsupported("background", "Cannot cancel a synchronous response.")
+
+
+async def get_input_items(request: Request, app: Services, principal: Principal) -> Response:
+    """The response's own input first, then the items of the turns that it continues, back to the first."""
+    page = page_query(request)
+    session, turn = await _stored(request, app, principal)
+    if await app.conversations.view(session.id, turn.number) is None:
+        raise ResponseNotFound(_response_id(request))
+    end = (turn.number, len(turn.input))
+    items = await app.conversations.items(session, end=end, **page)
+    return json_response(page_answer(items))
+
+
+async def _stored(request: Request, app: Services, principal: Principal) -> tuple[Session, Turn]:
+    text = _response_id(request)
+    try:
+        return await app.conversations.turn(*parse_response_id(text, ResponseNotFound(text)), principal)
+    except SessionNotFound:
+        raise ResponseNotFound(text) from None
+
+
+def _response_id(request: Request) -> str:
+    return unquote(request.path_params["response_id"])
+
+
+@contextmanager
+def _worded(wanted: WantedResponse) -> Iterator[None]:
+    """The turn's errors in OpenAI's words, with the ids that the caller sent."""
+    previous, conversation = wanted.previous_response_id or "", wanted.conversation or ""
+    try:
+        yield
+    except ParentNotFound:
+        raise previous_not_found(previous) from None
+    except StillRunning as error:
+        raise _still_running(previous, "previous_response_id", error) from None
+    except SessionNotFound:
+        raise ConversationNotFound(conversation) from None
+    except SessionBusy as error:
+        if conversation:
+            raise ConversationLocked(error.retry_after) from None
+        error.message, error.param = "An earlier one of these requests is still running. Wait, then retry.", None
+        raise
+
+
+def _still_running(response: str, param: str, error: StillRunning) -> Refused:
+    refused = Refused(f"Response with id '{response}' is still in progress.", param=param, code="")
+    refused.retry_after = error.retry_after
+    return refused
+
+
+def _cost(event: Event) -> dict[str, str]:
+    """The header with the response's cost in USD, if that is known."""
+    cost = event.turn.cost if isinstance(event, Answer | Metered) else None
+    return {} if cost is None else {"x-cost-usd": format(cost, "f")}
