@@ -136,8 +136,9 @@ class ConversationAccess:
         await self.get(session_id, principal)
         await self._access.erase(session_id, principal)
 
-    async def add_items(self, session_id: str, principal: Principal, items: Sequence[Item]) -> tuple[Session, Turn]:
-        """Append items, as a turn without a call. Raises SessionBusy while a turn runs, and MessageTooLarge."""
+    async def add_items(self, session_id: str, principal: Principal, items: Sequence[Item]) -> Page:
+        """Append items, as a turn without a call. Returns them. Raises SessionBusy while a turn runs, and
+        MessageTooLarge."""
         for _ in range(MAX_ATTEMPTS):
             session = await self._idle(session_id, principal)
             turn = self._added(session, items)
@@ -147,11 +148,12 @@ class ConversationAccess:
             except (VersionConflict, StorageUnavailable) as error:
                 stored, written = await read_turn(self._sessions, session.id, turn.number)
                 if stored and written and (written.started, written.input) == (turn.started, turn.input):
-                    return stored, turn  # only the response was lost
+                    return _added_page(stored, turn)  # only the response was lost
                 if isinstance(error, StorageUnavailable):
                     raise
             else:
-                return await self._retention.enter(session), turn
+                await self._retention.enter(session)
+                return _added_page(session, turn)
         raise SessionBusy
 
     async def delete_item(self, session_id: str, number: int, at: int, principal: Principal) -> Session | None:
@@ -320,6 +322,11 @@ def _placed(session: Session, turn: Turn, begin: Place, end: Place, *, newest_fi
     """The turn's items from the place `begin` to before `end`."""
     items = [PlacedItem(session.id, turn, at, item) for at, item in _items(turn) if begin <= (turn.number, at) < end]
     return items[::-1] if newest_first else items
+
+
+def _added_page(session: Session, turn: Turn) -> Page:
+    end = (turn.number + 1, 0)
+    return Page(tuple(_placed(session, turn, (turn.number, 0), end, newest_first=False)), more=False)
 
 
 def _items(turn: Turn) -> list[tuple[int, Item]]:

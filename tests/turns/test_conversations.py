@@ -65,9 +65,11 @@ async def test_empty_conversation_is_stored_with_its_metadata_and_takes_turns(
 
 async def test_added_items_are_part_of_the_next_prompt(fake: AzureOpenAI, tables: Tables) -> None:
     conversation = await begun("one", "two")
-    session, turn = await conversations().add_items(conversation, OWNER, [*user("three"), call("c1"), output("c1")])
+    added = await conversations().add_items(conversation, OWNER, [*user("three"), call("c1"), output("c1")])
 
-    assert (session.turns, turn.number, turn.finish_reason, turn.calls) == (2, 2, ADDED, ())
+    assert [text_of(placed) for placed in added.items] == ["three", "function_call c1", "function_call_output c1"]
+    turn = added.items[0].turn
+    assert (turn.number, turn.finish_reason, turn.calls) == (2, ADDED, ())
     fake.reply("five")
     await respond("four", conversation=conversation)
     assert prompt(fake.requests[-1]) == [
@@ -82,7 +84,7 @@ async def test_added_items_are_part_of_the_next_prompt(fake: AzureOpenAI, tables
 async def test_item_that_was_added_is_read_as_it_was_written(tables: Tables) -> None:
     conversation = await begun("one")
     items = [{"type": "reasoning", "summary": []}, *user("two"), call("c1")]
-    _, written = await conversations().add_items(conversation, OWNER, items)
+    written = (await conversations().add_items(conversation, OWNER, items)).items[0].turn
 
     _, turns = await stored(tables, conversation)
     assert replace(turns[1], etag="") == replace(written, etag="")
@@ -223,8 +225,8 @@ async def test_turn_that_died_is_recovered_before_items_are_added(fake: AzureOpe
         running = asyncio.create_task(respond("two", conversation=conversation))
         await hold.until_reached()
         await expire_lease(tables, conversation)
-        _, turn = await conversations().add_items(conversation, OWNER, user("three"))
-        assert turn.number == 3
+        added = await conversations().add_items(conversation, OWNER, user("three"))
+        assert added.items[0].turn.number == 3
         hold.release()
         await running
     assert [text for text in await listed(conversation) if text in ("one", "two", "three")] == ["one", "two", "three"]
@@ -295,7 +297,8 @@ async def test_cleared_conversation_has_no_items(api: httpx.AsyncClient, fake: A
     conversation = (await conversations().create(ANONYMOUS, user("one"))).id
     assert (await api.delete(f"/api/sessions/{conversation}/messages")).status_code == 204
 
-    session, _ = await conversations().add_items(conversation, ANONYMOUS, user("two"))
+    await conversations().add_items(conversation, ANONYMOUS, user("two"))
+    session = await conversations().get(conversation, ANONYMOUS)
     page = await conversations().items(session, newest_first=False, limit=9)
     assert [text_of(placed) for placed in page.items] == ["two"]
     assert await conversations().item(conversation, 1, 0, ANONYMOUS) is None
