@@ -360,7 +360,7 @@ async def test_a_filtered_prompt_and_a_long_one_are_the_callers_errors(sdk: Asyn
 
 
 @pytest.mark.parametrize(
-    ("sent", "param", "told"),
+    ("sent", "param", "worded"),
     [
         ("max_completion_tokens", "max_output_tokens", "'max_output_tokens' is too large"),
         ("reasoning_effort", "reasoning.effort", "'reasoning.effort' is too large"),
@@ -371,12 +371,12 @@ async def test_a_filtered_prompt_and_a_long_one_are_the_callers_errors(sdk: Asyn
         ("temperature", "temperature", "'temperature' is too large"),
     ],
 )
-async def test_fields_of_chat_completions_are_told_with_their_names_here(
-    client: httpx.AsyncClient, fake: Fake, sent: str, param: str, told: str
+async def test_fields_of_chat_completions_have_their_names_here(
+    client: httpx.AsyncClient, fake: Fake, sent: str, param: str, worded: str
 ) -> None:
     fake.fault(400, message=f"'{sent}' is too large", param=sent, code="invalid_value")
 
     error = refused(await post(client, temperature=1))
 
-    assert (error["message"], error["param"]) == (told, param)
+    assert (error["message"], error["param"]) == (worded, param)
     assert error["code"] == "invalid_value"

@@ -1,4 +1,7 @@
-"""openai/v1/responses: the request and what is answered. https://platform.openai.com/docs/api-reference/responses"""
+"""openai/v1/responses: the request and what is answered. https://platform.openai.com/docs/api-reference/responses
+
+The tag of a union's member must not be the name of a field: web/response_validation.py tells them apart by that.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -50,13 +53,13 @@ class HostedTool(BaseModel):
 
 def _tool_type(value: Any) -> str:
     name = by_type()(value)
-    return name if name in ("function", "custom") else "hosted"
+    return f"{name} tool" if name in ("function", "custom") else "hosted tool"
 
 
 Tool = Annotated[
-    Annotated[FunctionTool, Tag("function")]
-    | Annotated[CustomTool, Tag("custom")]
-    | Annotated[HostedTool, Tag("hosted")],
+    Annotated[FunctionTool, Tag("function tool")]
+    | Annotated[CustomTool, Tag("custom tool")]
+    | Annotated[HostedTool, Tag("hosted tool")],
     Discriminator(_tool_type),
 ]
 
@@ -105,11 +108,11 @@ class SchemaFormat(Wire):
 
 
 def _format_type(value: Any) -> str:
-    return "schema" if by_type()(value) == "json_schema" else "plain"
+    return "schema format" if by_type()(value) == "json_schema" else "plain format"
 
 
 Format = Annotated[
-    Annotated[PlainFormat, Tag("plain")] | Annotated[SchemaFormat, Tag("schema")],
+    Annotated[PlainFormat, Tag("plain format")] | Annotated[SchemaFormat, Tag("schema format")],
     Discriminator(_format_type),
 ]
 
