@@ -94,16 +94,56 @@ response_route(
     "azure_input_items", "GET", "openai/responses/{response_id}/input_items", handler=responses.get_input_items
 )
 
-for of, root in (("", "openai/v1/conversations"), ("azure_", "openai/conversations")):
-    one, items, item = f"{root}/{{conversation_id}}", f"{root}/{{conversation_id}}/items", "{item_id}"
-    response_route(f"{of}new_conversation", "POST", root, handler=conversations.post_conversation)
-    response_route(f"{of}conversation", "GET", one, handler=conversations.get_conversation)
-    response_route(f"{of}update_conversation", "POST", one, handler=conversations.post_update)
-    response_route(f"{of}erase_conversation", "DELETE", one, handler=conversations.delete_conversation)
-    response_route(f"{of}add_items", "POST", items, handler=conversations.post_items)
-    response_route(f"{of}items", "GET", items, handler=conversations.get_items)
-    response_route(f"{of}item", "GET", f"{items}/{item}", handler=conversations.get_item)
-    response_route(f"{of}delete_item", "DELETE", f"{items}/{item}", handler=conversations.delete_item)
+response_route("new_conversation", "POST", "openai/v1/conversations", handler=conversations.post_conversation)
+response_route(
+    "conversation", "GET", "openai/v1/conversations/{conversation_id}", handler=conversations.get_conversation
+)
+response_route(
+    "update_conversation", "POST", "openai/v1/conversations/{conversation_id}", handler=conversations.post_update
+)
+response_route(
+    "erase_conversation",
+    "DELETE",
+    "openai/v1/conversations/{conversation_id}",
+    handler=conversations.delete_conversation,
+)
+response_route("add_items", "POST", "openai/v1/conversations/{conversation_id}/items", handler=conversations.post_items)
+response_route("items", "GET", "openai/v1/conversations/{conversation_id}/items", handler=conversations.get_items)
+response_route(
+    "item", "GET", "openai/v1/conversations/{conversation_id}/items/{item_id}", handler=conversations.get_item
+)
+response_route(
+    "delete_item",
+    "DELETE",
+    "openai/v1/conversations/{conversation_id}/items/{item_id}",
+    handler=conversations.delete_item,
+)
+response_route("azure_new_conversation", "POST", "openai/conversations", handler=conversations.post_conversation)
+response_route(
+    "azure_conversation", "GET", "openai/conversations/{conversation_id}", handler=conversations.get_conversation
+)
+response_route(
+    "azure_update_conversation", "POST", "openai/conversations/{conversation_id}", handler=conversations.post_update
+)
+response_route(
+    "azure_erase_conversation",
+    "DELETE",
+    "openai/conversations/{conversation_id}",
+    handler=conversations.delete_conversation,
+)
+response_route(
+    "azure_add_items", "POST", "openai/conversations/{conversation_id}/items", handler=conversations.post_items
+)
+response_route("azure_items", "GET", "openai/conversations/{conversation_id}/items", handler=conversations.get_items)
+response_route(
+    "azure_item", "GET", "openai/conversations/{conversation_id}/items/{item_id}", handler=conversations.get_item
+)
+response_route(
+    "azure_delete_item",
+    "DELETE",
+    "openai/conversations/{conversation_id}/items/{item_id}",
+    handler=conversations.delete_item,
+)
 
 route("usage_of_limits", "GET", "api/usage/limits", Auth.USAGE_KEY, limits.get_limits)
 route("usage_of_day", "GET", "api/usage/daily/{date}", Auth.USAGE_KEY, usage.get_day)
