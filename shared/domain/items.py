@@ -16,11 +16,16 @@ OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
 def messages_of(items: Sequence[Item | None]) -> tuple[Message, ...]:
-    """The chat messages of items. Calls that follow one another, and an answer's text beside them, are one message."""
+    """The chat messages of items. Calls that follow one another, and an answer's text beside them, are one message.
+    Pictures and files of results follow the results as a user's message: services take them from no other role."""
     messages: list[dict[str, Any]] = []
+    pictures: list[dict[str, Any]] = []  # of results
     open_answer = False  # the last message is an answer that further parts belong to
     for item in filter(None, items):
         kind = item["type"]
+        if pictures and kind not in OUTPUTS:
+            messages.append({"role": "user", "content": pictures})
+            pictures = []
         if kind in CALLS or (kind == "message" and item["role"] == "assistant"):
             part = _answer_part(item)
             if open_answer and not (part.keys() & messages[-1].keys() - {"role", "tool_calls"}):
@@ -33,8 +38,12 @@ def messages_of(items: Sequence[Item | None]) -> tuple[Message, ...]:
             messages.append({"role": _role(item["role"]), "content": _content(item["content"])})
             open_answer = False
         elif kind in OUTPUTS:
-            messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": _content(item["output"])})
+            content, shown = _result(item["output"])
+            messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
+            pictures += shown
             open_answer = False
+    if pictures:
+        messages.append({"role": "user", "content": pictures})
     for message in messages:
         if message["role"] == "assistant":
             message.setdefault("content", None if message.get("tool_calls") or "refusal" in message else "")
@@ -130,6 +139,15 @@ def _content(content: Any) -> Any:
         return content
     parts = [_chat_part(part) for part in content]
     return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
+
+
+def _result(output: Any) -> tuple[Any, list[dict[str, Any]]]:
+    """A result's text, and its pictures and files, as parts."""
+    if isinstance(output, str):
+        return output, []
+    parts = [_chat_part(part) for part in output]
+    texts, others = [[part for part in parts if (part["type"] == "text") is text] for text in (True, False)]
+    return "\n".join(part["text"] for part in texts) or ("The result follows." if others else ""), others
 
 
 def _chat_part(part: Mapping[str, Any]) -> dict[str, Any]:

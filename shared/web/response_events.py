@@ -7,16 +7,20 @@ https://platform.openai.com/docs/api-reference/responses-streaming
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
+import orjson
+
 from shared.domain.conversation import Item, Turn
 from shared.domain.items import CALLS
 from shared.turns.events import Answer, Delta, Event, Metered, Started
+from shared.web.contract.responses import LOGPROBS
 from shared.web.http import json_bytes, sse_frame
 from shared.web.response_errors import response_error
-from shared.web.response_object import begun, failed, item_object, response_object
+from shared.web.response_object import begun, failed, item_object, response_object, token_logprobs
 from shared.web.response_request import WantedResponse
 
 JSON: TypeAlias = dict[str, Any]
@@ -62,25 +66,35 @@ class ResponseEvents:
             yield self._frame("response.created", response=self._response)
             yield self._frame("response.in_progress", response=self._response)
         if isinstance(event, Delta) and not self._replayed:
-            yield from self._delta(event.pieces)
+            yield from self._delta(event.pieces, self._logprobs(event))
         elif isinstance(event, Answer | Metered):
             yield from self._end(event)
 
-    def _delta(self, pieces: Mapping[str, Any]) -> Iterator[bytes]:
+    def _delta(self, pieces: Mapping[str, Any], logprobs: list[JSON]) -> Iterator[bytes]:
         if pieces.get("content") or pieces.get("refusal"):
             if self._first is None and not self._waits:
                 yield self._begin({"type": "message", "role": "assistant", "content": []})
             if self._first and self._first["type"] == "message" and pieces.get("content"):
-                yield from self._add_text(pieces["content"])
+                yield from self._add_text(pieces["content"], logprobs)
         for call in pieces.get("tool_calls") or ():
             yield from self._add_call(call)
 
-    def _add_text(self, text: str) -> Iterator[bytes]:
+    def _add_text(self, text: str, logprobs: list[JSON]) -> Iterator[bytes]:
         if self._text is None:
             self._text = ""
             yield self._part("added", 0, 0, _empty({"type": "output_text"}))
         self._text += text
-        yield self._frame("response.output_text.delta", **self._place(0), content_index=0, delta=text, logprobs=[])
+        yield self._frame(
+            "response.output_text.delta", **self._place(0), content_index=0, delta=text, logprobs=logprobs
+        )
+
+    def _logprobs(self, delta: Delta) -> list[JSON]:
+        """Those of the delta's tokens, if they are included."""
+        if LOGPROBS not in self._wanted.include:
+            return []
+        with suppress(ValueError, TypeError, LookupError, AttributeError):  # the service sent another form
+            return token_logprobs(orjson.loads(delta.event.data)["choices"][0]["logprobs"])
+        return []
 
     def _add_call(self, call: Mapping[str, Any]) -> Iterator[bytes]:
         kind = "custom_tool_call" if call.get("type") == "custom" else "function_call"
@@ -130,7 +144,8 @@ class ResponseEvents:
             if sent is None:
                 yield self._part("added", at, index, _empty(part), item["id"])
             if rest := _rest(part[name], sent or ""):
-                yield self._frame(f"response.{kind}.delta", **place, delta=rest, **extra)
+                of_rest = {"logprobs": [] if sent else part["logprobs"]} if extra else {}
+                yield self._frame(f"response.{kind}.delta", **place, delta=rest, **of_rest)
             for number, annotation in enumerate(part.get("annotations", ())):
                 yield self._frame(
                     "response.output_text.annotation.added", **place, annotation_index=number, annotation=annotation

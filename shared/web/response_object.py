@@ -74,7 +74,7 @@ def output_of(session_id: str, turn: Turn, include: Sequence[str] = ()) -> list[
             items.append(item_object(session_id, turn.number, first + at, item, status))
     if LOGPROBS in include and (logprobs := turn.extras.get("logprobs")):
         for part in (part for item in items for part in item.get("content") or () if part["type"] == "output_text"):
-            part["logprobs"] = _logprobs(logprobs)
+            part["logprobs"] = token_logprobs(logprobs)
     return items
 
 
@@ -131,7 +131,7 @@ def response_usage(usage: Usage) -> JSON:
     }
 
 
-def _logprobs(logprobs: Mapping[str, Any]) -> list[JSON]:
-    """Of the text's tokens. Chat completions have them in the same form."""
-    content = logprobs.get("content")
+def token_logprobs(logprobs: Any) -> list[JSON]:
+    """Of a text's tokens. `logprobs`: those of a choice of chat completions, which has them in the same form."""
+    content = logprobs.get("content") if isinstance(logprobs, Mapping) else None
     return [each for each in content if isinstance(each, dict)] if isinstance(content, list) else []

@@ -42,7 +42,8 @@ def _problem(error: ValidationError, body: Mapping[str, Any]) -> Refused:
                 return unsupported(
                     field, f"'{field}' is not supported: there are no stored files. Send the data itself."
                 )
-            return Refused(f"Missing required parameter: '{path}'.", param=path, code=code)
+            nested = " A tool's fields are not nested here: 'function' is invalid." if "function" in parent else ""
+            return Refused(f"Missing required parameter: '{path}'.{nested}", param=path, code=code)
         case "extra_forbidden":
             return Refused(f"Unknown parameter: '{path}'.", param=path, code=code)
         case "union_tag_invalid" | "union_tag_not_found" | "literal_error":
@@ -53,7 +54,8 @@ def _problem(error: ValidationError, body: Mapping[str, Any]) -> Refused:
             return Refused(message, param=field, code=code)
         case _:
             problem = MESSAGES.get(kind, "is not valid").format_map(context)
-            return Refused(f"Invalid '{path}': it {problem}.", param=path, code=code)
+            what = "Invalid type for" if code == "invalid_type" else "Invalid"
+            return Refused(f"{what} '{path}': it {problem}.", param=path, code=code)
 
 
 def _located(location: Sequence[str | int], body: Any, *, missing: bool) -> tuple[str, Mapping[str, Any], Any]:

@@ -321,6 +321,9 @@ def _check_messages(messages: list[JSON]) -> JSON | None:
             if message.get("tool_call_id") not in pending:
                 rule = "messages with role 'tool' must be a response to a preceeding message with 'tool_calls'."
                 return invalid(f"Invalid parameter: {rule}", where)
+            if any(part["type"] == "image_url" for part in message["content"] if isinstance(part, dict)):
+                rule = "Image URLs are only allowed for messages with role 'user', but this message has role 'tool'."
+                return invalid(f"Invalid 'messages[{index}]'. {rule}", where[:-5])
             pending.remove(message["tool_call_id"])
             continue
         if pending:

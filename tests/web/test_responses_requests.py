@@ -58,14 +58,20 @@ def text(kind: str = "input_text") -> JSON:
           {"role": "tool", "tool_call_id": "call_1", "content": "a cat"}]),
         ([CALL, message("user", text()), RESULT | {"output": [text(), text()]}],
          [{"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]},
-          {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "hi"}] * 2},
+          {"role": "tool", "tool_call_id": "call_1", "content": "hi\nhi"},
+          {"role": "user", "content": "hi"}]),
+        ([CALL, RESULT | {"output": [{"type": "input_image", "image_url": PICTURE}]}, message("user", text())],
+         [{"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]},
+          {"role": "tool", "tool_call_id": "call_1", "content": "The result follows."},
+          {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE, "detail": "auto"}}]},
           {"role": "user", "content": "hi"}]),
         ([message("user", text()), {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"},
           CALL | {"id": "fc_1", "status": "completed"}, RESULT | {"id": None, "status": None}],
          [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]},
           {"role": "tool", "tool_call_id": "call_1", "content": "a cat"}]),
     ],
-    ids=["easy", "developer", "image", "file", "answer", "call", "text after a call", "result apart", "replayed"],
+    ids=["easy", "developer", "image", "file", "answer", "call", "text after a call", "result apart", "picture",
+         "replayed"],
 )  # fmt: skip
 async def test_items_become_messages(
     client: httpx.AsyncClient, fake: Fake, items: list[JSON], messages: list[JSON]

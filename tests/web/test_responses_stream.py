@@ -209,15 +209,18 @@ async def test_annotations_are_sent_before_the_text_is_done(upstream: RudeUpstre
     assert events[-1]["response"]["output"][0]["content"][0]["annotations"] == [flat]
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-async def test_log_probabilities_if_included(client: httpx.AsyncClient, streamed: bool) -> None:
+async def test_log_probabilities_if_included(client: httpx.AsyncClient) -> None:
     body: JSON = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
 
-    response = (await stream(client, **body))[-1]["response"] if streamed else await create(client, **body)
+    events = await stream(client, **body)
+    response = await create(client, **body)
 
     [part] = response["output"][0]["content"]
     assert "".join(each["token"] for each in part["logprobs"]) == "echo: hi"
     assert part["logprobs"][0]["top_logprobs"]
+    assert events[-1]["response"]["output"][0]["content"] == [part]
+    of_deltas = [each for event in events if event["type"].endswith("text.delta") for each in event["logprobs"]]
+    assert of_deltas == part["logprobs"]
 
 
 async def test_an_error_before_the_first_event_has_its_status(client: httpx.AsyncClient, fake: Fake) -> None:
