@@ -1,5 +1,6 @@
 """Requests to openai/v1/responses."""
 
+import json
 from typing import Any
 
 import httpx
@@ -29,6 +30,15 @@ async def stream(client: httpx.AsyncClient, **body: Any) -> list[JSON]:
     response = await post(client, stream=True, **body)
     assert response.status_code == 200, response.text
     return checked(response.text)
+
+
+async def created_in(response: httpx.Response) -> JSON:
+    """The response of the first event of a stream that is still arriving."""
+    async for text in response.aiter_lines():
+        if text.startswith("data: "):
+            created: JSON = json.loads(text.removeprefix("data: "))["response"]
+            return created
+    raise AssertionError("no event")
 
 
 async def get(client: httpx.AsyncClient, response: JSON) -> JSON:

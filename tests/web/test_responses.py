@@ -8,11 +8,13 @@ import pytest
 from openai import AsyncAzureOpenAI, AsyncOpenAI, BadRequestError, NotFoundError
 from pydantic import BaseModel
 
+from shared.services import services
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI as Fake
-from tests.support.chat_client import JSON, closed_ledger, ok_json, stored
+from tests.support.chat_client import JSON, closed_ledger, expire_lease, ok_json, stored, until
 from tests.support.conservation import assert_conserved
-from tests.support.responses_api import ANN, BOB, ROUTE, TOOL, create, get, post, refused, stream
+from tests.support.response_streams import checked
+from tests.support.responses_api import ANN, BOB, ROUTE, TOOL, create, created_in, get, post, refused, stream
 
 CALL: JSON = {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"}
 RESULT: JSON = {"type": "function_call_output", "call_id": "call_1", "output": "a cat"}
@@ -223,6 +225,73 @@ async def test_a_repeated_request_branches_once(client: httpx.AsyncClient, fake:
     assert responses[0] == responses[1]
     assert len(fake.meter) == 3
     await assert_conserved(tables, fake)
+
+
+async def test_a_repeated_request_waits_for_the_first(client: httpx.AsyncClient, fake: Fake) -> None:
+    key = {"idempotency-key": "k"}
+    with fake.hold() as hold:
+        first = asyncio.create_task(post(client, key))
+        await hold.until_reached()
+        again = await post(client, key)
+        hold.release()
+        answered = ok_json(await first)
+
+    assert "still running" in refused(again, 409)["message"]
+    assert int(again.headers["retry-after"]) > 0
+    assert ok_json(await post(client, key)) == answered
+    assert len(fake.meter) == 1
+
+
+# Interrupted
+
+
+async def test_a_response_whose_process_died_has_failed(client: httpx.AsyncClient, fake: Fake, tables: Tables) -> None:
+    with fake.hold() as hold:
+        async with client.stream("POST", ROUTE, json={"model": "chat", "input": "hi", "stream": True}) as response:
+            created = await created_in(response)
+            await hold.until_reached()
+            assert (await get(client, created))["status"] == "in_progress"
+            await expire_lease(tables, session_of(created))
+            interrupted = await get(client, created)
+
+    assert (interrupted["status"], interrupted["error"]["code"]) == ("failed", "server_error")
+
+
+async def test_a_stopped_response_is_incomplete(client: httpx.AsyncClient, fake: Fake, tables: Tables) -> None:
+    with fake.hold(after=1):
+        async with client.stream("POST", ROUTE, json={"model": "chat", "input": "hi", "stream": True}) as response:
+            parts = response.aiter_text()
+            body = await anext(parts)
+            while "text.delta" not in body:
+                body += await anext(parts)
+            session = body.partition("resp_")[2][:32]
+            head, turns = await stored(tables, session)
+            await services().turns.stop(head.id, turns[-1].number)
+            body += "".join([part async for part in parts])
+
+    response_events = checked(body)
+    end = response_events[-1]["response"]
+    assert (end["status"], end["incomplete_details"]) == ("incomplete", {"reason": "stopped"})
+    assert await get(client, end) == end
+
+
+@pytest.mark.parametrize(("action", "status"), [("finish", "completed"), ("stop", "incomplete")])
+async def test_a_client_that_disconnects_says_what_happens(
+    client: httpx.AsyncClient, fake: Fake, tables: Tables, action: str, status: str
+) -> None:
+    body = {"model": "chat", "input": "hi", "stream": True}
+    with fake.hold(after=1) as hold:
+        async with client.stream("POST", ROUTE, json=body, headers={"x-on-disconnect": action}) as response:
+            created = await created_in(response)
+            await hold.until_reached()
+        if action == "finish":
+            hold.release()
+
+        async def ended() -> JSON | None:
+            response = await get(client, created)
+            return response if response["status"] != "in_progress" else None
+
+        assert (await until(ended))["status"] == status
 
 
 # Read and delete

@@ -1,7 +1,6 @@
 """The stream of openai/v1/responses. Each one goes through a checker of order, ids and numbers, and most through the
 accumulator of OpenAI's SDK."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ from tests.support.azure_openai import Kind
 from tests.support.chat_client import JSON, ok_json, states
 from tests.support.conservation import assert_conserved
 from tests.support.response_streams import checked
-from tests.support.responses_api import ROUTE, TOOL, create, get, post, refused, stream
+from tests.support.responses_api import ROUTE, TOOL, create, created_in, get, post, refused, stream
 from tests.support.rude_upstream import RudeUpstream, chunk, end, text, usage
 
 CALLS = (("call_1", "look", '{"at": "one"}'), ("call_2", "look", '{"at": "two"}'))
@@ -255,10 +254,7 @@ async def test_an_error_in_the_stream_ends_it_as_failed(
 async def test_created_comes_as_soon_as_the_service_answers(client: httpx.AsyncClient, fake: Fake) -> None:
     with fake.hold(after=0):
         async with client.stream("POST", ROUTE, json={"model": "chat", "input": "hi", "stream": True}) as response:
-            parts, begun = response.aiter_text(), ""
-            while "response.in_progress" not in begun:
-                begun += await anext(parts)
-            created = json.loads(begun.partition("data: ")[2].partition("\n")[0])["response"]
+            created = await created_in(response)
             running = await get(client, created)
             chained = await post(client, previous_response_id=created["id"])
             undeleted = await client.delete(f"{ROUTE}/{created['id']}")
