@@ -309,3 +309,15 @@ async def test_a_dump_of_an_answer_is_accepted_as_input(sdk: AsyncOpenAI, fake: 
     await sdk.responses.create(model="chat", input=history, tools=tools, store=False)
 
     assert [each["role"] for each in fake.requests[1].body["messages"]] == ["user", "assistant", "tool"]
+
+
+async def test_long_instructions_are_stored_and_too_long_ones_refused(
+    client: httpx.AsyncClient, fake: Fake, tables: Tables
+) -> None:
+    response = await create(client, instructions="Be brief. " * 20_000)
+
+    assert await get(client, response) == response
+    assert refused(await post(client, instructions="x" * 600_000), 413)["code"] == "message_too_large"
+    assert len(fake.requests) == 1
+    unstored = await create(client, instructions="x" * 600_000, store=False)
+    assert unstored["status"] == "completed"
