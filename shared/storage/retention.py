@@ -118,8 +118,8 @@ class Retention:
             session = await self._sessions.head(row["RowKey"])
         if session and session.busy(self._clock.now()):
             return
-        latest: date | None = None
-        if session and self._is_over(session) and not (latest := await self._continued_in(session)):
+        needed: date | None = None
+        if session and self._is_over(session) and not (needed := await self._continued_in(session)):
             marked = await self._deletions.begin(session, erase=True)
             if marked is None:
                 return  # it is used at this moment
@@ -131,22 +131,24 @@ class Retention:
                 return  # later today
         elif session:
             try:
-                session = await self._note(session, latest or session.updated.date())
+                session = await self._note(session, needed or session.updated.date())
             except VersionConflict:
                 return
             await self._insert(index_partition(SEEN, session.seen[-1]), session.id)
         await self._delete(row["PartitionKey"], row["RowKey"])
 
     async def _continued_in(self, session: Session) -> date | None:
-        """The day of the latest use of a branch, whose prompts need this session; None if there is none, or all are
-        over too."""
-        days: list[date] = []
-        for branch in await self._sessions.branches(session.id):
-            head = await self._sessions.head(branch)
-            if head and not head.deletion:
-                days += [head.updated.date()] if not self._is_over(head) else []
-                days += filter(None, [await self._continued_in(head)])
-        return None if session.expired(self._clock.now()) else max(days, default=None)
+        """A day on which a branch was used that is not over, because its prompts need this session; None if there is
+        none. It is the first that is met: a session may have very many branches."""
+        pending = [] if session.expired(self._clock.now()) else [session.id]
+        while pending:
+            for branch in await self._sessions.branches(pending.pop()):
+                head = await self._sessions.head(branch)
+                if head and not head.deletion:
+                    if not self._is_over(head):
+                        return head.updated.date()
+                    pending.append(branch)
+        return None
 
     async def _note(self, session: Session, day: date) -> Session:
         """Name the day on the head, before a row is inserted under it. Raises VersionConflict."""

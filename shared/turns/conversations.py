@@ -161,7 +161,7 @@ class ConversationAccess:
         Raises SessionBusy while a turn runs."""
         for attempt in range(MAX_ATTEMPTS):
             session = await self._idle(session_id, principal)
-            turn = await self._own_turn(session, number)
+            turn = await self._sessions.turn(session_id, number)
             if turn is None or at not in dict(_items(turn)):
                 return session if attempt else None  # of an attempt whose response was lost
             with suppress(VersionConflict):
@@ -171,7 +171,7 @@ class ConversationAccess:
     async def turn(self, session_id: str, number: int, principal: Principal) -> tuple[Session, Turn]:
         """The turn of a response, and its session."""
         session = await self._get(session_id, principal, Kind.RESPONSES, Kind.CONVERSATION)
-        turn = await self._own_turn(session, number)
+        turn = await self._sessions.turn(session_id, number)
         if turn is None:
             raise SessionNotFound
         return session, turn
@@ -221,7 +221,7 @@ class ConversationAccess:
         newest item; None: all. `after`: the item that precedes the page; it may be deleted. Raises InvalidRequest if it
         is not in the list. A page costs the same wherever it is."""
         begin, end = (0, 0), end or (session.turns + 1, 0)
-        parts = self._parts(session, last=min(end[0], session.turns), newest_first=newest_first)
+        parts = self._parts(session, last=end[0], newest_first=newest_first)
         if after:
             begin, end = (begin, min(end, after.place)) if newest_first else ((after.turn, after.at + 1), end)
             parts = _from(parts, after)
@@ -271,9 +271,6 @@ class ConversationAccess:
         """The turn without its content. It is finished, so that a process that settles it late stores no answer."""
         return replace(turn, messages=(), input=(), output=(), extras={}, finished=turn.finished or self._clock.now())
 
-    async def _own_turn(self, session: Session, number: int) -> Turn | None:
-        return await self._sessions.turn(session.id, number) if number > session.cleared_through else None
-
     async def _parts(self, session: Session, *, last: int, newest_first: bool) -> AsyncIterator[_Part]:
         """What the session and those that it continues add, as far as they exist. Newest first, each is read when it is
         needed."""
@@ -302,7 +299,7 @@ class ConversationAccess:
             low, high = (max(first, last - block + 1), last) if newest_first else (first, min(last, first + block - 1))
             turns = await self._sessions.history(own, before=high + 1, limit=high - low + 1)
             for turn in turns if newest_first else reversed(turns):
-                if turn.number >= low:  # others take the place of those that an erasure has deleted
+                if turn.number >= low:  # others take the place of numbers that do not exist
                     yield turn
             first, last = (first, low - 1) if newest_first else (high + 1, last)
 

@@ -23,6 +23,7 @@ from tests.support.conservation import all_rows
 from tests.support.faults import stall_request
 from tests.support.ledger_rows import entry, write
 from tests.support.proxy import Answer, Close, Match, Stall, TcpProxy
+from tests.support.stored_responses import respond
 
 DAYS = 30
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -491,3 +492,47 @@ async def test_ledger_is_kept_without_the_setting(clock: ManualClock, api: httpx
     await run_timer(clock, NOON)
 
     assert len([row async for row in all_rows(tables.usage)]) == 1
+
+
+# Branches
+
+
+async def test_response_is_kept_while_a_branch_needs_it(
+    clock: ManualClock, api: httpx.AsyncClient, tables: Tables
+) -> None:
+    root = await respond("root")
+    await respond("in place", after=root)
+    branch = await respond("branch", after=root)
+    await respond("in place", after=branch)
+    clock.set(NOON + DAY)
+    leaf = await respond("leaf", after=branch)
+    chain = {each.session.id for each in (root, branch, leaf)}
+    assert len(chain) == 3
+
+    await run_timer(clock, NOON + (DAYS + 1) * DAY)
+    assert await sessions(tables) == chain
+    assert [*(await index(tables)).values()] == 3 * [{"~seen-2026-03-03"}]
+    assert (await respond("next", after=leaf)).session.id == leaf.session.id  # on the day that its own time would end
+
+    await run_timer(clock, NOON + (DAYS + 2) * DAY)
+    assert await sessions(tables) == chain
+    await run_timer(clock, NOON + (DAYS + DAYS + 2) * DAY)
+    assert await sessions(tables) == set()
+    assert await index(tables) == {}
+    assert [row async for row in all_rows(tables.sessions) if row["RowKey"].startswith("branch-")] == []
+
+
+async def test_session_of_many_branches_is_kept_with_few_requests(
+    clock: ManualClock, storage: TcpProxy, api: httpx.AsyncClient, tables: Tables, prefix: str
+) -> None:
+    root = await respond("root")
+    await respond("in place", after=root)
+    clock.set(NOON + DAY)
+    answers = await asyncio.gather(*(respond(str(number), after=root) for number in range(30)))
+    branches = {each.session.id for each in answers}
+    await run_timer(clock, NOON + DAY)  # it enters older sessions once
+    before = storage.count(Match("GET", f"{prefix}sessions"))
+
+    await run_timer(clock, NOON + (DAYS + 1) * DAY)
+    assert await sessions(tables) == {root.session.id, *branches}
+    assert storage.count(Match("GET", f"{prefix}sessions")) - before < 20

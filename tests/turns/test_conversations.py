@@ -1,8 +1,9 @@
 """Conversations and stored responses: what is kept, listed and deleted."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import httpx
 import pytest
@@ -24,6 +25,7 @@ from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI, Request
 from tests.support.chat_client import answer, closed_ledger, expire_lease, get_json, row_keys, stored
 from tests.support.conservation import all_rows, assert_conserved
+from tests.support.faults import session_transaction, stall_request
 from tests.support.proxy import Close, Match, TcpProxy
 from tests.support.stored_responses import OWNER, call, listed, output, respond, text_of, user
 
@@ -250,6 +252,23 @@ async def test_write_whose_response_is_lost_is_done_once(storage: TcpProxy, pref
     await conversations().add_items(conversation, OWNER, user("two"))
     await conversations().update(conversation, OWNER, {"a": "1"})
     await conversations().delete_item(conversation, 1, 0, OWNER)
+    assert await listed(conversation) == ["two"]
+
+
+async def test_what_is_deleted_twice_at_once_is_deleted(storage: TcpProxy) -> None:
+    conversation, response = await begun("one", "two"), (await respond()).session.id
+    deletions: list[tuple[str, Callable[[], Awaitable[object]]]] = [
+        (conversation, partial(conversations().delete_item, conversation, 1, 0, OWNER)),
+        (response, partial(conversations().delete_response, response, 1, OWNER)),
+    ]
+    for session, delete in deletions:
+        with stall_request(storage, session_transaction(session)) as stalled:
+            slower = asyncio.ensure_future(delete())
+            await stalled.until_reached()
+            await delete()
+            stalled.release()
+            result = await slower
+        assert (result is not None) == (session == conversation)
     assert await listed(conversation) == ["two"]
 
 
