@@ -38,7 +38,6 @@ class ResponseEvents:
         self._created = now
         self._sequence = 0
         self._response: JSON = {}
-        self._replayed = False
         self._first: JSON | None = None  # the item that is sent as it arrives, as it began
         self._waits = False  # what began first can't be sent as it arrives
         self._text: str | None = None  # of it, as far as it was sent; None: its text has not begun
@@ -57,15 +56,14 @@ class ResponseEvents:
 
     def _frames(self, event: Event) -> Iterator[bytes]:
         if isinstance(event, Started):
-            self.session_id, self._number, self._replayed = event.session_id, event.turn, event.replayed
-            self._created = event.started
+            self.session_id, self._number, self._created = event.session_id, event.turn, event.started
             return
         if not self._response:
             created = int(self._created.timestamp())
             self._response = begun(self._wanted.echo, self.session_id, self._number, created)
             yield self._frame("response.created", response=self._response)
             yield self._frame("response.in_progress", response=self._response)
-        if isinstance(event, Delta) and not self._replayed:
+        if isinstance(event, Delta):
             yield from self._delta(event.pieces, self._logprobs(event))
         elif isinstance(event, Answer | Metered):
             yield from self._end(event)

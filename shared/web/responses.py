@@ -41,7 +41,9 @@ async def post_response(request: Request, app: Services, principal: Principal) -
     if stops:
         stream.stop.request_after(disconnected(request))
     with _worded(wanted):
-        async for event in stream:  # up to the answer, or until the service answers; errors until then have a status
+        # Up to the answer, or of a stream until the service answers: errors until then have a status. A stored answer
+        # is sent as a whole.
+        async for event in stream:
             match event:
                 case Started():
                     writer.write(event)

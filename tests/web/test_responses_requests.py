@@ -65,12 +65,17 @@ def text(kind: str = "input_text") -> JSON:
           {"role": "tool", "tool_call_id": "call_1", "content": "The result follows."},
           {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE, "detail": "auto"}}]},
           {"role": "user", "content": "hi"}]),
+        ([CALL, RESULT | {"output": [text(), {"type": "input_file", "file_data": FILE}]}],
+         [{"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]},
+          {"role": "tool", "tool_call_id": "call_1", "content": "hi"},
+          {"role": "user", "content": [{"type": "file", "file": {"file_data": FILE}}]}]),
         ([message("user", text()), {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"},
           CALL | {"id": "fc_1", "status": "completed"}, RESULT | {"id": None, "status": None}],
          [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]},
           {"role": "tool", "tool_call_id": "call_1", "content": "a cat"}]),
     ],
     ids=["easy", "developer", "image", "file", "answer", "call", "text after a call", "result apart", "picture",
+         "file of a result",
          "replayed"],
 )  # fmt: skip
 async def test_items_become_messages(

@@ -180,6 +180,16 @@ async def test_a_refusal_comes_after_the_text(upstream: RudeUpstream, client: ht
     assert item["content"][1]["refusal"] == "No. Never."
 
 
+async def test_a_call_comes_after_a_refusal_that_began_before_it(
+    upstream: RudeUpstream, client: httpx.AsyncClient
+) -> None:
+    upstream.stream(chunk({"refusal": "No."}), chunk({"tool_calls": [ONE_CALL]}), end("tool_calls"), usage())
+
+    events = await stream(client, tools=[TOOL])
+
+    assert [item["type"] for item in events[-1]["response"]["output"]] == ["message", "function_call"]
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("reason", ["max_output_tokens", "content_filter"])
 async def test_an_answer_that_is_cut_off_is_incomplete(
