@@ -80,8 +80,8 @@ def unsupported(param: str, message: str, code: str = "unsupported_parameter") -
 
 
 def error_response(error: Exception) -> Response:
-    """The error, with what the model service said about waiting. After a call that may have been billed the client is
-    told not to repeat it: without an Idempotency-Key it would be paid twice."""
+    """The error, with the model service's headers about waiting. After a call that may have been billed,
+    x-should-retry is false: a repeated request without an Idempotency-Key would be paid twice."""
     response = json_error(*response_error(error))
     if isinstance(error, ChatError) and error.upstream:
         response.headers.update(error.upstream.headers)

@@ -1,6 +1,6 @@
 """A request for a response, translated: to a turn, to options of chat completions, and to what the response repeats.
 
-The model service is asked in chat completions, the one dialect that Azure, llama.cpp, vLLM and Ollama all speak.
+The model service gets chat completions, the one dialect that Azure, llama.cpp, vLLM and Ollama all speak.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -146,8 +146,8 @@ async def test_a_response_that_is_not_stored_leaves_nothing(
 ) -> None:
     first = await create(client, store=False)
     streamed = (await stream(client, store=False))[-1]["response"]
-    kept = await create(client)
-    continued = await create(client, input="more", store=False, previous_response_id=kept["id"])
+    parent = await create(client)
+    continued = await create(client, input="more", store=False, previous_response_id=parent["id"])
 
     assert [text for _, text in texts(fake)] == ["hi", "echo: hi", "more"]
     for response in (first, streamed, continued):
@@ -157,7 +157,7 @@ async def test_a_response_that_is_not_stored_leaves_nothing(
         refused(await post(client, previous_response_id=response["id"]))
     assert [entry.session_id for entry in await closed_ledger(tables)].count(None) >= 3
     assert len(fake.meter) == 4
-    session, turns = await stored(tables, session_of(kept))
+    session, turns = await stored(tables, session_of(parent))
     assert (session.turns, len(turns)) == (1, 1)
 
 

@@ -1,6 +1,6 @@
 """openai/v1/responses: the request and what is answered. https://platform.openai.com/docs/api-reference/responses
 
-The tag of a union's member must not be the name of a field: web/response_validation.py tells them apart by that.
+The tag of a union's member must not be a field's name: web/response_validation.py leaves tags out of paths.
 """
 
 from typing import Annotated, Any, Literal
