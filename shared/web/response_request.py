@@ -158,13 +158,13 @@ def _conversation(conversation: str | None) -> str | None:
     return parse_conversation_id(conversation, ConversationNotFound(conversation))
 
 
-async def new_items(app: Services, principal: Principal, given: str | Sequence[InputItem]) -> list[Item]:
+async def new_items(app: Services, principal: Principal, sent: str | Sequence[InputItem]) -> list[Item]:
     """The items that are sent, and those that are referred to. Raises ItemNotFound."""
-    if isinstance(given, str):
-        content = [{"type": "input_text", "text": given}]
-        return [{"type": "message", "role": "user", "content": content}] if given else []
+    if isinstance(sent, str):
+        content = [{"type": "input_text", "text": sent}]
+        return [{"type": "message", "role": "user", "content": content}] if sent else []
     return paired(
-        [await _stored(app, principal, item.id) if isinstance(item, ItemReference) else item.item() for item in given]
+        [await _stored(app, principal, item.id) if isinstance(item, ItemReference) else item.item() for item in sent]
     )
 
 
