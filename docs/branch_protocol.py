@@ -15,7 +15,7 @@ branch. A request reads P's head, then P's record. If it has to branch, it first
 requests that have this key: by a pointer that is inserted and never replaced. The branch's own record then decides.
 A turn whose lease is over is taken for dead, and its request may be made again, as in protocol.py.
 
-A branch is entered in P's partition, so that P tells its branches, and retention keeps P while one is in use:
+A branch is entered in P's partition, so that P shows its branches, and retention keeps P while one is in use:
   insert the row -> read P's head again (gone: delete the row, refuse) -> store the branch
 An erasure marks P's head, then lists and deletes P's rows, then deletes the head. So no row that names a branch is
 left; at most, after a crash at that moment, one with the branch's id, which says nothing: the server makes it.
@@ -80,13 +80,13 @@ def reserve(state: State, pid: int, session: Session, *, record: bool) -> tuple[
     """The session with the request's turn. Two turns of one key are a fault, unless the other was taken for dead."""
     same = [turn for at, turn in enumerate(state.turns) if {at, pid} <= state.keyed and at != pid]
     problem = "one request is paid for twice" if {"open", "answered"} & set(same) else state.problem
-    used = (*session.record, pid) if pid in state.keyed and record else session.record
-    session = session._replace(etag=session.etag + 1, holder=pid, later=session.later + 1, record=used)
+    record_turns = (*session.record, pid) if pid in state.keyed and record else session.record
+    session = session._replace(etag=session.etag + 1, holder=pid, later=session.later + 1, record=record_turns)
     return session, state._replace(turns=put(state.turns, pid, "open"), problem=problem)
 
 
 def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
-    process, parent, gone, keyed = state.processes[pid], state.parent, state.erasure != "", pid in state.keyed
+    process, parent, is_erased, keyed = state.processes[pid], state.parent, state.erasure != "", pid in state.keyed
 
     def move(at: str, after: State = state, **fields: Any) -> State:
         return after._replace(processes=put(after.processes, pid, process._replace(at=at, **fields)))
@@ -98,7 +98,7 @@ def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
             yield "read the record in P", move("head", seen=parent.record, etag=0)
         case "head":
             latest = parent.later == 0
-            if gone:
+            if is_erased:
                 yield "P is gone: 400", move("end")
             else:
                 at = "seen" if broken == "order" else "record"
@@ -115,7 +115,7 @@ def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
             else:
                 yield "n is not the latest turn", move("point")
         case "in place":
-            if gone:
+            if is_erased:
                 yield "P is gone: 400", move("end")
             elif parent.etag != process.etag and broken != "latest":
                 yield "lose the race", move("head", etag=-1, seen=())
@@ -146,7 +146,7 @@ def steps(state: State, pid: int, broken: str) -> Iterator[tuple[str, State]]:
             then = "end" if broken == "enter-late" else "store" if broken == "look-again" else "look again"
             yield "enter the branch in P's partition", move(then, entered)
         case "look again":
-            yield ("P is gone", move("leave")) if gone else ("P is there", move("store"))
+            yield ("P is gone", move("leave")) if is_erased else ("P is there", move("store"))
         case "leave":
             yield "delete the row", move("end", state._replace(rows=state.rows - {process.branch}))
         case "store" | "again":
@@ -206,8 +206,8 @@ def explore(requests: int, broken: str) -> tuple[int, str, list[str]]:
     predecessors: dict[State, tuple[State, str] | None] = {}
     for keyed in (frozenset[int](), frozenset(range(requests - 1)), frozenset(range(requests))):
         processes = (Process(),) * requests
-        nobody = (None,) * requests
-        start = State(Session(), nobody, None, ("",) * requests, frozenset(), "", frozenset(), processes, keyed)
+        none = (None,) * requests
+        start = State(Session(), none, None, ("",) * requests, frozenset(), "", frozenset(), processes, keyed)
         predecessors[start] = None
     queue = deque(predecessors)
     while queue:

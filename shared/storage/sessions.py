@@ -104,8 +104,8 @@ class Sessions:
         """The ids of the sessions that continue a turn of this one. Some may not exist (any more)."""
         span = {"session": session_id, "start": rows.BRANCH, "end": f"{rows.BRANCH}~"}
         condition = "PartitionKey eq @session and RowKey ge @start and RowKey lt @end"
-        found = self._table.query(condition, span, select=["RowKey"])
-        return [row["RowKey"].removeprefix(rows.BRANCH) async for row in found]
+        entered = self._table.query(condition, span, select=["RowKey"])
+        return [row["RowKey"].removeprefix(rows.BRANCH) async for row in entered]
 
     async def enter_branch(self, session: Session) -> bool:
         """Before a branch is stored: enter it into its parent's partition. False if the parent is gone. An erasure

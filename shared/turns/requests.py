@@ -300,10 +300,10 @@ def _check_outputs(turns: Sequence[Turn], new: Sequence[Message]) -> None:
     replayable ones, oldest first. Calls without any results are left out of the prompt, as are repeated results: the AI
     SDK sends those of earlier turns again."""
     messages = [*(message for turn in turns for message in turn.messages), *new]
-    known = {call["id"] for message in messages for call in message.get("tool_calls") or ()}
+    calls = {call["id"] for message in messages for call in message.get("tool_calls") or ()}
     pending, results = pending_calls(turns), [message["tool_call_id"] for message in new if message["role"] == "tool"]
     for result in results:
-        if result not in known:
+        if result not in calls:
             text = f"No tool call found for function call output with call_id {result}."
             raise InvalidRequest(text, param="input")
     for call in pending:

@@ -1,6 +1,7 @@
 """Responses that continue another one, many at once: each is paid for once, and sees its own past."""
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,10 +89,10 @@ async def test_every_response_of_a_random_tree_sees_its_own_past(
     fake: AzureOpenAI, tables: Tables, rounds: list[Round]
 ) -> None:
     fake.requests.clear()
-    nodes = [Node("0", await respond("0"), ())]
+    nodes, numbers = [Node("0", await respond("0"), ())], itertools.count(1)
     for planned in rounds:
         parents = [nodes[number % len(nodes)] for number in planned.parents]
-        names = [str(len(nodes) + at) for at in range(len(parents))]
+        names = [str(next(numbers)) for _ in parents]
         sent = [respond(name, after=parent.answer) for name, parent in zip(names, parents, strict=True)]
         results = await asyncio.gather(*sent, return_exceptions=True)
         for name, parent, result in zip(names, parents, results, strict=True):
@@ -103,11 +104,11 @@ async def test_every_response_of_a_random_tree_sees_its_own_past(
             assert prompt_of(fake, name) == [*(each.text for each in node.past if not each.deleted), name]
             nodes.append(node)
         if planned.deleted is not None:
-            gone = nodes[planned.deleted % len(nodes)]
-            if not gone.deleted:
-                session, number = gone.answer.session.id, gone.answer.turn.number
+            target = nodes[planned.deleted % len(nodes)]
+            if not target.deleted:
+                session, number = target.answer.session.id, target.answer.turn.number
                 await services().conversations.delete_response(session, number, OWNER)
-                gone.deleted = True
+                target.deleted = True
     addresses = {(node.answer.session.id, node.answer.turn.number) for node in nodes}
     assert len(addresses) == len(nodes)
     await assert_conserved(tables, fake)
