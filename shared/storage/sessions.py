@@ -123,5 +123,5 @@ def _enough(session: Session, turns: list[Turn]) -> bool:
     return (
         turns[-1].number <= max(session.window_start, session.cleared_through + 1)
         or len(turns) >= MAX_ROWS
-        or sum(turn.replayable for turn in turns) >= MAX_TURNS
+        or (len(turns) >= MAX_TURNS and sum(turn.replayable for turn in turns) >= MAX_TURNS)
     )
