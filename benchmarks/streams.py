@@ -43,11 +43,11 @@ COST = (Decimal(USAGE["prompt_tokens"]) + 2 * USAGE["completion_tokens"]).scaleb
 
 @dataclass
 class Streams:
-    """`open`: between their first token and their end. `firsts`: seconds to the first token. `cut`: why, of each that
-    has not brought its whole answer at its cost."""
+    """`open`: now between their first token and their end. `peak`: the most of these. `firsts`: seconds to the first
+    token. `cut`: why, of each that has not brought its whole answer at its cost."""
 
     open: int = 0
-    most_open: int = 0
+    peak: int = 0
     firsts: list[float] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
 
@@ -62,7 +62,7 @@ class Streams:
                         first = time.monotonic() - sent
                         self.firsts.append(first)
                         self.open += 1
-                        self.most_open = max(self.most_open, self.open)
+                        self.peak = max(self.peak, self.open)
         except (aiohttp.ClientError, OSError) as error:
             self.cut.append(repr(error))
         else:
@@ -133,7 +133,7 @@ def measure(count: int, pause: float) -> float:
         sums = asyncio.run(stored(tables))
         beside = usage.beside()
     print(
-        f"{count:,} streams: {streams.most_open:,} at once, {len(streams.cut)} cut; peak {peak:.0f} MB,"
+        f"{count:,} streams: {streams.peak:,} at once, {len(streams.cut)} cut; peak {peak:.0f} MB,"
         f" {before:.0f} before, {(peak - before) / count * 1024:.0f} KB a stream; first token after"
         f" {median(streams.firsts):.1f} s, at most {max(streams.firsts):.1f} s;"
         f" CPU {cpu / count * 1e3:.1f} ms a stream; {seconds:.0f} s in all; {beside}",
@@ -141,8 +141,8 @@ def measure(count: int, pause: float) -> float:
     )
     if streams.cut:
         sys.exit(f"cut: {streams.cut[0]}")
-    if streams.most_open < count:
-        sys.exit(f"only {streams.most_open} streams were open at once: set a longer --pause")
+    if streams.peak < count:
+        sys.exit(f"only {streams.peak} streams were open at once: set a longer --pause")
     if sums != (count * COST,) * 2:
         sys.exit(f"{count} turns cost {count * COST} USD; the sessions sum to {sums[0]}, the limit to {sums[1]}")
     return peak

@@ -50,14 +50,14 @@ class Cache:
 
     def send(self, messages: Sequence[Message]) -> Prompt:
         tokens = [token for message in messages for token in tokens_of(message)]
-        digest, known, beginnings = sha256(), 0, list[bytes]()
+        digest, cached, beginnings = sha256(), 0, list[bytes]()
         for end in range(CACHE_STEP_TOKENS, len(tokens) + 1, CACHE_STEP_TOKENS):
             digest.update("\0".join(tokens[end - CACHE_STEP_TOKENS : end]).encode())
             beginnings.append(digest.digest())
-            known = end if beginnings[-1] in self.seen else known
+            cached = end if beginnings[-1] in self.seen else cached
         self.seen.update(beginnings)
         history = sum(len(tokens_of(message)) for message in messages[1:-1])
-        return Prompt(len(tokens), known if known >= MIN_CACHED_TOKENS else 0, history)
+        return Prompt(len(tokens), cached if cached >= MIN_CACHED_TOKENS else 0, history)
 
 
 def tokens_of(message: Message) -> list[str]:
@@ -167,13 +167,13 @@ def main() -> None:
     for name, sent in zip(("this app", "naive window"), zip(*prompts, strict=True), strict=True):
         total, cached = sum(each.tokens for each in sent), sum(each.cached for each in sent)
         print(f"  {name:12} {total:>9,}, {cached / total:.0%} of them cached")
-    kept = mean(ours.history / theirs.history for ours, theirs in prompts if theirs.history)
+    share = mean(ours.history / theirs.history for ours, theirs in prompts if theirs.history)
     ratios = [
         sum(ours.paid(d) for ours, _ in prompts) / sum(theirs.paid(d) for _, theirs in prompts) for d in DISCOUNTS
     ]
     print("nothing ran beside it: it measures no time")
     print(
-        f"history kept over the naive window's: {kept:.2f}; tokens paid over the naive window's:"
+        f"history kept over the naive window's: {share:.2f}; tokens paid over the naive window's:"
         f" {', '.join(f'{ratio:.2f} with cached tokens at {d}' for ratio, d in zip(ratios, DISCOUNTS, strict=True))}"
     )
 
