@@ -1,7 +1,9 @@
 """What benchmarks of HTTP run beside the app: a fast model service, and a bare pass-through.
 
-`python -m benchmarks.upstream model PORT` answers every completion with 64 chunks, or with a whole document, and
-`python -m benchmarks.upstream proxy PORT UPSTREAM_PORT` forwards requests to it as Starlette and httpx do.
+`python -m benchmarks.upstream model PORT [PAUSE [PAUSES]]` answers every completion with 64 chunks, or with a whole
+document. It waits PAUSE seconds after each chunk, or after each of the first PAUSES. GET answers when the latest
+completion arrived, in monotonic seconds of this machine. `python -m benchmarks.upstream proxy PORT UPSTREAM_PORT`
+forwards requests to it as Starlette and httpx do.
 """
 
 import asyncio
@@ -56,23 +58,27 @@ DOCUMENT = json.dumps(
 ).encode()
 
 
-async def _complete(request: Request) -> Response:
-    """`x-pause`: seconds between chunks."""
-    body, pause = json.loads(await request.body()), float(request.headers.get("x-pause") or PAUSE)
-    if not body.get("stream"):
-        return Response(DOCUMENT, media_type="application/json")
+def _model(pause: float, pauses: int) -> Starlette:
+    arrived = 0.0
 
-    async def chunks() -> AsyncIterator[bytes]:
-        for chunk in STREAM:
-            yield chunk
-            if pause:
-                await asyncio.sleep(pause)
+    async def complete(request: Request) -> Response:
+        nonlocal arrived
+        body, arrived = json.loads(await request.body()), time.monotonic()
+        if not body.get("stream"):
+            return Response(DOCUMENT, media_type="application/json")
 
-    return StreamingResponse(chunks(), media_type="text/event-stream")
+        async def chunks() -> AsyncIterator[bytes]:
+            for number, chunk in enumerate(STREAM):  # from 0, which has no text
+                yield chunk
+                if pause and 0 < number <= pauses:
+                    await asyncio.sleep(pause)
 
+        return StreamingResponse(chunks(), media_type="text/event-stream")
 
-PAUSE = 0.0
-_model = Starlette(routes=[Route("/{path:path}", _complete, methods=["POST"])])
+    async def latest(_: Request) -> Response:
+        return Response(str(arrived))
+
+    return Starlette(routes=[Route("/{path:path}", complete, methods=["POST"]), Route("/", latest)])
 
 
 def _proxy(upstream: int) -> Starlette:
@@ -115,6 +121,7 @@ def _listens(port: int) -> bool:
 if __name__ == "__main__":
     kind, port, *rest = sys.argv[1:]
     if kind == "model":
-        PAUSE = float(rest[0]) if rest else 0.0
-    app = _model if kind == "model" else _proxy(int(rest[0]))
+        app = _model(float(rest[0]) if rest else 0.0, int(rest[1]) if len(rest) > 1 else CHUNKS)
+    else:
+        app = _proxy(int(rest[0]))
     uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", access_log=False, lifespan="off")

@@ -59,23 +59,27 @@ def turn() -> dict[str, Any]:
     return {"message": "Count to a hundred.", "session_id": f"s{os.getpid()}-{next(_sessions)}"}
 
 
-@contextmanager
-def app(upstream: int, tables: tuple[int, int], *, client: str = "http") -> Iterator[list[System]]:
-    port, storage = tables
-    environ = {
+def environ(upstream: int, tables: int, client: str = "http") -> dict[str, str]:
+    """The app's settings. `upstream`, `tables`: ports of the model service and of Azurite."""
+    return {
         "AZURE_OPENAI_ENDPOINT": f"http://127.0.0.1:{upstream}/v1",
         "AZURE_OPENAI_API_KEY": "key",
         "AZURE_OPENAI_MODEL": "chat",
         "PRICES": json.dumps({"chat": {"input": 1, "cached_input": 0.1, "cache_write": 1, "output": 2}}),
-        "TABLES_CONNECTION_STRING": azurite.connection_string(port),
+        "TABLES_CONNECTION_STRING": azurite.connection_string(tables),
         "TABLES_CLIENT": client,
         "TABLE_PREFIX": f"b{client}",
         "CLIENT_KEYS": line("bench", KEY),
         "LIMITS": json.dumps(LIMITS),
     }
+
+
+@contextmanager
+def app(upstream: int, tables: tuple[int, int], *, client: str = "http") -> Iterator[list[System]]:
+    port, storage = tables
     suffix = "" if client == "http" else f" ({client})"
     with HostFactory() as factory, tempfile.TemporaryDirectory() as folder:
-        host = factory.host(environ, Path(folder) / "log")
+        host = factory.host(environ(upstream, port, client), Path(folder) / "log")
         yield [
             System(f"api/chat, durable{suffix}", f"{host.base}/api/chat", (host.pid, storage), turn),
             System(f"openai/*{suffix}", f"{host.base}/openai/v1/chat/completions", (host.pid, storage), completion),
