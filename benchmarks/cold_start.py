@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -101,7 +101,9 @@ def start(interpreter: Path, package: Path, environ: Mapping[str, str]) -> Start
         subprocess.Popen(  # noqa: S603
             host, cwd=package, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
         ) as process,
+        ExitStack() as stack,
     ):
+        stack.callback(process.kill)
         assert process.stdin  # noqa: S101 - for mypy
         assert process.stdout  # noqa: S101
         turn = {"message": "Count to ten.", "session_id": f"s{os.getpid()}-{next(_sessions)}", "stream": True}
@@ -113,11 +115,9 @@ def start(interpreter: Path, package: Path, environ: Mapping[str, str]) -> Start
         while "end" not in answer:
             answer = json.loads(process.stdout.readline() or b'{"failed": "no answer"}')
             if "failed" in answer or answer.get("status", 200) != 200:
-                process.kill()
                 raise RuntimeError(f"{answer}\n{log.read_text()}")
             for name in answer.keys() & {"functions", "part"}:
                 times.setdefault(name, (time.perf_counter() - began, cpu_seconds(process.pid)))
-        process.kill()
     return Start(*times["functions"], *times["part"])
 
 
@@ -164,15 +164,15 @@ def _median(starts: list[Start]) -> Start:
 
 def _children_cpu() -> float:
     """CPU seconds of the processes that this one has started and that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cold_start", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    found = platform_runtime.python()
-    if found is None:
+    interpreter = platform_runtime.python()
+    if interpreter is None:
         sys.exit(platform_runtime.MISSING)
-    measure(arguments.rounds, found)
+    measure(arguments.rounds, interpreter)
