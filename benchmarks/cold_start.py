@@ -33,8 +33,7 @@ import certifi
 import trustme
 from azure.data.tables import TableServiceClient
 
-from benchmarks.machine import Usage, cpu_seconds
-from benchmarks.upstream import started
+from benchmarks.machine import Usage, cpu_seconds, server
 from local import azurite
 from local.parts import free_port
 from local.places import ROOT
@@ -68,12 +67,12 @@ def services(folder: Path) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
     trusted.write_bytes(Path(certifi.where()).read_bytes() + authority.cert_pem.bytes())  # as long as a usual one
     storage, model = free_port(), free_port()
     tables = [*azurite.command(storage), "--cert", str(certificate), "--key", str(key), "--oauth", "basic"]
-    tls = ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
-    completions = [sys.executable, "-m", "uvicorn", "benchmarks.upstream:_model", "--port", str(model), *tls]
+    served = ["uvicorn", "--factory", "benchmarks.upstream:model", "--port", str(model)]
+    completions = [sys.executable, "-m", *served, "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
     with (
         AppService() as identity,
-        started(command=tables, port=storage) as (_, tables_pid),
-        started(command=completions, port=model) as (_, model_pid),
+        server(tables, storage) as tables_pid,
+        server(completions, model) as model_pid,
     ):
         connection = azurite.connection_string(storage).replace("http", "https")
         with TableServiceClient.from_connection_string(connection, connection_verify=str(trusted)) as client:

@@ -1,6 +1,7 @@
 """What benchmarks share: an Azurite of their own, CPU time of other processes, and what ran beside the benchmark."""
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -10,22 +11,37 @@ from pathlib import Path
 
 from local import azurite
 from local.parts import free_port
+from local.places import ROOT
 
 _TICKS = os.sysconf("SC_CLK_TCK")  # per second
+
+
+@contextmanager
+def server(command: list[str], port: int) -> Iterator[int]:
+    """A process that listens on the port, until the block ends; yields its process ID."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    try:
+        while not _listens(port):
+            if process.poll() is not None:
+                raise RuntimeError(f"{command} ended")
+            time.sleep(0.05)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @contextmanager
 def table_service() -> Iterator[tuple[int, int]]:
     """An Azurite in memory; yields its port and its process ID."""
     port = free_port()
-    server = subprocess.Popen(azurite.command(port), stdout=subprocess.DEVNULL)  # noqa: S603
-    try:
-        while not azurite.answers(port):
-            time.sleep(0.05)
-        yield port, server.pid
-    finally:
-        server.terminate()
-        server.wait()
+    with server(azurite.command(port), port) as pid:
+        yield port, pid
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def cpu_seconds(pid: int) -> float:

@@ -8,8 +8,6 @@ forwards requests to it as Starlette and httpx do.
 
 import asyncio
 import json
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -22,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from benchmarks.machine import server
 from local.parts import free_port
-from local.places import ROOT
 
 CHUNKS = 64
 USAGE = {"prompt_tokens": 20, "completion_tokens": CHUNKS, "total_tokens": 20 + CHUNKS}
@@ -58,7 +56,8 @@ DOCUMENT = json.dumps(
 ).encode()
 
 
-def _model(pause: float, pauses: int) -> Starlette:
+def model(pause: float = 0.0, pauses: int = CHUNKS) -> Starlette:
+    """`pause`: seconds after each of the first `pauses` chunks."""
     arrived = 0.0
 
     async def complete(request: Request) -> Response:
@@ -96,32 +95,17 @@ def _proxy(upstream: int) -> Starlette:
 
 
 @contextmanager
-def started(*arguments: str, command: list[str] | None = None, port: int | None = None) -> Iterator[tuple[int, int]]:
-    """A server process until the block ends; yields its port and its process ID."""
-    port = port or free_port()
-    kind, *rest = arguments or ("",)
-    command = command or [sys.executable, "-m", "benchmarks.upstream", kind, str(port), *rest]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
-    try:
-        while not _listens(port):
-            if server.poll() is not None:
-                raise RuntimeError(f"{command} ended")
-            time.sleep(0.05)
-        yield port, server.pid
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def started(kind: str, *arguments: str) -> Iterator[tuple[int, int]]:
+    """The model service or the pass-through; yields its port and its process ID."""
+    port = free_port()
+    with server([sys.executable, "-m", "benchmarks.upstream", kind, str(port), *arguments], port) as pid:
+        yield port, pid
 
 
 if __name__ == "__main__":
     kind, port, *rest = sys.argv[1:]
     if kind == "model":
-        app = _model(float(rest[0]) if rest else 0.0, int(rest[1]) if len(rest) > 1 else CHUNKS)
+        app = model(float(rest[0]) if rest else 0.0, int(rest[1]) if len(rest) > 1 else CHUNKS)
     else:
         app = _proxy(int(rest[0]))
     uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", access_log=False, lifespan="off")

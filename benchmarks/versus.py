@@ -21,7 +21,7 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.machine import Usage, cpu_seconds, table_service
+from benchmarks.machine import Usage, cpu_seconds, server, table_service
 from benchmarks.upstream import started
 from local import azurite
 from local.keys import line
@@ -97,7 +97,7 @@ def litellm(program: str, upstream: int) -> Iterator[System]:
         general = {"dangerously_permit_weak_or_unset_master_key": True}  # without a database and keys
         config.write_text(json.dumps({"model_list": [model], "general_settings": general}))
         command = [program, "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
-        with started(command=command, port=port) as (port, pid):
+        with server(command, port) as pid:
             yield System("LiteLLM", f"http://127.0.0.1:{port}/v1/chat/completions", (pid,), completion)
 
 
