@@ -1,6 +1,7 @@
 """What benchmarks share: an Azurite of their own, CPU time of other processes, and what ran beside the benchmark."""
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -10,28 +11,49 @@ from pathlib import Path
 
 from local import azurite
 from local.parts import free_port
+from local.places import ROOT
 
 _TICKS = os.sysconf("SC_CLK_TCK")  # per second
+
+
+@contextmanager
+def server(command: list[str], port: int) -> Iterator[int]:
+    """A process that listens on the port, until the block ends; yields its process ID."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    try:
+        while not _listens(port):
+            if process.poll() is not None:
+                raise RuntimeError(f"{command} ended")
+            time.sleep(0.05)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @contextmanager
 def table_service() -> Iterator[tuple[int, int]]:
     """An Azurite in memory; yields its port and its process ID."""
     port = free_port()
-    server = subprocess.Popen(azurite.command(port), stdout=subprocess.DEVNULL)  # noqa: S603
-    try:
-        while not azurite.answers(port):
-            time.sleep(0.05)
-        yield port, server.pid
-    finally:
-        server.terminate()
-        server.wait()
+    with server(azurite.command(port), port) as pid:
+        yield port, pid
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU seconds of a process so far, in Linux."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    """CPU seconds of a process so far, to the microsecond, in Linux."""
+    return time.clock_gettime(~pid << 3 | 2)  # clock_getcpuclockid(3)
+
+
+def memory(pid: int) -> tuple[float, float]:
+    """MB of a process in memory: now, and at its peak. In Linux."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    now, peak = (int(status[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+    return now, peak
 
 
 @dataclass

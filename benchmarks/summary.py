@@ -1,26 +1,25 @@
-"""Speed and memory of adding up a day: `python -m benchmarks.summary [rows]`, 100,000 rows by default.
+"""Speed and memory of adding up a day: `python -m benchmarks.summary [100000 300000]`.
 
-Writes made-up ledger rows of one day into a separate Azurite, then adds them up with the app's modules. CPU time is
-that of this process only: in Azure the table service runs elsewhere, and CPU time is what limits an instance.
+Writes made-up ledger rows of one day into an Azurite of its own, then adds them up with the app's modules, each time in
+a new process. CPU time is that of this process only: in Azure the table service runs elsewhere, and CPU time is what
+limits an instance. It ends with an error unless the calls and their cost are what was written.
 """
 
 import argparse
 import asyncio
 import resource
-import subprocess
 import sys
 import time
-import tracemalloc
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from multiprocessing import get_context
-from typing import TypeAlias
+from typing import TypeVar
 
+from benchmarks.machine import Usage, cpu_seconds, table_service
 from local import azurite
-from local.parts import free_port
 from shared.domain.calls import LedgerEntry, State
 from shared.domain.clock import SystemClock
 from shared.services import Services
@@ -30,21 +29,20 @@ from tests.support import ledger_rows
 DAY = date(2026, 11, 20)
 TURNS = 20  # per session
 STATES = (*[State.SETTLED] * 97, State.FAILED, State.UNACCOUNTED, State.ABANDONED)
-Step: TypeAlias = Callable[[int, int], Coroutine[None, None, tuple[int, Decimal]]]
 BATCH = 20_000  # rows generated at a time
+T = TypeVar("T")
 
 
-@contextmanager
-def table_service() -> Iterator[int]:
-    port = free_port()
-    server = subprocess.Popen(azurite.command(port), stdout=subprocess.DEVNULL)  # noqa: S603
-    try:
-        while not azurite.answers(port):
-            time.sleep(0.05)
-        yield port
-    finally:
-        server.terminate()
-        server.wait()
+@dataclass(frozen=True)
+class Result:
+    """`wall`, `cpu`: seconds. `resident`: MB at the peak; `grown`: of these while the day was added up."""
+
+    calls: int
+    cost: Decimal
+    wall: float
+    cpu: float
+    resident: float
+    grown: float
 
 
 def entries(first: int, last: int) -> list[LedgerEntry]:
@@ -92,20 +90,14 @@ async def fill(port: int, rows: int) -> tuple[int, Decimal]:
     return calls, cost
 
 
-async def measure(port: int, rows: int) -> tuple[int, Decimal]:
-    """Add up the day. Returns the number of calls and their cost."""
+async def measure(port: int, rows: int) -> Result:
+    """Add up the day."""
     app = services(port)
-    before = _resident()
-    wall_start, cpu_start = time.perf_counter(), time.process_time()
+    before, wall, cpu = _resident(), time.perf_counter(), time.process_time()
     figures = await app.reports.figures(DAY)
-    wall, cpu = time.perf_counter() - wall_start, time.process_time() - cpu_start
-    print(f"{rows / wall:,.0f} rows/s ({wall:.1f} s); {rows / cpu:,.0f} rows per second of CPU time ({cpu:.1f} s)")
-    print(f"peak resident memory grew by {_resident() - before:.0f} MB")
-    tracemalloc.start()
-    await app.reports.figures(DAY)
-    print(f"peak of Python's own memory: {tracemalloc.get_traced_memory()[1] / 2**20:.0f} MB", flush=True)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     await app.close()
-    return figures.calls, figures.cost
+    return Result(figures.calls, figures.cost, wall, cpu, _resident(), _resident() - before)
 
 
 def _resident() -> float:
@@ -113,21 +105,41 @@ def _resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _run(step: Step, port: int, rows: int) -> tuple[int, Decimal]:
+def _run(step: Callable[[int, int], Coroutine[None, None, T]], port: int, rows: int) -> T:
     return asyncio.run(step(port, rows))
 
 
+def added_up(rows: int) -> Result:
+    """Write and add up that many rows, and print a line."""
+    fresh = ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1)  # so that memory is that of one step
+    with table_service() as (port, pid), fresh as processes:
+        written = processes.submit(_run, fill, port, rows).result()
+        usage, azurite_cpu = Usage((pid,)), cpu_seconds(pid)
+        result = processes.submit(_run, measure, port, rows).result()
+        beside, azurite_cpu = usage.beside([result.cpu]), cpu_seconds(pid) - azurite_cpu
+    if written != (result.calls, result.cost):
+        sys.exit(f"wrote {written}, but counted {result.calls, result.cost} (calls, cost)")
+    print(
+        f"{rows:,} rows: {rows / result.wall:,.0f} rows/s ({result.wall:.1f} s),"
+        f" {rows / result.cpu:,.0f} rows per second of CPU time ({result.cpu:.1f} s, Azurite's {azurite_cpu:.1f} s);"
+        f" peak {result.resident:.0f} MB, {result.grown:.0f} of them while adding up; {beside}",
+        flush=True,
+    )
+    return result
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.summary", description=__doc__)
-    parser.add_argument("rows", type=int, nargs="?", default=100_000)
-    rows = parser.parse_args().rows
-    fresh = ProcessPoolExecutor(
-        1, get_context("spawn"), max_tasks_per_child=1
-    )  # so that each step's memory is measured separately
-    with table_service() as port, fresh as processes:
-        written, counted = (processes.submit(_run, step, port, rows).result() for step in (fill, measure))
-    if written != counted:
-        sys.exit(f"wrote {written}, but counted {counted} (calls, cost)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", type=int, nargs="*", default=[100_000, 300_000])
+    sizes = parser.parse_args().rows
+    results = [added_up(rows) for rows in sizes]
+    (first, few), (last, many) = (sizes[0], results[0]), (sizes[-1], results[-1])
+    print(
+        f"a row of {last:,} over one of {first:,}: CPU time {many.cpu / last / (few.cpu / first):.2f},"
+        f" wall time {many.wall / last / (few.wall / first):.2f}; peak memory {many.resident / few.resident:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """What benchmarks of HTTP run beside the app: a fast model service, and a bare pass-through.
 
-`python -m benchmarks.upstream model PORT` answers every completion with 64 chunks, or with a whole document, and
-`python -m benchmarks.upstream proxy PORT UPSTREAM_PORT` forwards requests to it as Starlette and httpx do.
+`python -m benchmarks.upstream model PORT [PAUSE [PAUSES]]` answers every completion with 64 chunks, or with a whole
+document. It waits PAUSE seconds after each chunk, or after each of the first PAUSES. GET answers when the latest
+completion arrived, in monotonic seconds of this machine. `python -m benchmarks.upstream proxy PORT UPSTREAM_PORT`
+forwards requests to it as Starlette and httpx do.
 """
 
 import asyncio
 import json
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from benchmarks.machine import server
 from local.parts import free_port
-from local.places import ROOT
 
 CHUNKS = 64
 USAGE = {"prompt_tokens": 20, "completion_tokens": CHUNKS, "total_tokens": 20 + CHUNKS}
@@ -56,23 +56,28 @@ DOCUMENT = json.dumps(
 ).encode()
 
 
-async def _complete(request: Request) -> Response:
-    """`x-pause`: seconds between chunks."""
-    body, pause = json.loads(await request.body()), float(request.headers.get("x-pause") or PAUSE)
-    if not body.get("stream"):
-        return Response(DOCUMENT, media_type="application/json")
+def model(pause: float = 0.0, pauses: int = CHUNKS) -> Starlette:
+    """`pause`: seconds after each of the first `pauses` chunks."""
+    arrived = 0.0
 
-    async def chunks() -> AsyncIterator[bytes]:
-        for chunk in STREAM:
-            yield chunk
-            if pause:
-                await asyncio.sleep(pause)
+    async def complete(request: Request) -> Response:
+        nonlocal arrived
+        body, arrived = json.loads(await request.body()), time.monotonic()
+        if not body.get("stream"):
+            return Response(DOCUMENT, media_type="application/json")
 
-    return StreamingResponse(chunks(), media_type="text/event-stream")
+        async def chunks() -> AsyncIterator[bytes]:
+            for number, chunk in enumerate(STREAM):  # from 0, which has no text
+                yield chunk
+                if pause and 0 < number <= pauses:
+                    await asyncio.sleep(pause)
 
+        return StreamingResponse(chunks(), media_type="text/event-stream")
 
-PAUSE = 0.0
-_model = Starlette(routes=[Route("/{path:path}", _complete, methods=["POST"])])
+    async def latest(_: Request) -> Response:
+        return Response(str(arrived))
+
+    return Starlette(routes=[Route("/{path:path}", complete, methods=["POST"]), Route("/", latest)])
 
 
 def _proxy(upstream: int) -> Starlette:
@@ -90,31 +95,17 @@ def _proxy(upstream: int) -> Starlette:
 
 
 @contextmanager
-def started(*arguments: str, command: list[str] | None = None, port: int | None = None) -> Iterator[tuple[int, int]]:
-    """A server process until the block ends; yields its port and its process ID."""
-    port = port or free_port()
-    kind, *rest = arguments or ("",)
-    command = command or [sys.executable, "-m", "benchmarks.upstream", kind, str(port), *rest]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
-    try:
-        while not _listens(port):
-            if server.poll() is not None:
-                raise RuntimeError(f"{command} ended")
-            time.sleep(0.05)
-        yield port, server.pid
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def started(kind: str, *arguments: str) -> Iterator[tuple[int, int]]:
+    """The model service or the pass-through; yields its port and its process ID."""
+    port = free_port()
+    with server([sys.executable, "-m", "benchmarks.upstream", kind, str(port), *arguments], port) as pid:
+        yield port, pid
 
 
 if __name__ == "__main__":
     kind, port, *rest = sys.argv[1:]
     if kind == "model":
-        PAUSE = float(rest[0]) if rest else 0.0
-    app = _model if kind == "model" else _proxy(int(rest[0]))
+        app = model(float(rest[0]) if rest else 0.0, int(rest[1]) if len(rest) > 1 else CHUNKS)
+    else:
+        app = _proxy(int(rest[0]))
     uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", access_log=False, lifespan="off")

@@ -21,7 +21,7 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.machine import Usage, cpu_seconds, table_service
+from benchmarks.machine import Usage, cpu_seconds, server, table_service
 from benchmarks.upstream import started
 from local import azurite
 from local.keys import line
@@ -59,23 +59,27 @@ def turn() -> dict[str, Any]:
     return {"message": "Count to a hundred.", "session_id": f"s{os.getpid()}-{next(_sessions)}"}
 
 
-@contextmanager
-def app(upstream: int, tables: tuple[int, int], *, client: str = "http") -> Iterator[list[System]]:
-    port, storage = tables
-    environ = {
+def environ(upstream: int, tables: int, client: str = "http") -> dict[str, str]:
+    """The app's settings. `upstream`, `tables`: ports of the model service and of Azurite."""
+    return {
         "AZURE_OPENAI_ENDPOINT": f"http://127.0.0.1:{upstream}/v1",
         "AZURE_OPENAI_API_KEY": "key",
         "AZURE_OPENAI_MODEL": "chat",
         "PRICES": json.dumps({"chat": {"input": 1, "cached_input": 0.1, "cache_write": 1, "output": 2}}),
-        "TABLES_CONNECTION_STRING": azurite.connection_string(port),
+        "TABLES_CONNECTION_STRING": azurite.connection_string(tables),
         "TABLES_CLIENT": client,
         "TABLE_PREFIX": f"b{client}",
         "CLIENT_KEYS": line("bench", KEY),
         "LIMITS": json.dumps(LIMITS),
     }
+
+
+@contextmanager
+def app(upstream: int, tables: tuple[int, int], *, client: str = "http") -> Iterator[list[System]]:
+    port, storage = tables
     suffix = "" if client == "http" else f" ({client})"
     with HostFactory() as factory, tempfile.TemporaryDirectory() as folder:
-        host = factory.host(environ, Path(folder) / "log")
+        host = factory.host(environ(upstream, port, client), Path(folder) / "log")
         yield [
             System(f"api/chat, durable{suffix}", f"{host.base}/api/chat", (host.pid, storage), turn),
             System(f"openai/*{suffix}", f"{host.base}/openai/v1/chat/completions", (host.pid, storage), completion),
@@ -93,7 +97,7 @@ def litellm(program: str, upstream: int) -> Iterator[System]:
         general = {"dangerously_permit_weak_or_unset_master_key": True}  # without a database and keys
         config.write_text(json.dumps({"model_list": [model], "general_settings": general}))
         command = [program, "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
-        with started(command=command, port=port) as (port, pid):
+        with server(command, port) as pid:
             yield System("LiteLLM", f"http://127.0.0.1:{port}/v1/chat/completions", (pid,), completion)
 
 

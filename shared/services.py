@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from shared.access.authentication import Authenticator
 from shared.access.identity import Identity, ServiceAccess
@@ -16,22 +17,15 @@ from shared.domain.clock import Clock, SystemClock
 from shared.domain.pricing import Prices
 from shared.environment import Environment
 from shared.errors import UpstreamUnavailable
-from shared.mail.addresses import recipients, sender
-from shared.mail.choose import transport
-from shared.maintenance import Maintenance
 from shared.model.chat_completions import ChatCompletions
 from shared.model.endpoint import Endpoint
 from shared.model.service import ModelService
-from shared.reports.daily import Reports
-from shared.reports.delivery import Delivery, MailConfig
 from shared.reports.limits import LimitReports
 from shared.settings import Settings, SettingsError, UnresolvedReference, WebSettings
 from shared.storage.connect import connect
-from shared.storage.cursors import Cursors
 from shared.storage.days import Days
 from shared.storage.deletion import Deletions
 from shared.storage.ledger import Ledger
-from shared.storage.ledger_retention import LedgerRetention
 from shared.storage.owner_erasures import OwnerErasures
 from shared.storage.retention import Retention
 from shared.storage.sessions import Sessions
@@ -46,6 +40,11 @@ from shared.turns.recovery import Recovery
 from shared.turns.requests import TurnLimits
 from shared.turns.reservation import Reservations, call_lifetime
 from shared.turns.sessions import SessionAccess
+
+if TYPE_CHECKING:
+    from shared.maintenance import Maintenance
+    from shared.reports.daily import Reports
+    from shared.reports.delivery import Delivery, MailConfig
 
 log = logging.getLogger(__name__)
 
@@ -66,19 +65,19 @@ class Services:
         self._identity = Identity(settings.azure.client_id, in_azure=settings.azure.in_azure, clock=clock)
         self._model = _model_service(settings, self._identity, clock)
         self._tables = connect(settings.tables, self._identity, clock)
-        sessions_table, usage_table, daily_table = map(self._table, ("sessions", "usage", "daily"))
+        sessions_table, usage_table = self._table("sessions"), self._table("usage")
 
         call_log = CallLog(tracing(settings.azure.insights))
         prices = Prices(settings.model.prices, settings.model.deployments, clock)
-        ledger = Ledger(usage_table, clock)
+        self._ledger = ledger = Ledger(usage_table, clock)
         admission = Admission(ledger, settings.limits, clock)
         sessions = Sessions(sessions_table, clock)
-        days = Days(daily_table)
-        deletions = Deletions(sessions_table, sessions, ledger, days, clock)
+        self._days = days = Days(self._table("daily"))
+        self._deletions = deletions = Deletions(sessions_table, sessions, ledger, days, clock)
         self.erasures = OwnerErasures(sessions_table, sessions, deletions, clock)
-        retention = Retention(sessions_table, sessions, deletions, clock, days=settings.retention.session_days)
-        ledger_retention = LedgerRetention(usage_table, clock, months=settings.retention.ledger_months)
-        recovery = Recovery(sessions, ledger, call_log, clock)
+        session_days = settings.retention.session_days
+        self._retention = retention = Retention(sessions_table, sessions, deletions, clock, days=session_days)
+        self._recovery = recovery = Recovery(sessions, ledger, call_log, clock)
         self.turns = Turns(
             Reservations(
                 _turn_limits(settings),
@@ -107,26 +106,47 @@ class Services:
             clock=clock,
             deployment=settings.model.deployment,
         )
-
-        grace = call_lifetime(settings.turns.timeout)
-        self.reports = Reports(ledger, days, recovery, clock, limits=settings.limits, grace=grace)
         self.limits = LimitReports(ledger, settings.limits, clock)
-        self.delivery = Delivery(days, self.reports, _mail_config(settings, self._identity, clock), clock)
-        self.maintenance = Maintenance(
-            {
-                "recovery": self.reports.recover,
-                "deletions": deletions.finish_interrupted,
-                "erasures": self.erasures.resume,
-                "retention_index": retention.enter_older,
-                "retention": retention.erase_expired,
-                "ledger_retention": ledger_retention.delete_old,
-                "email": self.delivery.send_missed,
-            },
-            Cursors(daily_table),
-            clock,
-        )
         self.authenticator = Authenticator(
             Keys("CLIENT_KEYS", settings.keys.client_keys), Keys("USAGE_KEYS", settings.keys.usage_keys)
+        )
+
+    # What no chat turn needs is imported and built by its first use.
+
+    @cached_property
+    def reports(self) -> "Reports":
+        from shared.reports.daily import Reports
+
+        grace = call_lifetime(self.settings.turns.timeout)
+        limits = self.settings.limits
+        return Reports(self._ledger, self._days, self._recovery, self.clock, limits=limits, grace=grace)
+
+    @cached_property
+    def delivery(self) -> "Delivery":
+        from shared.reports.delivery import Delivery
+
+        config = _mail_config(self.settings, self._identity, self.clock)
+        return Delivery(self._days, self.reports, config, self.clock)
+
+    @cached_property
+    def maintenance(self) -> "Maintenance":
+        from shared.maintenance import Maintenance
+        from shared.storage.cursors import Cursors
+        from shared.storage.ledger_retention import LedgerRetention
+
+        months = self.settings.retention.ledger_months
+        return Maintenance(
+            {
+                "recovery": self.reports.recover,
+                "deletions": self._deletions.finish_interrupted,
+                "erasures": self.erasures.resume,
+                "retention_index": self._retention.enter_older,
+                "retention": self._retention.erase_expired,
+                "ledger_retention": LedgerRetention(self._table("usage"), self.clock, months=months).delete_old,
+                "email": self.delivery.send_missed,
+            },
+            Cursors(self._table("daily")),
+            self.clock,
         )
 
     def max_output(self, deployment: str) -> int:
@@ -159,7 +179,11 @@ def _model_service(settings: Settings, identity: Identity, clock: Clock) -> Mode
     )
 
 
-def _mail_config(settings: Settings, identity: Identity, clock: Clock) -> MailConfig:
+def _mail_config(settings: Settings, identity: Identity, clock: Clock) -> "MailConfig":
+    from shared.mail.addresses import recipients, sender
+    from shared.mail.choose import transport
+    from shared.reports.delivery import MailConfig
+
     return MailConfig(
         schedule=settings.mail.schedule,
         sender=cache(lambda: sender(settings.mail)),

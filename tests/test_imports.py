@@ -4,6 +4,8 @@ access to the environment."""
 import ast
 import re
 import runpy
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +21,28 @@ AZURE = {  # part of the SDK -> the modules that may import it
     "azure.identity": {"access/identity"},
     "azure.monitor": {"telemetry/tracing"},
 }
+# What no chat turn needs, with what it imports: a cold start would pay for it.
+NOT_AT_START = {
+    "aiosmtplib",
+    "azure.communication",
+    "azure.data.tables",
+    "azure.monitor",
+    "croniter",
+    "jinja2",
+    "opentelemetry.sdk",  # fastapi imports opentelemetry's API itself
+    "shared.mail.choose",
+    "shared.mail.email",
+    "shared.maintenance",
+    "shared.model.refusals",
+    "shared.reports.daily",
+    "shared.reports.delivery",
+    "shared.reports.summary_email",
+    "shared.web.contract.usage",
+    "shared.web.openapi",
+    "smtplib",
+}
+# What the first turn needs: importing it later would only make that turn slower.
+AT_START = {"aiohttp", "genai_prices", "openai", "shared.storage.http_tables", "shared.turns.engine"}
 
 
 def module_name(path: Path) -> str:
@@ -59,6 +83,14 @@ def test_only_the_composition_root_reads_the_environment() -> None:
 def test_function_app_imports_only_web_services_and_authentication() -> None:
     modules = {module for module in imports(ROOT / "function_app.py") if module.startswith("shared.")}
     assert all(re.match(r"shared\.(web|services|access\.authentication)\b", module) for module in modules)
+
+
+def test_function_app_imports_what_the_first_turn_needs_and_no_more() -> None:
+    code = "import sys, gc, function_app; print(gc.isenabled(), *sys.modules)"
+    enabled, *loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
+    assert not NOT_AT_START & set(loaded)
+    assert set(loaded) >= AT_START
+    assert enabled == "True"
 
 
 def test_terminal_client_imports_nothing_from_the_app() -> None:

@@ -26,7 +26,6 @@ from shared.turns.ports import DONE, Piece
 
 log = logging.getLogger(__name__)
 
-_NOTHING: dict[str, Any] = {}
 _MAX_CHOICES = 128  # the largest `n`
 _OF_CHUNKS = ("choices", "usage", "object", "obfuscation", "error")  # fields that an assembled document does not repeat
 
@@ -167,7 +166,7 @@ class Completion:
         self._fields |= {name: each for name, each in chunk.items() if each is not None and name not in _OF_CHUNKS}
         if filtered := storable(chunk.get("prompt_filter_results")):
             self.extras.setdefault("content_filter", {})["prompt"] = filtered
-        first = next((each for choice, each in choices if choice is self._first), _NOTHING)
+        first = next((each for choice, each in choices if choice is self._first), {})
         whole = "message" in first and not isinstance(first.get("delta"), dict)
         if whole and self._first.repeated_by(first):
             return None if self._document else Piece({})

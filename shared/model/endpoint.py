@@ -31,7 +31,6 @@ from shared.model.upstream_errors import (
     NotAuthorized,
     ToolsRejected,
     from_connection_error,
-    from_response,
     is_lost,
     visible_headers,
 )
@@ -113,6 +112,8 @@ class Endpoint:
 
     def _failure(self, plan: Plan, call_id: str, response: httpx2.Response, status: int, body: bytes) -> ChatError:
         """`status`, `body`: those of the error, which may be an event of a response with status 200."""
+        from shared.model.refusals import from_response  # of no use to a turn that succeeds
+
         upstream = UpstreamResponse(status, visible_headers(response.headers), body)
         failure = from_response(upstream, plan.deployment, self._access, self._clock.now())
         log.warning("call %s: %s answered %s %s", call_id, self.name, status, read_error(body).kind)

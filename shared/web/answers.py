@@ -1,30 +1,15 @@
 """Domain values to response models of the contract."""
 
-from collections.abc import Mapping
-from datetime import date, datetime
-from decimal import Decimal
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Any
 
 from shared.domain.calls import Usage
 from shared.domain.conversation import ADDED, OwnerErasure, Session, Turn
-from shared.domain.daily import DailySummary, Figures, UsageBreakdown
 from shared.reports.limits import LimitUse
 from shared.turns.events import Answer
 from shared.web.contract.chat import ChatAnswer, ErasureAnswer, HistoryAnswer, SessionAnswer, SessionTotals, TurnAnswer
 from shared.web.contract.fields import TokenUsage
 from shared.web.contract.limits import BudgetAnswer, CallerLimits, RateAnswer, RemainingAnswer
-from shared.web.contract.usage import (
-    AdjustmentAnswer,
-    BudgetCostAnswer,
-    CallerCost,
-    CostliestSession,
-    DailyAnswer,
-    DayCostAnswer,
-    DayTotals,
-    ModelCost,
-)
-
-T = TypeVar("T")
 
 EMPTY_ANSWER = (
     "The answer is empty because reasoning used up the maximum of tokens. Retry with a larger max_tokens or a lower"
@@ -54,7 +39,7 @@ def chat_answer(answer: Answer) -> ChatAnswer:
         finish_reason=turn.finish_reason,
         deployment=call.deployment,
         model=call.model,
-        usage=_usage(turn.usage) if turn.usage else None,
+        usage=token_usage(turn.usage) if turn.usage else None,
         cost_usd=turn.cost,
         session=SessionTotals(**_totals(session)),
         **optional,
@@ -70,7 +55,7 @@ def session_answer(session: Session, now: datetime) -> SessionAnswer:
         system=session.system,
         deployment=session.deployment,
         busy=session.busy(now),
-        usage=_usage(session.totals.usage),
+        usage=token_usage(session.totals.usage),
         **_totals(session),
     )
 
@@ -119,94 +104,6 @@ def limit_answer(use: LimitUse) -> CallerLimits:
     )
 
 
-def day_totals(day: date, figures: Figures, *, final: bool) -> DayTotals:
-    return DayTotals(**_day(day, figures, final))
-
-
-def daily_answer(summary: DailySummary) -> DailyAnswer:
-    figures, optional = summary.figures, dict[str, Any]()
-    if summary.budgets is not None:
-        optional["budgets"] = [
-            BudgetCostAnswer(
-                caller=each.caller,
-                name=each.name,
-                limit_usd=each.limit,
-                cost_usd=each.cost,
-                reached_percent=each.reached,
-            )
-            for each in summary.budgets
-        ]
-    return DailyAnswer(
-        **_day(summary.day, figures, summary.final),
-        cost_per_turn_usd=_rounded(figures.cost_per_turn),
-        cache_hit_rate=round(figures.cache_hit_rate, 4),
-        cache_saved_usd=figures.saved,
-        by_model=[
-            ModelCost(deployment=deployment, model=model, **_breakdown(breakdown))
-            for (deployment, model), breakdown in _costliest_first(figures.models)
-        ],
-        by_caller=[
-            CallerCost(caller=name, **_breakdown(breakdown)) for name, breakdown in _costliest_first(figures.callers)
-        ],
-        costliest_sessions=[
-            CostliestSession(
-                session_id=None if each.is_reference else each.session,
-                reference=each.session if each.is_reference else None,
-                cost_usd=each.cost,
-            )
-            for each in figures.costliest
-        ],
-        previous_day_usd=summary.day_before,
-        week_average_usd=_rounded(summary.week_average),
-        month_to_date_usd=summary.month_to_date,
-        month_forecast_usd=None if summary.month_forecast is None else _rounded(summary.month_forecast),
-        adjustments=[
-            AdjustmentAnswer(date=adjustment.day, difference_usd=adjustment.difference, cost_usd=adjustment.cost)
-            for adjustment in summary.adjustments
-        ],
-        history=[DayCostAnswer(date=day.day, cost_usd=day.cost) for day in summary.history],
-        **optional,
-    )
-
-
-def _day(day: date, figures: Figures, final: bool) -> dict[str, Any]:
-    return {
-        "date": day,
-        "final": final,
-        "cost_usd": figures.cost,
-        "usage": _usage(figures.usage),
-        "turns": figures.turns,
-        "calls": figures.calls,
-        "sessions": figures.sessions,
-        "failed_calls": figures.failed,
-        "unaccounted_calls": figures.unaccounted,
-        "unaccounted_usd": None if figures.unbounded else figures.unaccounted_cost,
-        "stopped_calls": figures.stopped,
-        "stopped_at_least_usd": figures.stopped_at_least,
-        "stopped_at_most_usd": None if figures.stopped_unbounded else figures.stopped_at_most,
-        "unpriced_turns": figures.unpriced_turns,
-    }
-
-
-def _breakdown(breakdown: UsageBreakdown) -> dict[str, Any]:
-    return {
-        "calls": breakdown.calls,
-        "unpriced_turns": breakdown.unpriced_turns,
-        "prompt_tokens": breakdown.prompt_tokens,
-        "completion_tokens": breakdown.completion_tokens,
-        "cost_usd": breakdown.cost,
-    }
-
-
-def _costliest_first(breakdowns: Mapping[T, UsageBreakdown]) -> list[tuple[T, UsageBreakdown]]:
-    return sorted(breakdowns.items(), key=lambda item: item[1].cost, reverse=True)
-
-
-def _rounded(average: Decimal) -> Decimal:
-    """Ten decimals, because an average may have infinitely many digits."""
-    return average.quantize(Decimal("1e-10"))
-
-
 def turn_answer(session: Session, turn: Turn) -> TurnAnswer:
     call = turn.call if turn.calls else None
     return TurnAnswer(
@@ -218,7 +115,7 @@ def turn_answer(session: Session, turn: Turn) -> TurnAnswer:
         finished=turn.finished,
         deployment=call.deployment if call else session.deployment,
         model=call.model if call else None,
-        usage=_usage(turn.usage) if turn.usage else None,
+        usage=token_usage(turn.usage) if turn.usage else None,
         cost_usd=turn.cost,
         **_stopped(turn),
     )
@@ -250,5 +147,5 @@ def _totals(session: Session) -> dict[str, Any]:
     }
 
 
-def _usage(usage: Usage) -> TokenUsage:
+def token_usage(usage: Usage) -> TokenUsage:
     return TokenUsage.model_validate(usage, from_attributes=True)

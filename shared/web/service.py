@@ -6,7 +6,6 @@ from shared.domain.principal import Principal
 from shared.services import Services
 from shared.web.contract.service import AboutAnswer, HealthAnswer
 from shared.web.http import json_response
-from shared.web.openapi import document
 
 
 async def get_about(request: Request, app: Services, principal: Principal) -> Response:
@@ -24,4 +23,6 @@ def get_health(request: Request) -> Response:
 
 def get_openapi(request: Request) -> Response:
     """The OpenAPI document. Like the health route, it needs no settings."""
+    from shared.web.openapi import document
+
     return json_response(document())

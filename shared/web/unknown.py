@@ -12,7 +12,6 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.errors import ChatError, MethodNotAllowed, RouteNotFound
 from shared.web import http, openai
-from shared.web.openapi import document
 
 PREFIXES = (
     *("api", "openai", "v1", "chat", "completions", "deployments", "embeddings", "models", "responses"),
@@ -54,6 +53,8 @@ def _allowed(path: str) -> list[str]:
 @cache
 def _routes() -> list[tuple[str, str]]:
     """Path and method of the documented routes, and of the document itself."""
+    from shared.web.openapi import document
+
     paths = document()["paths"] | {"/api/openapi.json": ["get"]}
     return [(path, method.upper()) for path, methods in paths.items() for method in methods]
 

@@ -1,17 +1,14 @@
-"""api/usage: the cost of a day, as JSON or as the HTML of the summary email."""
+"""api/usage: the cost of a day, as JSON or as the HTML of the summary email. What only these routes need
+is imported by their first request."""
 
 import re
 from datetime import date, datetime
-from decimal import Decimal
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.principal import Principal
 from shared.errors import InvalidRequest
-from shared.reports.summary_email import summary_email
 from shared.services import Services
-from shared.web.answers import daily_answer, day_totals
-from shared.web.contract.usage import DaysAnswer, EmailAnswer
 from shared.web.http import json_response
 
 MAX_DAYS = 92
@@ -26,6 +23,9 @@ _PAGE_HEADERS = {
 
 
 async def get_day(request: Request, app: Services, principal: Principal) -> Response:
+    from shared.reports.summary_email import summary_email
+    from shared.web.daily_answers import daily_answer
+
     summary = await app.reports.summary(_date(request.path_params["date"], "date", app.clock.now()))
     if _quality(request, "text/html") > _quality(request, "application/json"):
         return Response(summary_email(summary).html, media_type="text/html", headers=_PAGE_HEADERS)
@@ -33,18 +33,20 @@ async def get_day(request: Request, app: Services, principal: Principal) -> Resp
 
 
 async def get_days(request: Request, app: Services, principal: Principal) -> Response:
+    from shared.web.daily_answers import days_answer
+
     now = app.clock.now()
     first, last = (_date(request.query_params.get(name), name, now) for name in ("from", "to"))
     if not 0 <= (last - first).days < MAX_DAYS:
         raise InvalidRequest(
             f"`from` must not be after `to`, and the range may span at most {MAX_DAYS} days.", param="to"
         )
-    days = [day_totals(day.day, day.figures, final=day.final) for day in await app.reports.days(first, last)]
-    total = sum((day.cost_usd for day in days), Decimal(0))
-    return json_response(DaysAnswer(days=days, cost_usd=total))
+    return json_response(days_answer(await app.reports.days(first, last)))
 
 
 async def post_email(request: Request, app: Services, principal: Principal) -> Response:
+    from shared.web.contract.usage import EmailAnswer
+
     day = _date(request.path_params["date"], "date", app.clock.now())
     recipients = await app.delivery.send_again(day)
     return json_response(EmailAnswer(date=day, sent_to=list(recipients)))

@@ -1,7 +1,5 @@
 """The transport that the settings configure, and the errors for wrong settings."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -58,10 +56,3 @@ def test_outbox_needs_no_sender(tmp_path: Path) -> None:
 
 def test_acs_endpoint_uses_communication_services_with_managed_identity() -> None:
     assert isinstance(transport_for(ACS_ENDPOINT="https://a.communication.azure.com/"), CommunicationServices)
-
-
-def test_cold_start_does_not_import_email_packages() -> None:
-    code = "import sys, function_app, shared.mail.choose, shared.reports.summary_email; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert {"shared.mail.choose", "shared.reports.summary_email"} <= set(loaded)
-    assert not {"jinja2", "aiosmtplib", "azure.communication.email", "croniter"} & set(loaded)

@@ -20,7 +20,8 @@ from shared.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from shared.model.upstream_errors import DeploymentNotFound, NoAnswer, NotAuthorized, from_response
+from shared.model.refusals import from_response
+from shared.model.upstream_errors import DeploymentNotFound, NoAnswer, NotAuthorized
 
 JSON = dict[str, Any]
 ACCESS = ServiceAccess("The model service rejects the app.")
