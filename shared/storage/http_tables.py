@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -97,7 +97,7 @@ class HttpTable:
 
     async def query(
         self, condition: str, parameters: Mapping[str, str], *, page: int = 1_000, select: list[str] | None = None
-    ) -> AsyncIterator[Row]:
+    ) -> AsyncGenerator[Row]:
         condition = _PARAMETER.sub(lambda match: _literal(parameters[match[1]]), condition)
         query = f"$top={page}&$filter=" + quote(condition, safe="'()")
         if select:

@@ -2,7 +2,7 @@
 
 import logging
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypeVar
@@ -94,7 +94,7 @@ class SdkTable:
 
     async def query(
         self, condition: str, parameters: Mapping[str, Any], *, page: int = 1_000, select: list[str] | None = None
-    ) -> AsyncIterator[Row]:
+    ) -> AsyncGenerator[Row]:
         pages = self._client.query_entities(
             condition, parameters=dict(parameters), results_per_page=page, select=select
         ).by_page()

@@ -1,8 +1,8 @@
 """The sessions table: conversations and their running totals. A session is one partition; each change to it is one
 transaction that checks the head's ETag."""
 
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 from shared.domain.clock import Clock
@@ -53,17 +53,19 @@ class Sessions:
         for it is None."""
         session: Session | None = None
         turns, first = list(turns), turns[-1].number if turns else None
-        async for row in self._head_and_turns(session_id, through, page=MAX_PAST_TURNS if whole else _PAGE):
-            if row["RowKey"] == rows.HEAD:
-                session = rows.to_session(row)
-                if leaf and (session.deletion or session.expired(self._clock.now())):
-                    return None, turns
-            elif session is None:
-                break  # rows that an unfinished erasure has not deleted yet
-            elif (turn := rows.to_turn(row)) and (first is None or turn.number < first):
-                turns.append(turn)
-            if session is None or _enough(leaf or session, turns, whole=whole):
-                break
+        found = self._head_and_turns(session_id, through, page=MAX_PAST_TURNS if whole else _PAGE)
+        async with aclosing(found):
+            async for row in found:
+                if row["RowKey"] == rows.HEAD:
+                    session = rows.to_session(row)
+                    if leaf and (session.deletion or session.expired(self._clock.now())):
+                        return None, turns
+                elif session is None:
+                    break  # rows that an unfinished erasure has not deleted yet
+                elif (turn := rows.to_turn(row)) and (first is None or turn.number < first):
+                    turns.append(turn)
+                if session is None or _enough(leaf or session, turns, whole=whole):
+                    break
         return session, turns
 
     async def head(self, session_id: str) -> Session | None:
@@ -186,7 +188,7 @@ class Sessions:
         key: Row = {"PartitionKey": session.id, "RowKey": rows.HEAD}
         await self._table.merge({**key, "stop": session.turns}, session.etag)
 
-    def _head_and_turns(self, session_id: str, through: int | None, *, page: int) -> AsyncIterator[Row]:
+    def _head_and_turns(self, session_id: str, through: int | None, *, page: int) -> AsyncGenerator[Row]:
         """The head's row sorts before those of the turns."""
         if through is None:
             return self._rows(session_id, rows.HEAD, page=page)
@@ -194,7 +196,7 @@ class Sessions:
         condition = "PartitionKey eq @session and (RowKey eq @head or (RowKey ge @start and RowKey lt @end))"
         return self._table.query(condition, span, page=page)
 
-    def _rows(self, session_id: str, start: str, *, page: int = _PAGE) -> AsyncIterator[Row]:
+    def _rows(self, session_id: str, start: str, *, page: int = _PAGE) -> AsyncGenerator[Row]:
         return self._table.query(
             "PartitionKey eq @session and RowKey ge @start and RowKey lt @end",
             {"session": session_id, "start": start, "end": "turn-~"},

@@ -1,6 +1,6 @@
 """A table of Table Storage, as the other modules of this package use it."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -45,6 +45,6 @@ class Table(Protocol):
 
     def query(
         self, condition: str, parameters: Mapping[str, str], *, page: int = 1_000, select: list[str] | None = None
-    ) -> AsyncIterator[Row]:
+    ) -> AsyncGenerator[Row]:
         """Rows in key order, with the properties in `select` or all. Further pages are fetched only as the caller reads
         on."""
