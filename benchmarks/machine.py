@@ -21,7 +21,7 @@ def server(command: list[str], port: int) -> Iterator[int]:
     """A process that listens on the port, until the block ends; yields its process ID."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
     try:
-        while not _listens(port):
+        while not listening(port):
             if process.poll() is not None:
                 raise RuntimeError(f"{command} ended")
             time.sleep(0.05)
@@ -39,7 +39,7 @@ def table_service() -> Iterator[tuple[int, int]]:
         yield port, pid
 
 
-def _listens(port: int) -> bool:
+def listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

@@ -53,9 +53,9 @@ class Sessions:
         for it is None."""
         session: Session | None = None
         turns, first = list(turns), turns[-1].number if turns else None
-        found = self._head_and_turns(session_id, through, page=MAX_PAST_TURNS if whole else _PAGE)
-        async with aclosing(found):
-            async for row in found:
+        stored = self._head_and_turns(session_id, through, page=MAX_PAST_TURNS if whole else _PAGE)
+        async with aclosing(stored):
+            async for row in stored:
                 if row["RowKey"] == rows.HEAD:
                     session = rows.to_session(row)
                     if leaf and (session.deletion or session.expired(self._clock.now())):
