@@ -49,6 +49,12 @@ def route(
     app.route(path, methods=[method], auth_level=level)(function)
 
 
+def openai_route(name: str, method: str, path: str, handler: Handler, errors: ErrorWriter = response_error) -> None:
+    """Where OpenAI's clients look for a route, and where those of Azure OpenAI do."""
+    route(name, method, f"openai/v1/{path}", Auth.CLIENT_KEY, handler, errors)
+    route(f"azure_{name}", method, f"openai/{path}", Auth.CLIENT_KEY, handler, errors)
+
+
 def public(name: str, path: str, handler: Callable[[Request], Response], methods: Sequence[str] = ("GET",)) -> None:
     """A route without authentication. It works while settings are missing or wrong."""
 
@@ -72,83 +78,28 @@ route("about", "GET", "api/about", Auth.FUNCTION_KEY, service.get_about)
 
 route("limits", "GET", "api/limits", Auth.FUNCTION_KEY_OR_USAGE_KEY, limits.get_limits)
 
-openai_route = partial(route, auth=Auth.CLIENT_KEY, errors=openai.error_response)
-openai_route("completion", "POST", "openai/v1/chat/completions", handler=openai.post_completion)
-openai_route(
-    "completion_of_deployment",
-    "POST",
-    "openai/deployments/{deployment}/chat/completions",
-    handler=openai.post_completion,
+completion = partial(
+    route, method="POST", auth=Auth.CLIENT_KEY, handler=openai.post_completion, errors=openai.error_response
 )
-openai_route("models", "GET", "openai/v1/models", handler=models.get_models)
-openai_route("model", "GET", "openai/v1/models/{model}", handler=models.get_model)
-openai_route("azure_models", "GET", "openai/models", handler=models.get_models)
-openai_route("azure_model", "GET", "openai/models/{model}", handler=models.get_model)
+completion("completion", path="openai/v1/chat/completions")
+completion("completion_of_deployment", path="openai/deployments/{deployment}/chat/completions")
+openai_route("models", "GET", "models", models.get_models, openai.error_response)
+openai_route("model", "GET", "models/{model}", models.get_model, openai.error_response)
 
-response_route = partial(route, auth=Auth.CLIENT_KEY, errors=response_error)
-response_route("response", "POST", "openai/v1/responses", handler=responses.post_response)
-response_route("stored_response", "GET", "openai/v1/responses/{response_id}", handler=responses.get_response)
-response_route("delete_response", "DELETE", "openai/v1/responses/{response_id}", handler=responses.delete_response)
-response_route("cancel_response", "POST", "openai/v1/responses/{response_id}/cancel", handler=responses.post_cancel)
-response_route("input_items", "GET", "openai/v1/responses/{response_id}/input_items", handler=responses.get_input_items)
-response_route("azure_response", "POST", "openai/responses", handler=responses.post_response)
-response_route("azure_stored_response", "GET", "openai/responses/{response_id}", handler=responses.get_response)
-response_route("azure_delete_response", "DELETE", "openai/responses/{response_id}", handler=responses.delete_response)
-response_route("azure_cancel_response", "POST", "openai/responses/{response_id}/cancel", handler=responses.post_cancel)
-response_route(
-    "azure_input_items", "GET", "openai/responses/{response_id}/input_items", handler=responses.get_input_items
-)
+openai_route("response", "POST", "responses", responses.post_response)
+openai_route("stored_response", "GET", "responses/{response_id}", responses.get_response)
+openai_route("delete_response", "DELETE", "responses/{response_id}", responses.delete_response)
+openai_route("cancel_response", "POST", "responses/{response_id}/cancel", responses.post_cancel)
+openai_route("input_items", "GET", "responses/{response_id}/input_items", responses.get_input_items)
 
-response_route("new_conversation", "POST", "openai/v1/conversations", handler=conversations.post_conversation)
-response_route(
-    "conversation", "GET", "openai/v1/conversations/{conversation_id}", handler=conversations.get_conversation
-)
-response_route(
-    "update_conversation", "POST", "openai/v1/conversations/{conversation_id}", handler=conversations.post_update
-)
-response_route(
-    "erase_conversation",
-    "DELETE",
-    "openai/v1/conversations/{conversation_id}",
-    handler=conversations.delete_conversation,
-)
-response_route("add_items", "POST", "openai/v1/conversations/{conversation_id}/items", handler=conversations.post_items)
-response_route("items", "GET", "openai/v1/conversations/{conversation_id}/items", handler=conversations.get_items)
-response_route(
-    "item", "GET", "openai/v1/conversations/{conversation_id}/items/{item_id}", handler=conversations.get_item
-)
-response_route(
-    "delete_item",
-    "DELETE",
-    "openai/v1/conversations/{conversation_id}/items/{item_id}",
-    handler=conversations.delete_item,
-)
-response_route("azure_new_conversation", "POST", "openai/conversations", handler=conversations.post_conversation)
-response_route(
-    "azure_conversation", "GET", "openai/conversations/{conversation_id}", handler=conversations.get_conversation
-)
-response_route(
-    "azure_update_conversation", "POST", "openai/conversations/{conversation_id}", handler=conversations.post_update
-)
-response_route(
-    "azure_erase_conversation",
-    "DELETE",
-    "openai/conversations/{conversation_id}",
-    handler=conversations.delete_conversation,
-)
-response_route(
-    "azure_add_items", "POST", "openai/conversations/{conversation_id}/items", handler=conversations.post_items
-)
-response_route("azure_items", "GET", "openai/conversations/{conversation_id}/items", handler=conversations.get_items)
-response_route(
-    "azure_item", "GET", "openai/conversations/{conversation_id}/items/{item_id}", handler=conversations.get_item
-)
-response_route(
-    "azure_delete_item",
-    "DELETE",
-    "openai/conversations/{conversation_id}/items/{item_id}",
-    handler=conversations.delete_item,
-)
+openai_route("new_conversation", "POST", "conversations", conversations.post_conversation)
+openai_route("conversation", "GET", "conversations/{conversation_id}", conversations.get_conversation)
+openai_route("update_conversation", "POST", "conversations/{conversation_id}", conversations.post_update)
+openai_route("erase_conversation", "DELETE", "conversations/{conversation_id}", conversations.delete_conversation)
+openai_route("add_items", "POST", "conversations/{conversation_id}/items", conversations.post_items)
+openai_route("items", "GET", "conversations/{conversation_id}/items", conversations.get_items)
+openai_route("item", "GET", "conversations/{conversation_id}/items/{item_id}", conversations.get_item)
+openai_route("delete_item", "DELETE", "conversations/{conversation_id}/items/{item_id}", conversations.delete_item)
 
 route("usage_of_limits", "GET", "api/usage/limits", Auth.USAGE_KEY, limits.get_limits)
 route("usage_of_day", "GET", "api/usage/daily/{date}", Auth.USAGE_KEY, usage.get_day)
