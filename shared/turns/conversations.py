@@ -7,11 +7,12 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 from shared.domain.clock import Clock
-from shared.domain.conversation import ADDED, Item, Kind, Session, Turn
-from shared.domain.items import messages_of
+from shared.domain.conversation import ADDED, Item, Kind, Message, Session, Turn
+from shared.domain.items import items_of, messages_of
 from shared.domain.principal import Principal
 from shared.errors import (
     InvalidRequest,
@@ -27,6 +28,7 @@ from shared.turns.sessions import MAX_ATTEMPTS, SessionAccess
 
 Place: TypeAlias = tuple[int, int]
 """Number of a turn, and index in its input followed by its output, from 0."""
+_Items: TypeAlias = tuple[Item | None, ...]
 _BLOCK = 20  # turns in memory at once: a turn takes up to 1 MiB
 
 
@@ -329,12 +331,24 @@ def _added_page(session: Session, turn: Turn) -> Page:
 def _items(turn: Turn) -> list[tuple[int, Item]]:
     """The turn's items with their indexes. A turn that runs or has failed shows none."""
     shown = turn.answered or turn.finish_reason == ADDED
-    return [(at, item) for at, item in enumerate((*turn.input, *turn.output)) if item and shown]
+    return [(at, item) for at, item in enumerate(chain(*_kept(turn))) if item and shown]
+
+
+def _kept(turn: Turn) -> tuple[_Items, _Items]:
+    """The items of the turn's input and output. A turn of api/chat keeps messages: then those of its messages."""
+    if turn.input or not turn.answered:
+        return turn.input, turn.output
+    return _items_of(turn.messages[:-1]), _items_of(turn.messages[-1:])
+
+
+def _items_of(messages: Sequence[Message]) -> _Items:
+    return tuple(chain.from_iterable(map(items_of, messages)))
 
 
 def _without(turn: Turn, deleted: int) -> Turn:
     """The turn without an item. If it is the last one, nothing is left to keep the places of."""
-    items = tuple(None if at == deleted else item for at, item in enumerate((*turn.input, *turn.output)))
+    asked, answered = _kept(turn)
+    items = tuple(None if at == deleted else item for at, item in enumerate((*asked, *answered)))
     if not any(items):
         return replace(turn, input=(), output=(), messages=(), extras={})
-    return replace(turn, input=items[: len(turn.input)], output=items[len(turn.input) :])
+    return replace(turn, input=items[: len(asked)], output=items[len(asked) :])

@@ -225,6 +225,8 @@ class Reservations:
     def _planned(self, request: Request, session: Session, turns: Sequence[Turn]) -> _Planned:
         plan = request.plan(session, turns, self._limits)
         session = replace(session, reference=session.reference or secrets.token_hex(16))
+        if session.kind is not Kind.CHAT:  # each of its requests names a model: others continue with the latest
+            session = replace(session, deployment=plan.deployment)
         call, now = self.new_call(request.principal, plan, reference=session.reference), self._clock.now()
         self._admission.check(request.principal, call, session)
         turn = Turn(

@@ -19,7 +19,7 @@ _USUAL = ("stop", "tool_calls", "function_call", ADDED)  # endings that need no 
 _LINE_END = re.compile(r"\r\n|\r|\n")  # as CommonMark defines it
 _BACKTICKS = re.compile("`+")
 _URL = "%/:?#[]@!$&'*+,;=~"  # without brackets, which would end the image
-_TITLES = {"user": "User", "assistant": "Assistant", "tool": "Tool result"}
+_TITLES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool result"}
 
 
 async def get_export(request: Request, app: Services, principal: Principal) -> Response:
