@@ -130,6 +130,8 @@ def example(schema: JSON, text: str) -> object:
     """A value that matches the schema; supports only the simple schemas that tests use."""
     if "enum" in schema:
         return schema["enum"][0]
+    if "anyOf" in schema:
+        return example(schema["anyOf"][0], text)
     match schema.get("type"):
         case "string":
             return text
