@@ -528,6 +528,9 @@ async def test_session_of_an_agent_is_continued_with_its_client_key(
         done = await run_piped(api, "Again.", "--session", response.id, "--client-key", ANN)
         assert (done.code, done.out) == (0, "echo: Again.\n")
         assert len(fake.requests[-1].body["messages"]) == 3
+        branch = await sdk.responses.create(model="chat", input="Other.", previous_response_id=response.id)
+        async with open_terminal(api, "--session", branch.id, "--client-key", ANN) as terminal:
+            await terminal.shows("with chat: 2 turns, 1 since the branch, ")
         refused = await run_piped(api, "Again.", "--session", response.id)
         assert (refused.code, refused.out) == (1, "")
         assert f"{response.id} does not exist, or belongs to another client key." in refused.err
