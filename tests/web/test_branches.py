@@ -389,7 +389,7 @@ async def test_response_and_conversation_can_be_branched_from(
     assert (await api.get(f"/openai/v1/conversations/conv_{new}")).status_code == 404
     chained = await create(api, input="three", previous_response_id=first["id"])
     assert sent(fake) == ["one", "three"]
-    await branch(api, "four", chained["id"][5:37], 2)
+    assert (await branch(api, "four", chained["id"][5:37], 2))["session_id"] != chained["id"][5:37]
     assert sent(fake) == ["one", "three", "four"]
     await assert_conserved(tables, fake)
 
