@@ -156,8 +156,13 @@ class ConversationAccess:
             turn = await self._sessions.turn(session_id, number)
             if turn is None or at not in dict(_items(turn)):
                 return session if attempt else None  # of an attempt whose response was lost
-            with suppress(VersionConflict):
+            try:
                 return await self._sessions.write(session, _without(turn, at))
+            except VersionConflict:
+                continue
+            except StorageUnavailable:
+                if attempt:
+                    raise  # else it is read again: it may have been written
         raise SessionBusy
 
     async def turn(self, session_id: str, number: int, principal: Principal) -> tuple[Session, Turn]:
@@ -187,8 +192,14 @@ class ConversationAccess:
                 await self._recovery.free(session)
                 continue
             stripped = None if session.kind is Kind.CONVERSATION else self._stripped(turn)
-            with suppress(VersionConflict):
+            try:
                 await self._sessions.write(session, stripped, delete_view=number)
+            except VersionConflict:
+                continue
+            except StorageUnavailable:
+                if attempt:
+                    raise  # else it is read again: it may have been written
+            else:
                 return
         raise SessionBusy
 
