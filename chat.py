@@ -46,8 +46,13 @@ except ImportError:  # Windows
 JSON = dict[str, Any]
 UNREACHABLE, LOST, BUSY, LIMITED = "unreachable", "lost", "session_busy", "rate_limited"
 UNKNOWN = "session_not_found"
+SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+AGENT_ID = re.compile(r"(?:conv_([0-9a-f]{32})|resp_([0-9a-f]{32})[0-9a-f]{8})")  # of openai/v1: each has a session's
+CUT_AGENT_ID = re.compile(r"(?:conv|resp)_[0-9a-f]{8,}")
 MAX_RETRY_DELAY_S = 5.0  # a longer Retry-After wins
 HISTORY_TURNS = 20
+MAX_TOOL_LINE = 200  # characters of a tool call or result in the history
+PARTS = {"file": "[file]", "input_audio": "[audio]"}  # any other without text is an image
 HELP = """\
 quit, exit   end the program, like Ctrl-D
 clear        clear the messages; the totals are kept
@@ -74,6 +79,7 @@ STOP_GRACE_S = 1.0  # a request that has not begun a turn by then may be one tha
 STOP_POLL_S = 0.25
 MAX_STOP_S = 15.0  # a turn on another instance stops within 10 s
 STATE_NOTES = {
+    "added": "(Added by a program, without an answer; no cost.)",
     "open": "(Still running, or interrupted.)",
     "failed": "(Failed; no cost.)",
     "abandoned": "(Abandoned before the model was called; no cost.)",
@@ -208,28 +214,59 @@ def cost_line(totals: Mapping[str, Any], format_usd: Callable[[Any], str] = usd)
 
 
 def message_text(message: JSON) -> str:
-    """The text of a message, with a placeholder for each image and tool call."""
+    """The text of a message, and a line for each tool call."""
+    return "\n".join(filter(None, [content_text(message), *call_lines(message)]))
+
+
+def content_text(message: JSON) -> str:
+    """The text of a message, with a placeholder for each image and file."""
     content = message.get("content") or message.get("refusal") or ""
     if isinstance(content, list):
-        content = "\n".join(part.get("text", "[image]") for part in content)
-    functions = [call.get("function") or call["custom"] for call in message.get("tool_calls") or ()]
-    functions += [message["function_call"]] if message.get("function_call") else []  # deprecated form of tool calls
-    calls = [f"[calls {function['name']}]" for function in functions]
-    return "\n".join([content, *calls] if content else calls)
+        content = "\n".join(part.get("text", PARTS.get(str(part.get("type")), "[image]")) for part in content)
+    return str(content)
+
+
+def tool_calls(message: JSON) -> Iterator[tuple[str | None, JSON]]:
+    """The id of each tool call, and its function or custom tool."""
+    for call in message.get("tool_calls") or ():
+        yield call.get("id"), call.get("function") or call["custom"]
+    if message.get("function_call"):  # deprecated form of tool calls
+        yield None, message["function_call"]
+
+
+def call_lines(message: JSON) -> list[str]:
+    return [
+        tool_line(f"calls {tool['name']}", str(tool.get("arguments") or tool.get("input") or ""))
+        for _, tool in tool_calls(message)
+    ]
+
+
+def tool_line(title: str, text: str) -> str:
+    """A tool's arguments or its result on one line. A JSON object is shown as its fields."""
+    with suppress(ValueError, RecursionError):
+        if isinstance(fields := json.loads(text), dict):
+            values = (
+                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in fields.values()
+            )
+            text = ", ".join(map("{}: {}".format, fields, values))
+    line = " ".join(text.split())
+    line = line if len(line) <= MAX_TOOL_LINE else f"{line[: MAX_TOOL_LINE - 1]}…"
+    return f"[{title}: {line}]" if line else f"[{title}]"
 
 
 # The HTTP API
 
 
 class ChatApi:
-    """The routes of api/*. Every method raises Failure."""
+    """The routes of api/*. Every method raises Failure. `key`, `client_key`: the function key and the client key."""
 
-    def __init__(self, url: str, key: str | None) -> None:
-        self.url, self._has_key = url, bool(key)
+    def __init__(self, url: str, key: str | None, client_key: str | None) -> None:
+        self.url, self._has_key, self._has_client_key = url, bool(key), bool(client_key)
+        keys = {"x-functions-key": key, "api-key": client_key}
         try:
             self._http = httpx.Client(
                 base_url=url,
-                headers={"x-functions-key": key} if key else {},
+                headers={name: value for name, value in keys.items() if value},
                 timeout=httpx.Timeout(10, read=240),  # the platform closes a request after 230 s of silence
                 verify=url.startswith("https:"),  # loading certificates takes 50 ms; redirects are not followed
                 trust_env=urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"),  # no proxy on loopback
@@ -283,6 +320,9 @@ class ChatApi:
 
     def _failure(self, response: httpx.Response) -> Failure:
         status = response.status_code
+        if status == 401 and self._has_client_key and response.content:  # the platform's answer has no body
+            remedy = "Set it with --client-key or CHAT_CLIENT_KEY; CLIENT_KEYS lists the valid ones"
+            return Failure(f"Invalid client key for {self.url} (401). {remedy}.", "unauthorized")
         if status == 401:
             problem = f"Invalid function key for {self.url}" if self._has_key else f"{self.url} requires a function key"
             remedy = "Set it with --key or CHAT_KEY; `az functionapp keys list -g GROUP -n APP` shows it"
@@ -535,7 +575,8 @@ class Conversation:
 
     def __init__(self, api: ChatApi, arguments: argparse.Namespace, notify: Callable[[str], None]) -> None:
         self._api, self._notify, self._max_wait_s = api, notify, float(arguments.wait)
-        self.id: str = arguments.session or secrets.token_hex(16)
+        self._named = arguments.session  # as the user named it
+        self.id: str = session_of(self._named) if self._named else secrets.token_hex(16)
         options = {name: getattr(arguments, name) for name in ("system", "deployment", "max_tokens", "stream")}
         self._fields = {name: value for name, value in options.items() if value is not None} | {"session_id": self.id}
         self._unanswered: dict[str, str] = {}  # the last failed message -> its Idempotency-Key
@@ -547,6 +588,21 @@ class Conversation:
     @property
     def path(self) -> str:
         return f"/api/sessions/{quote(self.id, safe='')}"
+
+    @property
+    def is_agents(self) -> bool:
+        """True if it is named by an id of openai/v1, so that it must exist."""
+        return bool(self._named) and self.id != self._named
+
+    def read(self) -> JSON:
+        """Its settings and totals."""
+        try:
+            return self._api.get(self.path)
+        except Failure as failure:
+            if failure.code != UNKNOWN or not self.is_agents:
+                raise
+            unavailable = f"{self._named} does not exist, or belongs to another client key."
+            raise Failure(f"{unavailable} Set the key with --client-key or CHAT_CLIENT_KEY.") from None
 
     def send(self, message: str, view: View) -> Event:
         """Return the `done` event. Sending a failed message again is the same request, so it is not billed twice.
@@ -577,7 +633,8 @@ class Conversation:
             except Failure as failure:
                 if failure.code == UNKNOWN:  # a message to a session that does not exist would start it
                     unavailable = f"Session {self.id} is owned by another caller or is being deleted."
-                    raise Failure(f"{unavailable} Choose another with --session.") from None
+                    remedy = "Set its client key with --client-key, or choose another with --session."
+                    raise Failure(f"{unavailable} {remedy}") from None
                 if failure.code not in (LOST, BUSY, LIMITED) and not (failure.code == UNREACHABLE and lost):
                     raise
                 self._may_be_running = self._lost = lost = lost or failure.code == LOST
@@ -695,13 +752,20 @@ def answer_stdin(arguments: argparse.Namespace) -> None:
     def notify(text: str) -> None:
         print(clean(text), file=sys.stderr, flush=True)
 
-    conversation = Conversation(ChatApi(arguments.url, arguments.key), arguments, notify)
-    answer = conversation.send(read_stdin(), View() if arguments.json else view_for(Console()))
+    conversation = Conversation(connection(arguments), arguments, notify)
+    message = read_stdin()
+    if conversation.is_agents:
+        conversation.read()
+    answer = conversation.send(message, View() if arguments.json else view_for(Console()))
     if arguments.json:
         print(json_line(answer.text), flush=True)
     else:
         for note in answer_notes(answer.data, arguments.show_tokens):
             notify(note)
+
+
+def connection(arguments: argparse.Namespace) -> ChatApi:
+    return ChatApi(arguments.url, arguments.key, arguments.client_key)
 
 
 def read_stdin() -> str:
@@ -727,7 +791,7 @@ class Terminal:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments, self._console = arguments, Console(highlight=False)
-        self._api = ChatApi(arguments.url, arguments.key)
+        self._api = connection(arguments)
         self._conversation = Conversation(self._api, arguments, self._note)
         self._session = self._conversation.path
         commands = (self.clear, self.tokens, self.cost, self.history, self.help)
@@ -784,10 +848,11 @@ class Terminal:
         self._note(f"Connected to: {chosen or about['deployment']} ({about['region'] or self._api.url})", "bold")
         if self._arguments.session:
             with self._failures():
-                session = self._api.get(self._session)
-                so_far = (
-                    f"{pluralize(session['turns'], 'turn')}, {session['total_tokens']} tokens | {cost_line(session)}"
-                )
+                session = self._conversation.read()
+                turns = pluralize(session["turns"], "turn")
+                if parent := session.get("parent"):  # the totals are those of the branch's own turns
+                    turns += f", {session['turns'] - parent['turn']} since the branch"
+                so_far = f"{turns}, {session['total_tokens']} tokens | {cost_line(session)}"
                 self._note(f"Session {self._conversation.id}, with {chosen or session['deployment']}: {so_far}")
         self._note("Ctrl-C stops an answer, Ctrl-D quits; `help` lists the commands.")
 
@@ -822,14 +887,29 @@ class Terminal:
         page = self._api.get(f"{self._session}/messages?limit={HISTORY_TURNS}")
         if page["next_before"]:
             self._note(f"The last {HISTORY_TURNS} turns:")
-        for turn in reversed(page["turns"]):
+        turns = page["turns"][::-1]
+        calls = [call for turn in turns for message in turn["messages"] for call in tool_calls(message)]
+        names = {call_id: tool["name"] for call_id, tool in calls}
+        for turn in turns:
             for message in turn["messages"]:
-                if message["role"] == "user":
-                    self._note(f"> {message_text(message)}", "bold")
-                else:
-                    self._console.print(RenderedMarkdown(message_text(message)), end="")
+                self._show(message, names)
             if note := turn_note(turn):
                 self._note(note)
+
+    def _show(self, message: JSON, names: Mapping[str | None, str]) -> None:
+        """A message of the history. `names`: of the tools, by the ids of their calls."""
+        role, text = message["role"], content_text(message)
+        if role == "user":
+            self._note(f"> {text}", "bold")
+        elif role == "assistant":
+            self._console.print(RenderedMarkdown(text), end="")
+            for line in call_lines(message):
+                self._note(line)
+        elif role == "system":
+            self._note(f"[system] {text}")
+        else:
+            name = message.get("name") or names.get(message.get("tool_call_id")) or "a tool"
+            self._note(tool_line(f"result of {name}", text))
 
     def help(self) -> None:
         self._note(HELP)
@@ -883,6 +963,25 @@ def utf8_argument(text: str) -> str:
     return text
 
 
+def session_argument(text: str) -> str:
+    """An id that `session_of` takes. One of openai/v1 that is cut would be that of a new session."""
+    utf8_argument(text)
+    if AGENT_ID.fullmatch(text):
+        return text
+    if CUT_AGENT_ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is incomplete: conv_ has 32 hex digits behind it, resp_ 40")
+    if not SESSION_ID.fullmatch(text):
+        form = "1 to 64 letters, digits, '.', '_' or '-', the first one a letter or digit; or conv_… or resp_…"
+        raise argparse.ArgumentTypeError(f"must be the ID of a session ({form}), not {text!r}")
+    return text
+
+
+def session_of(text: str) -> str:
+    """The id of the session that an id names: its own, or that of a conversation or response of openai/v1."""
+    match = AGENT_ID.fullmatch(text)
+    return match[1] or match[2] if match else text
+
+
 def key_argument(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]*", text.strip()):
         raise argparse.ArgumentTypeError("must be visible ASCII characters")  # without the value, which is a secret
@@ -914,7 +1013,10 @@ def parser() -> argparse.ArgumentParser:
     add("--url", type=url_argument, default=url, help="the server's URL, or CHAT_URL (default: %(default)s)")
     key = "the function key; CHAT_KEY keeps it out of process lists"
     add("--key", type=key_argument, default=env("CHAT_KEY"), help=key)
-    add("--session", type=utf8_argument, metavar="ID", help="the session to continue or to start")
+    client_key = "a client key, for its own sessions; CHAT_CLIENT_KEY keeps it out of process lists"
+    add("--client-key", type=key_argument, metavar="KEY", default=env("CHAT_CLIENT_KEY"), help=client_key)
+    session = "the session to continue or to start; or conv_… or resp_…: what a program began with a client key"
+    add("--session", type=session_argument, metavar="ID", help=session)
     model = env("AZURE_OPENAI_MODEL") or None
     deployment = "the model's deployment, or AZURE_OPENAI_MODEL"
     add("--deployment", type=utf8_argument, metavar="NAME", default=model, help=deployment)

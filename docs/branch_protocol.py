@@ -19,6 +19,9 @@ A branch is entered in P's partition, so that P shows its branches, and retentio
   insert the row -> read P's head again (gone: delete the row, refuse) -> store the branch
 An erasure marks P's head, then lists and deletes P's rows, then deletes the head. So no row that names a branch is
 left; at most, after a crash at that moment, one with the branch's id, which says nothing: the server makes it.
+
+"P's head" is that of the session that was read first. In api/chat callers choose ids, so after an erasure there can be
+another session with P's id. A branch stores when P was begun, and a head that was begun at another time is not P's.
 """
 
 import argparse

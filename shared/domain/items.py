@@ -80,9 +80,11 @@ def answer_of(output: Sequence[Item | None]) -> Message:
 def items_of(message: Message, *, calls_first: bool = False) -> tuple[Item, ...]:
     """The items of one chat message. Of an answer: its text, then its calls; `calls_first`: the calls began before."""
     if message["role"] == "tool":
-        return ({"type": OUTPUTS[0], "call_id": message["tool_call_id"], "output": message["content"]},)
+        return (
+            {"type": OUTPUTS[0], "call_id": message.get("tool_call_id", ""), "output": message.get("content") or ""},
+        )
     if message["role"] != "assistant":
-        return ({"type": "message", "role": message["role"], "content": _parts(message["content"])},)
+        return ({"type": "message", "role": message["role"], "content": _parts(message.get("content") or "")},)
     calls = [_call_item(call) for call in message.get("tool_calls") or ()]
     texts = list(_answer_parts(message))
     answer: list[Item] = [{"type": "message", "role": "assistant", "content": texts}] if texts else []

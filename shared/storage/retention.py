@@ -142,7 +142,7 @@ class Retention:
         none. It is the first that is met: a session may have very many branches."""
         pending = [] if session.expired(self._clock.now()) else [session.id]
         while pending:
-            for branch in await self._sessions.branches(pending.pop()):
+            async for branch, _ in self._sessions.branches(pending.pop()):
                 head = await self._sessions.head(branch)
                 if head and not head.deletion:
                     if not self._is_over(head):

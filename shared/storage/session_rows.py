@@ -12,8 +12,6 @@ import orjson
 
 from shared.domain.calls import Totals
 from shared.domain.conversation import (
-    ADDED,
-    STOPPED,
     Deletion,
     IdempotencyRecord,
     Kind,
@@ -32,7 +30,6 @@ POINTER = "first"  # in a partition per Idempotency-Key: the session that the fi
 BRANCH = "branch-"
 SEEN, EXPIRES = "~seen-", "~expires-"  # partitions of the retention's index, by day
 _STOPPED = ("stopped_calls", "stopped_at_least", "stopped_at_most", "stopped_unbounded")  # absent if there are none
-_UNANSWERED = (None, "error", STOPPED, ADDED)  # a turn that ended otherwise has an answer, even if an empty one
 _NEWEST_FIRST = 9_999_999_999
 _POINTER_PREFIX = "~key-"  # reserved: no session id begins with ~
 
@@ -92,6 +89,7 @@ def from_session(session: Session) -> Row:
         "metadata": json_text(session.metadata) if session.metadata else None,
         "parent_session": session.parent and session.parent.session_id,
         "parent_turn": session.parent and session.parent.turn,
+        "parent_created": session.parent_created,
         "reference": session.reference,
         "seen": seen_text(session.seen),
         "expires": session.expires,
@@ -130,6 +128,7 @@ def to_session(row: Row) -> Session:
         kind=Kind(row.get("kind", Kind.CHAT)),
         metadata=orjson.loads(row.get("metadata", "{}")),
         parent=Parent(session_id=row["parent_session"], turn=row["parent_turn"]) if "parent_session" in row else None,
+        parent_created=row.get("parent_created"),
         reference=row.get("reference"),
         seen=tuple(map(date.fromisoformat, row["seen"].split(","))) if "seen" in row else (),
         expires=row.get("expires"),
@@ -167,7 +166,7 @@ def from_turn(session_id: str, turn: Turn) -> Row:
         "finish_reason": turn.finish_reason,
         "messages": json_text(() if turn.input else turn.messages),
         "input": json_text(turn.input) if turn.input else None,
-        "output": json_text(turn.output) if turn.output else None,
+        "output": json_text(turn.output) if turn.output or (turn.input and turn.answered) else None,
         "calls": json_text([call_columns(call) for call in turn.calls]),
         "extras": json_text(turn.extras) if turn.extras else None,
         "window_start": turn.window_start,
@@ -180,8 +179,7 @@ def to_turn(row: Row) -> Turn:
     messages = tuple(orjson.loads(row["messages"]))
     items, output = (tuple(orjson.loads(row.get(name, "[]"))) for name in ("input", "output"))
     if items:
-        answer = (answer_of(output),) if output or row.get("finish_reason") not in _UNANSWERED else ()
-        messages = (*messages_of(items), *answer)
+        messages = (*messages_of(items), *((answer_of(output),) if "output" in row else ()))  # an answer may be empty
     return Turn(
         number=_NEWEST_FIRST - int(row["RowKey"].removeprefix("turn-")),
         started=row["started"],

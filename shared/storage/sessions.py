@@ -43,14 +43,23 @@ class Sessions:
                 break
             parent = ancestor.parent
             through = min(parent.turn, through or parent.turn)
-            ancestor, turns = await self._read(parent.session_id, turns, through=through, whole=whole, leaf=session)
+            ancestor, turns = await self._read(
+                parent.session_id, turns, through=through, whole=whole, leaf=session, branch=ancestor
+            )
         return session, turns
 
     async def _read(
-        self, session_id: str, turns: list[Turn], *, through: int | None, whole: bool, leaf: Session | None = None
+        self,
+        session_id: str,
+        turns: list[Turn],
+        *,
+        through: int | None,
+        whole: bool,
+        leaf: Session | None = None,
+        branch: Session | None = None,
     ) -> tuple[Session | None, list[Turn]]:
-        """The head of one session, and `turns` with its own. `leaf`: the branch that is read; a session that is gone
-        for it is None."""
+        """The head of one session, and `turns` with its own. `leaf`: the session that is read. `branch`: the one that
+        continues this one; if this is gone for it, the head is None."""
         session: Session | None = None
         turns, first = list(turns), turns[-1].number if turns else None
         stored = self._head_and_turns(session_id, through, page=MAX_PAST_TURNS if whole else _PAGE)
@@ -58,7 +67,8 @@ class Sessions:
             async for row in stored:
                 if row["RowKey"] == rows.HEAD:
                     session = rows.to_session(row)
-                    if leaf and (session.deletion or session.expired(self._clock.now())):
+                    gone = session.deletion or session.expired(self._clock.now())
+                    if branch and (gone or not branch.continues(session)):
                         return None, turns
                 elif session is None:
                     break  # rows that an unfinished erasure has not deleted yet
@@ -76,24 +86,14 @@ class Sessions:
         row = await self._table.get(session_id, rows.turn_key(number))
         return rows.to_turn(row) if row else None
 
-    async def history(self, session: Session, *, before: int, limit: int) -> list[Turn]:
-        """At most `limit` turns with numbers below `before`, newest first, without cleared turns, with those that a
-        branch continues."""
+    async def history(self, session_id: str, *, first: int, last: int, limit: int) -> list[Turn]:
+        """At most `limit` of the session's own turns from the number `first` to `last`, newest first."""
+        span = {"session": session_id, "start": rows.turn_key(last), "end": rows.turn_key(first)}
+        condition = "PartitionKey eq @session and RowKey ge @start and RowKey le @end"
         turns: list[Turn] = []
-        part: Session | None = session
-        while part and len(turns) < limit:
-            async for row in self._rows(part.id, rows.turn_key(before - 1), page=limit - len(turns)):
-                turn = rows.to_turn(row)
-                if turn.number <= max(session.cleared_through, part.cleared_through):
-                    return turns
-                turns.append(turn)
-                if len(turns) == limit:
-                    return turns
-            if part.parent is None:
-                break
-            before = min(before, part.parent.turn + 1)
-            part = await self.head(part.parent.session_id)
-            if part and (part.deletion or part.expired(self._clock.now())):
+        async for row in self._table.query(condition, span, page=limit):
+            turns.append(rows.to_turn(row))
+            if len(turns) == limit:
                 break
         return turns
 
@@ -102,12 +102,13 @@ class Sessions:
         row = await self._table.get(session_id, rows.view_key(number))
         return row["view"] if row else None
 
-    async def branches(self, session_id: str) -> list[str]:
-        """The ids of the sessions that continue a turn of this one. Some may not exist (any more)."""
+    async def branches(self, session_id: str) -> AsyncIterator[tuple[str, int]]:
+        """The sessions that continue a turn of this one, by their ids, each with the number of that turn. Some may not
+        exist (any more)."""
         span = {"session": session_id, "start": rows.BRANCH, "end": f"{rows.BRANCH}~"}
         condition = "PartitionKey eq @session and RowKey ge @start and RowKey lt @end"
-        entered = self._table.query(condition, span, select=["RowKey"])
-        return [row["RowKey"].removeprefix(rows.BRANCH) async for row in entered]
+        async for row in self._table.query(condition, span, select=["RowKey", "turn"]):
+            yield row["RowKey"].removeprefix(rows.BRANCH), row["turn"]
 
     async def enter_branch(self, session: Session) -> bool:
         """Before a branch is stored: enter it into its parent's partition. False if the parent is gone. An erasure
@@ -116,9 +117,10 @@ class Sessions:
             return True
         parent, key = session.parent.session_id, rows.branch_key(session.id)
         with suppress(VersionConflict):  # it exists
-            await self._table.put({"PartitionKey": parent, "RowKey": key})
+            await self._table.put({"PartitionKey": parent, "RowKey": key, "turn": session.parent.turn})
         head = await self.head(parent)
-        if head and not (head.deletion and head.deletion.erase) and not head.expired(self._clock.now()):
+        erased = head is None or not session.continues(head) or (head.deletion and head.deletion.erase)
+        if head and not erased and not head.expired(self._clock.now()):
             return True
         await self.leave_branch(session)
         return False

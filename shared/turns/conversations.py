@@ -7,11 +7,12 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 from shared.domain.clock import Clock
-from shared.domain.conversation import ADDED, Item, Kind, Session, Turn
-from shared.domain.items import messages_of
+from shared.domain.conversation import ADDED, Item, Kind, Message, Session, Turn
+from shared.domain.items import items_of, messages_of
 from shared.domain.principal import Principal
 from shared.errors import (
     InvalidRequest,
@@ -21,13 +22,13 @@ from shared.errors import (
     StorageUnavailable,
     VersionConflict,
 )
-from shared.turns.ports import MAX_PAST_TURNS, Retention, Sessions
+from shared.turns.ports import Retention, Sessions
 from shared.turns.recovery import Recovery, read_turn
-from shared.turns.sessions import MAX_ATTEMPTS, SessionAccess
+from shared.turns.sessions import MAX_ATTEMPTS, Part, SessionAccess
 
 Place: TypeAlias = tuple[int, int]
 """Number of a turn, and index in its input followed by its output, from 0."""
-_BLOCK = 20  # turns in memory at once: a turn takes up to 1 MiB
+_Items: TypeAlias = tuple[Item | None, ...]
 
 
 class Address(NamedTuple):
@@ -63,15 +64,6 @@ class Page:
 
     items: tuple[PlacedItem, ...]
     more: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What a session adds to a chain of branches: its turns from `first` to `last`."""
-
-    session: Session
-    first: int
-    last: int
 
 
 class ConversationAccess:
@@ -164,8 +156,13 @@ class ConversationAccess:
             turn = await self._sessions.turn(session_id, number)
             if turn is None or at not in dict(_items(turn)):
                 return session if attempt else None  # of an attempt whose response was lost
-            with suppress(VersionConflict):
+            try:
                 return await self._sessions.write(session, _without(turn, at))
+            except VersionConflict:
+                continue
+            except StorageUnavailable:
+                if attempt:
+                    raise  # else it is read again: it may have been written
         raise SessionBusy
 
     async def turn(self, session_id: str, number: int, principal: Principal) -> tuple[Session, Turn]:
@@ -195,8 +192,14 @@ class ConversationAccess:
                 await self._recovery.free(session)
                 continue
             stripped = None if session.kind is Kind.CONVERSATION else self._stripped(turn)
-            with suppress(VersionConflict):
+            try:
                 await self._sessions.write(session, stripped, delete_view=number)
+            except VersionConflict:
+                continue
+            except StorageUnavailable:
+                if attempt:
+                    raise  # else it is read again: it may have been written
+            else:
                 return
         raise SessionBusy
 
@@ -221,14 +224,14 @@ class ConversationAccess:
         newest item; None: all. `after`: the item that precedes the page; it may be deleted. Raises InvalidRequest if it
         is not in the list. A page costs the same wherever it is."""
         begin, end = (0, 0), end or (session.turns + 1, 0)
-        parts = self._parts(session, last=end[0], newest_first=newest_first)
+        parts = self._access.parts(session, last=end[0], newest_first=newest_first)
         if after:
             begin, end = (begin, min(end, after.place)) if newest_first else ((after.turn, after.at + 1), end)
             parts = _from(parts, after)
         page: list[PlacedItem] = []
         async for part in parts:
             first, last = max(part.first, begin[0]), min(part.last, end[0])
-            async for turn in self._turns(part.session, first, last, newest_first=newest_first, block=limit + 2):
+            async for turn in self._access.turns(part.session, first, last, newest_first=newest_first, block=limit + 2):
                 for placed in _placed(part.session, turn, begin, end, newest_first=newest_first):
                     if len(page) == limit:
                         return Page(tuple(page), more=True)
@@ -271,40 +274,8 @@ class ConversationAccess:
         """The turn without its content. It is finished, so that a process that settles it late stores no answer."""
         return replace(turn, messages=(), input=(), output=(), extras={}, finished=turn.finished or self._clock.now())
 
-    async def _parts(self, session: Session, *, last: int, newest_first: bool) -> AsyncIterator[_Part]:
-        """What the session and those that it continues add, as far as they exist. Newest first, each is read when it is
-        needed."""
-        if not newest_first:
-            parts = [part async for part in self._parts(session, last=last, newest_first=True)]
-            for part in reversed(parts):
-                yield part
-            return
-        head: Session | None = session
-        for _ in range(MAX_PAST_TURNS):  # no prompt has more turns, and each part has at least one
-            if head is None or head.deletion or head.expired(self._clock.now()):
-                return
-            cleared, parent = max(session.cleared_through, head.cleared_through), head.parent
-            yield _Part(head, max(parent.turn if parent else 0, cleared) + 1, last)
-            if parent is None or cleared > parent.turn:
-                return
-            last = min(last, parent.turn)
-            head = await self._sessions.head(parent.session_id)
 
-    async def _turns(
-        self, session: Session, first: int, last: int, *, newest_first: bool, block: int
-    ) -> AsyncIterator[Turn]:
-        """The session's own turns with these numbers, `block` of them at once, or fewer."""
-        own, block = replace(session, parent=None), min(block, _BLOCK)
-        while first <= last:
-            low, high = (max(first, last - block + 1), last) if newest_first else (first, min(last, first + block - 1))
-            turns = await self._sessions.history(own, before=high + 1, limit=high - low + 1)
-            for turn in turns if newest_first else reversed(turns):
-                if turn.number >= low:  # others take the place of numbers that do not exist
-                    yield turn
-            first, last = (first, low - 1) if newest_first else (high + 1, last)
-
-
-async def _from(parts: AsyncIterator[_Part], after: Address) -> AsyncIterator[_Part]:
+async def _from(parts: AsyncIterator[Part], after: Address) -> AsyncIterator[Part]:
     """The parts from the one with this item on. Raises InvalidRequest if none has it."""
     begun = False
     async for part in parts:
@@ -329,12 +300,24 @@ def _added_page(session: Session, turn: Turn) -> Page:
 def _items(turn: Turn) -> list[tuple[int, Item]]:
     """The turn's items with their indexes. A turn that runs or has failed shows none."""
     shown = turn.answered or turn.finish_reason == ADDED
-    return [(at, item) for at, item in enumerate((*turn.input, *turn.output)) if item and shown]
+    return [(at, item) for at, item in enumerate(chain(*_kept(turn))) if item and shown]
+
+
+def _kept(turn: Turn) -> tuple[_Items, _Items]:
+    """The items of the turn's input and output. A turn of api/chat keeps messages: then those of its messages."""
+    if turn.input or not turn.answered:
+        return turn.input, turn.output
+    return _items_of(turn.messages[:-1]), _items_of(turn.messages[-1:])
+
+
+def _items_of(messages: Sequence[Message]) -> _Items:
+    return tuple(chain.from_iterable(map(items_of, messages)))
 
 
 def _without(turn: Turn, deleted: int) -> Turn:
     """The turn without an item. If it is the last one, nothing is left to keep the places of."""
-    items = tuple(None if at == deleted else item for at, item in enumerate((*turn.input, *turn.output)))
+    sent, received = _kept(turn)
+    items = tuple(None if at == deleted else item for at, item in enumerate((*sent, *received)))
     if not any(items):
         return replace(turn, input=(), output=(), messages=(), extras={})
-    return replace(turn, input=items[: len(turn.input)], output=items[len(turn.input) :])
+    return replace(turn, input=items[: len(sent)], output=items[len(sent) :])

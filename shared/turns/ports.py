@@ -31,14 +31,15 @@ class Sessions(Protocol):
     async def head(self, session_id: str) -> Session | None: ...
     async def turn(self, session_id: str, number: int) -> Turn | None: ...
 
-    async def history(self, session: Session, *, before: int, limit: int) -> list[Turn]:
-        """At most `limit` turns with numbers below `before`, newest first, without cleared ones."""
+    async def history(self, session_id: str, *, first: int, last: int, limit: int) -> list[Turn]:
+        """At most `limit` of the session's own turns from the number `first` to `last`, newest first."""
 
     async def view(self, session_id: str, number: int) -> str | None:
         """What the turn's response repeats of its request; None if there is none, or it was deleted."""
 
-    async def branches(self, session_id: str) -> list[str]:
-        """The ids of the sessions that continue a turn of this one. Some may not exist."""
+    def branches(self, session_id: str) -> AsyncIterator[tuple[str, int]]:
+        """The sessions that continue a turn of this one, by their ids, each with the number of that turn. Some may not
+        exist."""
 
     async def enter_branch(self, session: Session) -> bool:
         """Before a branch is stored: enter it with its parent. False if the parent is gone."""

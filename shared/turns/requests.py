@@ -147,7 +147,10 @@ class ComposedRequest(_TurnRequest):
 
     def new_session(self, session_id: str, now: datetime, limits: TurnLimits, parent: Session | None) -> Session:
         if parent:
-            return self._session(session_id, now, system=parent.system, deployment=self.deployment or parent.deployment)
+            branch = self._session(
+                session_id, now, system=parent.system, deployment=self.deployment or parent.deployment
+            )
+            return replace(branch, expires=branch.expires or parent.expires)
         system = limits.system_prompt if self.system is None else self.system
         return self._session(session_id, now, system=system, deployment=self.deployment or limits.deployment)
 

@@ -28,7 +28,7 @@ from shared.errors import (
 from shared.turns.admission import Admission
 from shared.turns.idempotency import answered_turn, check_first_key, check_same_request, new_record
 from shared.turns.lease import LeasedTurn, ReservedTurn, SessionlessTurn, lease_for
-from shared.turns.ports import Deletions, Plan, Retention, Sessions
+from shared.turns.ports import MAX_PAST_TURNS, Deletions, Plan, Retention, Sessions
 from shared.turns.recovery import Recovery, read_turn
 from shared.turns.requests import Request, TurnLimits, UnstoredRequest
 
@@ -92,7 +92,7 @@ class Reservations:
         branch. docs/branch_protocol.py specifies this: once a turn is not the latest, it never is again, so requests
         with the same Idempotency-Key agree on the session."""
         for _ in range(MAX_ATTEMPTS):
-            session, turns = await self._read_parent(request, parent)
+            session, turns = await self._read_parent(request, parent, inherited=not request.in_place)
             record = await self._idempotency_record(request, session.id) if request.in_place else None
             if record:  # read after the head: a turn that made another one the latest has stored its record with it
                 answered, record = await answered_turn(self._sessions, session, record)
@@ -121,6 +121,7 @@ class Reservations:
         branch = replace(
             self._new_session(request, session_id, parent),
             parent=Parent(session_id=parent.id, turn=number),
+            parent_created=parent.created,
             turns=number,
             window_start=min(parent.window_start, turns[0].window_start),
             cleared_through=min(parent.cleared_through, number),
@@ -170,14 +171,19 @@ class Reservations:
             await self._recovery.free(session)
         raise SessionBusy
 
-    async def _read_parent(self, request: Request | UnstoredRequest, parent: Parent) -> tuple[Session, list[Turn]]:
-        """The session with the turn to continue, and its turns up to that one, newest first. Raises ParentNotFound."""
+    async def _read_parent(
+        self, request: Request | UnstoredRequest, parent: Parent, *, inherited: bool = False
+    ) -> tuple[Session, list[Turn]]:
+        """The session with the turn to continue, and its turns up to that one, newest first. `inherited`: it may be a
+        turn that the named session continues itself. Raises ParentNotFound."""
         session, turns = await self._sessions.read(parent.session_id, through=parent.turn, whole=request.whole)
         if session is None or session.deletion or session.expired(self._clock.now()):
             raise ParentNotFound
         if not session.visible_to(request.principal.name) or not request.admits(session):
             raise ParentNotFound
         first_own = session.parent.turn + 1 if session.parent else 1
+        if inherited and parent.turn < first_own:
+            return await self._read_parent(request, await self._origin(session, parent.turn))
         if not turns or turns[0].number != parent.turn or parent.turn < first_own:
             raise ParentNotFound
         if turns[0].finished is None and session.busy(now := self._clock.now()) and session.turns == parent.turn:
@@ -185,6 +191,20 @@ class Reservations:
         if not turns[0].messages or not (turns[0].answered or turns[0].finish_reason == ADDED):
             raise ParentNotFound
         return session, turns
+
+    async def _origin(self, session: Session, number: int) -> Parent:
+        """The turn with this number of the session, or of the one that has it of those that it continues. Raises
+        ParentNotFound."""
+        for _ in range(MAX_PAST_TURNS):
+            if number <= session.cleared_through:
+                break
+            if session.parent is None or number > session.parent.turn:
+                return Parent(session_id=session.id, turn=number)
+            ancestor = await self._sessions.head(session.parent.session_id)
+            if ancestor is None or not session.continues(ancestor):
+                break
+            session = ancestor
+        raise ParentNotFound
 
     async def leave(self, turn: ReservedTurn) -> None:
         """Undo what a turn has written outside its session, which was erased while it began."""
@@ -225,6 +245,8 @@ class Reservations:
     def _planned(self, request: Request, session: Session, turns: Sequence[Turn]) -> _Planned:
         plan = request.plan(session, turns, self._limits)
         session = replace(session, reference=session.reference or secrets.token_hex(16))
+        if session.kind is not Kind.CHAT:  # each of its requests names a model: others continue with the latest
+            session = replace(session, deployment=plan.deployment)
         call, now = self.new_call(request.principal, plan, reference=session.reference), self._clock.now()
         self._admission.check(request.principal, call, session)
         turn = Turn(

@@ -1,15 +1,27 @@
 """Reading, clearing and erasing sessions on behalf of callers."""
 
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 from shared.domain.clock import Clock
 from shared.domain.conversation import Session, Turn
 from shared.domain.principal import Principal
 from shared.errors import SessionBusy, SessionNotFound, VersionConflict
-from shared.turns.ports import Deletions, Sessions
+from shared.turns.ports import MAX_PAST_TURNS, Deletions, Sessions
 from shared.turns.recovery import Recovery
 
 MAX_ATTEMPTS = 10  # to mark a head while others write it
+_BLOCK = 20  # turns in memory at once: a turn takes up to 1 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one session adds to a conversation, which may go on in branches: its turns from `first` to `last`."""
+
+    session: Session
+    first: int
+    last: int
 
 
 class SessionAccess:
@@ -35,8 +47,62 @@ class SessionAccess:
             raise SessionNotFound
         return session
 
-    async def history(self, session: Session, *, before: int, limit: int) -> list[Turn]:
-        return await self._sessions.history(session, before=before, limit=limit)
+    async def branches(self, session: Session, limit: int) -> list[tuple[str, int]]:
+        """At most `limit` of the sessions that continue a turn of this one, in the order of their ids, each with the
+        number of that turn. One may have expired."""
+        branches: list[tuple[str, int]] = []
+        async for branch in self._sessions.branches(session.id):
+            if len(branches) == limit:
+                break
+            branches.append(branch)
+        return branches
+
+    async def history(self, session: Session, *, before: int, limit: int) -> list[tuple[Session, Turn]]:
+        """At most `limit` turns with numbers below `before`, newest first, without cleared ones, with those that a
+        branch continues; each with its session."""
+        page: list[tuple[Session, Turn]] = []
+        async for part in self.parts(session, last=before - 1):
+            if part.first <= part.last:
+                turns = await self._sessions.history(
+                    part.session.id, first=part.first, last=part.last, limit=limit - len(page)
+                )
+                page += [(part.session, turn) for turn in turns]
+            if len(page) == limit:
+                break
+        return page
+
+    async def parts(self, session: Session, *, last: int, newest_first: bool = True) -> AsyncIterator[Part]:
+        """What the session and those that it continues add, up to the turn `last`, as far as they exist. Newest first,
+        each is read when it is needed."""
+        if not newest_first:
+            parts = [part async for part in self.parts(session, last=last)]
+            for part in reversed(parts):
+                yield part
+            return
+        head, last = session, min(last, session.turns)
+        for _ in range(MAX_PAST_TURNS):  # no prompt has more turns, and each part has at least one
+            if head.deletion or head.expired(self._clock.now()):
+                return
+            cleared, parent = max(session.cleared_through, head.cleared_through), head.parent
+            yield Part(head, max(parent.turn if parent else 0, cleared) + 1, last)
+            if parent is None or cleared > parent.turn:
+                return
+            ancestor = await self._sessions.head(parent.session_id)
+            if ancestor is None or not head.continues(ancestor):
+                return
+            head, last = ancestor, min(last, parent.turn)
+
+    async def turns(
+        self, session: Session, first: int, last: int, *, newest_first: bool, block: int = _BLOCK
+    ) -> AsyncIterator[Turn]:
+        """The session's own turns with these numbers, `block` of them at once, or fewer."""
+        block = min(block, _BLOCK)
+        while first <= last:
+            low, high = (max(first, last - block + 1), last) if newest_first else (first, min(last, first + block - 1))
+            turns = await self._sessions.history(session.id, first=low, last=high, limit=block)
+            for turn in turns if newest_first else reversed(turns):
+                yield turn
+            first, last = (first, low - 1) if newest_first else (high + 1, last)
 
     async def request_stop(self, session: Session) -> bool:
         """Ask the instance that runs the session's latest turn to stop it; it notices within 10 s. False if the turn

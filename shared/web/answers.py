@@ -1,5 +1,6 @@
 """Domain values to response models of the contract."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -7,7 +8,15 @@ from shared.domain.calls import Usage
 from shared.domain.conversation import ADDED, OwnerErasure, Session, Turn
 from shared.reports.limits import LimitUse
 from shared.turns.events import Answer
-from shared.web.contract.chat import ChatAnswer, ErasureAnswer, HistoryAnswer, SessionAnswer, SessionTotals, TurnAnswer
+from shared.web.contract.chat import (
+    ChatAnswer,
+    ErasureAnswer,
+    HistoryAnswer,
+    SessionAnswer,
+    SessionTotals,
+    TurnAddress,
+    TurnAnswer,
+)
 from shared.web.contract.fields import TokenUsage
 from shared.web.contract.limits import BudgetAnswer, CallerLimits, RateAnswer, RemainingAnswer
 
@@ -46,7 +55,9 @@ def chat_answer(answer: Answer) -> ChatAnswer:
     )
 
 
-def session_answer(session: Session, now: datetime) -> SessionAnswer:
+def session_answer(session: Session, branches: Sequence[tuple[str, int]], now: datetime) -> SessionAnswer:
+    """`branches`: the sessions that continue it, each with the number of the turn."""
+    parent = session.parent
     return SessionAnswer(
         session_id=session.id,
         reference=session.reference,
@@ -56,6 +67,8 @@ def session_answer(session: Session, now: datetime) -> SessionAnswer:
         deployment=session.deployment,
         busy=session.busy(now),
         usage=token_usage(session.totals.usage),
+        parent=TurnAddress(session_id=parent.session_id, turn=parent.turn) if parent else None,
+        branches=[TurnAddress(session_id=branch, turn=turn) for branch, turn in branches],
         **_totals(session),
     )
 
@@ -64,13 +77,14 @@ def erasure_answer(progress: OwnerErasure) -> ErasureAnswer:
     return ErasureAnswer(begun=progress.begun, erased_sessions=progress.erased, done=progress.done)
 
 
-def history_answer(session: Session, turns: list[Turn]) -> HistoryAnswer:
-    """A page of history. It is the last one if it contains the oldest turn that has not been cleared."""
-    more = bool(turns) and turns[-1].number > session.cleared_through + 1
+def history_answer(session: Session, turns: Sequence[tuple[Session, Turn]]) -> HistoryAnswer:
+    """A page of history, of turns with their sessions. It is the last one if it contains the oldest turn that has not
+    been cleared."""
+    oldest = turns[-1][1].number if turns else 0
     return HistoryAnswer(
         session_id=session.id,
-        turns=[turn_answer(session, turn) for turn in turns],
-        next_before=turns[-1].number if more else None,
+        turns=[turn_answer(each, turn) for each, turn in turns],
+        next_before=oldest if oldest > session.cleared_through + 1 else None,
     )
 
 
@@ -107,6 +121,7 @@ def limit_answer(use: LimitUse) -> CallerLimits:
 def turn_answer(session: Session, turn: Turn) -> TurnAnswer:
     call = turn.call if turn.calls else None
     return TurnAnswer(
+        session_id=session.id,
         turn=turn.number,
         state=call.state.value if call else ADDED,
         messages=[dict(message) for message in turn.messages],

@@ -35,6 +35,7 @@ async def post_chat(request: Request, app: Services, principal: Principal) -> Re
             dialect=app.chat_completions,
             messages=chat.messages(),
             session_id=chat.session_id,
+            parent=chat.parent(),
             system=chat.system,
             deployment=chat.deployment,
             max_tokens=chat.max_tokens,

@@ -12,6 +12,7 @@ from shared.domain.principal import Principal
 from shared.errors import InvalidRequest, SessionNotFound
 from shared.services import Services
 from shared.web.answers import session_answer, turn_answer
+from shared.web.contract.chat import MAX_BRANCHES
 from shared.web.http import json_bytes, session_id
 
 _BLOCK = 20  # turns in memory at once: a turn takes up to 1 MiB
@@ -19,7 +20,7 @@ _USUAL = ("stop", "tool_calls", "function_call", ADDED)  # endings that need no 
 _LINE_END = re.compile(r"\r\n|\r|\n")  # as CommonMark defines it
 _BACKTICKS = re.compile("`+")
 _URL = "%/:?#[]@!$&'*+,;=~"  # without brackets, which would end the image
-_TITLES = {"user": "User", "assistant": "Assistant", "tool": "Tool result"}
+_TITLES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool result"}
 
 
 async def get_export(request: Request, app: Services, principal: Principal) -> Response:
@@ -36,32 +37,34 @@ async def get_export(request: Request, app: Services, principal: Principal) -> R
     return StreamingResponse(content, media_type=media_type, headers=headers)
 
 
-async def _turns(app: Services, session: Session, principal: Principal) -> AsyncIterator[Turn]:
-    """Oldest first, a block at a time. Raises SessionNotFound if the session is erased meanwhile: another caller may
-    have begun one with the same ID."""
-    for first in range(session.cleared_through + 1, session.turns + 1, _BLOCK):
-        block = await app.sessions.history(session, before=first + _BLOCK, limit=_BLOCK)
-        if (await app.sessions.get(session.id, principal)).created != session.created:
-            raise SessionNotFound
-        for turn in reversed(block):
-            if turn.number >= first:
-                yield turn
+async def _turns(app: Services, session: Session, principal: Principal) -> AsyncIterator[tuple[Session, Turn]]:
+    """Oldest first, with their sessions. Raises SessionNotFound if one is erased meanwhile: another caller may have
+    begun one with the same ID."""
+    async for part in app.sessions.parts(session, last=session.turns, newest_first=False):
+        for first in range(part.first, part.last + 1, _BLOCK):
+            last = min(part.last, first + _BLOCK - 1)
+            block = [turn async for turn in app.sessions.turns(part.session, first, last, newest_first=False)]
+            if (await app.sessions.get(part.session.id, principal)).created != part.session.created:
+                raise SessionNotFound
+            for turn in block:
+                yield part.session, turn
 
 
-async def _json(session: Session, app: Services, turns: AsyncIterator[Turn]) -> AsyncIterator[bytes]:
-    yield b'{"session":' + json_bytes(session_answer(session, app.clock.now())) + b',"conversation":['
+async def _json(session: Session, app: Services, turns: AsyncIterator[tuple[Session, Turn]]) -> AsyncIterator[bytes]:
+    branches = await app.sessions.branches(session, MAX_BRANCHES)
+    yield b'{"session":' + json_bytes(session_answer(session, branches, app.clock.now())) + b',"conversation":['
     separator = b"\n"
-    async for turn in turns:
-        yield separator + json_bytes(turn_answer(session, turn))
+    async for part, turn in turns:
+        yield separator + json_bytes(turn_answer(part, turn))
         separator = b",\n"
     yield b"\n]}\n"
 
 
-async def _markdown(session: Session, turns: AsyncIterator[Turn]) -> AsyncIterator[bytes]:
+async def _markdown(session: Session, turns: AsyncIterator[tuple[Session, Turn]]) -> AsyncIterator[bytes]:
     yield f"# Conversation of {session.created:%Y-%m-%d %H:%M} UTC\n".encode()
     if session.system:
         yield _section("System", session.system)
-    async for turn in turns:
+    async for _, turn in turns:
         for message in turn.messages:
             yield _section(_TITLES.get(message["role"] or "", "Message"), _text(message))
         if turn.messages and turn.finish_reason not in _USUAL:

@@ -41,6 +41,7 @@ class ResponseEvents:
         self._first: JSON | None = None  # the item that is sent as it arrives, as it began
         self._waits = False  # what began first can't be sent as it arrives
         self._text: str | None = None  # of it, as far as it was sent; None: its text has not begun
+        self._held = ""  # arguments that may be a placeholder
 
     def turn_of(self, event: Answer | Metered) -> Turn:
         """The turn, with the number that the response's id has. Without a session a turn has none."""
@@ -106,12 +107,13 @@ class ResponseEvents:
             yield from self._add_arguments(self._first["type"], inside.get(CALLS[self._first["type"]]) or "")
 
     def _add_arguments(self, kind: str, text: str) -> Iterator[bytes]:
-        waiting = _PLACEHOLDER if self._text == _PLACEHOLDER else ""
-        self._text = (self._text or "") + text
-        if text and self._text != _PLACEHOLDER:
-            if waiting and text.lstrip().startswith("{"):
-                waiting, self._text = "", text
-            yield self._frame(f"{_DELTAS[kind]}.delta", **self._place(0), delta=waiting + text)
+        """A placeholder is held back until the text after it shows whether it was one."""
+        if text == _PLACEHOLDER and not self._text and not self._held:
+            self._held = text
+        elif text:
+            text = text if text.lstrip().startswith("{") else self._held + text
+            self._held, self._text = "", (self._text or "") + text
+            yield self._frame(f"{_DELTAS[kind]}.delta", **self._place(0), delta=text)
 
     def _begin(self, item: Item) -> bytes:
         self._first = item_object(self.session_id, self._number, self._inputs, item, "in_progress")
@@ -154,8 +156,7 @@ class ResponseEvents:
     def _rest_of_call(self, at: int, item: JSON) -> Iterator[bytes]:
         field, event = CALLS[item["type"]], _DELTAS[item["type"]]
         place = {"item_id": item["id"], "output_index": at}
-        sent = "" if self._text in (None, _PLACEHOLDER) else self._text or ""
-        if rest := _rest(item[field], sent):
+        if rest := _rest(item[field], self._text or ""):
             yield self._frame(f"{event}.delta", **place, delta=rest)
         name = {"name": item["name"]} if item["type"] == "function_call" else {}
         yield self._frame(f"{event}.done", **place, **{field: item[field]}, **name)

@@ -60,9 +60,11 @@ def failed(response: JSON, failure: Mapping[str, Any]) -> JSON:
 
 
 def status_of(turn: Turn) -> Status:
-    if turn.finish_reason in _INCOMPLETE:
+    if turn.finish_reason == STOPPED:
         return "incomplete"
-    return "completed" if turn.answered else "failed"
+    if not turn.answered:  # also of a prompt that the content filter blocked
+        return "failed"
+    return "incomplete" if turn.finish_reason in _INCOMPLETE else "completed"
 
 
 def output_of(session_id: str, turn: Turn, include: Sequence[str] = ()) -> list[JSON]:

@@ -8,7 +8,7 @@ from shared.domain.principal import Principal
 from shared.errors import ErasureNotFound, Unauthorized
 from shared.services import Services
 from shared.web.answers import erasure_answer, history_answer, session_answer
-from shared.web.contract.chat import StopAnswer
+from shared.web.contract.chat import MAX_BRANCHES, StopAnswer
 from shared.web.contract.fields import MAX_PAGE_TURNS, MAX_TURN_NUMBER
 from shared.web.http import json_response, session_id, whole_number
 
@@ -18,7 +18,8 @@ _MAX_ERASING_S = 20.0  # clients and proxies give up on a silent request after 3
 
 async def get_session(request: Request, app: Services, principal: Principal) -> Response:
     session = await app.sessions.get(_session_id(request), principal)
-    return json_response(session_answer(session, app.clock.now()))
+    branches = await app.sessions.branches(session, MAX_BRANCHES)
+    return json_response(session_answer(session, branches, app.clock.now()))
 
 
 async def get_messages(request: Request, app: Services, principal: Principal) -> Response:

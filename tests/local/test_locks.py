@@ -1,5 +1,6 @@
 """The locked requirements: complete, with hashes, and consistent with their .in files."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from local.locks import LOCKS
+from local.packages import AZURITE, NODE_CLIENTS, NodePackages
 from local.places import ROOT
 
 # The embedded model and Node have environments and versions of their own.
@@ -71,3 +73,12 @@ def test_linters_are_pinned_exactly() -> None:
     pins = {requirement.name: str(requirement.specifier) for requirement in direct(ROOT / "requirements-dev.in")}
     assert pins["ruff"].startswith("==")
     assert pins["mypy"].startswith("==")
+
+
+@pytest.mark.parametrize("packages", [AZURITE, NODE_CLIENTS], ids=lambda packages: packages.source)
+def test_locked_node_packages_have_hashes_and_name_no_registry(packages: NodePackages) -> None:
+    lock = json.loads((ROOT / packages.source / "package-lock.json").read_text())
+    assert lock["packages"].pop("")["dependencies"]
+    for entry in lock["packages"].values():
+        assert entry["integrity"].startswith("sha512-")
+        assert "resolved" not in entry

@@ -396,7 +396,6 @@ class TestSetup:
         commands = FakeCommands()
         monkeypatch.setattr(places, "VENV", tmp_path / ".venv")
         monkeypatch.setattr(places, "STATE", tmp_path / ".local")
-        monkeypatch.setattr(places, "AZURITE", tmp_path / ".local/azurite")
         monkeypatch.setattr(packages, "UNFINISHED", tmp_path / ".venv/.unfinished")
         monkeypatch.setattr(packages, "LOG", tmp_path / ".local/setup.log")
         monkeypatch.setattr(packages, "_command", commands)
@@ -416,7 +415,8 @@ class TestSetup:
 
     def test_checks_install_additional_packages(self, commands: FakeCommands) -> None:
         self.set_up(commands)
-        assert self.set_up(commands, checks=True) == ["requirements-dev.txt"]
+        assert self.set_up(commands, checks=True) == ["requirements-dev.txt", "ci"]
+        assert self.set_up(commands, checks=True) == []
 
     def test_setup_interrupted_in_pip_creates_the_environment_again(self, commands: FakeCommands) -> None:
         commands.failing = {"model-requirements.txt": "killed"}

@@ -25,12 +25,14 @@ from local.parts import free_port
 from local.places import ROOT
 from shared.domain.calls import State
 from tests.conftest import FUNCTION_KEY, Serve, Tables
+from tests.support.agent import QUESTION, connected, use_two_tools
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.azure_openai_answers import pieces
 from tests.support.chat_client import JSON, answer, closed_ledger, exact, fill, get_json, streaming, until
 from tests.support.conservation import assert_conserved
 from tests.support.loopback import MAX_WAIT_S
 from tests.support.proxy import Action, Answer, Close, Match, Stall, TcpProxy
+from tests.support.responses_api import ANN, KEYS
 from tests.support.terminal import (
     ALT_ENTER,
     CTRL_C,
@@ -275,7 +277,10 @@ async def test_json_option_prints_the_response_body_as_one_line(
         (b"caf\xe9", (), 1, "not UTF-8 text (byte 3)"),
         (b"x" * 300_000, (), 1, "larger than 262144 bytes"),
         (b"hi", ("--deployment", "none"), 1, "There is no deployment 'none'. Choose one of: chat."),
-        (b"hi", ("--session", "a/b"), 1, "session_id should be 1 to 64 letters, digits"),
+        (b"hi", ("--session", "a/b"), 2, "must be the ID of a session (1 to 64 letters, digits"),
+        (b"hi", ("--session", "resp_" + "0" * 39), 2, "is incomplete: conv_ has 32 hex digits behind it, resp_ 40"),
+        (b"hi", ("--session", "conv_" + "0" * 32), 1, " does not exist, or belongs to another client key. Set the key"),
+        (b"hi", ("--client-key", "wrong"), 1, "Invalid client key for http://127"),
         (b"hi", ("--key", "wrong"), 1, " (401). Set it with --key or CHAT_KEY"),
         (b"hi", ("--key", ""), 1, "requires a function key (401)"),
         (b"hi", ("--key", "schlüssel"), 2, "must be visible ASCII"),
@@ -299,7 +304,10 @@ async def test_invalid_message_or_option_exits_with_an_error_message(
 
 
 async def test_session_of_another_caller_prints_an_error(serve: Serve, environ: dict[str, str]) -> None:
-    error = "Session s is owned by another caller or is being deleted. Choose another with --session."
+    error = (
+        "Session s is owned by another caller or is being deleted."
+        " Set its client key with --client-key, or choose another with --session."
+    )
     async with serve(environ | {"CLIENT_KEYS": line("ann", "k" * 32)}) as api:
         response = await api.post("/api/chat", json={"message": "hi", "session_id": "s"}, headers={"api-key": "k" * 32})
         assert response.status_code == 200
@@ -487,7 +495,46 @@ async def test_history_shows_tool_calls_of_every_kind(api: httpx.AsyncClient, ta
     await fill(tables, 1, content=None, tool_calls=[custom, usual], function_call=older)
     async with open_terminal(api, "--session", "s") as terminal:
         await terminal.enter("history")
-        await terminal.shows("[calls code]\n[calls look]\n[calls ask]")
+        await terminal.shows("[calls code: print(1)]\n[calls look]\n[calls ask: []]")
+
+
+async def test_session_of_an_agent_is_continued_with_its_client_key(
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
+) -> None:
+    async with serve(environ | KEYS) as api, connected(api) as sdk:
+        conversation = await use_two_tools(sdk, fake)
+        await sdk.conversations.items.create(
+            conversation, items=[{"type": "message", "role": "user", "content": "Celsius, please."}]
+        )
+        async with open_terminal(api, "--session", conversation, CHAT_CLIENT_KEY=ANN) as terminal:
+            await terminal.enter("history")
+            await terminal.shows(
+                f"> {QUESTION}\n[calls get_weather: city: Paris, days: 3]\n[calls get_weather: city: Oslo]\n"
+                "[result of get_weather: celsius: 18, sky: clear]\n[result of get_weather: 7 °C, rain]\n"
+                "Yes: 18 °C in Paris, 7 °C in Oslo.\n"
+                "> Celsius, please.\n(Added by a program, without an answer; no cost.)"
+            )
+            await terminal.enter("And Rome?")
+            await terminal.shows("echo: And Rome?")
+            await terminal.enter("cost")
+            session = conversation.removeprefix("conv_")
+            shown = await api.get(f"/api/sessions/{session}", headers={"api-key": ANN})
+            await terminal.shows(f"${exact(shown.text)['cost_usd']:f}")
+            await terminal.enter("quit")
+            await terminal.shows(f"Continue it with: --session {session}")
+        assert [sent["role"] for sent in fake.requests[-1].body["messages"][-3:]] == ["assistant", "user", "user"]
+
+        response = await sdk.responses.create(model="chat", input="Ping.")
+        done = await run_piped(api, "Again.", "--session", response.id, "--client-key", ANN)
+        assert (done.code, done.out) == (0, "echo: Again.\n")
+        assert len(fake.requests[-1].body["messages"]) == 3
+        branch = await sdk.responses.create(model="chat", input="Other.", previous_response_id=response.id)
+        async with open_terminal(api, "--session", branch.id, "--client-key", ANN) as terminal:
+            await terminal.shows("with chat: 2 turns, 1 since the branch, ")
+        refused = await run_piped(api, "Again.", "--session", response.id)
+        assert (refused.code, refused.out) == (1, "")
+        assert f"{response.id} does not exist, or belongs to another client key." in refused.err
+        await assert_conserved(tables, fake)
 
 
 async def test_commands_in_a_new_session_report_no_messages(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:

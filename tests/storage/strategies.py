@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from shared.domain.calls import Call, LedgerEntry, Rates, State, Totals, Usage
-from shared.domain.conversation import Deletion, Lease, Message, Session, Turn
+from shared.domain.conversation import Deletion, Kind, Lease, Message, Parent, Session, Turn
 from shared.domain.limits import Counter
 
 TIMES = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
@@ -128,7 +128,10 @@ TOTALS = st.builds(
     unbounded_calls=TOKENS,
 )
 SESSIONS = st.builds(
-    Session,
+    lambda parent, **fields: Session(parent=parent and parent[0], parent_created=parent and parent[1], **fields),
+    parent=st.none() | st.tuples(st.builds(Parent, session_id=SESSION_IDS, turn=st.integers(1, 10**9)), TIMES),
+    kind=st.sampled_from(Kind),
+    metadata=st.dictionaries(TEXT, TEXT, max_size=2),
     id=SESSION_IDS,
     created=TIMES,
     updated=TIMES,

@@ -130,6 +130,8 @@ def example(schema: JSON, text: str) -> object:
     """A value that matches the schema; supports only the simple schemas that tests use."""
     if "enum" in schema:
         return schema["enum"][0]
+    if "anyOf" in schema:
+        return example(schema["anyOf"][0], text)
     match schema.get("type"):
         case "string":
             return text
@@ -169,6 +171,8 @@ class Answer:
         output = len(self._text_tokens) + len(pieces(reply.refusal or ""))
         output += sum(len(pieces(name + arguments)) for _, name, arguments in reply.tool_calls)
         computed = output * (self._body.get("n") or 1) + reasoning
+        if (limit := maximum_tokens(self._body)) is not None:  # also of a refusal and of calls, which are not cut
+            computed = min(computed, limit * (self._body.get("n") or 1))
         prompt = prompt if reply.prompt_tokens is None else reply.prompt_tokens
         return Tokens(
             prompt=prompt,

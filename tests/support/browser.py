@@ -85,4 +85,6 @@ async def controls_of(page: Page) -> list[tuple[str, str]]:
     return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in controls]
 
 
-CONTROL_ROLES = frozenset({"button", "textbox", "link", "combobox", "checkbox", "menuitem", "Date", "dialog", "log"})
+CONTROL_ROLES = frozenset(
+    {"button", "textbox", "link", "combobox", "checkbox", "menuitem", "Date", "dialog", "log", "DisclosureTriangle"}
+)

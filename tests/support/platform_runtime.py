@@ -3,7 +3,6 @@
 It is created in .local/ and recreated when the lock file changes.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,11 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from local.lock import hold
 from local.places import ROOT, STATE
+from tests.support.environments import python_environment
 
 PYTHON = "3.13"  # what infra/ deploys to
-REQUIREMENTS = ROOT / "tests" / "support" / "platform-requirements.txt"
+REQUIREMENTS = "tests/support/platform-requirements.txt"
 MISSING = (
     f"NO PYTHON {PYTHON} FOUND, SO THE TESTS UNDER THE PLATFORM'S RUNTIME DID NOT RUN: install it with pyenv or as"
     f" python{PYTHON} on the PATH"
@@ -30,18 +29,7 @@ def python() -> Path | None:
 
 def environment(python: Path) -> Path:
     """The interpreter of the environment, which is created if needed."""
-    home = STATE / "runtime"
-    stamp = home / "installed"
-    inside = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    digest = hashlib.sha256(f"{python}\n{REQUIREMENTS.read_text()}".encode()).hexdigest()
-    with hold(STATE / "runtime.lock", timeout=600):
-        if not stamp.exists() or stamp.read_text() != digest:
-            stamp.unlink(missing_ok=True)
-            _run(python, "-m", "venv", "--clear", str(home))
-            pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-            _run(inside, *pip, "--require-hashes", "-r", str(REQUIREMENTS))
-            stamp.write_text(digest)
-    return inside
+    return python_environment(STATE / "runtime", python, "--require-hashes", "-r", REQUIREMENTS)
 
 
 def package(folder: Path) -> list[str]:
@@ -88,10 +76,3 @@ def _version(path: Path) -> str | None:
     script = "import json, sys; print(json.dumps(sys.version_info[:2]))"
     result = subprocess.run([str(path), "-c", script], capture_output=True, text=True, check=False)
     return ".".join(map(str, json.loads(result.stdout))) if result.returncode == 0 else None
-
-
-def _run(*command: str | Path) -> None:
-    environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env=environ)
-    if result.returncode:
-        raise RuntimeError(f"{result.stdout}\n{result.stderr}"[-4000:])

@@ -188,7 +188,7 @@ class TcpProxy(Loopback):
         try:
             await _send(target, request)
             if isinstance(action, Pass):
-                return await wire.until_gone(_relay(target, wire))
+                return self.relayed(seen, await wire.until_gone(_relay(target, wire)))
             answer = await target.message()
             if answer is None:
                 raise ConnectionResetError("the target disconnected")
@@ -207,6 +207,9 @@ class TcpProxy(Loopback):
             await _send(wire, answer)
         finally:
             target.close()
+
+    def relayed(self, request: RecordedRequest, answer: Message) -> None:
+        """Called with each answer that was relayed whole, for subclasses that look at them."""
 
     def _choose_action(self, request: RecordedRequest) -> tuple[Action, Gate]:
         matching = [rule for rule in tuple(self._rules) if rule.applies_to(request, self.seen)]
@@ -256,13 +259,20 @@ async def _send(wire: Wire, message: Message) -> None:
     await wire.send(_copy(message.head), h11.Data(data=message.body), h11.EndOfMessage())
 
 
-async def _relay(target: Wire, wire: Wire) -> None:
-    """Relay chunk by chunk, so that streaming is preserved."""
-    while isinstance(event := await target.event(), h11.Response | h11.Data):
-        await wire.send(_copy(event) if isinstance(event, h11.Response) else event)
+async def _relay(target: Wire, wire: Wire) -> Message:
+    """Relay chunk by chunk, so that streaming is preserved; returns the answer."""
+    head = await target.event()
+    if not isinstance(head, h11.Response):
+        raise ConnectionResetError("the target disconnected")
+    await wire.send(_copy(head))
+    body = bytearray()
+    while isinstance(event := await target.event(), h11.Data):
+        body += event.data
+        await wire.send(event)
     if not isinstance(event, h11.EndOfMessage):
         raise ConnectionResetError("the target disconnected")
     await wire.send(event)
+    return Message(head, bytes(body))
 
 
 def _copy(head: h11.Request | h11.Response) -> h11.Event:

@@ -1,4 +1,4 @@
-"""Random conversations with random upstream faults: all costs add up exactly."""
+"""Random conversations with random upstream faults, on all stateful routes: all costs add up exactly."""
 
 import re
 import uuid
@@ -20,8 +20,11 @@ from shared import services as composition
 from shared.domain.calls import State
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI, Fault, Reply, Request, Script
-from tests.support.chat_client import exact, get_json, reference, until
+from tests.support.chat_client import exact, get_json, ok_json, reference, until
 from tests.support.conservation import assert_conserved
+from tests.support.response_chains import CONVERSATIONS as CONVERSATIONS_ROUTE
+from tests.support.response_chains import ResponseChain
+from tests.support.responses_api import ANN, KEYS
 from tests.support.rude_upstream import with_both_fakes
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
@@ -68,6 +71,8 @@ class Step:
 
 
 MODES = ["json", "json", "stream", "stream", "stop", "disconnect", "stop on disconnect", "clear", "ignore calls"]
+MODES += ["fork", "unstored", "repeat", "at once", "delete meanwhile"]  # which on api/chat are as json
+ROUTES = ["chat", "chain", "conversation"]
 STEPS = st.builds(
     Step,
     text=TEXT,
@@ -75,7 +80,7 @@ STEPS = st.builds(
     scripts=st.tuples(st.one_of(REPLIES, FAULTS), st.one_of(REPLIES, FAULTS)),
     mode=st.sampled_from(MODES),
 )
-CONVERSATIONS = st.lists(STEPS, min_size=1, max_size=3)
+CONVERSATIONS = st.lists(STEPS, min_size=1, max_size=4)
 
 
 @dataclass
@@ -112,11 +117,13 @@ class ScriptedApp:
 
         return await until(idle)
 
-    async def converse(self, session: str, steps: list[Step]) -> dict[str, Any]:
+    async def converse(self, session: str, route: str, steps: list[Step]) -> list[dict[str, Any]]:
+        """The sessions that it made, once they are idle."""
+        if route != "chat":
+            return await self.chain(session, route, steps)
         pending: list[str] = []
         for number, step in enumerate(steps):
-            mark = f"{session}:{number}"
-            self.scripts[mark] = deque(step.scripts)
+            mark = self.script(session, number, step)
             if step.mode == "clear":
                 pending = [] if await self.clear(session) else pending
             body: dict[str, Any] = {"message": f"#{mark} {step.text}"}
@@ -126,7 +133,39 @@ class ScriptedApp:
             answer = await self.send(body | step.options | {"session_id": session}, step.mode)
             if answer:
                 pending = [call["id"] for call in answer["message"].get("tool_calls") or ()]
-        return await self.idle_session(session)
+        return [await self.idle_session(session)]
+
+    def script(self, session: str, number: int, step: Step) -> str:
+        """The mark of a step's messages, by which the model finds its scripts."""
+        mark = f"{session}:{number}"
+        self.scripts[mark] = deque(step.scripts)
+        return mark
+
+    async def chain(self, name: str, route: str, steps: list[Step]) -> list[dict[str, Any]]:
+        conversation = None
+        if route == "conversation":
+            conversation = ok_json(await self.api.post(CONVERSATIONS_ROUTE, json={}))["id"]
+        chain = ResponseChain(self.api, conversation)
+        for number, step in enumerate(steps):
+            await chain.take(f"#{self.script(name, number, step)} {step.text}", step.options, step.mode)
+        await chain.finish()
+        await chain.check()
+        return [await self.idle_session(session) for session in chain.sessions]
+
+    async def converse_and_check(self, conversations: list[tuple[str, list[Step]]]) -> None:
+        """Five conversations at a time, each of a route."""
+        tables = await self.use_new_tables()
+        async with TaskGroup() as group:  # one failure cancels the others, which would otherwise bill the next example
+            tasks = [group.create_task(self.converse(f"s{n}", *each)) for n, each in enumerate(conversations)]
+        sessions = [session for task in tasks for session in task.result()]
+        entries = await assert_conserved(tables, self.fake)
+        settled = [entry for entry in entries if entry.call.state is State.SETTLED]
+        for session in sessions:
+            named = await reference(tables, session["session_id"])
+            costs = [entry.call.cost or Decimal(0) for entry in settled if entry.session == named]
+            assert Decimal(session["cost_usd"]) == sum(costs)
+        finished = {billed.call_id for billed in self.fake.meter if billed.outcome == "ok"}
+        assert finished <= {entry.call.id for entry in entries if entry.call.state in (State.SETTLED, State.STOPPED)}
 
     async def clear(self, session: str) -> bool:
         response = await self.api.delete(f"/api/sessions/{session}/messages")
@@ -165,33 +204,41 @@ def done_data(events: str) -> dict[str, Any] | None:
 
 
 @pytest.fixture
+def environ(environ: dict[str, str]) -> dict[str, str]:
+    return environ | KEYS
+
+
+@pytest.fixture
 async def app(
     api: httpx.AsyncClient, fake: AzureOpenAI, azurite_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[ScriptedApp]:
+    api.headers["authorization"] = f"Bearer {ANN}"
     async with TableServiceClient.from_connection_string(connection_string(azurite_port)) as service:
         yield ScriptedApp(api, fake, service, monkeypatch)
 
 
-@with_both_fakes
-@settings(
-    max_examples=8,
+ROUTED = st.lists(st.tuples(st.sampled_from(ROUTES), CONVERSATIONS), min_size=5, max_size=5)
+EXAMPLES = settings(
+    max_examples=5,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take an hour
 )
-@given(st.lists(CONVERSATIONS, min_size=5, max_size=5))
+
+
+@with_both_fakes
+@EXAMPLES
+@given(ROUTED)
 async def test_costs_add_up_after_random_conversations_with_upstream_faults(
-    app: ScriptedApp, conversations: list[list[Step]]
+    app: ScriptedApp, conversations: list[tuple[str, list[Step]]]
 ) -> None:
-    """Five conversations at a time."""
-    tables = await app.use_new_tables()
-    async with TaskGroup() as group:  # one failure cancels the others, which would otherwise bill the next example
-        tasks = [group.create_task(app.converse(f"s{n}", steps)) for n, steps in enumerate(conversations)]
-    sessions = [task.result() for task in tasks]
-    entries = await assert_conserved(tables, app.fake)
-    settled = [entry for entry in entries if entry.call.state is State.SETTLED]
-    for session in sessions:
-        named = await reference(tables, session["session_id"])
-        costs = [entry.call.cost or Decimal(0) for entry in settled if entry.session == named]
-        assert Decimal(session["cost_usd"]) == sum(costs)
-    finished = {billed.call_id for billed in app.fake.meter if billed.outcome == "ok"}
-    assert finished <= {entry.call.id for entry in entries if entry.call.state in (State.SETTLED, State.STOPPED)}
+    await app.converse_and_check(conversations)
+
+
+@pytest.mark.acceptance
+@with_both_fakes
+@settings(EXAMPLES, max_examples=80)
+@given(ROUTED)
+async def test_costs_add_up_after_many_conversations(
+    app: ScriptedApp, conversations: list[tuple[str, list[Step]]]
+) -> None:
+    await app.converse_and_check(conversations)

@@ -17,6 +17,7 @@ from shared.errors import (
     SessionBusy,
     SessionNotFound,
     StillRunning,
+    StorageUnavailable,
 )
 from shared.services import services
 from shared.storage.session_rows import HEAD, view_key
@@ -270,6 +271,28 @@ async def test_what_is_deleted_twice_at_once_is_deleted(storage: TcpProxy) -> No
             result = await slower
         assert (result is not None) == (session == conversation)
     assert await listed(conversation) == ["two"]
+
+
+@pytest.mark.parametrize("fault", [Close(after_answer=True), Close()], ids=["written", "not written"])
+async def test_deletion_that_was_not_confirmed_is_read_again(storage: TcpProxy, fault: Close) -> None:
+    conversation, response = await begun("one", "two"), (await respond()).session.id
+    deletions: list[tuple[str, Callable[[], Awaitable[object]]]] = [
+        (conversation, partial(conversations().delete_item, conversation, 1, 0, OWNER)),
+        (response, partial(conversations().delete_response, response, 1, OWNER)),
+    ]
+    for session, delete in deletions:
+        rule = storage.on(session_transaction(session), fault, times=None)
+        if fault.after_answer:
+            await delete()
+        else:
+            with pytest.raises(StorageUnavailable):
+                await delete()
+            storage.clear()
+            await delete()
+        assert rule.hits == (1 if fault.after_answer else 2)
+        storage.clear()
+    assert await listed(conversation) == ["two"]
+    assert await conversations().view(response, 1) is None
 
 
 async def test_items_that_do_not_fit_into_a_row_are_an_error_and_change_nothing() -> None:

@@ -20,14 +20,26 @@ from playwright.async_api import Browser, FloatRect, Locator, Page, Request, Rou
 from local.keys import line, new_key
 from shared.domain.calls import State
 from tests.conftest import FUNCTION_KEY, Serve, Tables, opened
+from tests.support.agent import QUESTION, connected, use_two_tools
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.browser import chromium, controls_of, open_page
-from tests.support.chat_client import answer, closed_ledger, expire_lease, fill, get_json, ledger, streaming, until
+from tests.support.chat_client import (
+    answer,
+    closed_ledger,
+    expire_lease,
+    fill,
+    get_json,
+    ledger,
+    ok_json,
+    streaming,
+    until,
+)
 from tests.support.clock import ManualClock
 from tests.support.conservation import assert_conserved
 from tests.support.ledger_rows import entry, rates_costing, write
 from tests.support.processes import HostFactory
 from tests.support.proxy import TcpProxy
+from tests.support.responses_api import ANN, BOB, KEYS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser is shared by the module's tests
 
@@ -224,10 +236,10 @@ async def test_chat_page_works_by_keyboard_alone(page: Page, fake: AzureOpenAI) 
     assert fake.requests[0].body["messages"][-1]["content"] == "one\ntwo"
     focused = []
     await page.get_by_role("link", name="Skip to the message").focus()
-    for _ in range(11):
+    for _ in range(13):
         await page.keyboard.press("Tab")
         focused.append(await page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    sidebar, header = ["new", "one two", "Usage", "API", "theme"], ["rename", "clear", "delete"]
+    sidebar, header = ["open", "new", "one two", "Usage", "API", "keys", "theme"], ["rename", "clear", "delete"]
     assert focused == [*sidebar, *header, "messages", "message", "send"]
     await page.get_by_role("textbox", name="Message").fill("three")
     with fake.hold(after=1) as hold:
@@ -563,6 +575,135 @@ async def test_server_crash_while_streaming_is_retried_and_first_call_unaccounte
     assert {row.call.state for row in await ledger(tables)} >= {State.UNACCOUNTED}
 
 
+# Sessions of a client key
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def keyed(serve: Serve, environ: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
+    """The app with client keys."""
+    async with serve(environ | KEYS) as client:
+        yield client
+
+
+async def open_by_id(page: Page, text: str) -> None:
+    await button(page, "Open").click()
+    field = page.get_by_role("dialog", name="Open a conversation").get_by_role("textbox", name="ID")
+    await field.fill(text)
+    await field.press("Enter")
+
+
+async def enter_client_key(page: Page, key: str) -> None:
+    field = page.get_by_role("dialog").get_by_role("textbox", name="Client key (optional)")
+    await field.fill(key)
+    await field.press("Enter")
+    await expect(field).to_have_count(0)
+
+
+async def test_conversation_of_an_agent_is_opened_by_its_id_and_continued(
+    browser: Browser, keyed: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    async with connected(keyed) as sdk, open_page(browser, base_url(keyed), WITH_KEY) as page:
+        conversation = await use_two_tools(sdk, fake)
+        added: Any = [{"role": "user", "content": "In Celsius."}, {"role": "assistant", "content": "*Yes.*"}]
+        await sdk.conversations.items.create(conversation, items=added)
+        await page.goto("/chat")
+        await open_by_id(page, conversation)
+        await expect(page.get_by_role("status")).to_contain_text("There is no conversation with this ID, or it")
+        await button(page, "Keys").click()
+        await enter_client_key(page, ANN)
+        await open_by_id(page, f" {conversation} ")
+        await expect(page.get_by_role("heading", name=QUESTION)).to_be_visible()
+        await expect(page.get_by_role("article")).to_have_text(
+            [
+                QUESTION,
+                re.compile(r"^Calls get_weather city: Paris, days: 3\D.*Calls get_weather city: Oslo.*\$0\.00021$"),
+                re.compile("^Result of get_weather celsius: 18, sky: clear"),
+                re.compile("^Result of get_weather 7 °C, rain"),
+                re.compile(r"^Yes: 18 °C in Paris.*\$0\.00022$"),
+                "In Celsius.",
+                "Yes.Added by a program, without an answer. It cost nothing.",
+            ]
+        )
+        await ask(page, "And Rome?")
+        session = conversation.removeprefix("conv_")
+        shown = ok_json(await keyed.get(f"/api/sessions/{session}", headers={"api-key": ANN}))
+        await expect(page.locator("#totals data")).to_have_attribute("value", f"{shown['cost_usd']:f}")
+        assert [sent["role"] for sent in fake.requests[-1].body["messages"]][-3:] == ["user", "assistant", "user"]
+
+        response = await sdk.responses.create(model="chat", input="Ping.")
+        await open_by_id(page, response.id)
+        await expect(answer_text(page)).to_have_text("echo: Ping.")
+        await ask(page, "Pong.")
+        branch = await sdk.responses.create(model="chat", input="Again.", previous_response_id=response.id)
+        await open_by_id(page, branch.id)
+        await expect(page.locator("#totals")).to_contain_text("2 turns, 1 since the branch · ")
+        await open_by_id(page, "a/b")
+        await expect(page.get_by_role("status")).to_have_text("“a/b” is not the ID of a conversation.")
+        assert ANN not in page.url + await page.evaluate("JSON.stringify({...localStorage}) + document.cookie")
+        await assert_conserved(tables, fake)
+
+
+async def test_tool_calls_and_results_open_by_keyboard(
+    browser: Browser, keyed: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
+    async with (
+        connected(keyed) as sdk,
+        open_page(browser, base_url(keyed), WITH_KEY | {"client-key": ANN}) as page,
+    ):
+        conversation = await use_two_tools(sdk, fake)
+        await page.goto("/chat")
+        await open_by_id(page, conversation)
+        paris = page.locator(".tool").first
+        await expect(paris.locator("dl")).to_be_hidden()
+        await paris.locator("summary").press("Enter")
+        await expect(paris.locator("dl")).to_be_visible()
+        await expect(paris.locator("dd")).to_have_text(["Paris", "3"])
+        assert ("DisclosureTriangle", "Calls get_weather city: Paris, days: 3") in await controls_of(page)
+
+
+async def test_listed_conversation_of_a_client_key_is_kept_while_the_key_is_missing(
+    browser: Browser, keyed: httpx.AsyncClient, fake: AzureOpenAI
+) -> None:
+    async with open_page(browser, base_url(keyed), WITH_KEY) as page:
+        await page.goto("/chat")
+        await button(page, "Keys").click()
+        await enter_client_key(page, ANN)
+        await ask(page, "secret")
+        assert (await keyed.get(f"/api/sessions/{await session_of(page)}")).status_code == 404
+
+        tab = await page.context.new_page()  # sessionStorage is that of a tab
+        await tab.goto("/chat")
+        listed = tab.get_by_role("navigation", name="Conversations").get_by_role("button", name="secret")
+        await listed.click()
+        await expect(tab.get_by_role("dialog", name="“secret” needs its client key")).to_be_visible()
+        await tab.keyboard.press("Escape")
+        await expect(tab.get_by_role("status")).to_have_text("“secret” needs its client key: see Keys.")
+        await listed.click()
+        await enter_client_key(tab, ANN)
+        await expect(answer_text(tab)).to_have_text("echo: secret")
+
+        await button(tab, "Keys").click()
+        await enter_client_key(tab, BOB)
+        missing = tab.get_by_role("dialog", name="“secret” was not found")
+        await missing.get_by_role("button", name="Cancel").click()
+        await listed.click()
+        await missing.get_by_role("button", name="Remove from the list").click()
+        await expect(listed).to_have_count(0)
+
+
+async def test_rejected_client_key_is_requested_again_and_is_optional(
+    browser: Browser, keyed: httpx.AsyncClient
+) -> None:
+    async with open_page(browser, base_url(keyed), WITH_KEY | {"client-key": "wrong"}) as page:
+        await page.goto("/chat")
+        dialog = page.get_by_role("dialog", name="A client key is required")
+        await expect(dialog).to_contain_text("The key was rejected. Invalid API key: not listed in CLIENT_KEYS.")
+        await expect(dialog.get_by_role("textbox", name="Client key (optional)")).to_be_focused()
+        await expect(dialog.get_by_role("textbox", name="Function key")).to_have_value(FUNCTION_KEY)
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#about")).to_have_text("chat")
+
+
 # The list of conversations
 
 
@@ -606,8 +747,7 @@ async def test_tool_calls_of_every_kind_are_shown(page: Page, tables: Tables) ->
     legacy = {"name": "ask", "arguments": "[]"}  # together with the others only in this test
     await fill(tables, 1, "tools", content=None, tool_calls=[custom, function], function_call=legacy)
     await open_listed(page, "tools")
-    for placeholder in ("[calls code(print(1))]", "[calls look({})]", "[calls ask([])]"):
-        await expect(answer_text(page)).to_contain_text(placeholder)
+    await expect(page.locator("summary")).to_have_text(["Calls code print(1)", "Calls look", "Calls ask []"])
 
 
 async def test_conversations_can_be_started_renamed_and_switched(page: Page, fake: AzureOpenAI) -> None:
@@ -979,10 +1119,12 @@ async def test_every_control_has_an_accessible_name(page: Page, fake: AzureOpenA
     controls = await controls_of(page)
     assert {*controls} >= {
         ("link", "Skip to the message"),
+        ("button", "Open"),
         ("button", "New"),
         ("button", "first"),
         ("link", "Usage"),
         ("link", "API"),
+        ("button", "Keys"),
         ("button", "Dark mode"),
         ("button", "Rename"),
         ("button", "Clear"),

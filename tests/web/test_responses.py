@@ -416,6 +416,22 @@ async def test_a_failure_that_may_have_been_billed_is_not_to_be_retried(client: 
     assert "x-should-retry" not in unbilled.headers
 
 
+async def test_a_filtered_prompt_is_no_answer(client: httpx.AsyncClient, fake: Fake) -> None:
+    conversation, key = ok_json(await client.post("/openai/v1/conversations", json={})), {"idempotency-key": "k"}
+    first = await create(client, conversation=conversation["id"])
+    fake.fault("content_filter")
+
+    assert refused(await post(client, key, conversation=conversation["id"]))["code"] == "content_filter"
+
+    failed = await get(client, {"id": f"{first['id'][:-1]}2"})
+    assert (failed["status"], failed["error"]["code"], failed["output"]) == ("failed", "invalid_prompt", [])
+    items = ok_json(await client.get(f"/openai/v1/conversations/{conversation['id']}/items"))["data"]
+    assert len(items) == 2
+    answered = await post(client, key, conversation=conversation["id"])
+    assert output_text(ok_json(answered)) == "echo: hi"
+    assert "idempotent-replayed" not in answered.headers
+
+
 async def test_a_filtered_prompt_and_a_long_one_are_the_callers_errors(sdk: AsyncOpenAI, fake: Fake) -> None:
     fake.fault("content_filter")
     with pytest.raises(BadRequestError) as filtered:

@@ -142,6 +142,14 @@ async def test_a_call_in_another_form_is_sent_whole(
     assert len(deltas(events)) == 1
 
 
+async def test_empty_arguments_in_two_pieces(upstream: RudeUpstream, client: httpx.AsyncClient) -> None:
+    first = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{"}}
+    rest = {"index": 0, "function": {"arguments": "}"}}
+    upstream.stream(*(chunk({"tool_calls": [each]}) for each in (first, rest)), end("tool_calls"), usage())
+
+    assert deltas(await stream(client, tools=[TOOL])) == ["{", "}"]
+
+
 async def test_a_custom_tool_is_called_with_text(upstream: RudeUpstream, client: httpx.AsyncClient) -> None:
     call = {"index": 0, "id": "call_1", "type": "custom", "custom": {"name": "sql", "input": "select "}}
     more = {"index": 0, "custom": {"input": "1"}}

@@ -62,6 +62,8 @@ async def test_session_shows_its_settings_and_totals(api: httpx.AsyncClient, fak
         "deployment": "chat",
         "busy": False,
         "usage": turn["usage"],
+        "parent": None,
+        "branches": [],
     }
 
 
@@ -100,6 +102,7 @@ async def test_history_shows_settled_and_failed_turns(
 
     assert first.pop("started") <= first.pop("finished")
     assert first == {
+        "session_id": "s",
         "turn": 1,
         "state": "settled",
         "messages": [{"role": "user", "content": "Guten Tag 🙂"}, turn["message"]],

@@ -9,10 +9,12 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from shared.domain.calls import ReasoningEffort
-from shared.web.contract.fields import NonEmpty, SessionId, TokenUsage, UtcTime, Wire
+from shared.domain.conversation import Parent
+from shared.web.contract.fields import MAX_TURN_NUMBER, NonEmpty, SessionId, TokenUsage, UtcTime, Wire
 from shared.web.contract.limits import RemainingAnswer
 
 IMAGE_URL = r"^(https?://|data:image/)"
+MAX_BRANCHES = 100  # in a session's answer
 OPTIONS = (
     "temperature",
     "top_p",
@@ -50,20 +52,32 @@ class ToolResult(Wire):
     content: str
 
 
-def _only(name: str) -> dict[str, Any]:
-    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+class BranchFrom(Wire):
+    session_id: SessionId
+    turn: Annotated[int, Field(ge=1, le=MAX_TURN_NUMBER)]
+
+
+def _only(*names: str) -> dict[str, Any]:
+    return {"required": [*names], "properties": {name: {"not": {"type": "null"}} for name in names}}
 
 
 class ChatRequest(Wire):
     """One turn: a message, or the results of the tool calls in the last answer. `on_disconnect`: whether a streamed
-    turn finishes or stops if its client disconnects. `expires_in_seconds`, on a session's first turn: a temporary
-    session, which is erased after that time."""
+    turn finishes or stops if its client disconnects. `branch_from`: begin a session, a branch, that continues a turn of
+    another one. `expires_in_seconds`, on a session's first turn: a temporary session, which is erased after that
+    time."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [_only("message"), _only("tool_results")]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [_only("message"), _only("tool_results")],
+            "not": _only("session_id", "branch_from"),
+        }
+    )
 
     message: NonEmpty | Annotated[list[Part], Field(min_length=1)] | None = None
     tool_results: Annotated[list[ToolResult], Field(min_length=1)] | None = None
     session_id: SessionId | None = None
+    branch_from: BranchFrom | None = None
     system: str | None = None
     deployment: str | None = None
     on_disconnect: Literal["finish", "stop"] = "finish"
@@ -85,6 +99,8 @@ class ChatRequest(Wire):
     def _one_of(self) -> "ChatRequest":
         if (self.message is None) == (self.tool_results is None):
             raise ValueError("Give either message or tool_results")
+        if self.session_id is not None and self.branch_from is not None:
+            raise ValueError("Give either session_id or branch_from: the server makes the ID of a branch")
         return self
 
     def messages(self) -> tuple[dict[str, Any], ...]:
@@ -94,6 +110,11 @@ class ChatRequest(Wire):
         if isinstance(self.message, str):
             return ({"role": "user", "content": self.message},)
         return ({"role": "user", "content": [part.model_dump(exclude_none=True) for part in self.message or ()]},)
+
+    def parent(self) -> Parent | None:
+        """The turn that the request's session begins after."""
+        branch = self.branch_from
+        return Parent(session_id=branch.session_id, turn=branch.turn) if branch else None
 
     def fingerprint(self) -> str:
         """SHA-256 of the request without session_id and stream, which a retry may change."""
@@ -179,8 +200,15 @@ class ErrorEvent(BaseModel):
     resets_at: UtcTime | None = None
 
 
+class TurnAddress(BaseModel):
+    session_id: str
+    turn: int
+
+
 class SessionAnswer(SessionTotals):
-    """`reference`: the session's name in reports, emails and logs; null until the next turn of an old session."""
+    """`reference`: the session's name in reports, emails and logs; null until the next turn of an old session.
+    `parent`: the turn that a branch continues; null if the session is no branch. `branches`: the sessions that continue
+    a turn of this one, and the number of that turn; at most 100, in the order of their IDs."""
 
     session_id: str
     reference: str | None
@@ -190,6 +218,8 @@ class SessionAnswer(SessionTotals):
     deployment: str
     busy: bool
     usage: TokenUsage
+    parent: TurnAddress | None
+    branches: Annotated[list[TurnAddress], Field(max_length=MAX_BRANCHES)]
 
 
 class StopAnswer(BaseModel):
@@ -210,9 +240,11 @@ class ErasureAnswer(BaseModel):
 
 
 class TurnAnswer(BaseModel):
-    """A stored turn. `state`: `added` if it only adds items to a conversation, without a call; then `deployment` is the
-    session's. `stopped_at_least_usd` and `stopped_at_most_usd`: as in ChatAnswer."""
+    """A stored turn. `session_id`: the session that it is a turn of: a branch shows those that it continues too.
+    `state`: `added` if it only adds items to a conversation, without a call; then `deployment` is the session's.
+    `stopped_at_least_usd` and `stopped_at_most_usd`: as in ChatAnswer."""
 
+    session_id: str
     turn: int
     state: str
     messages: list[dict[str, Any]]
@@ -228,14 +260,16 @@ class TurnAnswer(BaseModel):
 
 
 class ExportAnswer(BaseModel):
-    """A whole conversation. `conversation`: its turns from the first on, without those that were cleared."""
+    """A whole conversation. `conversation`: its turns from the first on, without those that were cleared; of a branch
+    with those that it continues."""
 
     session: SessionAnswer
     conversation: list[TurnAnswer]
 
 
 class HistoryAnswer(BaseModel):
-    """Turns, newest first. `next_before`: the value of `before` for the next page; null on the last one."""
+    """Turns, newest first; of a branch with those that it continues. `next_before`: the value of `before` for the next
+    page; null on the last one."""
 
     session_id: str
     turns: list[TurnAnswer]

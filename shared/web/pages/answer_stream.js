@@ -153,7 +153,7 @@ export class AnswerStream {
     if (this.isStopped && !isStopped) return; // the stored turn is shown instead
     this.isAnswered = true;
     this.view.clearNotes();
-    this.view.finish(messageText(answer.message));
+    this.view.show(answer.message);
     this.view.figures(answer);
     if (isStopped) this.view.note(...stoppedNote(answer));
     if (answer.notice) this.view.note(answer.notice);

@@ -1,4 +1,4 @@
-// HTTP requests to the server: API keys, errors, JSON and server-sent events.
+// HTTP requests to the server: errors, JSON and server-sent events.
 
 import { parseJson, pluralize } from "./amounts.js";
 import { localTime } from "./limits.js";
@@ -24,12 +24,8 @@ export class ConnectionLost extends Error {
 }
 
 export class Api {
-  #keyRequest = null;
-
-  // `storageKey`: where sessionStorage holds the API key. `headers`: function from an API key to request headers.
-  // `askKey`: async function from (the server's message, whether a key was rejected) to an API key, or null.
-  constructor({ storageKey, headers, askKey }) {
-    Object.assign(this, { storageKey, headers, askKey });
+  constructor(keys) {
+    this.keys = keys;
   }
 
   async json(path, options) {
@@ -39,25 +35,15 @@ export class Api {
   // Returns a successful response. Throws ApiError, ConnectionLost, or the reason of an aborted signal.
   async request(path, { method = "GET", headers = {}, body, signal, keepalive = false } = {}) {
     for (;;) {
-      const key = sessionStorage.getItem(this.storageKey);
-      const allHeaders = key ? { ...headers, ...this.headers(key) } : headers;
+      const keys = this.keys.headers();
+      const allHeaders = { ...headers, ...keys };
       const response = await connected(
         fetch(`/api/${path}`, { method, headers: allHeaders, body, signal, keepalive, cache: "no-store" }),
       );
       if (response.ok) return response;
       const error = await apiError(response);
-      if (response.status !== 401 || !(await this.#newKey(key, error.message))) throw error;
+      if (response.status !== 401 || !(await this.keys.replace(keys, error))) throw error;
     }
-  }
-
-  // Asks once, however many requests wait for the key. Returns false if the user cancels.
-  async #newKey(rejectedKey, message) {
-    if (sessionStorage.getItem(this.storageKey) !== rejectedKey) return true;
-    this.#keyRequest ??= this.askKey(message, rejectedKey !== null).finally(() => (this.#keyRequest = null));
-    const key = await this.#keyRequest;
-    if (key === null) return false;
-    sessionStorage.setItem(this.storageKey, key.replace(/[^\x21-\x7e]/g, ""));
-    return true;
   }
 }
 

@@ -3,21 +3,36 @@
 import { AnswerStream } from "./answer_stream.js";
 import { Api, ApiError, ConnectionLost } from "./api.js";
 import { ChatRequest } from "./chat_request.js";
-import { conversations, removeConversation, saveConversation, titleOf } from "./conversations.js";
-import { byId, element, keyDialog, showDialog } from "./elements.js";
+import {
+  conversations,
+  isOwned,
+  removeConversation,
+  saveConversation,
+  sessionOf,
+  titleOf,
+} from "./conversations.js";
+import { byId, element, showDialog } from "./elements.js";
+import { Keys } from "./keys.js";
 import { drawButtons, drawChoice, drawTotals, prependTurns, scrollToEnd, showMenu, showStatus } from "./page.js";
-import { questionView, turnViews } from "./transcript.js";
+import { messageText, questionView, toolNames, turnViews } from "./transcript.js";
 
 const PAGE_TURNS = 20;
 const POLL_MS = 1_000;
 const COMPOSING = 229; // keyCode during input composition; Safari marks the Enter that ends it only with this code
 const OPEN = "open-conversation"; // key in sessionStorage, so per tab
 
-const api = new Api({
-  storageKey: "function-key",
-  headers: (key) => ({ "x-functions-key": key }),
-  askKey: keyDialog("A function key is required", "Function key"),
-});
+const CLIENT_KEY = "client-key";
+const keys = new Keys(
+  { name: "function-key", label: "Function key", headers: (key) => ({ "x-functions-key": key }) },
+  {
+    name: CLIENT_KEY,
+    label: "Client key",
+    headers: (key) => ({ "api-key": key }),
+    optional: true,
+    hint: "A client key opens the conversations that were begun with it.",
+  },
+);
+const api = new Api(keys);
 
 let shownId = null; // session ID of the open conversation; null for a new one
 let visit = 0; // incremented whenever a conversation is opened: an outdated response has an older number
@@ -49,7 +64,7 @@ async function open(id) {
   drawButtons(false);
   show(id);
   byId("turns").replaceChildren();
-  byId("totals").replaceChildren();
+  drawTotals(null);
   byId("earlier").hidden = true;
   showStatus("");
   showMenu(false);
@@ -58,6 +73,8 @@ async function open(id) {
   await withErrorsShown(id, ownVisit, async () => {
     const [session, history] = await Promise.all([api.json(`sessions/${id}`), historyPage(id)]);
     if (ownVisit !== visit) return;
+    if (titleOf(id) === null) saveConversation(id, firstQuestion(history) ?? id, keys.has(CLIENT_KEY));
+    drawList();
     drawTotals(session);
     drawChoice(about.deployments, session.deployment);
     const newest = drawTurns(history);
@@ -66,6 +83,11 @@ async function open(id) {
     const turn = await completedTurn(id, newest.turn.turn, ownVisit);
     if (turn) newest.view.article.replaceWith(turnViews(turn).articles.at(-1));
   });
+}
+
+function firstQuestion({ turns }) {
+  const messages = turns.toReversed().flatMap((turn) => turn.messages);
+  return messages.filter(({ role }) => role === "user").map(messageText)[0];
 }
 
 function show(id) {
@@ -79,7 +101,8 @@ const historyPage = (id, cursor = "") => api.json(`sessions/${id}/messages?limit
 
 // Inserts a page of history at the top; returns its newest turn.
 function drawTurns({ turns, next_before }) {
-  const views = turns.map((turn) => ({ turn, ...turnViews(turn) }));
+  const names = toolNames(turns);
+  const views = turns.map((turn) => ({ turn, ...turnViews(turn, names) }));
   prependTurns(views.toReversed().flatMap(({ articles }) => articles));
   earlierBefore = next_before;
   byId("earlier").hidden = earlierBefore === null;
@@ -110,7 +133,7 @@ async function completedTurn(id, number, ownVisit) {
   return null;
 }
 
-// Shows an error of `action` in the status line. A conversation that no longer exists is removed from the list.
+// Shows an error of `action` in the status line.
 async function withErrorsShown(id, ownVisit, action) {
   try {
     await action();
@@ -118,10 +141,26 @@ async function withErrorsShown(id, ownVisit, action) {
     if (ownVisit !== visit) return;
     if (!(error instanceof ApiError || error instanceof ConnectionLost)) throw error;
     if (error.code !== "session_not_found") return showStatus(error.message);
-    const title = titleOf(id);
-    removeConversation(id);
-    await closeDeleted(title);
+    await closeMissing(id, titleOf(id));
   }
+}
+
+// The open conversation does not exist, or not for the client key.
+async function closeMissing(id, title) {
+  if (title === null) {
+    await open(null);
+    return showStatus("There is no conversation with this ID, or it belongs to another client key: see Keys.");
+  }
+  if (isOwned(id) && !keys.has(CLIENT_KEY)) {
+    if (await keys.ask(`“${title}” needs its client key`)) return open(id);
+    await open(null);
+    return showStatus(`“${title}” needs its client key: see Keys.`);
+  }
+  const text = "It was deleted, or it belongs to another client key.";
+  const options = { title: `“${title}” was not found`, text, action: "Remove from the list" };
+  if (isOwned(id) && !(await showDialog(options))) return open(null);
+  removeConversation(id);
+  await closeDeleted(title);
 }
 
 // The open conversation was deleted elsewhere: a message with its ID would start a new conversation.
@@ -179,7 +218,7 @@ async function streamAnswer(request) {
 
 // Lists the new session, even if another conversation is open by now.
 function sessionStarted(id, request, ownVisit) {
-  if (titleOf(id) === null) saveConversation(id, request.body.message);
+  if (titleOf(id) === null) saveConversation(id, request.body.message, keys.has(CLIENT_KEY));
   if (ownVisit === visit && shownId === null) show(id);
   drawList();
 }
@@ -200,6 +239,20 @@ function stop() {
 
 // Buttons
 
+async function openById() {
+  const text = "By the ID of its session, or by one that a program shows: conv_… or resp_….";
+  const fields = [{ label: "ID", required: true }];
+  const entered = await showDialog({ title: "Open a conversation", text, action: "Open", fields });
+  if (entered === null) return;
+  const id = sessionOf(entered[0]);
+  if (id === null) return showStatus(`“${entered[0]}” is not the ID of a conversation.`);
+  await open(id);
+}
+
+async function enterKeys() {
+  if (await keys.ask("Keys")) await Promise.all([open(shownId), withErrorsShown(null, visit, showAbout)]);
+}
+
 async function rename() {
   const id = shownId;
   const options = {
@@ -207,9 +260,10 @@ async function rename() {
     text: "The title is stored only in this browser.",
     action: "Rename",
   };
-  const title = await showDialog({ ...options, label: "Title", value: titleOf(id) ?? "" });
-  if (title === null) return;
-  saveConversation(id, title);
+  const fields = [{ label: "Title", value: titleOf(id) ?? "", required: true }];
+  const entered = await showDialog({ ...options, fields });
+  if (entered === null) return;
+  saveConversation(id, entered[0]);
   drawList();
 }
 
@@ -247,7 +301,9 @@ async function showAbout() {
 }
 
 const buttons = {
+  open: openById,
   new: () => open(null),
+  keys: enterKeys,
   rename,
   clear,
   delete: deleteConversation,

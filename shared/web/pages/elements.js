@@ -19,19 +19,18 @@ export function svgElement(name, attributes = {}, ...children) {
   return created;
 }
 
-// Shows a dialog. Resolves to the text entered if there is a `label`, else to true; to null if it was cancelled.
-export function showDialog({ title, text, action, label, type = "text", value = "" }) {
+// Shows a dialog. Resolves to the texts of its fields, without blanks around them; to null if it was cancelled or a
+// required one is blank. `fields`: [{label, type, value, required, autofocus}]
+export function showDialog({ title, text, action, fields = [] }) {
   return new Promise((resolve) => {
     const heading = element("h2", { id: "dialog-title" }, title);
-    const input = element("input", {
-      id: "dialog-input",
-      type,
-      value,
-      required: true,
-      autocomplete: "off",
-      maxLength: 500,
-    });
-    const field = label ? [element("label", { htmlFor: "dialog-input" }, label), input] : [];
+    const inputs = fields.map(({ label, ...properties }, index) =>
+      element("input", { id: `dialog-input-${index}`, autocomplete: "off", maxLength: 500, ...properties }),
+    );
+    const labelled = inputs.flatMap((input, index) => [
+      element("label", { htmlFor: input.id }, fields[index].label),
+      input,
+    ]);
     const cancel = element("button", { type: "button", onclick: () => dialog.close() }, "Cancel");
     const buttons = element(
       "div",
@@ -39,12 +38,13 @@ export function showDialog({ title, text, action, label, type = "text", value = 
       cancel,
       element("button", { className: "primary" }, action),
     );
-    const form = element("form", {}, heading, element("p", {}, text), ...field, buttons);
+    const form = element("form", {}, heading, element("p", {}, text), ...labelled, buttons);
     const dialog = element("dialog", { "aria-labelledby": "dialog-title" }, form);
     let result = null;
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      result = label ? input.value.trim() || null : true;
+      const entered = inputs.map((input) => input.value.trim());
+      result = inputs.some((input, index) => input.required && !entered[index]) ? null : entered;
       dialog.close();
     });
     dialog.addEventListener("close", () => {
@@ -55,15 +55,3 @@ export function showDialog({ title, text, action, label, type = "text", value = 
     dialog.showModal();
   });
 }
-
-// `askKey` of Api.
-export const keyDialog = (title, label) => (message, wasRejected) =>
-  showDialog({
-    title,
-    text: wasRejected
-      ? `The key was rejected. ${message}`
-      : "The key is stored until this tab is closed and is sent only to this server.",
-    label,
-    type: "password",
-    action: "Continue",
-  });

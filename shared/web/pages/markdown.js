@@ -8,7 +8,7 @@ const MAX_DEPTH = 6; // of nested quotes and lists; deeper ones become text
 const ITEM = /^(\s*)([-*+]|(\d{1,9})[.)])(?: {1,4}(?=\S)|\s|$)/;
 
 // Removed, because changing the text direction can disguise a link's target.
-const DIRECTION_CONTROLS = /[\u202a-\u202e\u2066-\u2069]/g;
+export const DIRECTION_CONTROLS = /[\u202a-\u202e\u2066-\u2069]/g;
 
 export function markdown(text) {
   const fragment = document.createDocumentFragment();

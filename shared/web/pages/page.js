@@ -7,7 +7,13 @@ const NEAR_END_PX = 80; // within this distance the page keeps scrolling along w
 
 export const showStatus = (text) => (byId("status").textContent = text);
 
-export const drawTotals = (session) => byId("totals").replaceChildren(...totals(session));
+let parent = null; // of the open conversation, if it is a branch
+
+// `session`: a session, or the totals of one that is drawn; null clears them.
+export function drawTotals(session) {
+  parent = session && (session.parent ?? parent);
+  byId("totals").replaceChildren(...(session ? totals({ ...session, parent }) : []));
+}
 
 // Swaps Send and Stop. The focus moves along; otherwise it would return to the top of the page.
 export function drawButtons(isAnswering) {

@@ -1,30 +1,50 @@
 // Messages, answers, usage and cost as DOM elements.
 
-import { amount, bounds, knownCost, pluralize } from "./amounts.js";
+import { amount, bounds, formatInteger, knownCost, pluralize } from "./amounts.js";
 import { element } from "./elements.js";
 import { markdown } from "./markdown.js";
+import { callView, closed, resultView, toolCalls } from "./tools.js";
 
 const COPIED_MS = 2_000; // how long the button says Copied
 const DRAW_PAUSE_FACTOR = 4; // times the duration of the last drawing, until the next one
 
-// The user's message, or a tool result sent by a program.
+// The user's message.
 export function questionView(message) {
-  const label = message.role === "tool" ? "Tool result" : "You";
-  return element(
-    "article",
-    { className: "question", "aria-label": label },
-    element("div", { className: "text" }, messageText(message)),
-  );
+  const text = element("div", { className: "text" }, messageText(message));
+  return element("article", { className: "question", "aria-label": "You" }, text);
 }
+
+// A message without figures. `names`: of the tools, by the IDs of their calls.
+function messageView(message, names) {
+  if (message.role === "user") return questionView(message);
+  if (message.role === "assistant") return new AnswerView(message).article;
+  const text = messageText(message);
+  if (message.role === "system") return article("System message", closed("System message", text));
+  return article("Tool result", resultView(message.name ?? names.get(message.tool_call_id), text));
+}
+
+const article = (label, ...content) => element("article", { "aria-label": label }, ...content);
 
 // An answer, while it streams in and afterwards.
 export class AnswerView {
   #text = element("div", { className: "text" });
+  #tools = element("div", { className: "tools" });
   #notes = element("div", { className: "notes" });
   #figures = element("footer");
   #pending = null;
   #pausedUntil = 0; // ms
-  article = element("article", { className: "answer", "aria-label": "Answer" }, this.#text, this.#notes, this.#figures);
+  article = element("article", { className: "answer", "aria-label": "Answer" });
+
+  // `message`: if it is complete.
+  constructor(message = null) {
+    this.article.append(this.#text, this.#tools, this.#notes, this.#figures);
+    if (message) this.show(message);
+  }
+
+  show(message) {
+    this.#tools.replaceChildren(...toolCalls(message).map(callView));
+    this.finish(messageText(message));
+  }
 
   // Draws at most once per frame, and less often if drawing is slow, so that the page stays responsive.
   write(text) {
@@ -73,13 +93,15 @@ export class AnswerView {
   }
 }
 
-// The text of a message, with a placeholder for each image and tool call.
-export function messageText({ content, refusal, tool_calls: calls, function_call: legacy }) {
-  const parts = typeof content === "string" ? [content] : (content ?? []).map((part) => part.text ?? "[image]");
-  const tools = [...(calls ?? []).map((call) => call.function ?? call.custom), ...(legacy ? [legacy] : [])];
-  const placeholders = tools.map(({ name, arguments: args, input }) => `[calls ${name}(${args ?? input})]`);
-  return [...parts, refusal, ...placeholders].filter(Boolean).join("\n\n");
+const PARTS = { file: "[file]", input_audio: "[audio]" }; // any other without text is an image
+
+// The text of a message, with a placeholder for each image and file.
+export function messageText({ content, refusal }) {
+  const parts = typeof content === "string" ? [content] : (content ?? []).map(partText);
+  return [...parts, refusal].filter(Boolean).join("\n\n");
 }
+
+const partText = ({ type, text }) => text ?? PARTS[type] ?? "[image]";
 
 const UNACCOUNTED = "may have been billed. It is counted as unaccounted, not in the cost.";
 const STATES = {
@@ -103,22 +125,38 @@ function stateNote({ state, finish_reason: reason, messages }) {
   return `The content filter stopped this message. It ${UNACCOUNTED}`;
 }
 
-// A stored turn.
-export function turnViews(turn) {
-  const questions = turn.messages.filter((message) => message.role !== "assistant").map(questionView);
-  const view = new AnswerView();
-  const answer = turn.messages.find((message) => message.role === "assistant");
-  view.finish(answer ? messageText(answer) : "");
+// The names of the tools that the turns call, by the IDs of the calls.
+export function toolNames(turns) {
+  const calls = turns.flatMap(({ messages }) => messages).flatMap(toolCalls);
+  return new Map(calls.map(({ id, name }) => [id, name]));
+}
+
+// A stored turn: its messages in their order, the last one being its answer. `names`: see toolNames.
+export function turnViews(turn, names = toolNames([turn])) {
+  if (turn.state === "added") return addedViews(turn, names);
+  const answer = turn.messages.at(-1)?.role === "assistant" ? turn.messages.at(-1) : { content: "" };
+  const questions = turn.messages.filter((message) => message !== answer);
+  const view = new AnswerView(answer);
   view.figures(turn);
   const note = turn.finish_reason === "stopped" ? stoppedNote(turn) : [stateNote(turn) ?? []].flat();
   if (note.length) view.note(...note);
-  return { articles: [...questions, view.article], view };
+  return { articles: [...questions.map((message) => messageView(message, names)), view.article], view };
 }
 
+// A turn that adds messages to a conversation: it calls no model.
+function addedViews({ messages }, names) {
+  const note = element("footer", {}, "Added by a program, without an answer. It cost nothing.");
+  const articles = messages.map((message) => messageView(message, names));
+  articles.at(-1)?.append(note);
+  return { articles, view: null };
+}
+
+// Those of a branch are the totals of its own turns.
 export function totals(session) {
   const { turns, total_tokens, cost_usd, unpriced_turns, unaccounted_calls, unaccounted_usd, stopped_calls } = session;
   const cost = amount(knownCost(cost_usd, unpriced_turns));
-  const parts = [pluralize(turns, "turn"), " · ", pluralize(total_tokens, "token"), " · ", cost];
+  const since = session.parent ? `, ${formatInteger(turns - session.parent.turn)} since the branch` : "";
+  const parts = [pluralize(turns, "turn"), since, " · ", pluralize(total_tokens, "token"), " · ", cost];
   if (unpriced_turns) parts.push(` · ${pluralize(unpriced_turns, "turn")} of unknown price`);
   if (unaccounted_calls) {
     parts.push(` · ${pluralize(unaccounted_calls, "call")} unaccounted, `);

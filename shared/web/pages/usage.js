@@ -4,7 +4,8 @@ import { amount, bounds, formatInteger, isZero, knownCost, sumUsd } from "./amou
 import { Api, ApiError, ConnectionLost } from "./api.js";
 import { budgetTable, monthLine } from "./budgets.js";
 import { COLOURS, bar, columns } from "./chart.js";
-import { byId, element, keyDialog } from "./elements.js";
+import { byId, element } from "./elements.js";
+import { Keys } from "./keys.js";
 import { number, table } from "./tables.js";
 
 const DEFAULT_DAYS = 14;
@@ -13,11 +14,8 @@ const DAY_MS = 86_400_000;
 const utcDate = (time) => new Date(time).toISOString().slice(0, 10);
 const today = () => utcDate(Date.now());
 
-const api = new Api({
-  storageKey: "usage-key",
-  headers: (key) => ({ Authorization: `Bearer ${key}` }),
-  askKey: keyDialog("A usage key is required", "Usage key"),
-});
+const usageKey = { name: "usage-key", label: "Usage key", headers: (key) => ({ Authorization: `Bearer ${key}` }) };
+const api = new Api(new Keys(usageKey));
 
 let visit = 0; // incremented for every date range: an outdated response has an older number
 let range = { days: [], cost_usd: "0" };

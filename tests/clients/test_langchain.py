@@ -1,12 +1,9 @@
-"""LangChain's clients: its standard suite on the embedded model, and other features on the fake model service."""
+"""LangChain's clients: its standard suite on the embedded model and the fake model service, and other features."""
 
 import asyncio
-import subprocess
-import sys
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -22,58 +19,50 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from openai import DefaultAsyncHttpxClient, DefaultHttpxClient
 from pydantic import BaseModel, SecretStr
 
-from local import azurite, model
-from local.keys import line, new_key
-from local.parts import free_port
+from local import model
+from local.keys import line
+from tests.clients import answers
+from tests.clients.conftest import KEY, separate_app
 from tests.conftest import Serve, Tables
-from tests.support.azure_openai import AzureOpenAI, Reply
+from tests.support.azure_openai import AzureOpenAI, Reply, Request
+from tests.support.azure_openai_answers import default_reply
 from tests.support.chat_client import closed_ledger
 from tests.support.conservation import assert_conserved
 from tests.support.loopback import MAX_WAIT_S
-from tests.support.processes import HostFactory
 
-KEY = new_key()
 API_VERSION = "2025-04-01-preview"
 
-# The standard suite, on the embedded model
+# The standard suite
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[str]:
-    if not model.installed():
-        pytest.skip("THE EMBEDDED MODEL IS NOT INSTALLED, SO LANGCHAIN'S STANDARD SUITE DID NOT RUN")
-    port = free_port()
-    server = subprocess.Popen([sys.executable, "-m", "local.model", "--port", str(port)], stdout=subprocess.DEVNULL)
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        server.wait()
+def scripted(azurite_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The root of an app on a fake model service that answers what the suite's prompts ask for."""
 
+    def answer(request: Request) -> Reply:
+        body = request.body
+        if (body.get("response_format") or {}).get("type") == "json_object":
+            return Reply('{"setup": "Why?", "punchline": "So."}')
+        if not body.get("tools") or body["messages"][-1]["role"] == "tool":
+            return answers.answer(request)
+        named = body["tool_choice"] if isinstance(body.get("tool_choice"), dict) else "required"
+        [(call_id, name, arguments)] = default_reply(body | {"tool_choice": named}).tool_calls
+        return Reply(tool_calls=((call_id, name, '{"input":3}' if name == "magic_function" else arguments),))
 
-@pytest.fixture(scope="module")
-def service(upstream: str, azurite_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app in a separate process, because the suite is synchronous."""
-    environ = {
-        "AZURE_OPENAI_ENDPOINT": upstream,
-        "AZURE_OPENAI_API_KEY": "local",
-        "AZURE_OPENAI_MODEL": model.NAME,
-        "AZURE_OPENAI_MAX_RETRIES": "6",  # the model may still be starting
-        "TABLES_CONNECTION_STRING": azurite.connection_string(azurite_port),
-        "TABLE_PREFIX": f"t{uuid.uuid4().hex[:20]}",
-        "CLIENT_KEYS": line("ann", KEY),
-    }
-    with HostFactory() as host_factory:
-        host = host_factory.host(environ, tmp_path_factory.mktemp("langchain") / "log")
-        yield host.base
+    with AzureOpenAI() as fake:
+        fake.responder = answer
+        environ = {"AZURE_OPENAI_ENDPOINT": fake.endpoint, "AZURE_OPENAI_API_KEY": fake.api_key}
+        environ |= {"AZURE_OPENAI_MODEL": "chat"}
+        with separate_app(environ, azurite_port, tmp_path_factory.mktemp("scripted")) as root:
+            yield root
 
 
 @pytest_asyncio.fixture(scope="class", loop_scope="class")
-async def served(request: pytest.FixtureRequest, service: str) -> AsyncIterator[None]:
+async def served(request: pytest.FixtureRequest) -> AsyncIterator[None]:
     """Clients that are closed here; LangChain leaves its own to the garbage collector, which warns in a later test."""
     with DefaultHttpxClient() as request.cls.http:
         async with DefaultAsyncHttpxClient() as request.cls.http_async:
-            request.cls.base = service
+            request.cls.root = request.getfixturevalue(request.cls.service)
             yield
 
 
@@ -81,7 +70,8 @@ class _Standard(ChatModelIntegrationTests):
     """Declares the limits of the embedded model: no tools, no images, and no structured output (135 million
     parameters)."""
 
-    base = ""
+    service = "embedded"
+    root = ""
     http: DefaultHttpxClient
     http_async: DefaultAsyncHttpxClient
 
@@ -104,11 +94,11 @@ class _Standard(ChatModelIntegrationTests):
 
 @pytest.mark.parametrize(("options", "tokens"), [({}, model.ANSWER_TOKENS), ({"max_tokens": 300}, 300)])
 def test_embedded_model_limits_answers_with_and_without_max_tokens(
-    service: str, options: dict[str, int], tokens: int
+    embedded: str, options: dict[str, int], tokens: int
 ) -> None:
     body = {"model": model.NAME, "messages": [{"role": "user", "content": "Count."}], "ignore_eos": True, **options}
     answer = httpx.post(
-        f"{service}/openai/v1/chat/completions",
+        f"{embedded}/openai/v1/chat/completions",
         json=body,
         headers={"Authorization": f"Bearer {KEY}"},
         timeout=MAX_WAIT_S,
@@ -118,9 +108,9 @@ def test_embedded_model_limits_answers_with_and_without_max_tokens(
     assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (tokens, "length")
 
 
-def test_prompt_too_long_for_the_embedded_model_returns_context_too_long(service: str) -> None:
+def test_prompt_too_long_for_the_embedded_model_returns_context_too_long(embedded: str) -> None:
     long = {"message": "word " * (model.SLOT_TOKENS + 1_000)}
-    answer = httpx.post(f"{service}/api/chat", json=long, timeout=MAX_WAIT_S, trust_env=False)
+    answer = httpx.post(f"{embedded}/api/chat", json=long, timeout=MAX_WAIT_S, trust_env=False)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_too_long")
 
@@ -136,7 +126,7 @@ class TestChatOpenAI(_Standard):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {
-            "base_url": f"{self.base}/openai/v1",
+            "base_url": f"{self.root}/openai/v1",
             "api_key": KEY,
             "model": model.NAME,
             "http_client": self.http,
@@ -157,7 +147,7 @@ class TestAzureChatOpenAI(_Standard):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {
-            "azure_endpoint": self.base,
+            "azure_endpoint": self.root,
             "api_key": KEY,
             "api_version": API_VERSION,
             "azure_deployment": model.NAME,
@@ -166,6 +156,48 @@ class TestAzureChatOpenAI(_Standard):
             "max_tokens": 20,
             "stream_usage": True,
         }
+
+
+@pytest.mark.acceptance
+class TestResponses(TestChatOpenAI):
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return super().chat_model_params | {"use_responses_api": True}
+
+
+@pytest.mark.acceptance
+@pytest.mark.filterwarnings("ignore:Received a Pydantic BaseModel V1 schema")
+class TestResponsesWithTools(TestResponses):
+    """On the fake model service, which calls tools and accepts pictures."""
+
+    service = "scripted"
+    options: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return super().chat_model_params | {"model": "chat", "max_tokens": None} | self.options
+
+    @property
+    def has_tool_calling(self) -> bool:
+        return True
+
+    @property
+    def has_structured_output(self) -> bool:
+        return True
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+
+@pytest.mark.acceptance
+class TestResponsesWithPreviousResponse(TestResponsesWithTools):
+    options: ClassVar[dict[str, Any]] = {"use_previous_response_id": True}
+
+
+@pytest.mark.acceptance
+class TestResponsesStreamed(TestResponsesWithTools):
+    options: ClassVar[dict[str, Any]] = {"streaming": True, "output_version": "v1"}
 
 
 # Features that need a larger model, on the fake
