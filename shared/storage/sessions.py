@@ -1,7 +1,7 @@
 """The sessions table: conversations and their running totals. A session is one partition; each change to it is one
 transaction that checks the head's ETag."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
