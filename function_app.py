@@ -17,6 +17,7 @@ from shared.web import (
     chat,
     conversations,
     cors,
+    embeddings,
     export,
     limits,
     models,
@@ -78,11 +79,13 @@ route("about", "GET", "api/about", Auth.FUNCTION_KEY, service.get_about)
 
 route("limits", "GET", "api/limits", Auth.FUNCTION_KEY_OR_USAGE_KEY, limits.get_limits)
 
-completion = partial(
-    route, method="POST", auth=Auth.CLIENT_KEY, handler=openai.post_completion, errors=openai.error_response
-)
+forwarded = partial(route, method="POST", auth=Auth.CLIENT_KEY, errors=openai.error_response)
+completion = partial(forwarded, handler=openai.post_completion)
 completion("completion", path="openai/v1/chat/completions")
 completion("completion_of_deployment", path="openai/deployments/{deployment}/chat/completions")
+embedding = partial(forwarded, handler=embeddings.post_embeddings)
+embedding("embedding", path="openai/v1/embeddings")
+embedding("embedding_of_deployment", path="openai/deployments/{deployment}/embeddings")
 openai_route("models", "GET", "models", models.get_models, openai.error_response)
 openai_route("model", "GET", "models/{model}", models.get_model, openai.error_response)
 

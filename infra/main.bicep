@@ -4,6 +4,7 @@
 targetScope = 'subscription'
 
 import { addresses } from 'app/addresses.bicep'
+import { embeddings, listed } from 'app/deployments.bicep'
 import { unpriced, usd } from 'app/limits.bicep'
 import { deployment } from 'app/openai.bicep'
 import { grantee } from 'app/roles.bicep'
@@ -50,7 +51,8 @@ param environmentName string
 @metadata({
   azd: {
     type: 'location'
-    usageName: ['OpenAI.GlobalStandard.gpt-5.4-mini, 20'] // azd offers only regions with this much quota left
+    // azd offers only regions with this much quota left
+    usageName: ['OpenAI.GlobalStandard.gpt-5.4-mini, 20', 'OpenAI.GlobalStandard.text-embedding-3-small, 50']
   }
 })
 @description('Region of all regional resources.')
@@ -62,13 +64,23 @@ param principalId string = ''
 @description('User, or ServicePrincipal in a pipeline; a service principal gets no data roles.')
 param principalType string = 'User'
 
-// -- The model
+// -- The models
 
 @description('Models to deploy, or those deployed in the existing account. The first is the default.')
 @minLength(1)
 param modelDeployments deployment[] = [
   { name: 'gpt-5.4-mini', model: 'gpt-5.4-mini', version: '2026-03-17', sku: 'GlobalStandard', capacity: 20 }
 ]
+
+// Not of the type deployment, which would not accept {}; `embeddings` checks it.
+@description('Embedding model to deploy, or that deployed in the existing account: an object as in modelDeployments. {} for none.')
+param embeddingDeployment object = {
+  name: 'text-embedding-3-small'
+  model: 'text-embedding-3-small'
+  version: '1'
+  sku: 'GlobalStandard'
+  capacity: 50
+}
 
 @description('Region of a second account for failover, called if the first one rejects a request or fails. Empty for none.')
 param openAiSecondaryLocation string = ''
@@ -205,6 +217,8 @@ var tags = { 'azd-env-name': environmentName }
 var packageContainerName = 'app-package'
 
 var createsOpenAi = empty(existingOpenAiName)
+var embeddingDeployments = empty(embeddingDeployment) ? [] : embeddings(embeddingDeployment, modelDeployments)
+var deployments = [...modelDeployments, ...embeddingDeployments]
 var usesKey = openAiAuth == 'apiKey'
 // Each account has its own key, and the app sends only one.
 var hasSecondary = usesKey && !empty(openAiSecondaryLocation)
@@ -230,7 +244,7 @@ var mailsBySmtp = empty(recipients) || mailTransport != 'smtp'
 var pricesSetting = !contains(extraSettings, 'PRICES')
   ? empty(prices) ? '' : string(prices)
   : empty(prices) ? extraSettings.PRICES : fail('PRICES is set twice: by prices and in extraSettings.')
-var unpricedDeployments = unpriced(modelDeployments, empty(pricesSetting) ? {} : json(pricesSetting))
+var unpricedDeployments = unpriced(deployments, empty(pricesSetting) ? {} : json(pricesSetting))
 // A limit in USD refuses calls whose price is not known, so it is off by default if there may be such calls.
 var isPriced = empty(unpricedDeployments)
 var total = {
@@ -298,7 +312,7 @@ module openAi 'app/openai.bicep' = if (createsOpenAi) {
     name: openAiName
     location: location
     tags: tags
-    deployments: modelDeployments
+    deployments: deployments
     contentFilter: contentFilter
     keys: usesKey
     private: vnetEnabled
@@ -322,7 +336,7 @@ module secondary 'app/openai.bicep' = if (hasSecondary) {
     name: secondaryName
     location: openAiSecondaryLocation
     tags: tags
-    deployments: modelDeployments
+    deployments: deployments
     contentFilter: contentFilter
     keys: false
     private: vnetEnabled
@@ -393,7 +407,8 @@ module network 'app/network.bicep' = if (vnetEnabled) {
 var openAiEndpoint = hasSecondary
   ? '${openAiAccess.outputs.endpoint},${secondaryAccess!.outputs.endpoint}'
   : openAiAccess.outputs.endpoint
-var deploymentList = join(map(modelDeployments, model => '${model.name}=${model.model}@${model.version}'), ',')
+var deploymentList = listed(modelDeployments)
+var embeddingList = listed(embeddingDeployments)
 
 module function 'app/function.bicep' = {
   scope: group
@@ -420,6 +435,7 @@ module function 'app/function.bicep' = {
       AZURE_OPENAI_MAX_RETRIES: '2'
       AZURE_OPENAI_REASONING_EFFORT: 'none' // otherwise reasoning could use up the 800 tokens and leave an empty answer
       AZURE_OPENAI_TIMEOUT_SECONDS: '60'
+      AZURE_OPENAI_EMBEDDING_DEPLOYMENTS: embeddingList
       TURN_TIMEOUT_SECONDS: '220' // the platform closes an idle request after 230 s
       CONTEXT_TOKENS: '16000'
       SYSTEM_PROMPT: 'You are a helpful assistant. Answer briefly and say so when you do not know.'
@@ -492,6 +508,9 @@ output AZURE_OPENAI_MODEL string = modelDeployments[0].name
 
 @description('deployment=model@version, …')
 output AZURE_OPENAI_DEPLOYMENTS string = deploymentList
+
+@description('deployment=model@version of the embedding model; empty for none.')
+output AZURE_OPENAI_EMBEDDING_DEPLOYMENTS string = embeddingList
 
 @description('Name of the vault.')
 output AZURE_KEY_VAULT_NAME string = vault.outputs.name

@@ -2,7 +2,7 @@
 
 `python -m infra.priced_models` writes the file; tests/infra/test_limits.py fails while it differs from the prices of
 the installed genai-prices. An entry is a model with its version, as Azure OpenAI's answers name it, or with `-*`: all
-versions.
+versions. Answers of embedding models name no version, so the price of these is the model's.
 """
 
 import json
@@ -20,6 +20,7 @@ FILE = Path(__file__).with_name("priced-models.json")
 _NAME = re.compile(r"[a-z][\w.-]*\w")
 _VERSIONED = re.compile(r"(.+)-(\d{4}-\d{2}-\d{2}|\d{4})(-preview)?")
 _ANY_VERSION = "2099-12-31"
+_EMBEDDING = "text-embedding-"
 
 
 def priced_models() -> list[str]:
@@ -27,8 +28,13 @@ def priced_models() -> list[str]:
     prices = Prices({}, {}, SystemClock())
     names = {name for name in _names() if _NAME.fullmatch(name) and prices.rates(name)}
     models = {name: match[1] for name in names if (match := _VERSIONED.fullmatch(name))}  # by name with version
-    every = {name for name in {*names, *models.values()} if prices.rates(f"{name}-{_ANY_VERSION}")}
+    every = {name for name in {*names, *models.values()} if prices.rates(_answered(name))}
     return sorted({*(f"{model}-*" for model in every), *(name for name, model in models.items() if model not in every)})
+
+
+def _answered(model: str) -> str:
+    """The model's name in an answer, of a version that no price list has."""
+    return model if model.startswith(_EMBEDDING) else f"{model}-{_ANY_VERSION}"
 
 
 def _names() -> Iterator[str]:

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache, cached_property
 from types import FrameType
@@ -18,10 +19,11 @@ from shared.domain.pricing import Prices
 from shared.environment import Environment
 from shared.errors import UpstreamUnavailable
 from shared.model.chat_completions import ChatCompletions
+from shared.model.embeddings import Embeddings
 from shared.model.endpoint import Endpoint
-from shared.model.service import ModelService
+from shared.model.service import ModelService, ModelServices
 from shared.reports.limits import LimitReports
-from shared.settings import Settings, SettingsError, UnresolvedReference, WebSettings
+from shared.settings import ModelSettings, Settings, SettingsError, UnresolvedReference, WebSettings
 from shared.storage.connect import connect
 from shared.storage.days import Days
 from shared.storage.deletion import Deletions
@@ -62,13 +64,14 @@ class Services:
         self.settings = settings
         self.clock = clock
         self.chat_completions: Dialect = ChatCompletions()
+        self.embeddings: Dialect = Embeddings()
         self._identity = Identity(settings.azure.client_id, in_azure=settings.azure.in_azure, clock=clock)
-        self._model = _model_service(settings, self._identity, clock)
+        self._model = _model_services(settings.model, self._identity, clock)
         self._tables = connect(settings.tables, self._identity, clock)
         sessions_table, usage_table = self._table("sessions"), self._table("usage")
 
         call_log = CallLog(tracing(settings.azure.insights))
-        prices = Prices(settings.model.prices, settings.model.deployments, clock)
+        prices = Prices(settings.model.prices, settings.model.all_deployments, clock)
         self._ledger = ledger = Ledger(usage_table, clock)
         admission = Admission(ledger, settings.limits, clock)
         sessions = Sessions(sessions_table, clock)
@@ -164,19 +167,27 @@ class Services:
         return self._tables.table(f"{self.settings.tables.prefix}{name}")
 
 
-def _model_service(settings: Settings, identity: Identity, clock: Clock) -> ModelService:
-    model = settings.model
-    if model.api_key:
-        access = ServiceAccess.by_setting("The model service", "AZURE_OPENAI_API_KEY")
-    else:
-        access = ServiceAccess.by_identity("The model service", identity, "Cognitive Services OpenAI User")
-    key, effort = model.api_key or identity.token_provider(model.scope), model.reasoning_effort
-    return ModelService(
-        [Endpoint(url, key, access=access, timeout=model.timeout, clock=clock) for url in model.endpoints],
-        defaults={"reasoning_effort": effort} if effort else {},
-        retries=model.max_retries,
-        clock=clock,
-    )
+def _model_services(settings: ModelSettings, identity: Identity, clock: Clock) -> ModelServices:
+    def service(endpoints: Sequence[str], api_key: str | None, setting: str) -> ModelService:
+        if api_key:
+            access = ServiceAccess.by_setting("The model service", setting)
+        else:
+            access = ServiceAccess.by_identity("The model service", identity, "Cognitive Services OpenAI User")
+        key, effort = api_key or identity.token_provider(settings.scope), settings.reasoning_effort
+        return ModelService(
+            [Endpoint(url, key, access=access, timeout=settings.timeout, clock=clock) for url in endpoints],
+            defaults={"reasoning_effort": effort} if effort else {},
+            retries=settings.max_retries,
+            clock=clock,
+        )
+
+    default = service(settings.endpoints, settings.api_key, "AZURE_OPENAI_API_KEY")
+    if (settings.embedding_endpoints, settings.embedding_api_key) == (settings.endpoints, settings.api_key):
+        return ModelServices(default, {})
+    own_key = settings.embedding_api_key != settings.api_key
+    setting = "AZURE_OPENAI_EMBEDDING_API_KEY" if own_key else "AZURE_OPENAI_API_KEY"
+    embeddings = service(settings.embedding_endpoints, settings.embedding_api_key, setting)
+    return ModelServices(default, dict.fromkeys(settings.embedding_deployments, embeddings))
 
 
 def _mail_config(settings: Settings, identity: Identity, clock: Clock) -> "MailConfig":

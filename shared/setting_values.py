@@ -220,7 +220,7 @@ def _count(name: str, kind: str, value: object) -> int:
 
 
 def _rates(name: str, amounts: object) -> Rates:
-    if not isinstance(amounts, dict) or not {"input", "output"} <= amounts.keys():
+    if not isinstance(amounts, dict) or "input" not in amounts:
         raise ValueError(f"{name!r} needs input and output, in USD per 1M tokens.")
     if unknown := amounts.keys() - {kind.name for kind in fields(Rates)}:
         raise ValueError(f"{name!r} has the unknown price {min(unknown)!r}.")
@@ -229,7 +229,7 @@ def _rates(name: str, amounts: object) -> Rates:
         input=rates["input"],
         cached_input=rates.get("cached_input", rates["input"]),
         cache_write=rates.get("cache_write", rates["input"]),
-        output=rates["output"],
+        output=rates.get("output"),
         audio_input=rates.get("audio_input"),
         audio_output=rates.get("audio_output"),
     )

@@ -5,6 +5,7 @@ mapping; nothing here reads `os.environ`. A variable that is empty or blank coun
 described in docs/settings.md and, briefly, in local.settings.sample.json.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Self
 
 from shared.domain.calls import ReasoningEffort
 from shared.domain.limits import ANONYMOUS, OTHERS, TOTAL, Limits
-from shared.domain.pricing import Tariff
+from shared.domain.pricing import DEFAULT_TIER, Tariff
 from shared.environment import Environment
 from shared.setting_values import (
     SettingsError,
@@ -53,19 +54,24 @@ DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly and say so 
 MAX_ANSWER_TOKENS = 100_000  # the text of a longer answer might not fit into a table row
 MIN_LEDGER_MONTHS = 2  # a summary reads rows of up to 31 days ago
 MAX_OUTPUT_TOKENS = 128_000  # of the models with the longest answers
+_EMBEDDING = re.compile("embed|(^|[-/])(bge|e5|gte|all-minilm)(-|$)", re.IGNORECASE)  # names of embedding models
 MAX_MESSAGE_BYTES = 500_000  # upper limit of that setting: a system prompt of this size fills its row in UTF-16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
     """The model service: endpoints, authentication, deployments, prices. `timeout` is in seconds, for the first byte
-    and between chunks; `prices` are in USD per 1,000,000 tokens, by deployment or model."""
+    and between chunks; `prices` are in USD per 1,000,000 tokens, by deployment or model. Deployments map to their model
+    or model@version; "" if that is not configured."""
 
     endpoints: tuple[str, ...]  # base URLs that end in /v1/, in order of preference
     api_key: str | None = field(repr=False)  # None: authenticate with the app's identity
+    embedding_endpoints: tuple[str, ...]  # as `endpoints`, of the embedding deployments; often the same
+    embedding_api_key: str | None = field(repr=False)
     scope: str  # of the identity's access tokens
-    deployment: str  # the default
-    deployments: Mapping[str, str]  # deployment -> model or model@version; "" if the model is not configured
+    deployment: str  # the default, for chat
+    deployments: Mapping[str, str]  # for chat
+    embedding_deployments: Mapping[str, str]
     timeout: float
     max_retries: int  # attempts after the first
     reasoning_effort: ReasoningEffort | None  # for turns that set none; None: not sent
@@ -75,28 +81,58 @@ class ModelSettings:
     def read(cls, env: Environment) -> Self:
         deployment = env.text("AZURE_OPENAI_MODEL") or "gpt-5.4-mini"
         deployments = env.optional("AZURE_OPENAI_DEPLOYMENTS", parse_deployments) or {}
+        endpoints = env.required("AZURE_OPENAI_ENDPOINT", parse_model_endpoints)
+        api_key = env.optional("AZURE_OPENAI_API_KEY", parse_api_key)
+        embedding = {name: model for name, model in deployments.items() if _EMBEDDING.search(model or name)}
+        embedding |= env.optional("AZURE_OPENAI_EMBEDDING_DEPLOYMENTS", parse_deployments) or {}
+        chat = {name: model for name, model in deployments.items() if name not in embedding}
         model = cls(
-            endpoints=env.required("AZURE_OPENAI_ENDPOINT", parse_model_endpoints),
-            api_key=env.optional("AZURE_OPENAI_API_KEY", parse_api_key),
+            endpoints=endpoints,
+            api_key=api_key,
+            embedding_endpoints=env.optional("AZURE_OPENAI_EMBEDDING_ENDPOINT", parse_model_endpoints) or endpoints,
+            embedding_api_key=env.optional("AZURE_OPENAI_EMBEDDING_API_KEY", parse_api_key) or api_key,
             scope=env.text("AZURE_OPENAI_SCOPE") or "https://cognitiveservices.azure.com/.default",
             deployment=deployment,
-            deployments=deployments if deployment in deployments else {deployment: "", **deployments},
+            deployments=chat if deployment in chat else {deployment: "", **chat},
+            embedding_deployments=embedding,
             timeout=env.seconds("AZURE_OPENAI_TIMEOUT_SECONDS", 60),
             max_retries=env.whole_number("AZURE_OPENAI_MAX_RETRIES", 2, minimum=0, maximum=10),
             reasoning_effort=env.optional("AZURE_OPENAI_REASONING_EFFORT", parse_reasoning_effort),
             prices=env.parsed("PRICES", parse_prices, {}),
         )
-        model._check_tls()
+        model._check_tls("AZURE_OPENAI_ENDPOINT", model.endpoints, model.api_key)
+        model._check_tls("AZURE_OPENAI_EMBEDDING_ENDPOINT", model.embedding_endpoints, model.embedding_api_key)
+        model._check_kinds()
+        model._check_prices()
         return model
 
-    def _check_tls(self) -> None:
-        cleartext = next(filter(is_remote_cleartext, self.endpoints), None)
-        if cleartext and not self.api_key:
+    @property
+    def all_deployments(self) -> Mapping[str, str]:
+        return {**self.deployments, **self.embedding_deployments}
+
+    def _check_tls(self, setting: str, endpoints: tuple[str, ...], api_key: str | None) -> None:
+        cleartext = next(filter(is_remote_cleartext, endpoints), None)
+        if cleartext and not api_key:
             raise SettingsError(
-                "AZURE_OPENAI_ENDPOINT",
+                setting,
                 f"contains {cleartext!r}: without AZURE_OPENAI_API_KEY the identity's token would be sent there"
                 " unencrypted. Use https://.",
             )
+
+    def _check_kinds(self) -> None:
+        if self.deployment in self.embedding_deployments:
+            raise SettingsError(
+                "AZURE_OPENAI_MODEL", f"names {self.deployment!r}, which makes embeddings. Name a deployment for chat."
+            )
+
+    def _check_prices(self) -> None:
+        embedding = {name for item in self.embedding_deployments.items() for name in (*item, item[1].partition("@")[0])}
+        for name, tariff in self.prices.items():
+            if name in embedding or _EMBEDDING.search(name):
+                continue
+            for tier in (tier for tier, rates in tariff.items() if rates.output is None):
+                named = name if tier == DEFAULT_TIER else f"{name}.{tier}"
+                raise SettingsError("PRICES", f"is malformed: {named!r} needs input and output, in USD per 1M tokens.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

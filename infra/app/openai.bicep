@@ -94,7 +94,7 @@ resource filter 'Microsoft.CognitiveServices/accounts/raiPolicies@2026-07-01' = 
   }
 }
 
-@batchSize(1) // the service rejects a second change to an account while one is running
+@batchSize(1) // 409 RequestConflict for a second change to an account while one is running: bicep-types-az#1730
 resource models 'Microsoft.CognitiveServices/accounts/deployments@2026-07-01' = [
   for deployment in deployments: {
     parent: account

@@ -13,7 +13,7 @@ if [ -n "${UNPRICED_DEPLOYMENTS:-}" ]; then
 No price is known for $UNPRICED_DEPLOYMENTS
 - Calls whose price is not known have no cost. A limit in USD refuses them.
 - The default limits in USD are off as long as a deployment has no price.
-- Name the price of each, in USD per 1M tokens, then run azd provision:
+- Name the price of each, in USD per 1M tokens (embedding models have no output price), then run azd provision:
   azd env set PRICES '{"${UNPRICED_DEPLOYMENTS%%=*}": {"input": INPUT, "output": OUTPUT}}'
 EOF
 fi

@@ -85,7 +85,7 @@ class Rates:
     input: Decimal
     cached_input: Decimal
     cache_write: Decimal
-    output: Decimal
+    output: Decimal | None = None  # an embedding has none
     audio_input: Decimal | None = None
     audio_output: Decimal | None = None
 

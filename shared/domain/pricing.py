@@ -53,14 +53,22 @@ def cost(usage: Usage, rates: Rates) -> Decimal | None:
 
 def worst_case(prompt_tokens: int, completion_tokens: int, rates: Rates, *, audio: bool = False) -> Decimal | None:
     """An upper bound on a call's cost in USD: all prompt tokens at the highest input rate, and the maximum answer at
-    the highest output rate. Both counts are upper bounds. None if there may be `audio` and its rate is not known."""
-    prompt, completion = [rates.input, rates.cached_input, rates.cache_write], [rates.output]
+    the highest output rate. Both counts are upper bounds. None if a rate is not known that may apply."""
+    prompt: list[Decimal | None] = [rates.input, rates.cached_input, rates.cache_write]
+    completion: list[Decimal | None] = [rates.output] if completion_tokens else [Decimal(0)]
     if audio:
-        if rates.audio_input is None or rates.audio_output is None:
-            return None
         prompt.append(rates.audio_input)
         completion.append(rates.audio_output)
-    return (prompt_tokens * max(prompt) + completion_tokens * max(completion)).scaleb(_PER_MILLION)
+    highest_input, highest_output = _highest(prompt), _highest(completion)
+    if highest_input is None or highest_output is None:
+        return None
+    return (prompt_tokens * highest_input + completion_tokens * highest_output).scaleb(_PER_MILLION)
+
+
+def _highest(rates: list[Decimal | None]) -> Decimal | None:
+    """None if one of them is not known."""
+    known = [rate for rate in rates if rate is not None]
+    return max(known) if len(known) == len(rates) else None
 
 
 def saved(usage: Usage, rates: Rates) -> Decimal:
@@ -133,7 +141,7 @@ def _listed(name: str, prompt_tokens: int, now: datetime) -> Rates | None:
         return None
     prices = model.get_prices(now)
     plain, output = _by_length(prices.input_mtok, prompt_tokens), _by_length(prices.output_mtok, prompt_tokens)
-    if plain is None or output is None:
+    if plain is None:
         return None
     cached = _by_length(prices.cache_read_mtok, prompt_tokens)
     cache_write = _by_length(prices.cache_write_mtok, prompt_tokens)

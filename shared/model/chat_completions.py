@@ -17,6 +17,8 @@ class ChatCompletions:
     """The chat completions dialect."""
 
     path = "/chat/completions"
+    operation = "chat"
+    may_stream = True
 
     def compose(self, messages: Sequence[Message], *, max_tokens: int, options: Mapping[str, Any]) -> Mapping[str, Any]:
         return {

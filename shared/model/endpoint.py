@@ -25,7 +25,7 @@ from shared.errors import (
 )
 from shared.model.error_body import read_error
 from shared.model.running_usage import RunningUsageOption
-from shared.model.sse import CONNECTION_ERRORS, DRAIN_TIMEOUT_S, events
+from shared.model.sse import CONNECTION_ERRORS, DRAIN_TIMEOUT_S, document, events
 from shared.model.stream_errors import error_status, has_usage, unwrapped
 from shared.model.upstream_errors import (
     NotAuthorized,
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 10.0
 _LIMITS = httpx2.Limits(max_connections=10_000, max_keepalive_connections=10_000, keepalive_expiry=30)
 _NO_CONTENT = (204, 205)
+_MAX_ERROR_BYTES = 65_536  # a longer event is no error
 _UNREAD = {"X-Stainless-Raw-Response": "stream"}  # makes the SDK return the response with its body unread
 
 
@@ -100,12 +101,12 @@ class Endpoint:
         stack.push_async_callback(response.aclose)
         if response.status_code in _NO_CONTENT:
             raise self._failure(plan, call_id, response, response.status_code, b"")
-        answer = events(response, self._clock)
+        answer = events(response, self._clock) if plan.dialect.may_stream else document(response)
         first = await _first(answer)
         opening = first[-1] if first else ServerEvent()
         if streamed:
             self._running_usage.recognise(response.headers, opening.data)
-        status = error_status(opening.data, opening.name)
+        status = error_status(opening.data, opening.name) if len(opening.data) <= _MAX_ERROR_BYTES else None
         if status and not await self._reports_usage(first, answer):
             raise self._failure(plan, call_id, response, status, opening.data)
         return visible_headers(response.headers), _chained(first, answer)
@@ -171,6 +172,8 @@ async def _first(answer: AsyncIterator[ServerEvent]) -> list[ServerEvent]:
     with _reading():
         async for event in answer:
             first.append(event)
+            if len(event.data) > _MAX_ERROR_BYTES:
+                break
             if unwrapped(parsed(event.data)) is not None or event.name == b"error":
                 break
     return first

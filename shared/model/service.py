@@ -57,6 +57,30 @@ class ModelService:
             await endpoint.close()
 
 
+class ModelServices:
+    """Implements Model: calls of some deployments go to a service of their own. `others`: by deployment."""
+
+    def __init__(self, default: ModelService, others: Mapping[str, ModelService]) -> None:
+        self._default = default
+        self._others = others
+
+    def call(self, plan: Plan, *, call_id: str, deadline: float) -> "ModelCall":
+        return self._of(plan.deployment).call(plan, call_id=call_id, deadline=deadline)
+
+    def pause(self, deployment: str) -> float:
+        return self._of(deployment).pause(deployment)
+
+    def max_output(self, deployment: str) -> int | None:
+        return self._of(deployment).max_output(deployment)
+
+    async def close(self) -> None:
+        for service in {self._default, *self._others.values()}:
+            await service.close()
+
+    def _of(self, deployment: str) -> ModelService:
+        return self._others.get(deployment, self._default)
+
+
 class ModelCall:
     """One model call: attempts until one is answered, one may have been billed, or no retry is left."""
 

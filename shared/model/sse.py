@@ -7,6 +7,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-
 import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from io import BytesIO
 
 import httpx2
 
@@ -53,6 +54,14 @@ async def events(response: httpx2.Response, clock: Clock) -> AsyncIterator[Serve
         yield event
     if not (last and last[-1].data == DONE) and not _framed(response):
         raise ConnectionError("the stream ended without [DONE]")
+
+
+async def document(response: httpx2.Response) -> AsyncIterator[ServerEvent]:
+    """The body as one event, neither parsed nor held twice. Raises CONNECTION_ERRORS."""
+    body = BytesIO()
+    async for part in response.aiter_bytes():
+        body.write(part)
+    yield ServerEvent(body.getvalue())
 
 
 def _documents(body: bytes) -> list[bytes]:

@@ -77,7 +77,7 @@ class _Recorder:
 
         common = _common(record)
         span = self._tracer.start_span(
-            f"chat {record.call.deployment}",
+            f"{record.operation} {record.call.deployment}",
             kind=SpanKind.CLIENT,
             attributes=_present(common | _own(record)),
             start_time=_nanoseconds(record.started),
@@ -101,7 +101,7 @@ def _common(record: CallRecord) -> dict[str, Any]:
     call = record.call
     url = urlsplit(f"//{call.endpoint or ''}")
     return {
-        "gen_ai.operation.name": "chat",
+        "gen_ai.operation.name": record.operation,
         "gen_ai.provider.name": "azure.ai.openai",
         "gen_ai.request.model": call.deployment,
         "gen_ai.response.model": call.model,

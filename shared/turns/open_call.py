@@ -85,6 +85,7 @@ class OpenCall:
         return CallRecord(
             entry=self.entry,
             call=outcome,
+            operation=plan.dialect.operation,
             attempts=self.upstream.attempts,
             max_tokens=plan.requested_max_tokens,
             streamed=plan.streamed,

@@ -193,9 +193,13 @@ class AnswerReader(Protocol):
 
 
 class Dialect(Protocol):
-    """One of the model service's wire formats. `path`: its route, relative to the endpoint's base URL."""
+    """One of the model service's wire formats. `path`: its route, relative to the endpoint's base URL. `operation`: its
+    name in traces. `may_stream`: an answer may be a stream, whatever was asked for; else it is one document, perhaps a
+    large one, which only its reader parses."""
 
     path: str
+    operation: str
+    may_stream: bool
 
     def compose(self, messages: Sequence[Message], *, max_tokens: int, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """The streamed request for these messages, without the model's name."""
@@ -273,6 +277,7 @@ class CallRecord:
 
     entry: LedgerEntry  # as it was opened
     call: Call  # as it ended
+    operation: str  # of the dialect
     attempts: int
     max_tokens: int | None  # as requested
     streamed: bool

@@ -1,32 +1,56 @@
 """The deployments as OpenAI's and Azure OpenAI's models."""
 
+from collections.abc import Mapping
 from urllib.parse import unquote
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.principal import Principal
-from shared.errors import ModelNotFound
+from shared.errors import InvalidRequest, ModelNotFound
 from shared.services import Services
-from shared.web.contract.completions import ModelAnswer, ModelsAnswer
+from shared.web.contract.models import DeploymentKind, ModelAnswer, ModelsAnswer
 from shared.web.http import json_response
 
 
 async def get_models(request: Request, app: Services, principal: Principal) -> Response:
-    return json_response(ModelsAnswer(object="list", data=list(map(_model, sorted(app.settings.model.deployments)))))
+    models = [_model(name, app) for name in sorted(app.settings.model.all_deployments)]
+    return json_response(ModelsAnswer(object="list", data=models))
 
 
 async def get_model(request: Request, app: Services, principal: Principal) -> Response:
-    return json_response(_model(existing_deployment(unquote(request.path_params["model"]), app)))
-
-
-def existing_deployment(name: str, app: Services) -> str:
-    """The name, if a deployment has it. Raises ModelNotFound."""
-    deployments = app.settings.model.deployments
+    name, deployments = unquote(request.path_params["model"]), app.settings.model.all_deployments
     if name not in deployments:
-        listed = ", ".join(sorted(deployments))
-        raise ModelNotFound(f"Model {name!r} does not exist. Choose one of: {listed}.", param="model")
-    return name
+        raise _not_found(name, deployments)
+    return json_response(_model(name, app))
 
 
-def _model(name: str) -> ModelAnswer:
-    return ModelAnswer(id=name, object="model", created=0, owned_by="azure-openai")
+def chat_deployment(name: str, app: Services) -> str:
+    """The name, if a deployment for chat has it. Raises ModelNotFound, or InvalidRequest if it is one for
+    embeddings."""
+    model = app.settings.model
+    return _checked(name, model.deployments, model.embedding_deployments, made="makes embeddings, not chat")
+
+
+def embedding_deployment(name: str, app: Services) -> str:
+    """The same for a deployment that makes embeddings."""
+    model = app.settings.model
+    return _checked(name, model.embedding_deployments, model.deployments, made="is for chat, not for embeddings")
+
+
+def _checked(name: str, right: Mapping[str, str], others: Mapping[str, str], *, made: str) -> str:
+    if name in right:
+        return name
+    if name in others:
+        listed = f"Choose one of: {', '.join(sorted(right))}." if right else "No deployment of this app does that."
+        raise InvalidRequest(f"Model {name!r} {made}. {listed}", param="model")
+    raise _not_found(name, right)
+
+
+def _not_found(name: str, deployments: Mapping[str, str]) -> ModelNotFound:
+    listed = f"Choose one of: {', '.join(sorted(deployments))}." if deployments else "This app has no such model."
+    return ModelNotFound(f"Model {name!r} does not exist. {listed}", param="model")
+
+
+def _model(name: str, app: Services) -> ModelAnswer:
+    kind: DeploymentKind = "embedding" if name in app.settings.model.embedding_deployments else "chat"
+    return ModelAnswer(id=name, object="model", created=0, owned_by="azure-openai", kind=kind)

@@ -36,7 +36,7 @@ from shared.web.http import (
     sse_frame,
     validated,
 )
-from shared.web.models import existing_deployment
+from shared.web.models import chat_deployment
 
 DISCONNECT_HEADER = "x-on-disconnect"  # what happens to a turn whose client goes away
 SESSION_HEADER = "x-session-id"
@@ -85,7 +85,7 @@ async def post_completion(request: Request, app: Services, principal: Principal)
     if streamed:
         write = functools.partial(_write, usage=wants_usage)
         return event_stream(relay(event, stream, app.clock, write=write, write_error=_write_error), headers)
-    return Response(_answer_body(event), 200, headers | _cost(event), media_type="application/json")
+    return answer(event, headers)
 
 
 def opened_headers(opened: Opened, app: Services) -> dict[str, str]:
@@ -100,8 +100,8 @@ def opened_headers(opened: Opened, app: Services) -> dict[str, str]:
 def _forwarded(
     request: Request, app: Services, principal: Principal, completion: CompletionRequest, body: Mapping[str, Any]
 ) -> ForwardedRequest:
-    deployment = _deployment(request, app, completion)
-    _check_price(body)
+    deployment = chat_deployment(named_model(request, completion.model), app)
+    check_price(body)
     session, added = request.headers.get(SESSION_HEADER), set[str]()
     requested = max(completion.max_tokens or 0, completion.max_completion_tokens or 0) or None
     maximum = app.max_output(deployment)
@@ -148,7 +148,7 @@ def stops_on_disconnect(request: Request, *, streamed: bool) -> bool:
     return check_disconnect(value, streamed=streamed, param="X-On-Disconnect")
 
 
-def _check_price(body: Mapping[str, Any]) -> None:
+def check_price(body: Mapping[str, Any]) -> None:
     """Raises InvalidRequest for options whose price is not known before the call, or that are not billed by token."""
     if body.get("service_tier") not in (None, "auto", "default"):
         message = "Only the default service tier has known prices. Leave service_tier out."
@@ -164,11 +164,12 @@ def _check_price(body: Mapping[str, Any]) -> None:
             raise InvalidRequest(message, param=f"tools[{index}].type")
 
 
-def _deployment(request: Request, app: Services, completion: CompletionRequest) -> str:
-    deployment: str | None = request.path_params.get("deployment") or completion.model
+def named_model(request: Request, model: str | None) -> str:
+    """The deployment in the path, as Azure OpenAI's clients send it, or `model` of the body."""
+    deployment: str | None = request.path_params.get("deployment") or model
     if not deployment:
         raise InvalidRequest("Name a model. GET openai/v1/models lists them.", param="model")
-    return existing_deployment(deployment, app)
+    return deployment
 
 
 def rate_headers(rates: RateStatus, seconds: float) -> dict[str, str]:
@@ -199,14 +200,12 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
     return parsed if isinstance(parsed, dict) else None
 
 
-def _answer_body(event: Event) -> bytes:
-    return event.data if isinstance(event, Answer | Metered) else b""
-
-
-def _cost(event: Event) -> dict[str, str]:
-    """The header with the call's cost in USD, if that is known."""
-    cost = event.turn.call.cost if isinstance(event, Answer | Metered) else None
-    return {} if cost is None else {"x-cost-usd": format(cost, "f")}
+def answer(event: Event, headers: Mapping[str, str]) -> Response:
+    """A whole answer, with the call's cost in USD in a header, if that is known."""
+    settled = event if isinstance(event, Answer | Metered) else None
+    cost = settled.turn.call.cost if settled else None
+    priced = {} if cost is None else {"x-cost-usd": format(cost, "f")}
+    return Response(settled.data if settled else b"", 200, {**headers, **priced}, media_type="application/json")
 
 
 def _write(event: Event, *, usage: bool) -> bytes:

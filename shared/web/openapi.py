@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
-from shared.web.contract import chat, completions, conversations, fields, limits, responses, service, usage
+from shared.web.contract import chat, completions, conversations, fields, limits, models, responses, service, usage
 from shared.web.contract.responses import MAX_PAGE_ITEMS
 
 JSON = dict[str, Any]
@@ -19,6 +19,7 @@ _REQUESTS = (
     conversations.ConversationUpdate,
     conversations.NewConversation,
     conversations.NewItems,
+    models.EmbeddingRequest,
     responses.ResponseRequest,
 )
 _ANSWERS = (
@@ -39,8 +40,8 @@ _ANSWERS = (
     chat.HistoryAnswer,
     responses.ItemsAnswer,
     limits.LimitsAnswer,
-    completions.ModelAnswer,
-    completions.ModelsAnswer,
+    models.ModelAnswer,
+    models.ModelsAnswer,
     responses.ResponseAnswer,
     chat.SessionAnswer,
     chat.StartEvent,
@@ -134,9 +135,9 @@ class _Numbers(GenerateJsonSchema):
 
 
 def _schemas() -> JSON:
-    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _REQUESTS]
-    models += [(model, "serialization") for model in _ANSWERS]
-    _, schemas = models_json_schema(models, ref_template=_REF, schema_generator=_Numbers)
+    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _REQUESTS]
+    modes += [(model, "serialization") for model in _ANSWERS]
+    _, schemas = models_json_schema(modes, ref_template=_REF, schema_generator=_Numbers)
     return dict(schemas["$defs"])
 
 
@@ -152,8 +153,10 @@ def _paths() -> JSON:
     on_disconnect = _parameter("X-On-Disconnect", "header", _ON_DISCONNECT, required=False)
     session_header = _parameter("X-Session-Id", "header", _matching(fields.SESSION_ID), required=False)
     completion = partial(_operation, content=chunks, keys=_CLIENT, errors=_TURN, body="CompletionRequest", proxied=True)
+    vectors = {"application/json": {"type": "object"}}
+    embedding = partial(_operation, content=vectors, keys=_CLIENT, errors=_TURN, body="EmbeddingRequest", proxied=True)
     all_limits = partial(_operation, content=_json("LimitsAnswer"), errors=(401, 500, 503))
-    models = partial(_operation, content=_json("ModelsAnswer"), keys=_CLIENT, errors=(401, 500))
+    model_list = partial(_operation, content=_json("ModelsAnswer"), keys=_CLIENT, errors=(401, 500))
     model = partial(_operation, content=_json("ModelAnswer"), keys=_CLIENT, errors=(401, 404, 500))
     version = _parameter("api-version", "query", {"type": "string"}, required=False)
     deployment, model_id = (_parameter(name, "path", _NAME) for name in ("deployment", "model"))
@@ -271,9 +274,13 @@ def _paths() -> JSON:
                 "Azure OpenAI's chat completions", deployment, version, session_header, key, on_disconnect
             )
         },
-        "/openai/v1/models": {"get": models("The deployments that can be used as model")},
+        "/openai/v1/embeddings": {"post": embedding("OpenAI's embeddings")},
+        "/openai/deployments/{deployment}/embeddings": {
+            "post": embedding("Azure OpenAI's embeddings", deployment, version)
+        },
+        "/openai/v1/models": {"get": model_list("The deployments that can be used as model, each with its kind")},
         "/openai/v1/models/{model}": {"get": model("A deployment", model_id)},
-        "/openai/models": {"get": models("Azure OpenAI's list of models: the deployments", version)},
+        "/openai/models": {"get": model_list("Azure OpenAI's list of models: the deployments", version)},
         "/openai/models/{model}": {"get": model("A deployment, as Azure OpenAI's model", model_id, version)},
         **_response_paths("/openai/v1/responses"),
         **_response_paths("/openai/responses", version),

@@ -20,7 +20,7 @@ from shared.turns.requests import ResponseRequest
 from shared.web.contract import responses as contract
 from shared.web.contract.response_items import InputItem, ItemReference
 from shared.web.http import idempotency_key, json_bytes, read_body
-from shared.web.models import existing_deployment
+from shared.web.models import chat_deployment
 from shared.web.response_errors import ConversationNotFound, Refused, unsupported
 from shared.web.response_ids import parse_conversation_id, parse_item_id, parse_response_id
 from shared.web.response_validation import validated
@@ -63,7 +63,7 @@ async def wanted_response(request: Request, app: Services, principal: Principal)
     conversation = body.conversation.id if isinstance(body.conversation, contract.ConversationId) else body.conversation
     _check_state(body, conversation)
     parent, session_id = _continued(body.previous_response_id), _conversation(conversation)
-    deployment = existing_deployment(body.model, app)
+    deployment = chat_deployment(body.model, app)
     tools, warnings = _tools(body)
     max_tokens, requested = _max_tokens(app, principal, deployment, body)
     items = await new_items(app, principal, body.input)

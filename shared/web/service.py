@@ -11,7 +11,10 @@ from shared.web.http import json_response
 async def get_about(request: Request, app: Services, principal: Principal) -> Response:
     model = app.settings.model
     about = AboutAnswer(
-        deployment=model.deployment, deployments=sorted(model.deployments), region=app.settings.azure.region
+        deployment=model.deployment,
+        deployments=sorted(model.deployments),
+        embedding_deployments=sorted(model.embedding_deployments),
+        region=app.settings.azure.region,
     )
     return json_response(about)
 

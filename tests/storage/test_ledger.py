@@ -53,7 +53,7 @@ async def test_ledger_row_is_inserted_before_the_call_is_made(
         assert timedelta(seconds=280) <= call.deadline - before <= timedelta(seconds=300)
         assert call.day == (call.deadline - timedelta(seconds=280)).date()
         bytes_and_wrapping = len("four") + len("twelve bytes") + 2 * 16
-        worst = bytes_and_wrapping * max(RATES.input, RATES.cache_write) + 100 * RATES.output
+        worst = bytes_and_wrapping * max(RATES.input, RATES.cache_write) + 100 * (RATES.output or 0)
         assert call.worst_case == worst / 1_000_000
     await running
 

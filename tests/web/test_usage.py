@@ -168,7 +168,7 @@ async def test_day_adds_up_all_its_ledger_rows(api: httpx.AsyncClient, tables: T
 
 
 def cost_of(uncached: int, cached: int, completion: int) -> Decimal:
-    return (uncached * RATES.input + cached * RATES.cached_input + completion * RATES.output) / 1_000_000
+    return (uncached * RATES.input + cached * RATES.cached_input + completion * (RATES.output or 0)) / 1_000_000
 
 
 def breakdown(calls: int, prompt: int, completion: int, cost: Decimal, unpriced: int = 0) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""openai/*: OpenAI's chat completions and models."""
+"""openai/*: OpenAI's chat completions."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -52,15 +52,3 @@ class CompletionRequest(BaseModel):
                 parts = content if isinstance(content, list) else [{"text": content}]
                 return "\n".join(str(part.get("text") or "") for part in parts)
         return ""
-
-
-class ModelAnswer(BaseModel):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-
-
-class ModelsAnswer(BaseModel):
-    object: Literal["list"]
-    data: list[ModelAnswer]
