@@ -17,6 +17,8 @@ Run it: `python3 -m local run`. The modules:
     run           the supervisor of all child processes
     azurite       Azure Table Storage's emulator
     model         a small language model that speaks OpenAI's wire format
+    e5            a small embedding model
+    embedding_model   its server, which speaks OpenAI's wire format
     triggers      the triggers that the function app declares
     routing       HTTP triggers, routed as the platform does
     timers        timer triggers, fired on schedule or by an admin request

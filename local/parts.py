@@ -12,19 +12,21 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from local import azurite, keys, model
+from local import azurite, e5, keys, model
 from local.environment import SettingsError, layered
 
-# The embedded model is free; its prices are those of a small paid model, to show how costs add up.
+# The embedded models are free; their prices are those of small paid models, to show how costs add up.
+PRICES = {model.NAME: {"input": 0.15, "cached_input": 0.075, "output": 0.60}, e5.NAME: {"input": 0.02}}
 MODEL_SETTINGS = {
     "AZURE_OPENAI_MODEL": model.NAME,
     "AZURE_OPENAI_MAX_TOKENS": str(model.ANSWER_TOKENS),
     "AZURE_OPENAI_MAX_OUTPUT_TOKENS": str(model.SLOT_TOKENS),
     "CONTEXT_TOKENS": "3000",  # below model.SLOT_TOKENS, because token counts of new messages are estimates
     "SYSTEM_PROMPT": model.SYSTEM_PROMPT,
-    "PRICES": json.dumps({model.NAME: {"input": 0.15, "cached_input": 0.075, "output": 0.60}}),
+    "PRICES": json.dumps(PRICES),
     # The chat page and the terminal client show this beside the deployment's name.
     "REGION_NAME": "this machine, a 135M toy for trying the plumbing; make run prints how to use another model",
 }
@@ -44,6 +46,16 @@ The model is a toy of 135 million parameters for trying the plumbing: its answer
 {OTHER_MODEL}"""
 WITHOUT_MODEL = f"The embedded model is not available for this machine. Use another:\n\n{OTHER_MODEL}"
 
+EMBEDDING_SETTINGS = {"AZURE_OPENAI_EMBEDDING_DEPLOYMENTS": e5.NAME}
+OTHER_EMBEDDING_MODEL = """\
+To use another, set AZURE_OPENAI_EMBEDDING_ENDPOINT to its URL, AZURE_OPENAI_EMBEDDING_API_KEY to its key and
+AZURE_OPENAI_EMBEDDING_DEPLOYMENTS to its name."""
+WITHOUT_EMBEDDING_MODEL = f"The embedding model is not available for this machine.\n{OTHER_EMBEDDING_MODEL}"
+EMBEDDING_MODEL_EXITED = f"""\
+requests for embeddings fail, everything else works.
+After an illegal instruction: the model requires a processor with AVX2 and FMA.
+{OTHER_EMBEDDING_MODEL}"""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -52,6 +64,7 @@ class Part:
     is_up: Callable[[], bool]
     environment: Mapping[str, str]
     saves_on_stop: bool = False  # loses data if it is killed
+    without_it: str | None = None  # what to say if it exits and the others go on; None: they are stopped
 
 
 @dataclass
@@ -78,6 +91,8 @@ def plan(file_settings: Mapping[str, str], environ: Mapping[str, str], state: Pa
     if not settings.get("AZURE_OPENAI_ENDPOINT"):
         defaults |= MODEL_SETTINGS
         embedded |= _model(result, environ)
+        if not settings.get("AZURE_OPENAI_EMBEDDING_ENDPOINT"):
+            embedded |= _embedding_model(result, environ, defaults)
     # An embedded part sets its URL and key together, so that a key for another server is never sent to it.
     environment = layered(defaults, file_settings, environ, embedded)
     host = [sys.executable, "-m", "local.host", "--port", str(port)]
@@ -109,6 +124,19 @@ def _model(result: Plan, environ: Mapping[str, str]) -> dict[str, str]:
     command = [sys.executable, "-m", "local.model", "--port", str(port)]
     result.parts.append(Part("model", command, lambda: healthy(f"http://127.0.0.1:{port}/health"), environ))
     return {"AZURE_OPENAI_ENDPOINT": f"http://127.0.0.1:{port}/v1", "AZURE_OPENAI_API_KEY": "local"}
+
+
+def _embedding_model(result: Plan, environ: Mapping[str, str], defaults: dict[str, str]) -> dict[str, str]:
+    if not e5.installed():
+        result.notes.append(WITHOUT_EMBEDDING_MODEL)
+        return {}
+    defaults |= EMBEDDING_SETTINGS
+    port = free_port()
+    command = [sys.executable, "-m", "local.embedding_model", "--port", str(port)]
+    is_up = partial(healthy, f"http://127.0.0.1:{port}/health")
+    result.parts.append(Part("embedding model", command, is_up, environ, without_it=EMBEDDING_MODEL_EXITED))
+    url = f"http://127.0.0.1:{port}/v1"
+    return {"AZURE_OPENAI_EMBEDDING_ENDPOINT": url, "AZURE_OPENAI_EMBEDDING_API_KEY": "local"}
 
 
 def free_port() -> int:

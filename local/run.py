@@ -29,8 +29,7 @@ EXPLAIN_STOP_AFTER_S = 1.0
 
 class PartExited(Exception):
     def __init__(self, child: Child) -> None:
-        message = f"The {child.part.name} exited unexpectedly (exit code {child.exit_code}); everything is stopped."
-        super().__init__(f"{message}\n{_log_tail(child)}")
+        super().__init__(_exit_message(child, "everything is stopped."))
 
 
 class NotReady(Exception):
@@ -48,6 +47,10 @@ def main(state: str | None = None, settings: str | None = None) -> int:
         return 1
 
 
+def _exit_message(child: Child, consequence: str) -> str:
+    return f"The {child.part.name} exited unexpectedly ({child.exit_reason}); {consequence}\n{_log_tail(child)}"
+
+
 def _log_tail(child: Child) -> str:
     return f"The last lines of {places.shown(child.log)}:\n{child.last_lines()}"
 
@@ -57,7 +60,7 @@ class Supervisor:
         self._plan, self._port, self._lock = todo, port, lock
         logs = state / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        self._children = [Child(part, logs / f"{part.name.lower()}.log") for part in todo.parts]
+        self._children = [Child(part, logs / f"{part.name.lower().replace(' ', '-')}.log") for part in todo.parts]
         self._stop_requested = asyncio.Event()
         self._kill_requested = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
@@ -92,9 +95,15 @@ class Supervisor:
                 task.cancel()
 
     async def _first_exit(self) -> None:
-        while all(child.alive for child in self._children):  # noqa: ASYNC110 - there is no event to wait for
+        """Raises PartExited as soon as a part has exited that the others need; reports the others."""
+        running = list(self._children)
+        while True:
+            for child in [child for child in running if not child.alive]:
+                if not child.part.without_it:
+                    raise PartExited(child)
+                say_error(_exit_message(child, child.part.without_it))
+                running.remove(child)
             await asyncio.sleep(0.1)
-        raise PartExited(next(child for child in self._children if not child.alive))
 
     def _start(self) -> None:
         for child in self._children:

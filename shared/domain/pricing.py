@@ -67,8 +67,7 @@ def worst_case(prompt_tokens: int, completion_tokens: int, rates: Rates, *, audi
 
 def _highest(rates: list[Decimal | None]) -> Decimal | None:
     """None if one of them is not known."""
-    known = [rate for rate in rates if rate is not None]
-    return max(known) if len(known) == len(rates) else None
+    return None if None in rates else max(rate for rate in rates if rate is not None)
 
 
 def saved(usage: Usage, rates: Rates) -> Decimal:

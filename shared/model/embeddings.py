@@ -1,7 +1,7 @@
 """The embeddings format. https://platform.openai.com/docs/api-reference/embeddings
 
 An answer may have 34 MB (2,048 vectors of 1,536 numbers). It is held once, and parsed without its vectors, except where
-the service ignores the format that was asked for: then they are converted one by one.
+the service ignores the requested format: then they are converted one by one.
 """
 
 import binascii
@@ -49,8 +49,8 @@ class Embeddings:
 
 
 class EmbeddingAnswer:
-    """Reads an answer, which is one document. Implements AnswerReader. `as_base64`: the vectors' format that was asked
-    for; they are numbers otherwise."""
+    """Reads an answer, which is one document. Implements AnswerReader. `as_base64`: the
+    requested format of the vectors; they are numbers otherwise."""
 
     calls_first = False
     running_usage = None
@@ -99,7 +99,7 @@ class EmbeddingAnswer:
         return self._document
 
     def _in_format(self, data: bytes) -> bytes:
-        """The document with its vectors in the format that was asked for. Some services answer in numbers always
+        """The document with its vectors in the requested format. Some services answer in numbers always
         (Ollama, llama.cpp, Text Embeddings Inference), which OpenAI's SDK for Node would decode as base64."""
         first = _VECTOR.search(data)
         if first is None or first[1].startswith(b'"') == self._as_base64:

@@ -194,7 +194,7 @@ class AnswerReader(Protocol):
 
 class Dialect(Protocol):
     """One of the model service's wire formats. `path`: its route, relative to the endpoint's base URL. `operation`: its
-    name in traces. `may_stream`: an answer may be a stream, whatever was asked for; else it is one document, perhaps a
+    name in traces. `may_stream`: an answer may be a stream, whatever was requested; else it is one document, perhaps a
     large one, which only its reader parses."""
 
     path: str

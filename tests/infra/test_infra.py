@@ -17,11 +17,12 @@ import pytest
 
 from local.environment import settings_file
 from local.places import ROOT
-from shared.settings import Settings
+from shared.settings import ModelSettings, Settings
+from tests.infra.conftest import Predict
 from tests.support import bicep, declared
 from tests.support.bicep import SUBSCRIPTION, Compiler, Deployment, Refused
 from tests.support.platform_runtime import PYTHON
-from tests.support.setting_names import names_read
+from tests.support.setting_names import MINIMAL, names_read
 
 INFRA = ROOT / "infra"
 PARAMETERS = ROOT / "tests" / "infra"
@@ -59,6 +60,8 @@ SECRETS_GRANT: Grant = ("app", "Key Vault Secrets User", "Microsoft.KeyVault/vau
 # Settings that a deployed app does not get, with the reason.
 LOCAL = {
     "ACS_CONNECTION_STRING": "a key; ACS_ENDPOINT signs in by identity",
+    "AZURE_OPENAI_EMBEDDING_API_KEY": "the account's embedding model takes the app's identity or its key; see the endpoint",
+    "AZURE_OPENAI_EMBEDDING_ENDPOINT": "the account has the embedding model too; extraSettings sets another service",
     "AZURE_OPENAI_SCOPE": "the default is right for Azure OpenAI in the public cloud; extraSettings sets another",
     "IDENTITY_ENDPOINT": "set by the platform if an identity is assigned",
     "REGION_NAME": "set by the platform",
@@ -192,6 +195,8 @@ class TestInvalidCombinations:
             ("two-keys", "openAiSecondaryLocation needs openAiAuth identity"),
             ("smtp-without-sender", "mailTransport smtp needs summarySender"),
             ("existing-account-nowhere", "existingOpenAiName needs existingOpenAiResourceGroup"),
+            ("embedding-without-sku", r"'embeddingDeployment' parameter [\s\S]*'sku' must be provided"),
+            ("embedding-named-as-another", 'embeddingDeployment both name a deployment "gpt-5.4-mini", with different'),
         ],
     )
     def test_invalid_combination_of_parameters_is_rejected(self, compiler: Compiler, file: str, reason: str) -> None:
@@ -256,6 +261,7 @@ class TestAllSwitches:
             "AZURE_KEY_VAULT_NAME",
             "AZURE_LOCATION",
             "AZURE_OPENAI_DEPLOYMENTS",
+            "AZURE_OPENAI_EMBEDDING_DEPLOYMENTS",
             "AZURE_OPENAI_ENDPOINT",
             "AZURE_OPENAI_MODEL",
             "AZURE_OPENAI_NAME",
@@ -359,6 +365,12 @@ class TestAllSwitches:
         assert len(ids) == len(set(ids))
 
 
+def model_settings(deployment: Deployment) -> ModelSettings:
+    """As the app reads them; the endpoints are known only after a deployment."""
+    known = {name: value for name, value in deployment.settings.items() if value[:1] != "["}
+    return Settings.from_env({**MINIMAL, **known}).model
+
+
 def diagnostic_settings(deployment: Deployment) -> list[dict[str, Any]]:
     return deployment.of("Microsoft.Insights/diagnosticSettings")
 
@@ -366,7 +378,7 @@ def diagnostic_settings(deployment: Deployment) -> list[dict[str, Any]]:
 @needs_bicep
 class TestSwitches:
     def test_default_model_deployment_and_settings(self, predicted: Mapping[str, Deployment]) -> None:
-        (model,) = predicted["defaults"].of("Microsoft.CognitiveServices/accounts/deployments")
+        model = predicted["defaults"].of(MODELS)[0]
         assert model["sku"] == {"name": "GlobalStandard", "capacity": 20}
         assert model["properties"]["model"] == {"format": "OpenAI", "name": "gpt-5.4-mini", "version": "2026-03-17"}
         assert model["properties"]["raiPolicyName"] == "Microsoft.DefaultV2"
@@ -379,10 +391,55 @@ class TestSwitches:
             r"\[reference\('\S+/accounts/oai-\w+', '[\d-]+'\)\.endpoint\]", settings["AZURE_OPENAI_ENDPOINT"]
         )
 
+    @pytest.mark.parametrize(
+        ("name", "deployment", "model", "sku"),
+        [
+            ("defaults", "text-embedding-3-small", "text-embedding-3-small", ("GlobalStandard", 50)),
+            ("another-embedding-model", "search", "text-embedding-3-large", ("Standard", 120)),
+        ],
+    )
+    def test_embedding_model_is_deployed_beside_the_others_and_read_by_the_app(
+        self, predicted: Mapping[str, Deployment], name: str, deployment: str, model: str, sku: tuple[str, int]
+    ) -> None:
+        _, embedding = predicted[name].of(MODELS)
+        assert embedding["name"].endswith(f"/{deployment}")
+        assert (embedding["sku"]["name"], embedding["sku"]["capacity"]) == sku
+        assert embedding["properties"]["model"] == {"format": "OpenAI", "name": model, "version": "1"}
+        settings = model_settings(predicted[name])
+        assert settings.embedding_deployments == {deployment: f"{model}@1"}
+        assert settings.deployments == {"gpt-5.4-mini": "gpt-5.4-mini@2026-03-17"}
+        assert settings.embedding_endpoints == settings.endpoints
+        assert predicted[name].outputs["AZURE_OPENAI_EMBEDDING_DEPLOYMENTS"] == f"{deployment}={model}@1"
+
+    def test_no_embedding_model(self, predicted: Mapping[str, Deployment]) -> None:
+        assert len(predicted["no-embeddings"].of(MODELS)) == 1
+        assert model_settings(predicted["no-embeddings"]).embedding_deployments == {}
+        assert predicted["no-embeddings"].outputs["AZURE_OPENAI_EMBEDDING_DEPLOYMENTS"] == ""
+
+    def test_embedding_model_among_the_model_deployments_is_deployed_once(self, predict: Predict) -> None:
+        """As users may have it from before there was a default one. Names of deployments have no case in Azure."""
+        mini = {"name": "chat", "model": "gpt-5.4-mini", "version": "2026-03-17", "sku": "Standard", "capacity": 20}
+        small = {**mini, "name": "Text-Embedding-3-small", "model": "text-embedding-3-small", "version": "1"}
+        deployment = predict(modelDeployments=[mini, small])
+        assert [model["name"].split("/")[1] for model in deployment.of(MODELS)] == ["chat", "Text-Embedding-3-small"]
+        settings = model_settings(deployment)
+        assert settings.embedding_deployments == {"Text-Embedding-3-small": "text-embedding-3-small@1"}
+        assert settings.deployments == {"chat": "gpt-5.4-mini@2026-03-17"}
+
+    def test_embedding_model_elsewhere(self, predict: Predict) -> None:
+        elsewhere = {
+            "AZURE_OPENAI_EMBEDDING_DEPLOYMENTS": "search=e5",
+            "AZURE_OPENAI_EMBEDDING_ENDPOINT": "https://embeddings.example/v1",
+        }
+        settings = model_settings(predict(embeddingDeployment={}, extraSettings=elsewhere))
+        assert settings.embedding_deployments == {"search": "e5"}
+        assert settings.embedding_endpoints == ("https://embeddings.example/v1/",)
+
     def test_template_settings_equal_the_defaults_of_the_app(self, predicted: Mapping[str, Deployment]) -> None:
         """The settings that the template spells out are valid and equal the code's defaults."""
         required = {"AZURE_OPENAI_ENDPOINT": "https://x.openai.azure.com", "TABLES_ENDPOINT": "https://x.example"}
-        required |= {name: predicted["defaults"].settings[name] for name in ("AZURE_OPENAI_DEPLOYMENTS",)}
+        deployments = ("AZURE_OPENAI_DEPLOYMENTS", "AZURE_OPENAI_EMBEDDING_DEPLOYMENTS")
+        required |= {name: predicted["defaults"].settings[name] for name in deployments}
         settings = {name: value for name, value in predicted["defaults"].settings.items() if value[:1] != "["}
         settings.pop("SUMMARY_SCHEDULE")  # the Functions host requires it, so the app has no default
         settings.pop("LIMITS")  # on for a deployed app; see test_limits
@@ -399,7 +456,9 @@ class TestSwitches:
         assert (first["location"], second["location"]) == ("swedencentral", "eastus2")
         endpoints = re.findall(r"accounts/([\w-]+)'", predicted["second-region"].settings["AZURE_OPENAI_ENDPOINT"])
         assert endpoints == [first["name"], second["name"]]
-        assert len(predicted["second-region"].of("Microsoft.CognitiveServices/accounts/deployments")) == 2
+        models = [model["name"].split("/") for model in predicted["second-region"].of(MODELS)]
+        names = ("gpt-5.4-mini", "text-embedding-3-small")
+        assert models == [[account["name"], name] for account in (first, second) for name in names]
         scopes = {alert["properties"]["scopes"][0] for alert in predicted["second-region"].of(METRIC_ALERTS)}
         assert scopes == {first["id"], second["id"]}
         grants = predicted["second-region"].of("Microsoft.Authorization/roleAssignments")
@@ -501,7 +560,9 @@ class TestSwitches:
 
     def test_existing_account_is_used_and_not_changed(self, predicted: Mapping[str, Deployment]) -> None:
         assert not predicted["existing-account"].of("Microsoft.CognitiveServices/accounts")
-        assert not predicted["existing-account"].of("Microsoft.CognitiveServices/accounts/deployments")
+        assert not predicted["existing-account"].of(MODELS)
+        described = model_settings(predicted["existing-account"])
+        assert [*described.deployments, *described.embedding_deployments] == ["gpt-5.4-mini", "text-embedding-3-small"]
         account = "/resourceGroups/rg-company-ai/providers/Microsoft.CognitiveServices/accounts/oai-company"
         assert account in predicted["existing-account"].settings["AZURE_OPENAI_ENDPOINT"]
         assert predicted["existing-account"].outputs["AZURE_OPENAI_NAME"] == "oai-company"
@@ -559,8 +620,8 @@ class TestSwitches:
             filters = policy["properties"]["contentFilters"]
             assert {f["severityThreshold"] for f in filters if "severityThreshold" in f} == {"Low"}
             assert len([f for f in filters if "severityThreshold" in f]) == 8
-        models = deployment.of("Microsoft.CognitiveServices/accounts/deployments")
-        assert len(models) == 4
+        models = deployment.of(MODELS)
+        assert len(models) == 6
         assert all(model["properties"]["raiPolicyName"] == "chat" for model in models)
         assert deployment.one("Microsoft.KeyVault/vaults")["properties"]["enablePurgeProtection"] is True
         assert deployment.settings["AZURE_OPENAI_MAX_TOKENS"] == "1600"
@@ -592,6 +653,7 @@ class TestSwitches:
         assert not names_read() - described - {"IDENTITY_ENDPOINT", "REGION_NAME"}
 
 
+MODELS = "Microsoft.CognitiveServices/accounts/deployments"
 PUBLISHING_PASSWORDS = "Microsoft.Web/sites/basicPublishingCredentialsPolicies"
 METRIC_ALERTS = "Microsoft.Insights/metricAlerts"
 LOG_ALERTS = "Microsoft.Insights/scheduledQueryRules"
@@ -654,10 +716,14 @@ def test_private_endpoints_are_created_one_at_a_time() -> None:
     assert re.search(r"@batchSize\(1\).*\nresource privateEndpoints 'Microsoft.Network/privateEndpoints@", text)
 
 
-def test_azd_offers_regions_with_quota_for_the_default_model() -> None:
+def test_azd_offers_regions_with_quota_for_the_default_models() -> None:
     text = (INFRA / "main.bicep").read_text()
-    assert "usageName: ['OpenAI.GlobalStandard.gpt-5.4-mini, 20']" in text
+    assert (
+        "usageName: ['OpenAI.GlobalStandard.gpt-5.4-mini, 20', 'OpenAI.GlobalStandard.text-embedding-3-small, 50']"
+        in text
+    )
     assert "model: 'gpt-5.4-mini', version: '2026-03-17', sku: 'GlobalStandard', capacity: 20" in text
+    assert re.search(r"model: 'text-embedding-3-small'\n.*\n  sku: 'GlobalStandard'\n  capacity: 50\n", text)
 
 
 AZD_VALUES = {
@@ -671,6 +737,7 @@ AZD_VALUES = {
     "AZURE_OPENAI_ENDPOINT": "https://oai-test.openai.azure.com/,https://oai-test-2.openai.azure.com/",
     "AZURE_OPENAI_MODEL": "gpt-5.4-mini",
     "AZURE_OPENAI_DEPLOYMENTS": "gpt-5.4-mini=gpt-5.4-mini@2026-03-17",
+    "AZURE_OPENAI_EMBEDDING_DEPLOYMENTS": "text-embedding-3-small=text-embedding-3-small@1",
     "TABLES_ENDPOINT": "https://sttest.table.core.windows.net",
 }
 
@@ -695,6 +762,7 @@ class TestHooks:
         assert "python3 -m local run --settings '.azure/test/local.settings.json'" in output
         settings = settings_file(tmp_path / ".azure" / "test" / "local.settings.json")
         assert settings["AZURE_OPENAI_ENDPOINT"] == AZD_VALUES["AZURE_OPENAI_ENDPOINT"]
+        assert settings["AZURE_OPENAI_EMBEDDING_DEPLOYMENTS"] == AZD_VALUES["AZURE_OPENAI_EMBEDDING_DEPLOYMENTS"]
         assert settings["TABLES_ENDPOINT"] == AZD_VALUES["TABLES_ENDPOINT"]
         assert settings["TABLE_PREFIX"] == "local"
         assert not settings.keys() - names_read()
