@@ -60,7 +60,7 @@ SECRETS_GRANT: Grant = ("app", "Key Vault Secrets User", "Microsoft.KeyVault/vau
 # Settings that a deployed app does not get, with the reason.
 LOCAL = {
     "ACS_CONNECTION_STRING": "a key; ACS_ENDPOINT signs in by identity",
-    "AZURE_OPENAI_EMBEDDING_API_KEY": "the account's embedding model takes the app's identity or its key; see the endpoint",
+    "AZURE_OPENAI_EMBEDDING_API_KEY": "a key; the app signs in to the account as for chat",
     "AZURE_OPENAI_EMBEDDING_ENDPOINT": "the account has the embedding model too; extraSettings sets another service",
     "AZURE_OPENAI_SCOPE": "the default is right for Azure OpenAI in the public cloud; extraSettings sets another",
     "IDENTITY_ENDPOINT": "set by the platform if an identity is assigned",
@@ -367,8 +367,8 @@ class TestAllSwitches:
 
 def model_settings(deployment: Deployment) -> ModelSettings:
     """As the app reads them; the endpoints are known only after a deployment."""
-    known = {name: value for name, value in deployment.settings.items() if value[:1] != "["}
-    return Settings.from_env({**MINIMAL, **known}).model
+    values = {name: value for name, value in deployment.settings.items() if value[:1] != "["}
+    return Settings.from_env({**MINIMAL, **values}).model
 
 
 def diagnostic_settings(deployment: Deployment) -> list[dict[str, Any]]:
