@@ -126,7 +126,7 @@ def _base64(numbers: bytes) -> bytes:
 
 
 def _numbers(base64: bytes) -> bytes:
-    vector = array("f", binascii.a2b_base64(base64, strict_mode=False))
+    vector = array("f", binascii.a2b_base64(orjson.loads(base64), strict_mode=True))  # JSON may escape a slash
     if byteorder == "big":
         vector.byteswap()
     return orjson.dumps(vector.tolist())
@@ -136,8 +136,9 @@ def _usage(reported: Any) -> Usage | None:
     """The call's tokens. Some services report the total alone (Voyage); there is no completion."""
     if not isinstance(reported, dict):
         return None
-    counted = {"prompt_tokens": reported.get("total_tokens"), **reported}
-    return usage_of({**counted, "completion_tokens": reported.get("completion_tokens") or 0})
+    prompt, completion = reported.get("prompt_tokens"), reported.get("completion_tokens") or 0
+    counted = reported.get("total_tokens") if prompt is None else prompt
+    return usage_of({**reported, "prompt_tokens": counted, "completion_tokens": completion})
 
 
 def _bound(value: Any) -> int:

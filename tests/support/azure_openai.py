@@ -1,5 +1,5 @@
-"""A fake of Azure OpenAI: a server on loopback with the v1 chat completions wire format, scripted failures and a meter
-of billed calls.
+"""A fake of Azure OpenAI: a server on loopback with the v1 wire format of chat completions and embeddings, scripted
+failures and a meter of billed calls.
 
 It replaces only the service, so it never imports the code under test.
 """
@@ -19,7 +19,9 @@ from urllib.parse import parse_qs, urlsplit
 import h11
 
 from tests.support import azure_openai_answers as answers
+from tests.support import azure_openai_embeddings as embeddings
 from tests.support.azure_openai_answers import JSON, Answer, Reply
+from tests.support.azure_openai_embeddings import EmbeddingAnswer
 from tests.support.loopback import Gate, Loopback, Message, Wire
 
 __all__ = ["AzureOpenAI", "Billed", "Fault", "Hold", "Kind", "Reply", "Request", "Script"]
@@ -36,7 +38,7 @@ Kind = Literal[
     "unended",  # a complete response with usage; the connection is lost before [DONE]
     "endless",  # a complete response with [DONE], then comments without end
     "malformed",  # an event that is not JSON, then a clean end
-    "error_event",  # an event with an error object, then a clean end
+    "error_event",  # an event with an error object, then a clean end; not streamed: an error with status 200
     "content_filter",  # 400: the filter blocked the prompt
     "completion_filter",  # the filter cut off the answer: finish_reason content_filter
     "context_length",  # 400: the prompt is too long
@@ -47,7 +49,7 @@ UNBILLED: frozenset[Kind] = frozenset({"status", "context_length"})
 PROMPT_ONLY: frozenset[Kind] = frozenset({"content_filter", "context_length"})
 LOST: frozenset[Kind] = frozenset({"stall", "reset", "close"})
 FINISHED: frozenset[Kind] = frozenset({"none", "slow", "no_usage", "unended", "endless", "completion_filter"})
-CHAT = re.compile(r"/openai/(?:v1|deployments/(?P<deployment>[^/]+))/chat/completions")
+MODEL = re.compile(r"/openai/(?:v1|deployments/(?P<deployment>[^/]+))/(?:chat/completions|(?P<embeds>embeddings))")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Fault:
 
 
 Script = Reply | Fault
+AnyAnswer = Answer | EmbeddingAnswer
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,13 @@ class Request:
 
     @property
     def streamed(self) -> bool:
-        return bool(self.body.get("stream"))
+        return bool(self.body.get("stream")) and not self.embeds
+
+    @property
+    def embeds(self) -> bool:
+        """True for embeddings, False for chat."""
+        route = MODEL.fullmatch(urlsplit(self.path).path)
+        return bool(route and route["embeds"])
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,10 @@ class AzureOpenAI(Loopback):
         self.context_tokens: int | None = None
         self.chunk_tokens = 1
         self.chunk_delay = 0.0
+        self.dimensions = 8  # of embeddings whose request names none
+        self.only_floats = False  # answer embeddings in numbers, whatever format is requested
         self.responder: Callable[[Request], Script] = lambda request: answers.default_reply(request.body)
+        self.embedding_responder: Callable[[Request], Script] = lambda request: Reply()
         self.requests: list[Request] = []
         self.meter: list[Billed] = []
         self.busy = 0
@@ -172,15 +184,15 @@ class AzureOpenAI(Loopback):
         return f"http://127.0.0.1:{self.port}"
 
     def reply(self, text: str = "", **details: Any) -> None:
-        """Queue an answer for the next chat request; `details` are fields of Reply."""
+        """Queue an answer for the next request of the model; `details` are fields of Reply."""
         self._script.append(Reply(text, **details))
 
     def fault(self, kind: Kind | int, **details: Any) -> None:
-        """Queue a failure (a status or a kind) for the next chat request; `details` are fields of Fault."""
+        """Queue a failure (a status or a kind) for the next request of the model; `details` are fields of Fault."""
         self._script.append(Fault("status", kind, **details) if isinstance(kind, int) else Fault(kind, **details))
 
     def hold(self, after: int = 1) -> Hold:
-        """Pause the next chat response after `after` chunks; without streaming, before the first byte."""
+        """Pause the next response of the model after `after` chunks; without streaming, before the first byte."""
         self._holds.append(hold := Hold(after))
         return hold
 
@@ -203,7 +215,7 @@ class AzureOpenAI(Loopback):
         self.requests.append(request)
         if refusal := self._refusal(request):
             return await _send(wire, request, *refusal)
-        if not CHAT.fullmatch(urlsplit(request.path).path):
+        if not MODEL.fullmatch(urlsplit(request.path).path):
             names = self.deployments or {"gpt-5.4-mini": ""}
             models = [{"id": name, "object": "model", "created": 0, "owned_by": "system"} for name in names]
             return await _send(wire, request, 200, {"object": "list", "data": models})
@@ -211,29 +223,33 @@ class AzureOpenAI(Loopback):
 
     def _refusal(self, request: Request) -> tuple[int, JSON | str] | None:
         url = urlsplit(request.path)
-        chat = CHAT.fullmatch(url.path)
-        known_path = chat is not None or url.path == "/openai/v1/models"
+        model = MODEL.fullmatch(url.path)
+        known_path = model is not None or url.path == "/openai/v1/models"
         if (
             not known_path
-            or request.method != ("POST" if chat else "GET")
+            or request.method != ("POST" if model else "GET")
             or ("/deployments/" in url.path and "api-version" not in parse_qs(url.query))
         ):
             return 404, {"error": {"code": "404", "message": "Resource not found"}}
         if not self.authorize(request.headers):
             return 401, answers.error(401, answers.BAD_TOKEN if "authorization" in request.headers else None)
-        if chat is None:
+        if model is None:
             return None
         name = request.body.get("model")
         if not isinstance(name, str):
             return 400, answers.invalid("Missing required parameter: 'model'.", "model")
         if self.deployments is not None and name not in self.deployments:
             return 404, answers.error(404)
+        if request.embeds:
+            problem = embeddings.check(request.body)
+            return (400, problem) if problem else None
         problem = answers.check(request.body, self.rejected.get(name, frozenset()))
         problem = problem or answers.check_length(request.body, self.context_tokens)
         return (400, problem) if problem else None
 
     async def _complete(self, wire: Wire, request: Request) -> None:
-        script = self._script.popleft() if self._script else self.responder(request)
+        responder = self.embedding_responder if request.embeds else self.responder
+        script = self._script.popleft() if self._script else responder(request)
         fault = script if isinstance(script, Fault) else Fault("none", reply=script)
         answer = self._compose_answer(request, fault)
         bill = _Bill(self.meter, _entry(request, answer, fault), due=fault.bills)
@@ -242,7 +258,16 @@ class AzureOpenAI(Loopback):
         finally:
             bill.charge("stopped" if self.stopping else "hang_up")
 
-    def _compose_answer(self, request: Request, fault: Fault) -> Answer:
+    def _compose_answer(self, request: Request, fault: Fault) -> AnyAnswer:
+        model = (self.deployments or {}).get(request.body["model"], self.model_name)
+        if request.embeds:
+            return EmbeddingAnswer(
+                request.body,
+                fault.reply or Reply(),
+                model=model,
+                dimensions=self.dimensions,
+                only_floats=self.only_floats,
+            )
         reply = fault.reply or answers.default_reply(request.body)
         if fault.kind == "completion_filter":
             partial = answers.pieces(reply.text)[: fault.chunks * self.chunk_tokens]
@@ -251,7 +276,7 @@ class AzureOpenAI(Loopback):
         return Answer(
             request.body,
             reply,
-            model=(self.deployments or {}).get(request.body["model"], self.model_name),
+            model=model,
             prompt_tokens=prefixes[-1][1],
             cached_tokens=self._cached(prefixes) if fault.bills else 0,
             chunk_tokens=self.chunk_tokens,
@@ -264,7 +289,7 @@ class AzureOpenAI(Loopback):
             return 0
         return longest // answers.CACHE_STEP_TOKENS * answers.CACHE_STEP_TOKENS
 
-    async def _send_answer(self, wire: Wire, request: Request, fault: Fault, answer: Answer, bill: _Bill) -> None:
+    async def _send_answer(self, wire: Wire, request: Request, fault: Fault, answer: AnyAnswer, bill: _Bill) -> None:
         await asyncio.sleep(fault.seconds)
         if fault.kind in ("status", "content_filter", "context_length"):
             bill.charge(fault.outcome)
@@ -274,11 +299,12 @@ class AzureOpenAI(Loopback):
             return await _break_connection(wire, fault)
         hold = self._holds.popleft() if self._holds else None
         opening, content, closing = self._parts(request, answer, usage=fault.kind != "no_usage")
+        content, closing = _sent(fault, content, closing, streamed=request.streamed)
         if not request.streamed:  # the first byte is sent when the whole answer is ready
             await asyncio.sleep(self.chunk_delay * len(answer.content()))
             await _wait_at(hold)
         await wire.send(_head(request), *map(_data, opening))
-        await self._send_content(wire, content if fault.kind in FINISHED else content[: fault.chunks], hold)
+        await self._send_content(wire, content, hold)
         bill.charge(fault.outcome)
         if fault.kind in LOST:
             return await _break_connection(wire, fault)
@@ -290,11 +316,13 @@ class AzureOpenAI(Loopback):
             while True:
                 await asyncio.sleep(0.1)
                 await wire.send(_data(b": ping\n\n"))
-        return await wire.send(*map(_data, _ending(fault, closing)), h11.EndOfMessage())
+        return await wire.send(*map(_data, closing), h11.EndOfMessage())
 
-    def _parts(self, request: Request, answer: Answer, *, usage: bool) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    def _parts(
+        self, request: Request, answer: AnyAnswer, *, usage: bool
+    ) -> tuple[list[bytes], list[bytes], list[bytes]]:
         """Opening, content and closing chunks; the two halves of a JSON answer are its content and closing."""
-        if request.streamed:
+        if request.streamed and isinstance(answer, Answer):
             opening, content, closing = answer.opening(), answer.content(), answer.closing(usage)
             return [*map(_event, opening)], [*map(_event, content)], [*map(_event, closing), b"data: [DONE]\n\n"]
         whole = answers.compact(answer.whole(usage)).encode("utf-8", "replace")
@@ -318,14 +346,14 @@ def _request(message: Message) -> Request:
     except ValueError:
         body = {}  # answered with 400 because it names no model
     body = body if isinstance(body, dict) else {}
-    chat = CHAT.fullmatch(urlsplit(path).path)
-    if chat and chat["deployment"]:
-        body = body | {"model": chat["deployment"]}
+    route = MODEL.fullmatch(urlsplit(path).path)
+    if route and route["deployment"]:
+        body = body | {"model": route["deployment"]}
     headers = {name.decode(): value.decode() for name, value in message.head.headers}
     return Request(message.head.method.decode(), path, headers, body)
 
 
-def _entry(request: Request, answer: Answer, fault: Fault) -> Billed:
+def _entry(request: Request, answer: AnyAnswer, fault: Fault) -> Billed:
     prompt_only = fault.kind in PROMPT_ONLY
     return Billed(
         call_id=request.call_id,
@@ -340,6 +368,15 @@ def _entry(request: Request, answer: Answer, fault: Fault) -> Billed:
         outcome="ok",
         at=datetime.now(UTC),
     )
+
+
+def _sent(
+    fault: Fault, content: list[bytes], closing: list[bytes], *, streamed: bool
+) -> tuple[list[bytes], list[bytes]]:
+    """Content and closing as far as they are sent."""
+    if fault.kind == "error_event" and not streamed:
+        return [], [answers.compact(answers.STREAM_ERROR).encode()]
+    return content if fault.kind in FINISHED else content[: fault.chunks], _ending(fault, closing)
 
 
 def _ending(fault: Fault, closing: list[bytes]) -> list[bytes]:
@@ -365,7 +402,7 @@ async def _break_connection(wire: Wire, fault: Fault) -> None:
     raise ConnectionAbortedError("connection lost by a scripted fault")
 
 
-def _error(request: Request, fault: Fault, answer: Answer) -> tuple[Request, int, JSON | str]:
+def _error(request: Request, fault: Fault, answer: AnyAnswer) -> tuple[Request, int, JSON | str]:
     if fault.kind == "content_filter":
         return request, 400, answers.PROMPT_FILTERED
     if fault.kind == "context_length":

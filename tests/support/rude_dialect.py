@@ -48,6 +48,8 @@ class Rude:
 
     def document(self, body: bytes) -> bytes:
         document = json.loads(body)
+        if "choices" not in document:
+            return BOM + json.dumps(_with_float_counts(document)).encode()
         for choice in document["choices"]:
             for call in choice["message"].get("tool_calls") or ():
                 call["function"]["arguments"] = _decoded(call["function"]["arguments"])

@@ -15,8 +15,7 @@ from typing import Any, Literal
 import h11
 import pytest
 
-from tests.support.azure_openai import AzureOpenAI, Billed, Request
-from tests.support.azure_openai_answers import Answer
+from tests.support.azure_openai import AnyAnswer, AzureOpenAI, Billed, Request
 from tests.support.loopback import MAX_WAIT_S, Wire
 from tests.support.rude_dialect import Rude
 
@@ -60,7 +59,9 @@ class RudeUpstream(AzureOpenAI):
         """Queue a stream: mappings are chunks, text is an event's data, bytes are sent as they are."""
         self.raw(*map(frame, events), *([b"data: [DONE]\n\n"] if done else []), **details)
 
-    def _parts(self, request: Request, answer: Answer, *, usage: bool) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    def _parts(
+        self, request: Request, answer: AnyAnswer, *, usage: bool
+    ) -> tuple[list[bytes], list[bytes], list[bytes]]:
         opening, content, closing = super()._parts(request, answer, usage=usage)
         if request.streamed:
             opening, content, closing = self._rude.stream(opening, content, closing)
