@@ -12,7 +12,7 @@ import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.access.authentication import Auth
-from shared.services import services
+from shared.services import people_sign_in, services
 from shared.web import (
     chat,
     conversations,
@@ -34,6 +34,8 @@ from shared.web.response_errors import error_response as response_error
 
 FUNCTION, ANONYMOUS = func.AuthLevel.FUNCTION, func.AuthLevel.ANONYMOUS
 
+PEOPLE_SIGN_IN = people_sign_in()  # the app then checks every caller itself
+
 app = func.FunctionApp()
 
 
@@ -46,7 +48,7 @@ def route(
         return cors.with_cors(req, await respond(req, auth, handler, errors))
 
     function.__name__ = name
-    level = ANONYMOUS if auth in (Auth.CLIENT_KEY, Auth.USAGE_KEY) else FUNCTION
+    level = ANONYMOUS if auth in (Auth.CLIENT_KEY, Auth.USAGE_KEY) or PEOPLE_SIGN_IN else FUNCTION
     app.route(path, methods=[method], auth_level=level)(function)
 
 

@@ -97,8 +97,27 @@ class ContextTooLong(InvalidRequest):
 
 
 class Unauthorized(ChatError):
+    """`challenge`: the value of WWW-Authenticate; empty where people can't sign in."""
+
     code = "unauthorized"
     status = 401
+
+    def __init__(self, message: str, *, challenge: str = "") -> None:
+        super().__init__(message)
+        self.challenge = challenge
+
+
+class Forbidden(ChatError):
+    code = "forbidden"
+    status = 403
+
+
+class SignInUnavailable(ChatError):
+    code = "sign_in_unavailable"
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("Access tokens can't be checked at the moment: their issuer can't be reached.", retry_after=5)
 
 
 class ModelNotFound(ChatError):

@@ -23,7 +23,7 @@ from shared.model.embeddings import Embeddings
 from shared.model.endpoint import Endpoint
 from shared.model.service import ModelService, ModelServices
 from shared.reports.limits import LimitReports
-from shared.settings import ModelSettings, Settings, SettingsError, UnresolvedReference, WebSettings
+from shared.settings import ModelSettings, PeopleSettings, Settings, SettingsError, UnresolvedReference, WebSettings
 from shared.storage.connect import connect
 from shared.storage.days import Days
 from shared.storage.deletion import Deletions
@@ -110,9 +110,7 @@ class Services:
             deployment=settings.model.deployment,
         )
         self.limits = LimitReports(ledger, settings.limits, clock)
-        self.authenticator = Authenticator(
-            Keys("CLIENT_KEYS", settings.keys.client_keys), Keys("USAGE_KEYS", settings.keys.usage_keys)
-        )
+        self.authenticator = _authenticator(settings, clock)
 
     # What no chat turn needs is imported and built by its first use.
 
@@ -165,6 +163,16 @@ class Services:
 
     def _table(self, name: str) -> Table:
         return self._tables.table(f"{self.settings.tables.prefix}{name}")
+
+
+def _authenticator(settings: Settings, clock: Clock) -> Authenticator:
+    client_keys = Keys("CLIENT_KEYS", settings.keys.client_keys)
+    usage_keys = Keys("USAGE_KEYS", settings.keys.usage_keys)
+    if settings.people is None:
+        return Authenticator(client_keys, usage_keys)
+    from shared.access.entra import Entra
+
+    return Authenticator(client_keys, usage_keys, settings.people, Entra(settings.people, clock))
 
 
 def _model_services(settings: ModelSettings, identity: Identity, clock: Clock) -> ModelServices:
@@ -227,6 +235,14 @@ def services() -> Services:
         _current = Services(_settings(), CLOCK)
         _finish_on_sigterm()
     return _current
+
+
+def people_sign_in() -> bool:
+    """True if people's access tokens take the place of function keys. False while a setting of it is missing or wrong:
+    the platform then goes on to require function keys, and requests get that error."""
+    with suppress(SettingsError):
+        return PeopleSettings.read(Environment(os.environ)) is not None
+    return False
 
 
 def cors_origins() -> frozenset[str]:

@@ -29,6 +29,8 @@ _DEFAULT_PORTS = {"https": ":443", "http": ":80"}
 
 _PRICES_EXAMPLE = '{"gpt-5.4-mini": {"input": 0.75, "output": 4.5}}'
 
+ACCEPTED = frozenset({"people", "keys"})  # callers that AUTH_ACCEPT can name
+GUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -107,6 +109,35 @@ def parse_api_key(value: str) -> str:
     if not value.isascii() or not value.isprintable():  # it is sent as an HTTP header
         raise ValueError("it contains characters other than printable ASCII.")
     return value
+
+
+def parse_guid(value: str) -> str:
+    if not re.fullmatch(GUID, value.lower()):
+        raise ValueError(f"{value!r} is not an id such as 11111111-2222-3333-4444-555555555555.")
+    return value.lower()
+
+
+def parse_authority(value: str) -> str:
+    """The issuer's URL. http only on this machine: keys that an attacker could replace would open the app."""
+    parts = _url(value, ("https", "http"), "https://login.microsoftonline.com")
+    if parts.query or parts.fragment or parts.path.strip("/") or is_remote_cleartext(value):
+        raise ValueError(f"{value!r} is not a URL such as https://login.microsoftonline.com, without a path.")
+    return value.rstrip("/")
+
+
+def parse_names(value: str) -> frozenset[str]:
+    names = frozenset(filter(None, map(str.strip, value.split(","))))
+    for name in sorted(names):
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a name such as Chat.User.")
+    return names
+
+
+def parse_accepted(value: str) -> frozenset[str]:
+    accepted = parse_names(value)
+    if not accepted or not accepted <= ACCEPTED:
+        raise ValueError(f"{value!r} is not people, keys, or people,keys.")
+    return accepted
 
 
 def parse_origins(value: str) -> frozenset[str]:

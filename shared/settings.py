@@ -14,18 +14,25 @@ from typing import Self
 from shared.domain.calls import ReasoningEffort
 from shared.domain.limits import ANONYMOUS, OTHERS, TOTAL, Limits
 from shared.domain.pricing import DEFAULT_TIER, Tariff
+from shared.domain.principal import PERSON
 from shared.environment import Environment
 from shared.setting_values import (
+    ACCEPTED,
+    GUID,
     SettingsError,
     TablesClient,
     UnresolvedReference,
     is_remote_cleartext,
+    parse_accepted,
     parse_api_key,
+    parse_authority,
     parse_deployments,
+    parse_guid,
     parse_key_hashes,
     parse_limits,
     parse_max_output_tokens,
     parse_model_endpoints,
+    parse_names,
     parse_origins,
     parse_prices,
     parse_reasoning_effort,
@@ -41,6 +48,7 @@ __all__ = [
     "KeySettings",
     "MailSettings",
     "ModelSettings",
+    "PeopleSettings",
     "RetentionSettings",
     "Settings",
     "SettingsError",
@@ -54,6 +62,8 @@ DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly and say so 
 MAX_ANSWER_TOKENS = 100_000  # the text of a longer answer might not fit into a table row
 MIN_LEDGER_MONTHS = 2  # a summary reads rows of up to 31 days ago
 MAX_OUTPUT_TOKENS = 128_000  # of the models with the longest answers
+_AUTH = ("AUTH_TENANT_ID", "AUTH_CLIENT_ID", "AUTH_AUTHORITY", "AUTH_ROLES", "AUTH_ACCEPT")
+_PERSON = re.compile(rf"{PERSON}{GUID}:{GUID}")
 _EMBEDDING = re.compile("embed|(^|[-/])(bge|e5|gte|all-minilm)(-|$)", re.IGNORECASE)  # names of embedding models
 MAX_MESSAGE_BYTES = 500_000  # upper limit of that setting: a system prompt of this size fills its row in UTF-16
 
@@ -266,6 +276,46 @@ class KeySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeopleSettings:
+    """Who issues people's access tokens, and for which app registration. Ids are GUIDs in lower case."""
+
+    tenant_id: str
+    client_id: str  # of the API's registration
+    authority: str  # a URL without a slash at its end
+    roles: frozenset[str]  # of which a person needs one; empty: none is needed
+    accepted: frozenset[str]  # "people", "keys" (client keys), or both
+
+    @classmethod
+    def read(cls, env: Environment) -> Self | None:
+        """None if no AUTH_ setting is set: people do not sign in."""
+        if not any(map(env.text, _AUTH)):
+            return None
+        return cls(
+            tenant_id=env.required("AUTH_TENANT_ID", parse_guid),
+            client_id=env.required("AUTH_CLIENT_ID", parse_guid),
+            authority=env.parsed("AUTH_AUTHORITY", parse_authority, "https://login.microsoftonline.com"),
+            roles=env.parsed("AUTH_ROLES", parse_names, frozenset()),
+            accepted=env.parsed("AUTH_ACCEPT", parse_accepted, ACCEPTED),
+        )
+
+    @property
+    def issuer(self) -> str:
+        return f"{self.authority}/{self.tenant_id}/v2.0"
+
+    @property
+    def keys_url(self) -> str:
+        return f"{self.authority}/{self.tenant_id}/discovery/v2.0/keys"
+
+    @property
+    def authorize_url(self) -> str:
+        return f"{self.authority}/{self.tenant_id}/oauth2/v2.0/authorize"
+
+    @property
+    def scope(self) -> str:
+        return f"api://{self.client_id}/access_as_user"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WebSettings:
     """What web pages may do that another server delivers."""
 
@@ -304,6 +354,7 @@ class Settings:
     turns: TurnSettings
     mail: MailSettings
     keys: KeySettings
+    people: PeopleSettings | None
     web: WebSettings
     azure: AzureSettings
     limits: Limits
@@ -320,6 +371,7 @@ class Settings:
             turns=TurnSettings.read(env),
             mail=MailSettings.read(env),
             keys=KeySettings.read(env),
+            people=PeopleSettings.read(env),
             web=WebSettings.read(env),
             azure=AzureSettings.read(env),
             limits=env.parsed("LIMITS", parse_limits, Limits()),
@@ -332,7 +384,7 @@ class Settings:
     def _check_limits(self) -> None:
         keys = [f"key:{name}" for name in self.keys.client_keys]
         for name in self.limits.by_name:
-            if name not in (TOTAL, ANONYMOUS, OTHERS, *keys):
+            if name not in (TOTAL, ANONYMOUS, OTHERS, *keys) and not (self.people and _PERSON.fullmatch(name)):
                 names = ", ".join(map(repr, keys)) or "none"
                 raise SettingsError(
                     "LIMITS",

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from shared.access.authentication import Auth
 from shared.domain.clock import Clock
 from shared.domain.principal import Principal
-from shared.errors import ChatError, InvalidRequest, MessageTooLarge, UnsupportedMediaType
+from shared.errors import ChatError, InvalidRequest, MessageTooLarge, Unauthorized, UnsupportedMediaType
 from shared.services import Services, services
 from shared.settings import SettingsError
 from shared.turns.events import Event, TurnStream
@@ -37,11 +37,13 @@ async def respond(request: Request, auth: Auth, handler: Handler, write_error: E
     """The handler's response to an authenticated request, or an error response."""
     try:
         app = services()
-        return await handler(request, app, app.authenticator.principal(auth, request.headers))
+        return await handler(request, app, await app.authenticator.principal(auth, request.headers))
     except Exception as error:
         response = write_error(error)
         if isinstance(error, ChatError) and error.final:
             response.headers["x-should-retry"] = "false"  # OpenAI's clients otherwise go by the status
+        if isinstance(error, Unauthorized) and error.challenge:
+            response.headers["www-authenticate"] = error.challenge
         return response
 
 
