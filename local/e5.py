@@ -23,7 +23,7 @@ THREADS = max(1, min(4, (os.cpu_count() or 1) - 1))
 _QUERY = 1
 # The engine has room for four characters per byte of a text, and writes beyond it. Normalization (NFKC) turns this one,
 # of three bytes, into 18; every other one into at most four per byte.
-_LONGEST_EXPANSION = "\ufdfa"
+_EXPANDING = "\ufdfa"
 
 
 def _folder() -> Path | None:
@@ -38,7 +38,7 @@ def installed() -> bool:
 def encoded(text: str) -> bytes:
     """The text as the engine takes it. Raises UnicodeEncodeError for a lone surrogate."""
     without_null = text.replace("\0", " ")  # would end the text
-    return without_null.replace(_LONGEST_EXPANSION, unicodedata.normalize("NFKC", _LONGEST_EXPANSION)).encode()
+    return without_null.replace(_EXPANDING, unicodedata.normalize("NFKC", _EXPANDING)).encode()
 
 
 class Engine:
