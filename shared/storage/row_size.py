@@ -8,7 +8,7 @@ from collections.abc import Iterator, Set
 from dataclasses import replace
 
 from shared.domain.conversation import Message, Session, Turn
-from shared.domain.items import items_of
+from shared.domain.items import CALLS, items_of
 from shared.errors import MessageTooLarge
 from shared.storage.call_columns import json_text
 
@@ -66,7 +66,8 @@ def _cuts(turn: Turn) -> Iterator[Turn]:
 def _with_answer(turn: Turn, answer: Message, cut: Set[str]) -> Turn:
     if not any(answer.get(name) for name in _TEXT | _TOOL_CALLS):
         answer = {**answer, "content": ""}  # the service rejects a message without any of them
-    output = items_of(answer) if turn.input else ()
+    calls_first = any(item["type"] in CALLS for item in turn.output[:1] if item)
+    output = items_of(answer, calls_first=calls_first) if turn.input else ()
     return replace(turn, messages=(*turn.messages[:-1], answer), output=output, truncated=_names(turn, cut))
 
 

@@ -103,14 +103,10 @@ class Reservations:
             is_latest = session.turns == parent.turn and session.kind is Kind.RESPONSES
             if not request.in_place or not is_latest:
                 break
-            if session.lease is None:
+            if session.lease is None:  # else the head was read before the end of the turn, whose row has an answer
                 planned = self._planned(request, self._with_deployment(session), turns)
                 with suppress(SessionBusy):  # another request was faster
                     return await self._commit(request, planned, record)
-            elif session.busy(self._clock.now()):
-                raise StillRunning(_seconds(session, self._clock.now()))
-            else:
-                await self._recovery.free(session)
         else:
             raise SessionBusy
         return await self._reserve_branch(request, session, turns)
