@@ -67,8 +67,8 @@ class Sessions:
             async for row in stored:
                 if row["RowKey"] == rows.HEAD:
                     session = rows.to_session(row)
-                    gone = session.deletion or session.expired(self._clock.now())
-                    if branch and (gone or not branch.continues(session)):
+                    erased = session.deletion or session.expired(self._clock.now())
+                    if branch and (erased or not branch.continues(session)):
                         return None, turns
                 elif session is None:
                     break  # rows that an unfinished erasure has not deleted yet
