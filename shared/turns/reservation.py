@@ -30,7 +30,7 @@ from shared.turns.idempotency import answered_turn, check_first_key, check_same_
 from shared.turns.lease import LeasedTurn, ReservedTurn, SessionlessTurn, lease_for
 from shared.turns.ports import MAX_PAST_TURNS, Deletions, Plan, Retention, Sessions
 from shared.turns.recovery import Recovery, read_turn
-from shared.turns.requests import Request, TurnLimits, UnstoredRequest
+from shared.turns.requests import AnyRequest, Request, TurnLimits, UnstoredRequest
 
 SETTLE_GRACE = timedelta(seconds=60)  # after a turn's timeout, for settling it
 MAX_ATTEMPTS = 3  # to find the session free; each may first finish a recovery or a deletion
@@ -168,7 +168,7 @@ class Reservations:
         raise SessionBusy
 
     async def _read_parent(
-        self, request: Request | UnstoredRequest, parent: Parent, *, inherited: bool = False
+        self, request: AnyRequest, parent: Parent, *, inherited: bool = False
     ) -> tuple[Session, list[Turn]]:
         """The session with the turn to continue, and its turns up to that one, newest first. `inherited`: it may be a
         turn that the named session continues itself. Raises ParentNotFound."""

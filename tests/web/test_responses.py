@@ -114,6 +114,24 @@ async def test_a_response_continues_another_in_place(client: httpx.AsyncClient, 
     assert session_of(first) == session_of(second)
 
 
+@pytest.mark.parametrize(("truncation", "sent"), [("auto", ["2", "3", "more"]), ("disabled", None)])
+async def test_a_prompt_that_the_model_finds_too_long_is_shortened_only_with_truncation(
+    client: httpx.AsyncClient, fake: Fake, truncation: str, sent: list[str] | None
+) -> None:
+    response = await create(client, input="0")
+    for number in range(1, 4):
+        response = await create(client, input=str(number), previous_response_id=response["id"])
+    fake.fault("context_length")
+
+    answer = await post(client, input="more", previous_response_id=response["id"], truncation=truncation)
+
+    if sent is None:
+        assert refused(answer)["code"] == "context_length_exceeded"
+    else:
+        ok_json(answer)
+        assert [text for role, text in texts(fake) if role == "user"] == sent
+
+
 async def test_an_older_response_is_continued_in_a_branch(
     client: httpx.AsyncClient, fake: Fake, tables: Tables
 ) -> None:
