@@ -51,7 +51,8 @@ class OwnerErasure:
 
 
 class Kind(StrEnum):
-    """Which API began a session. The routes of one do not serve those of another."""
+    """Which API began a session: api/chat, openai/v1/responses or openai/v1/conversations. The routes of openai/v1 do
+    not find sessions of api/chat; those of api/* serve all."""
 
     CHAT = "chat"
     RESPONSES = "responses"
@@ -189,6 +190,10 @@ class Turn:
     def with_call(self, call: Call) -> "Turn":
         """This turn with its call of the same id replaced."""
         return replace(self, calls=tuple(call if old.id == call.id else old for old in self.calls))
+
+    def without_content(self) -> "Turn":
+        """This turn without messages and items. Its calls and costs stay."""
+        return replace(self, messages=(), input=(), output=(), extras={})
 
     def with_result(self, result: TurnResult) -> "Turn":
         return replace(
