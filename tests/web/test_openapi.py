@@ -19,13 +19,13 @@ from schemathesis.specs.openapi.checks import (
 
 from local import azurite
 from local.keys import line, new_key
-from local.places import ROOT
 from shared.web.openapi import document
 from tests.conftest import Serve
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.budgets import limited, reply_long, until_settled
 from tests.support.chat_client import streaming
 from tests.support.clock import ManualClock
+from tests.support.declared import triggers
 from tests.support.loopback import MAX_WAIT_S
 from tests.support.processes import HostFactory
 
@@ -151,11 +151,13 @@ async def test_limits_and_refusals_conform_to_the_openapi_document(
 
 def test_every_route_is_in_the_openapi_document() -> None:
     documented = {(path[1:], method) for path, methods in document()["paths"].items() for method in methods}
-    declared = (ROOT / "function_app.py").read_text()
-    path = r'"((?:api|openai)/[^"]+)"'
-    served = {(route, "get") for route in re.findall(rf'public\(\s*"\w+",\s*{path}', declared)}
-    for method, route in re.findall(rf'route\(\s*"\w+",\s*"([A-Z]+)",\s*{path}', declared):
-        served.add((route, method.lower()))
+    served = {
+        (trigger["route"], method.lower())
+        for name, trigger in triggers().items()
+        if trigger["type"] == "httpTrigger" and not name.startswith(("preflight_", "zz_"))
+        for method in trigger["methods"]
+        if trigger["route"].startswith(("api/", "openai/"))
+    }
     assert documented == served - {("api/openapi.json", "get")}
 
 
