@@ -5,7 +5,6 @@ https://platform.openai.com/docs/api-reference/conversations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import unquote
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
@@ -21,7 +20,7 @@ from shared.web.contract.conversations import (
     NewConversation,
     NewItems,
 )
-from shared.web.http import json_response, read_body
+from shared.web.http import json_response, path_text, read_body
 from shared.web.item_lists import page_answer, page_query
 from shared.web.response_errors import ConversationLocked, ConversationNotFound, Refused
 from shared.web.response_ids import conversation_id, parse_conversation_id, parse_item_id
@@ -86,7 +85,7 @@ async def delete_item(request: Request, app: Services, principal: Principal) -> 
         _, address = await _item(request, app, principal, session_id)
         session = await app.conversations.delete_item(*address, principal)
     if session is None:
-        raise ItemNotFound(_path(request, "item_id"))
+        raise ItemNotFound(path_text(request, "item_id"))
     return _conversation(session)
 
 
@@ -94,7 +93,7 @@ async def _item(
     request: Request, app: Services, principal: Principal, session_id: str
 ) -> tuple[dict[str, object], Address]:
     """The item that the path names, and where it is. Raises ItemNotFound, also if it is not in this conversation."""
-    text = _path(request, "item_id")
+    text = path_text(request, "item_id")
     address = parse_item_id(text, ItemNotFound(text))
     placed = await app.conversations.item(*address, principal) if address.session_id == session_id else None
     if placed is None or (shown := placed_item(placed))["id"] != text:
@@ -105,7 +104,7 @@ async def _item(
 @contextmanager
 def _named(request: Request) -> Iterator[str]:
     """The session of the conversation that the path names. Errors within name the conversation."""
-    text = _path(request, "conversation_id")
+    text = path_text(request, "conversation_id")
     if not text.startswith("conv_"):
         message = f"Invalid 'conversation_id': {text[:100]!r}. Expected an ID that begins with 'conv_'."
         raise Refused(message, param="conversation_id")
@@ -115,10 +114,6 @@ def _named(request: Request) -> Iterator[str]:
         raise ConversationNotFound(text) from None
     except SessionBusy as error:
         raise ConversationLocked(error.retry_after) from None
-
-
-def _path(request: Request, name: str) -> str:
-    return unquote(request.path_params[name])
 
 
 def _conversation(session: Session) -> Response:

@@ -1,14 +1,12 @@
 """The deployments as OpenAI's and Azure OpenAI's models."""
 
-from urllib.parse import unquote
-
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.principal import Principal
 from shared.errors import ModelNotFound
 from shared.services import Services
 from shared.web.contract.completions import ModelAnswer, ModelsAnswer
-from shared.web.http import json_response
+from shared.web.http import json_response, path_text
 
 
 async def get_models(request: Request, app: Services, principal: Principal) -> Response:
@@ -16,7 +14,7 @@ async def get_models(request: Request, app: Services, principal: Principal) -> R
 
 
 async def get_model(request: Request, app: Services, principal: Principal) -> Response:
-    return json_response(_model(existing_deployment(unquote(request.path_params["model"]), app)))
+    return json_response(_model(existing_deployment(path_text(request, "model"), app)))
 
 
 def existing_deployment(name: str, app: Services) -> str:

@@ -36,16 +36,19 @@ _UNSUPPORTED = {  # fields of OpenAI's, each with why it is refused
     "image": "Leave it out.",
     "prompt_cache_options": "The model service decides what it caches. Leave it out.",
 }
-_OF_TOOLS = ("async", "defer_loading", "allowed_callers", "output_schema")
-_ACCEPTED = ("web_search", "namespace")  # hosted tools that Codex always sends: left out, unless tool_choice needs them
-_SAME = ("temperature", "top_p", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+_UNSUPPORTED_IN_TOOLS = ("async", "defer_loading", "allowed_callers", "output_schema")
+# Hosted tools that Codex always sends: left out, unless tool_choice needs them.
+_IGNORED_TOOLS = ("web_search", "namespace")
+# They have the same names in chat completions.
+_UNCHANGED_OPTIONS = ("temperature", "top_p", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 _ECHOED = ("instructions", "previous_response_id", "max_output_tokens", "max_tool_calls", "parallel_tool_calls")
 _NOT_COMPARED = ("stream", "stream_options", "client_metadata")  # a retry with the same Idempotency-Key may change them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WantedResponse:
-    """`turn`: the request for the turn. `echo`: what the response repeats. `conversation`: as the caller wrote it."""
+class ParsedRequest:
+    """A valid request. `turn`: the request for its turn. `echo`: what the response repeats of it. `conversation`: the
+    ID that the caller sent."""
 
     turn: ResponseRequest
     echo: Mapping[str, Any]
@@ -56,7 +59,7 @@ class WantedResponse:
     conversation: str | None
 
 
-async def wanted_response(request: Request, app: Services, principal: Principal) -> WantedResponse:
+async def parse_request(request: Request, app: Services, principal: Principal) -> ParsedRequest:
     """Raises InvalidRequest, ModelNotFound, ItemNotFound, MessageTooLarge and UnsupportedMediaType."""
     raw = await read_body(request, app.settings.turns.max_request_bytes)
     body = validated(contract.ResponseRequest, _supported(raw))
@@ -89,7 +92,7 @@ async def wanted_response(request: Request, app: Services, principal: Principal)
         instructions=body.instructions or "",
         options=_options(body, tools),
     )
-    return WantedResponse(
+    return ParsedRequest(
         turn=turn,
         echo=echo,
         include=body.include,
@@ -114,10 +117,10 @@ def _supported(body: Mapping[str, Any]) -> JSON:
 def _supported_tool(at: int, tool: Any) -> Any:
     if not isinstance(tool, dict) or tool.get("type") not in ("function", "custom"):
         return tool
-    for name in _OF_TOOLS:
+    for name in _UNSUPPORTED_IN_TOOLS:
         if tool.get(name):
             raise unsupported(f"tools[{at}].{name}", f"'tools[{at}].{name}' is not supported. Leave it out.")
-    return {name: each for name, each in tool.items() if name not in _OF_TOOLS}
+    return {name: each for name, each in tool.items() if name not in _UNSUPPORTED_IN_TOOLS}
 
 
 def _check_state(body: contract.ResponseRequest, conversation: str | None) -> None:
@@ -193,7 +196,7 @@ def _tools(body: contract.ResponseRequest) -> tuple[list[JSON], list[str]]:
     for at, tool in enumerate(body.tools):
         if not isinstance(tool, contract.HostedTool):
             tools.append(tool.model_dump())
-        elif not tool.type.startswith(_ACCEPTED):
+        elif not tool.type.startswith(_IGNORED_TOOLS):
             raise _hosted(tool.type, f"tools[{at}].type")
         else:
             left_out.append(tool.type)
@@ -236,7 +239,7 @@ def _max_tokens(
 
 def _options(body: contract.ResponseRequest, tools: Sequence[JSON]) -> JSON:
     """The request's options in chat completions."""
-    options = {name: value for name in _SAME if (value := getattr(body, name)) is not None}
+    options = {name: value for name in _UNCHANGED_OPTIONS if (value := getattr(body, name)) is not None}
     if tools:
         options["tools"] = [_chat_tool(tool) for tool in tools]
         options["tool_choice"] = _chat_choice(body.tool_choice)
