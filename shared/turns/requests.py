@@ -108,6 +108,12 @@ class _TurnRequest:
     idempotency_key: str | None = None
     fingerprint: str = ""
 
+    def check(self, limits: TurnLimits) -> None:
+        """Check nothing: the web layer or the model service does it, in the words of their API."""
+
+    def admits(self, session: Session) -> bool:
+        return True
+
     def _session(self, session_id: str, now: datetime, *, system: str, deployment: str) -> Session:
         expires = now + self.expires_in if self.expires_in else None
         owner = self.principal.name
@@ -175,9 +181,6 @@ class ComposedRequest(_PromptRequest):
         if self.max_tokens is not None and self.max_tokens > longest:
             raise InvalidRequest(f"max_tokens may be at most {longest}.", param="max_tokens")
 
-    def admits(self, session: Session) -> bool:
-        return True
-
     def new_session(self, session_id: str, now: datetime, limits: TurnLimits, parent: Session | None) -> Session:
         if parent:
             branch = self._session(
@@ -211,12 +214,6 @@ class ForwardedRequest(_TurnRequest):
     requested_max_tokens: int | None = None
     added: frozenset[str] = frozenset()
     system: str | None = None
-
-    def check(self, limits: TurnLimits) -> None:
-        """Check nothing: the model service validates the body."""
-
-    def admits(self, session: Session) -> bool:
-        return True
 
     def new_session(self, session_id: str, now: datetime, limits: TurnLimits, parent: Session | None) -> Session:
         system = limits.system_prompt if self.system is None else self.system
@@ -254,9 +251,6 @@ class ResponseRequest(_PromptRequest):
     requested_max_tokens: int | None = None
     instructions: str = ""
 
-    def check(self, limits: TurnLimits) -> None:
-        """Check nothing: the web layer has done it, in the words of that API."""
-
     def admits(self, session: Session) -> bool:
         return session.kind is not Kind.CHAT if self.parent else session.kind is Kind.CONVERSATION
 
@@ -280,8 +274,8 @@ class ResponseRequest(_PromptRequest):
 
 
 def _check_past(session: Session, turns: Sequence[Turn], *, whole: bool) -> None:
-    """Raises ParentNotFound if a session that this one continues is gone, and ContextTooLong if not all of the past
-    can be read."""
+    """Raises ParentNotFound if a session that this one continues is gone, and ContextTooLong if `whole` and there are
+    more than MAX_PAST_TURNS turns."""
     start = session.cleared_through + 1 if whole else max(session.window_start, session.cleared_through + 1)
     missing = bool(turns) and turns[-1].number > start
     if whole and missing and len(turns) >= MAX_PAST_TURNS:

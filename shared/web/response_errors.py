@@ -44,8 +44,10 @@ _CODES = {  # of this app, each with OpenAI's
 class Refused(InvalidRequest):
     """The request is invalid, in OpenAI's words. `code`: one of OpenAI's; empty if it has none for this."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value") -> None:
-        super().__init__(message, param=param)
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str = "invalid_value", retry_after: int | None = None
+    ) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
         self.code = code
 
 
@@ -70,8 +72,7 @@ class ConversationLocked(Refused):
 
     def __init__(self, retry_after: int | None) -> None:
         message = "Another process is currently operating on this conversation. Please retry in a few seconds."
-        super().__init__(message, param="conversation", code="conversation_locked")
-        self.retry_after = retry_after or 1
+        super().__init__(message, param="conversation", code="conversation_locked", retry_after=retry_after or 1)
 
 
 def unsupported(param: str, message: str, code: str = "unsupported_parameter") -> Refused:

@@ -132,9 +132,8 @@ def _openai_errors(parsed: ParsedRequest) -> Iterator[None]:
 
 
 def _still_running(response: str, param: str, error: StillRunning) -> Refused:
-    refused = Refused(f"Response with id '{response}' is still in progress.", param=param, code="")
-    refused.retry_after = error.retry_after
-    return refused
+    message = f"Response with id '{response}' is still in progress."
+    return Refused(message, param=param, code="", retry_after=error.retry_after)
 
 
 def _cost(turn: Turn) -> dict[str, str]:
