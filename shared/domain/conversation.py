@@ -69,7 +69,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """The head of a conversation. `turns`: number of the latest turn. `window_start`: number of the first turn in the
+    """The head of a session. `turns`: number of the latest turn. `window_start`: number of the first turn in the
     latest answered turn's prompt. `etag`: the version that was read; empty if the session is not stored yet."""
 
     id: str
@@ -128,8 +128,9 @@ class TurnResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One exchange: the request's messages, the answer, and all model calls for it. The calls form one or more steps,
-    each with at most one retry, and one more call each time that a prompt was too long and is shortened."""
+    """One exchange: the request's messages, the answer, and all model calls for it; or messages that were added to a
+    conversation without a call. The calls form one or more steps, each with at most one retry, and one more call each
+    time that a prompt was too long and is shortened."""
 
     number: int
     started: datetime

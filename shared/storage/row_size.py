@@ -20,7 +20,8 @@ _TOOL_CALLS = {"tool_calls", "function_call"}
 
 
 def check_size(session: Session, turn: Turn, answer_tokens: int, view: str | None = None) -> None:
-    """Raises MessageTooLarge if the session, or the turn with an answer of that many tokens, does not fit in a row."""
+    """Raises MessageTooLarge if the session, the turn's view, or the turn with an answer of that many tokens, does not
+    fit in a row."""
     if len(session.system.encode("utf-16-le")) > MAX_TEXT_BYTES:
         raise MessageTooLarge("The system prompt is too large to store.")
     if view is not None and len(view.encode("utf-16-le")) > MAX_TEXT_BYTES:

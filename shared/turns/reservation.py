@@ -88,7 +88,7 @@ class Reservations:
         return await self._reserve_new(request, session_id, planned)
 
     async def _continue(self, request: Request, parent: Parent) -> LeasedTurn | Replay:
-        """Continue a turn: in its session, if it is the latest one there and the request goes on in place, else in a
+        """Continue a turn: in its own session if it is the latest turn there and the request is `in_place`, else in a
         branch. docs/branch_protocol.py specifies this: once a turn is not the latest, it never is again, so requests
         with the same Idempotency-Key agree on the session."""
         for _ in range(MAX_ATTEMPTS):
@@ -170,8 +170,8 @@ class Reservations:
     async def _read_parent(
         self, request: AnyRequest, parent: Parent, *, inherited: bool = False
     ) -> tuple[Session, list[Turn]]:
-        """The session with the turn to continue, and its turns up to that one, newest first. `inherited`: it may be a
-        turn that the named session continues itself. Raises ParentNotFound."""
+        """The session with the turn to continue, and its turns up to that one, newest first. `inherited`: the named
+        session may be a branch, and the turn one from before the branch. Raises ParentNotFound or StillRunning."""
         session, turns = await self._sessions.read(parent.session_id, through=parent.turn, whole=request.whole)
         if session is None or session.deletion or session.expired(self._clock.now()):
             raise ParentNotFound
@@ -189,7 +189,7 @@ class Reservations:
         return session, turns
 
     async def _origin(self, session: Session, number: int) -> Parent:
-        """The turn with this number of the session, or of the one that has it of those that it continues. Raises
+        """Where the turn with this number is: in the session, or in one of those that it continues. Raises
         ParentNotFound."""
         for _ in range(MAX_PAST_TURNS):
             if number <= session.cleared_through:

@@ -17,7 +17,7 @@ _BLOCK = 20  # turns in memory at once: a turn takes up to 1 MiB
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one session adds to a conversation, which may go on in branches: its turns from `first` to `last`."""
+    """The turns `first` to `last` of one session, as a part of a conversation that continues in branches."""
 
     session: Session
     first: int
@@ -72,8 +72,8 @@ class SessionAccess:
         return page
 
     async def parts(self, session: Session, *, last: int, newest_first: bool = True) -> AsyncIterator[Part]:
-        """What the session and those that it continues add, up to the turn `last`, as far as they exist. Newest first,
-        each is read when it is needed."""
+        """The parts of the session's conversation up to the turn `last`: its own turns, and those of the sessions that
+        it continues, as far as they exist. Newest first, each head is read when it is needed."""
         if not newest_first:
             parts = [part async for part in self.parts(session, last=last)]
             for part in reversed(parts):
@@ -95,7 +95,7 @@ class SessionAccess:
     async def turns(
         self, session: Session, first: int, last: int, *, newest_first: bool, block: int = _BLOCK
     ) -> AsyncIterator[Turn]:
-        """The session's own turns with these numbers, `block` of them at once, or fewer."""
+        """The session's own turns with these numbers, at most `block` of them in memory at once."""
         block = min(block, _BLOCK)
         while first <= last:
             low, high = (max(first, last - block + 1), last) if newest_first else (first, min(last, first + block - 1))
