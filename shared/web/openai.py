@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from decimal import Decimal
 from hashlib import sha256
 from typing import Any
 
@@ -85,7 +86,9 @@ async def post_completion(request: Request, app: Services, principal: Principal)
     if streamed:
         write = functools.partial(_write, usage=wants_usage)
         return event_stream(relay(event, stream, app.clock, write=write, write_error=_write_error), headers)
-    return Response(_answer_body(event), 200, headers | _cost(event), media_type="application/json")
+    if not isinstance(event, Answer | Metered):
+        raise TypeError(event)
+    return Response(event.data, 200, headers | cost_header(event.turn.call.cost), media_type="application/json")
 
 
 def opened_headers(opened: Opened, app: Services) -> dict[str, str]:
@@ -199,13 +202,8 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
     return parsed if isinstance(parsed, dict) else None
 
 
-def _answer_body(event: Event) -> bytes:
-    return event.data if isinstance(event, Answer | Metered) else b""
-
-
-def _cost(event: Event) -> dict[str, str]:
-    """The header with the call's cost in USD, if that is known."""
-    cost = event.turn.call.cost if isinstance(event, Answer | Metered) else None
+def cost_header(cost: Decimal | None) -> dict[str, str]:
+    """The header with a cost in USD; none if it is not known."""
     return {} if cost is None else {"x-cost-usd": format(cost, "f")}
 
 

@@ -22,12 +22,18 @@ from shared.errors import (
 from shared.web.http import json_error
 from shared.web.openai import openai_error, rate_headers
 
-# Fields of chat completions, each with the field of the Responses API that becomes it.
+
+def _word(pattern: str) -> str:
+    """Only as a whole: not within a name or a path."""
+    return rf"(?<![\w/]){pattern}(?![\w/])"
+
+
+# Fields of chat completions as patterns, each with the field of the Responses API that becomes it.
 _FIELDS = (
     (r"(\w+\.)?max_(completion_)?tokens", "max_output_tokens"),
-    (r"reasoning_effort", "reasoning.effort"),
-    (r"response_format(\.json_schema)?", "text.format"),
-    (r"messages(?=[.\[])(\.?\[\d+\])?(\.\w+|\[\d+\])*", "input"),
+    (_word("reasoning_effort"), "reasoning.effort"),
+    (_word(r"response_format(\.json_schema)?"), "text.format"),
+    (_word(r"messages(?=[.\[])(\.?\[\d+\])?(\.\w+|\[\d+\])*"), "input"),
     (r"(?<=')messages(?=')", "input"),
     (r"(?<!\.)verbosity", "text.verbosity"),
     (r"(tools\[\d+\])\.(?:function|custom)\.", r"\1."),
@@ -116,7 +122,7 @@ def response_error(error: Exception) -> tuple[dict[str, Any], int, int | None]:
 def renamed(text: str) -> str:
     """Text of the model service with the fields' names in the Responses API."""
     for field, name in _FIELDS:
-        text = re.sub(rf"(?<![\w/]){field}(?![\w/])" if field[0] != "(" else field, name, text)
+        text = re.sub(field, name, text)
     return text
 
 

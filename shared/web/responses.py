@@ -17,7 +17,7 @@ from shared.services import Services
 from shared.turns.events import Answer, Metered, Opened, Started
 from shared.web.http import disconnected, event_stream, json_response, path_text, relay
 from shared.web.item_lists import page_answer, page_query
-from shared.web.openai import opened_headers, stops_on_disconnect
+from shared.web.openai import cost_header, opened_headers, stops_on_disconnect
 from shared.web.response_errors import (
     ConversationLocked,
     ConversationNotFound,
@@ -57,7 +57,7 @@ async def post_response(request: Request, app: Services, principal: Principal) -
     if not isinstance(event, Answer | Metered):
         raise TypeError(event)
     response = response_object(parsed.echo, writer.session_id, writer.turn_of(event), parsed.include)
-    return json_response(response, headers=headers | _cost(event.turn))
+    return json_response(response, headers=headers | cost_header(event.turn.cost))
 
 
 async def get_response(request: Request, app: Services, principal: Principal) -> Response:
@@ -134,8 +134,3 @@ def _openai_errors(parsed: ParsedRequest) -> Iterator[None]:
 def _still_running(response: str, param: str, error: StillRunning) -> Refused:
     message = f"Response with id '{response}' is still in progress."
     return Refused(message, param=param, code="", retry_after=error.retry_after)
-
-
-def _cost(turn: Turn) -> dict[str, str]:
-    """The header with the response's cost in USD, if that is known."""
-    return {} if turn.cost is None else {"x-cost-usd": format(turn.cost, "f")}
