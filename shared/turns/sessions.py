@@ -12,7 +12,7 @@ from shared.turns.ports import MAX_PAST_TURNS, Deletions, Sessions
 from shared.turns.recovery import Recovery
 
 MAX_ATTEMPTS = 10  # to mark a head while others write it
-_BLOCK = 20  # turns in memory at once: a turn takes up to 1 MiB
+BLOCK_TURNS = 20  # in memory at once: a turn takes up to 1 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +93,10 @@ class SessionAccess:
             head, last = ancestor, min(last, parent.turn)
 
     async def turns(
-        self, session: Session, first: int, last: int, *, newest_first: bool, block: int = _BLOCK
+        self, session: Session, first: int, last: int, *, newest_first: bool, block: int = BLOCK_TURNS
     ) -> AsyncIterator[Turn]:
         """The session's own turns with these numbers, at most `block` of them in memory at once."""
-        block = min(block, _BLOCK)
+        block = min(block, BLOCK_TURNS)
         while first <= last:
             low, high = (max(first, last - block + 1), last) if newest_first else (first, min(last, first + block - 1))
             turns = await self._sessions.history(session.id, first=low, last=high, limit=block)
