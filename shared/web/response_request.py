@@ -16,13 +16,14 @@ from shared.domain.items import messages_of, paired
 from shared.domain.principal import Principal
 from shared.errors import ItemNotFound
 from shared.services import Services
+from shared.turns.conversations import PlacedItem
 from shared.turns.requests import ResponseRequest
 from shared.web.contract import responses as contract
 from shared.web.contract.response_items import InputItem, ItemReference
 from shared.web.http import idempotency_key, json_bytes, read_body
 from shared.web.models import existing_deployment
 from shared.web.response_errors import ConversationNotFound, Refused, unsupported
-from shared.web.response_ids import parse_conversation_id, parse_item_id, parse_response_id
+from shared.web.response_ids import item_id, parse_conversation_id, parse_item_id, parse_response_id
 from shared.web.response_validation import validated
 
 JSON: TypeAlias = dict[str, Any]
@@ -164,16 +165,20 @@ async def new_items(app: Services, principal: Principal, sent: str | Sequence[In
         content = [{"type": "input_text", "text": sent}]
         return [{"type": "message", "role": "user", "content": content}] if sent else []
     return paired(
-        [await _stored(app, principal, item.id) if isinstance(item, ItemReference) else item.item() for item in sent]
+        [
+            (await stored_item(app, principal, item.id)).item if isinstance(item, ItemReference) else item.item()
+            for item in sent
+        ]
     )
 
 
-async def _stored(app: Services, principal: Principal, item_id: str) -> Item:
-    error = ItemNotFound(item_id)
-    placed = await app.conversations.item(*parse_item_id(item_id, error), principal)
-    if placed is None:
+async def stored_item(app: Services, principal: Principal, text: str) -> PlacedItem:
+    """The item with this id. Raises ItemNotFound, also if the id is that of another type of item."""
+    error = ItemNotFound(text)
+    placed = await app.conversations.item(*parse_item_id(text, error), principal)
+    if placed is None or item_id(placed.session_id, placed.turn.number, placed.at, placed.item) != text:
         raise error
-    return placed.item
+    return placed
 
 
 def check_messages(messages: Sequence[Message]) -> None:
