@@ -11,7 +11,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.conversation import Session
 from shared.domain.principal import Principal
-from shared.errors import ItemNotFound, SessionBusy, SessionNotFound
+from shared.errors import MAX_SHOWN, ItemNotFound, SessionBusy, SessionNotFound
 from shared.services import Services
 from shared.turns.conversations import PlacedItem
 from shared.web.contract.conversations import (
@@ -105,7 +105,7 @@ def _named(request: Request) -> Iterator[str]:
     """The session of the conversation that the path names. Errors within name the conversation."""
     text = _path(request, "conversation_id")
     if not text.startswith("conv_"):
-        message = f"Invalid 'conversation_id': {text[:100]!r}. Expected an ID that begins with 'conv_'."
+        message = f"Invalid 'conversation_id': {text[:MAX_SHOWN]!r}. Expected an ID that begins with 'conv_'."
         raise Refused(message, param="conversation_id")
     try:
         yield parse_conversation_id(text, ConversationNotFound(text))

@@ -5,6 +5,7 @@ from typing import Any, TypedDict, get_args
 
 from azurefunctions.extensions.http.fastapi import Request
 
+from shared.errors import MAX_SHOWN
 from shared.turns.conversations import Address, Page
 from shared.web.contract.responses import MAX_PAGE_ITEMS, Include
 from shared.web.response_errors import Refused
@@ -31,7 +32,9 @@ def page_query(request: Request) -> PageQuery:
         raise Refused("Invalid 'order': it must be 'asc' or 'desc'.", param="order")
     address = None
     if after:
-        address = parse_item_id(after, Refused(f"Invalid 'after': {after[:100]!r} is no id of an item.", param="after"))
+        address = parse_item_id(
+            after, Refused(f"Invalid 'after': {after[:MAX_SHOWN]!r} is no id of an item.", param="after")
+        )
     return {"limit": int(limit), "after": address, "newest_first": order == "desc"}
 
 
@@ -41,7 +44,7 @@ def included(request: Request) -> list[str]:
     for value in values:
         if value not in get_args(Include):
             known = ", ".join(map(repr, get_args(Include)))
-            message = f"Invalid value for 'include': {value[:100]!r}. Supported values are: {known}."
+            message = f"Invalid value for 'include': {value[:MAX_SHOWN]!r}. Supported values are: {known}."
             raise Refused(message, param="include")
     return values
 

@@ -12,6 +12,7 @@ import orjson
 from azurefunctions.extensions.http.fastapi import Response
 
 from shared.errors import (
+    MAX_SHOWN,
     ChatError,
     ContextTooLong,
     InvalidRequest,
@@ -24,7 +25,7 @@ from shared.web.openai import openai_error, rate_headers
 
 # Fields of chat completions, each with the field of the Responses API that becomes it.
 _FIELDS = (
-    (r"(\w+\.)?max_(completion_)?tokens", "max_output_tokens"),
+    (r"(?<!\w)(\w+\.)?max_(completion_)?tokens", "max_output_tokens"),  # (?<!\w): a long word is not tried again
     (r"reasoning_effort", "reasoning.effort"),
     (r"response_format(\.json_schema)?", "text.format"),
     (r"messages(?=[.\[])(\.?\[\d+\])?(\.\w+|\[\d+\])*", "input"),
@@ -54,7 +55,7 @@ class ResponseNotFound(ChatError):
     status = 404
 
     def __init__(self, response: str) -> None:
-        super().__init__(f"Response with id '{response}' not found.")
+        super().__init__(f"Response with id '{response[:MAX_SHOWN]}' not found.")
 
 
 class ConversationNotFound(ChatError):
@@ -62,7 +63,7 @@ class ConversationNotFound(ChatError):
     status = 404
 
     def __init__(self, conversation: str) -> None:
-        super().__init__(f"Conversation with id '{conversation}' not found.")
+        super().__init__(f"Conversation with id '{conversation[:MAX_SHOWN]}' not found.")
 
 
 class ConversationLocked(Refused):

@@ -14,7 +14,7 @@ from azurefunctions.extensions.http.fastapi import Request
 from shared.domain.conversation import Item, Message, Parent
 from shared.domain.items import messages_of, paired
 from shared.domain.principal import Principal
-from shared.errors import ItemNotFound
+from shared.errors import MAX_SHOWN, ItemNotFound
 from shared.services import Services
 from shared.turns.conversations import PlacedItem
 from shared.turns.requests import ResponseRequest
@@ -139,14 +139,14 @@ def _continued(previous: str | None) -> Parent | None:
     if previous is None:
         return None
     if not previous.startswith("resp_"):
-        message = f"Invalid 'previous_response_id': {previous[:100]!r}. Expected an ID that begins with 'resp_'."
+        message = f"Invalid 'previous_response_id': {previous[:MAX_SHOWN]!r}. Expected an ID that begins with 'resp_'."
         raise Refused(message, param="previous_response_id")
     session_id, turn = parse_response_id(previous, previous_not_found(previous))
     return Parent(session_id=session_id, turn=turn)
 
 
 def previous_not_found(previous: str) -> Refused:
-    message = f"Previous response with id '{previous}' not found."
+    message = f"Previous response with id '{previous[:MAX_SHOWN]}' not found."
     return Refused(message, param="previous_response_id", code="previous_response_not_found")
 
 
@@ -154,7 +154,7 @@ def _conversation(conversation: str | None) -> str | None:
     if conversation is None:
         return None
     if not conversation.startswith("conv_"):
-        message = f"Invalid 'conversation': {conversation[:100]!r}. Expected an ID that begins with 'conv_'."
+        message = f"Invalid 'conversation': {conversation[:MAX_SHOWN]!r}. Expected an ID that begins with 'conv_'."
         raise Refused(message, param="conversation")
     return parse_conversation_id(conversation, ConversationNotFound(conversation))
 
@@ -189,7 +189,7 @@ def check_messages(messages: Sequence[Message]) -> None:
     results = {message.get("tool_call_id") for message in messages}
     for call in (call["id"] for message in messages for call in message.get("tool_calls") or ()):
         if call not in results:
-            raise Refused(f"No tool output found for function call {call}.", param="input", code="")
+            raise Refused(f"No tool output found for function call {call[:MAX_SHOWN]}.", param="input", code="")
 
 
 def _tools(body: contract.ResponseRequest) -> tuple[list[JSON], list[str]]:
@@ -216,13 +216,12 @@ def _check_choice(choice: Any, tools: Sequence[JSON], left_out: Sequence[str]) -
     if isinstance(choice, contract.AllowedTools):
         for at, tool in enumerate(choice.tools):
             if tool.get("type") not in ("function", "custom"):
-                raise _hosted(str(tool.get("type"))[:100], f"tool_choice.tools[{at}].type")
+                raise _hosted(str(tool.get("type")), f"tool_choice.tools[{at}].type")
 
 
 def _hosted(kind: str, param: str) -> Refused:
-    message = (
-        f"Hosted tools are not supported: '{kind}'. Supported values of a tool's type are: 'function' and 'custom'."
-    )
+    supported = "Supported values of a tool's type are: 'function' and 'custom'."
+    message = f"Hosted tools are not supported: '{kind[:MAX_SHOWN]}'. {supported}"
     return unsupported(param, message, "unsupported_value")
 
 
