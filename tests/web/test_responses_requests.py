@@ -245,6 +245,8 @@ async def test_a_wrong_request_is_refused_and_changes_nothing(
 
 
 async def test_what_is_refused_is_named(client: httpx.AsyncClient) -> None:
+    long = refused(await post(client, metadata={"a": "x" * 513}))
+    assert long["message"] == "Invalid 'metadata.a': it should have at most 512 characters."
     messages = [
         refused(await post(client, **body))["message"]
         for body in (
