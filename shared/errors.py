@@ -39,6 +39,8 @@ from typing import Any
 UPSTREAM_HEADERS = ("retry-after", "retry-after-ms", "x-request-id", "apim-request-id")
 RATE_LIMIT = "x-ratelimit-"
 
+MAX_SHOWN = 100  # characters of an id or a name that a caller sent, in a message
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResponse:
@@ -128,7 +130,7 @@ class ItemNotFound(ChatError):
     status = 404
 
     def __init__(self, item: str) -> None:
-        super().__init__(f"Item with id '{item}' not found.")
+        super().__init__(f"Item with id '{item[:MAX_SHOWN]}' not found.")
 
 
 class StillRunning(ChatError):

@@ -102,8 +102,13 @@ class Sessions:
         if session.parent is None:
             return True
         parent, key = session.parent.session_id, rows.branch_key(session.id)
-        with suppress(VersionConflict):  # it exists
+        try:
             await self._table.put({"PartitionKey": parent, "RowKey": key, "turn": session.parent.turn})
+        except VersionConflict:
+            pass  # it exists
+        except StorageUnavailable:
+            if await self._table.get(parent, key) is None:  # else only the response was lost
+                raise
         head = await self.head(parent)
         erased = head is None or not session.continues(head) or (head.deletion and head.deletion.erase)
         if head and not erased and not head.expired(self._clock.now()):

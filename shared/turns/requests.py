@@ -13,7 +13,7 @@ from shared.domain.conversation import Item, Kind, Message, Parent, Session, Tur
 from shared.domain.limits import Limits
 from shared.domain.principal import Principal
 from shared.domain.window import MAX_TURNS, History, Window, pending_calls
-from shared.errors import ContextTooLong, InvalidRequest, ParentNotFound, SessionNotFound
+from shared.errors import MAX_SHOWN, ContextTooLong, InvalidRequest, ParentNotFound, SessionNotFound
 from shared.turns.ports import MAX_PAST_TURNS, Dialect, Plan
 
 _PROMPT_OPTIONS = ("tools", "tool_choice", "response_format")  # the service counts these as part of the prompt
@@ -293,8 +293,8 @@ def _check_outputs(turns: Sequence[Turn], new: Sequence[Message]) -> None:
     pending, results = pending_calls(turns), [message["tool_call_id"] for message in new if message["role"] == "tool"]
     for result in results:
         if result not in calls:
-            text = f"No tool call found for function call output with call_id {result}."
+            text = f"No tool call found for function call output with call_id {result[:MAX_SHOWN]}."
             raise InvalidRequest(text, param="input")
     for call in pending:
         if call not in results and set(pending) & set(results):
-            raise InvalidRequest(f"No tool output found for function call {call}.", param="input")
+            raise InvalidRequest(f"No tool output found for function call {call[:MAX_SHOWN]}.", param="input")

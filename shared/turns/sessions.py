@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from shared.domain.clock import Clock
 from shared.domain.conversation import Session, Turn
 from shared.domain.principal import Principal
-from shared.errors import SessionBusy, SessionNotFound, VersionConflict
+from shared.errors import InvalidRequest, SessionBusy, SessionNotFound, VersionConflict
 from shared.turns.ports import MAX_PAST_TURNS, Deletions, Sessions
 from shared.turns.recovery import Recovery
 
@@ -73,7 +73,8 @@ class SessionAccess:
 
     async def parts(self, session: Session, *, last: int, newest_first: bool = True) -> AsyncIterator[Part]:
         """The parts of the session's conversation up to the turn `last`: its own turns, and those of the sessions that
-        it continues, as far as they exist. Newest first, each head is read when it is needed."""
+        it continues, as far as they exist. Newest first, each head is read when it is needed. Raises InvalidRequest
+        where they are too many to be read."""
         if not newest_first:
             parts = [part async for part in self.parts(session, last=last)]
             for part in reversed(parts):
@@ -91,6 +92,7 @@ class SessionAccess:
             if ancestor is None or not head.continues(ancestor):
                 return
             head, last = ancestor, min(last, parent.turn)
+        raise InvalidRequest(f"It continues more than {MAX_PAST_TURNS} sessions, one after another: too many to read.")
 
     async def turns(
         self, session: Session, first: int, last: int, *, newest_first: bool, block: int = BLOCK_TURNS

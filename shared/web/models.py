@@ -3,7 +3,7 @@
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.principal import Principal
-from shared.errors import ModelNotFound
+from shared.errors import MAX_SHOWN, ModelNotFound
 from shared.services import Services
 from shared.web.contract.completions import ModelAnswer, ModelsAnswer
 from shared.web.http import json_response, path_text
@@ -22,7 +22,7 @@ def existing_deployment(name: str, app: Services) -> str:
     deployments = app.settings.model.deployments
     if name not in deployments:
         listed = ", ".join(sorted(deployments))
-        raise ModelNotFound(f"Model {name!r} does not exist. Choose one of: {listed}.", param="model")
+        raise ModelNotFound(f"Model {name[:MAX_SHOWN]!r} does not exist. Choose one of: {listed}.", param="model")
     return name
 
 

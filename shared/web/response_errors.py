@@ -12,6 +12,7 @@ import orjson
 from azurefunctions.extensions.http.fastapi import Response
 
 from shared.errors import (
+    MAX_SHOWN,
     ChatError,
     ContextTooLong,
     InvalidRequest,
@@ -30,7 +31,7 @@ def _word(pattern: str) -> str:
 
 # Fields of chat completions as patterns, each with the field of the Responses API that becomes it.
 _FIELDS = (
-    (r"(\w+\.)?max_(completion_)?tokens", "max_output_tokens"),
+    (r"(?<!\w)(\w+\.)?max_(completion_)?tokens", "max_output_tokens"),  # (?<!\w): a long word is not tried again
     (_word("reasoning_effort"), "reasoning.effort"),
     (_word(r"response_format(\.json_schema)?"), "text.format"),
     (_word(r"messages(?=[.\[])(\.?\[\d+\])?(\.\w+|\[\d+\])*"), "input"),
@@ -62,7 +63,7 @@ class ResponseNotFound(ChatError):
     status = 404
 
     def __init__(self, response: str) -> None:
-        super().__init__(f"Response with id '{response}' not found.")
+        super().__init__(f"Response with id '{response[:MAX_SHOWN]}' not found.")
 
 
 class ConversationNotFound(ChatError):
@@ -70,7 +71,7 @@ class ConversationNotFound(ChatError):
     status = 404
 
     def __init__(self, conversation: str) -> None:
-        super().__init__(f"Conversation with id '{conversation}' not found.")
+        super().__init__(f"Conversation with id '{conversation[:MAX_SHOWN]}' not found.")
 
 
 class ConversationLocked(Refused):

@@ -14,15 +14,16 @@ from azurefunctions.extensions.http.fastapi import Request
 from shared.domain.conversation import Item, Message, Parent
 from shared.domain.items import messages_of, paired
 from shared.domain.principal import Principal
-from shared.errors import ItemNotFound
+from shared.errors import MAX_SHOWN, ItemNotFound
 from shared.services import Services
+from shared.turns.conversations import PlacedItem
 from shared.turns.requests import ResponseRequest
 from shared.web.contract import responses as contract
 from shared.web.contract.response_items import InputItem, ItemReference
 from shared.web.http import idempotency_key, json_bytes, read_body
 from shared.web.models import existing_deployment
 from shared.web.response_errors import ConversationNotFound, Refused, unsupported
-from shared.web.response_ids import parse_conversation_id, parse_item_id, parse_response_id
+from shared.web.response_ids import item_id, parse_conversation_id, parse_item_id, parse_response_id
 from shared.web.response_validation import validated
 
 JSON: TypeAlias = dict[str, Any]
@@ -141,14 +142,14 @@ def _continued(previous: str | None) -> Parent | None:
     if previous is None:
         return None
     if not previous.startswith("resp_"):
-        message = f"Invalid 'previous_response_id': {previous[:100]!r}. Expected an ID that begins with 'resp_'."
+        message = f"Invalid 'previous_response_id': {previous[:MAX_SHOWN]!r}. Expected an ID that begins with 'resp_'."
         raise Refused(message, param="previous_response_id")
     session_id, turn = parse_response_id(previous, previous_not_found(previous))
     return Parent(session_id=session_id, turn=turn)
 
 
 def previous_not_found(previous: str) -> Refused:
-    message = f"Previous response with id '{previous}' not found."
+    message = f"Previous response with id '{previous[:MAX_SHOWN]}' not found."
     return Refused(message, param="previous_response_id", code="previous_response_not_found")
 
 
@@ -156,7 +157,7 @@ def _conversation(conversation: str | None) -> str | None:
     if conversation is None:
         return None
     if not conversation.startswith("conv_"):
-        message = f"Invalid 'conversation': {conversation[:100]!r}. Expected an ID that begins with 'conv_'."
+        message = f"Invalid 'conversation': {conversation[:MAX_SHOWN]!r}. Expected an ID that begins with 'conv_'."
         raise Refused(message, param="conversation")
     return parse_conversation_id(conversation, ConversationNotFound(conversation))
 
@@ -167,16 +168,20 @@ async def new_items(app: Services, principal: Principal, sent: str | Sequence[In
         content = [{"type": "input_text", "text": sent}]
         return [{"type": "message", "role": "user", "content": content}] if sent else []
     return paired(
-        [await _stored(app, principal, item.id) if isinstance(item, ItemReference) else item.item() for item in sent]
+        [
+            (await stored_item(app, principal, item.id)).item if isinstance(item, ItemReference) else item.item()
+            for item in sent
+        ]
     )
 
 
-async def _stored(app: Services, principal: Principal, item_id: str) -> Item:
-    error = ItemNotFound(item_id)
-    placed = await app.conversations.item(*parse_item_id(item_id, error), principal)
-    if placed is None:
+async def stored_item(app: Services, principal: Principal, text: str) -> PlacedItem:
+    """The item with this id. Raises ItemNotFound, also if the id is that of another type of item."""
+    error = ItemNotFound(text)
+    placed = await app.conversations.item(*parse_item_id(text, error), principal)
+    if placed is None or item_id(placed.session_id, placed.turn.number, placed.at, placed.item) != text:
         raise error
-    return placed.item
+    return placed
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -187,7 +192,7 @@ def check_messages(messages: Sequence[Message]) -> None:
     results = {message.get("tool_call_id") for message in messages}
     for call in (call["id"] for message in messages for call in message.get("tool_calls") or ()):
         if call not in results:
-            raise Refused(f"No tool output found for function call {call}.", param="input", code="")
+            raise Refused(f"No tool output found for function call {call[:MAX_SHOWN]}.", param="input", code="")
 
 
 def _tools(body: contract.ResponseRequest) -> tuple[list[JSON], list[str]]:
@@ -214,13 +219,12 @@ def _check_choice(choice: Any, tools: Sequence[JSON], left_out: Sequence[str]) -
     if isinstance(choice, contract.AllowedTools):
         for at, tool in enumerate(choice.tools):
             if tool.get("type") not in ("function", "custom"):
-                raise _hosted(str(tool.get("type"))[:100], f"tool_choice.tools[{at}].type")
+                raise _hosted(str(tool.get("type")), f"tool_choice.tools[{at}].type")
 
 
 def _hosted(kind: str, param: str) -> Refused:
-    message = (
-        f"Hosted tools are not supported: '{kind}'. Supported values of a tool's type are: 'function' and 'custom'."
-    )
+    supported = "Supported values of a tool's type are: 'function' and 'custom'."
+    message = f"Hosted tools are not supported: '{kind[:MAX_SHOWN]}'. {supported}"
     return unsupported(param, message, "unsupported_value")
 
 

@@ -16,7 +16,7 @@ from shared.errors import ParentNotFound, SessionBusy, SessionNotFound, StillRun
 from shared.services import Services
 from shared.turns.events import Answer, Metered, Opened, Started
 from shared.web.http import disconnected, event_stream, json_response, path_text, relay
-from shared.web.item_lists import page_answer, page_query
+from shared.web.item_lists import included, page_answer, page_query
 from shared.web.openai import cost_header, opened_headers, stops_on_disconnect
 from shared.web.response_errors import (
     ConversationLocked,
@@ -63,12 +63,12 @@ async def post_response(request: Request, app: Services, principal: Principal) -
 async def get_response(request: Request, app: Services, principal: Principal) -> Response:
     if request.query_params.get("stream", "false").lower() != "false":
         raise unsupported("stream", "A stored response can't be streamed. Leave 'stream' out.")
+    include = included(request)
     session, turn = await _stored(request, app, principal)
     view = await app.conversations.view(session.id, turn.number)
     if view is None:
         raise ResponseNotFound(_response_id(request))
     running = session.busy(app.clock.now()) and session.turns == turn.number
-    include = [*request.query_params.getlist("include"), *request.query_params.getlist("include[]")]
     return json_response(response_object(orjson.loads(view), session.id, turn, include, running=running))
 
 
