@@ -43,8 +43,8 @@ def included(request: Request) -> list[str]:
     values = [*request.query_params.getlist("include"), *request.query_params.getlist("include[]")]
     for value in values:
         if value not in get_args(Include):
-            known = ", ".join(map(repr, get_args(Include)))
-            message = f"Invalid value for 'include': {value[:MAX_SHOWN]!r}. Supported values are: {known}."
+            supported = ", ".join(map(repr, get_args(Include)))
+            message = f"Invalid value for 'include': {value[:MAX_SHOWN]!r}. Supported values are: {supported}."
             raise Refused(message, param="include")
     return values
 
