@@ -151,11 +151,11 @@ class Chaos:
     async def _respond(self, http: httpx.AsyncClient, host: Host, caller: str, text: str) -> int:
         """A response of any kind: that begins, continues an older one, is of the caller's conversation, or not stored.
         Sometimes another one is deleted meanwhile."""
-        headers, responses = {"authorization": f"Bearer {KEYS[caller]}"}, self.responses.setdefault(caller, [])
+        headers, answered = {"authorization": f"Bearer {KEYS[caller]}"}, self.responses.setdefault(caller, [])
         body: dict[str, Any] = {"model": "chat", "input": text, "stream": self.rng.random() < 0.5}
         match self.rng.choice(("begin", "continue", "continue", "conversation", "unstored")):
-            case "continue" if responses:
-                body["previous_response_id"] = self.rng.choice(responses[-4:])
+            case "continue" if answered:
+                body["previous_response_id"] = self.rng.choice(answered[-4:])
             case "conversation":
                 body["conversation"] = await self._conversation(http, host, caller)
             case "unstored":
@@ -163,15 +163,15 @@ class Chaos:
         if self.rng.random() < 0.2:
             headers["idempotency-key"] = f"{text}{'k' * 22}"
         sent = [http.post(f"{host.base}/openai/v1/responses", json=body, headers=headers)]
-        if responses and self.rng.random() < 0.1:
-            sent.append(http.delete(f"{host.base}/openai/v1/responses/{self.rng.choice(responses)}", headers=headers))
+        if answered and self.rng.random() < 0.1:
+            sent.append(http.delete(f"{host.base}/openai/v1/responses/{self.rng.choice(answered)}", headers=headers))
         response, *deleted = await asyncio.gather(*sent)
         assert {each.status_code for each in deleted} <= {200, 400, 404, 503}
         if response.status_code == 400:
             assert response.json()["error"]["code"] in ("conversation_locked", "previous_response_not_found", None)
             return BUSY
         if response.status_code == 200 and body.get("store", True):
-            responses += re.findall(r"resp_[0-9a-f]{40}", response.text)[:1]
+            answered += re.findall(r"resp_[0-9a-f]{40}", response.text)[:1]
         assert response.status_code in EXPECTED, response.text
         return response.status_code
 

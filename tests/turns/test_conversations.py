@@ -455,6 +455,7 @@ async def test_answer_that_is_settled_after_its_deletion_is_not_stored(fake: Azu
     await assert_conserved(tables, fake)
 
 
+@pytest.mark.acceptance
 async def test_chain_that_is_too_long_to_be_read_is_an_error(tables: Tables) -> None:
     answer = await respond("1")
     root, writes, limit = answer.session, [], asyncio.Semaphore(32)
