@@ -172,6 +172,8 @@ class Turn:
         if self.finish_reason == ADDED:
             return False
         has_answer = bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        if self.input and self.finish_reason == STOPPED:  # an earlier answer may end the input
+            has_answer = bool(self.output)
         return has_answer and self.finish_reason not in (None, "error")
 
     @property
