@@ -47,8 +47,8 @@ JSON = dict[str, Any]
 UNREACHABLE, LOST, BUSY, LIMITED = "unreachable", "lost", "session_busy", "rate_limited"
 UNKNOWN = "session_not_found"
 SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-AGENT_ID = re.compile(r"(?:conv_([0-9a-f]{32})|resp_([0-9a-f]{32})[0-9a-f]{8})")  # of openai/v1: each has a session's
-CUT_AGENT_ID = re.compile(r"(?:conv|resp)_[0-9a-f]{8,}")
+OPENAI_ID = re.compile(r"(?:conv_([0-9a-f]{32})|resp_([0-9a-f]{32})[0-9a-f]{8})")  # of openai/v1: each has a session's
+CUT_OPENAI_ID = re.compile(r"(?:conv|resp)_[0-9a-f]{8,}")
 MAX_RETRY_DELAY_S = 5.0  # a longer Retry-After wins
 HISTORY_TURNS = 20
 MAX_TOOL_LINE = 200  # characters of a tool call or result in the history
@@ -590,8 +590,8 @@ class Conversation:
         return f"/api/sessions/{quote(self.id, safe='')}"
 
     @property
-    def is_agents(self) -> bool:
-        """True if it is named by an id of openai/v1, so that it must exist."""
+    def must_exist(self) -> bool:
+        """True if it was named by an id of openai/v1: only the server makes those."""
         return bool(self._named) and self.id != self._named
 
     def read(self) -> JSON:
@@ -599,7 +599,7 @@ class Conversation:
         try:
             return self._api.get(self.path)
         except Failure as failure:
-            if failure.code != UNKNOWN or not self.is_agents:
+            if failure.code != UNKNOWN or not self.must_exist:
                 raise
             unavailable = f"{self._named} does not exist, or belongs to another client key."
             raise Failure(f"{unavailable} Set the key with --client-key or CHAT_CLIENT_KEY.") from None
@@ -754,7 +754,7 @@ def answer_stdin(arguments: argparse.Namespace) -> None:
 
     conversation = Conversation(connection(arguments), arguments, notify)
     message = read_stdin()
-    if conversation.is_agents:
+    if conversation.must_exist:
         conversation.read()
     answer = conversation.send(message, View() if arguments.json else view_for(Console()))
     if arguments.json:
@@ -966,9 +966,9 @@ def utf8_argument(text: str) -> str:
 def session_argument(text: str) -> str:
     """An id that `session_of` takes. One of openai/v1 that is cut would be that of a new session."""
     utf8_argument(text)
-    if AGENT_ID.fullmatch(text):
+    if OPENAI_ID.fullmatch(text):
         return text
-    if CUT_AGENT_ID.fullmatch(text):
+    if CUT_OPENAI_ID.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is incomplete: conv_ has 32 hex digits behind it, resp_ 40")
     if not SESSION_ID.fullmatch(text):
         form = "1 to 64 letters, digits, '.', '_' or '-', the first one a letter or digit; or conv_… or resp_…"
@@ -978,7 +978,7 @@ def session_argument(text: str) -> str:
 
 def session_of(text: str) -> str:
     """The id of the session that an id names: its own, or that of a conversation or response of openai/v1."""
-    match = AGENT_ID.fullmatch(text)
+    match = OPENAI_ID.fullmatch(text)
     return match[1] or match[2] if match else text
 
 

@@ -15,26 +15,26 @@ from shared.access.authentication import Auth
 from shared.services import people_sign_in, services
 from shared.web import (
     chat,
-    conversations,
     cors,
-    embeddings,
     export,
     limits,
     models,
     openai,
     pages,
-    responses,
     service,
     sessions,
     unknown,
     usage,
 )
 from shared.web.http import ErrorWriter, Handler, error_response, respond
+from shared.web.lazily import Lazily
 from shared.web.response_errors import error_response as response_error
 
 FUNCTION, ANONYMOUS = func.AuthLevel.FUNCTION, func.AuthLevel.ANONYMOUS
 
 PEOPLE_SIGN_IN = people_sign_in()  # the app then checks every caller itself
+responses, conversations = Lazily("shared.web.responses"), Lazily("shared.web.conversations")
+embeddings = Lazily("shared.web.embeddings")
 
 app = func.FunctionApp()
 

@@ -83,7 +83,7 @@ async def local(interpreter: Path, package: Path, environ: Mapping[str, str]) ->
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not listening(port):  # noqa: ASYNC110 - nothing tells it
+        while not listening(port):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.05)
         async with aiohttp.ClientSession() as client:
 
@@ -132,7 +132,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.worker", description=__doc__)
     parser.add_argument("--turns", type=int, default=200)
     arguments = parser.parse_args()
-    found = platform_runtime.python()
-    if found is None:
+    python = platform_runtime.python()
+    if python is None:
         sys.exit(platform_runtime.MISSING)
-    asyncio.run(measure(arguments.turns, platform_runtime.environment(found)))
+    asyncio.run(measure(arguments.turns, platform_runtime.environment(python)))

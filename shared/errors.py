@@ -7,9 +7,9 @@ ChatError
 ├── Unauthorized           401 no API key, or an invalid one
 ├── ModelNotFound          404 openai/* only: unknown model
 ├── SessionNotFound        404 unknown, erased, being erased, or owned by another caller (the same error for all)
-├── ParentNotFound         404 the turn that a new one is to continue is unknown, erased, or another caller's
+├── ParentNotFound         404 the turn to continue is unknown, erased, without an answer, or owned by another caller
 ├── ItemNotFound           404 openai/v1/responses and conversations only: an unknown item
-├── StillRunning           409 the turn that a new one is to continue has no answer yet
+├── StillRunning           409 the turn to continue has no answer yet
 ├── ErasureNotFound        404 the caller has not begun to erase all sessions
 ├── RouteNotFound          404 the path is no route
 ├── MethodNotAllowed       405 the path has other methods; they are in the header Allow
@@ -38,6 +38,8 @@ from typing import Any
 # Headers of the model service that callers may see, with those whose names begin with RATE_LIMIT.
 UPSTREAM_HEADERS = ("retry-after", "retry-after-ms", "x-request-id", "apim-request-id")
 RATE_LIMIT = "x-ratelimit-"
+
+MAX_SHOWN = 100  # characters of an id or a name that a caller sent, in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ class ItemNotFound(ChatError):
     status = 404
 
     def __init__(self, item: str) -> None:
-        super().__init__(f"Item with id '{item}' not found.")
+        super().__init__(f"Item with id '{item[:MAX_SHOWN]}' not found.")
 
 
 class StillRunning(ChatError):

@@ -19,7 +19,6 @@ from shared.domain.pricing import Prices
 from shared.environment import Environment
 from shared.errors import UpstreamUnavailable
 from shared.model.chat_completions import ChatCompletions
-from shared.model.embeddings import Embeddings
 from shared.model.endpoint import Endpoint
 from shared.model.service import ModelService, ModelServices
 from shared.reports.limits import LimitReports
@@ -35,7 +34,6 @@ from shared.storage.tables import Table
 from shared.telemetry.call_log import CallLog
 from shared.telemetry.tracing import tracing
 from shared.turns.admission import Admission
-from shared.turns.conversations import ConversationAccess
 from shared.turns.engine import Turns
 from shared.turns.ports import Dialect
 from shared.turns.recovery import Recovery
@@ -47,6 +45,7 @@ if TYPE_CHECKING:
     from shared.maintenance import Maintenance
     from shared.reports.daily import Reports
     from shared.reports.delivery import Delivery, MailConfig
+    from shared.turns.conversations import ConversationAccess
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,6 @@ class Services:
         self.settings = settings
         self.clock = clock
         self.chat_completions: Dialect = ChatCompletions()
-        self.embeddings: Dialect = Embeddings()
         self._identity = Identity(settings.azure.client_id, in_azure=settings.azure.in_azure, clock=clock)
         self._model = _model_services(settings.model, self._identity, clock)
         self._tables = connect(settings.tables, self._identity, clock)
@@ -74,7 +72,7 @@ class Services:
         prices = Prices(settings.model.prices, settings.model.all_deployments, clock)
         self._ledger = ledger = Ledger(usage_table, clock)
         admission = Admission(ledger, settings.limits, clock)
-        sessions = Sessions(sessions_table, clock)
+        self._sessions = sessions = Sessions(sessions_table, clock)
         self._days = days = Days(self._table("daily"))
         self._deletions = deletions = Deletions(sessions_table, sessions, ledger, days, clock)
         self.erasures = OwnerErasures(sessions_table, sessions, deletions, clock)
@@ -101,18 +99,29 @@ class Services:
             turn_timeout=settings.turns.timeout,
         )
         self.sessions = SessionAccess(sessions, deletions, recovery, clock)
-        self.conversations = ConversationAccess(
-            sessions,
-            self.sessions,
-            retention=retention,
-            recovery=recovery,
-            clock=clock,
-            deployment=settings.model.deployment,
-        )
         self.limits = LimitReports(ledger, settings.limits, clock)
         self.authenticator = _authenticator(settings, clock)
 
     # What no chat turn needs is imported and built by its first use.
+
+    @cached_property
+    def embeddings(self) -> Dialect:
+        from shared.model.embeddings import Embeddings
+
+        return Embeddings()
+
+    @cached_property
+    def conversations(self) -> "ConversationAccess":
+        from shared.turns.conversations import ConversationAccess
+
+        return ConversationAccess(
+            self._sessions,
+            self.sessions,
+            retention=self._retention,
+            recovery=self._recovery,
+            clock=self.clock,
+            deployment=self.settings.model.deployment,
+        )
 
     @cached_property
     def reports(self) -> "Reports":

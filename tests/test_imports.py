@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,17 @@ NOT_AT_START = {
     "shared.mail.choose",
     "shared.mail.email",
     "shared.maintenance",
+    "shared.model.embeddings",
     "shared.model.refusals",
     "shared.reports.daily",
     "shared.reports.delivery",
     "shared.reports.summary_email",
+    "shared.turns.conversations",
+    "shared.web.contract.responses",
     "shared.web.contract.usage",
+    "shared.web.conversations",
     "shared.web.openapi",
+    "shared.web.responses",
     "smtplib",
 }
 # What the first turn needs: importing it later would only make that turn slower.
@@ -91,6 +97,13 @@ def test_function_app_imports_what_the_first_turn_needs_and_no_more() -> None:
     assert not NOT_AT_START & set(loaded)
     assert set(loaded) >= AT_START
     assert enabled == "True"
+
+
+def test_handlers_that_are_imported_later_exist() -> None:
+    names = re.findall(r"\b(responses|conversations|embeddings)\.(\w+)\)", (ROOT / "function_app.py").read_text())
+    assert names
+    for module, name in names:
+        assert callable(getattr(import_module(f"shared.web.{module}"), name))
 
 
 def test_terminal_client_imports_nothing_from_the_app() -> None:

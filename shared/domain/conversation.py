@@ -51,7 +51,8 @@ class OwnerErasure:
 
 
 class Kind(StrEnum):
-    """Which API began a session. The routes of one do not serve those of another."""
+    """Which API began a session: api/chat, openai/v1/responses or openai/v1/conversations. The routes of openai/v1 do
+    not find sessions of api/chat; those of api/* serve all."""
 
     CHAT = "chat"
     RESPONSES = "responses"
@@ -68,7 +69,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """The head of a conversation. `turns`: number of the latest turn. `window_start`: number of the first turn in the
+    """The head of a session. `turns`: number of the latest turn. `window_start`: number of the first turn in the
     latest answered turn's prompt. `etag`: the version that was read; empty if the session is not stored yet."""
 
     id: str
@@ -127,8 +128,9 @@ class TurnResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One exchange: the request's messages, the answer, and all model calls for it. The calls form one or more steps,
-    each with at most one retry, and one more call each time that a prompt was too long and is shortened."""
+    """One exchange: the request's messages, the answer, and all model calls for it; or messages that were added to a
+    conversation without a call. The calls form one or more steps, each with at most one retry, and one more call each
+    time that a prompt was too long and is shortened."""
 
     number: int
     started: datetime
@@ -170,6 +172,8 @@ class Turn:
         if self.finish_reason == ADDED:
             return False
         has_answer = bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        if self.input and self.finish_reason == STOPPED:  # an earlier answer may end the input
+            has_answer = bool(self.output)
         return has_answer and self.finish_reason not in (None, "error")
 
     @property
@@ -189,6 +193,10 @@ class Turn:
     def with_call(self, call: Call) -> "Turn":
         """This turn with its call of the same id replaced."""
         return replace(self, calls=tuple(call if old.id == call.id else old for old in self.calls))
+
+    def without_content(self) -> "Turn":
+        """This turn without messages and items. Its calls and costs stay."""
+        return replace(self, messages=(), input=(), output=(), extras={})
 
     def with_result(self, result: TurnResult) -> "Turn":
         return replace(

@@ -1,7 +1,7 @@
 """The items of a response, as OpenAI's Responses API has them, and the chat messages that they stand for.
 
-A turn of that API keeps its items, input and output, so that nothing is lost that chat messages can't say. They are
-kept without ids: an item's id follows from its place in the turn. A deleted item leaves None in its place.
+A turn of that API stores the items of its input and output, because chat messages cannot express all of them. They are
+stored without ids: an item's id is made from its place in the turn. A deleted item leaves None in its place.
 https://platform.openai.com/docs/api-reference/responses/object
 """
 
@@ -131,7 +131,7 @@ def _call_item(call: Mapping[str, Any]) -> Item:
 
 
 def _role(role: str) -> str:
-    """Services that know no developer have the system instead; those of OpenAI treat both alike."""
+    """Services that have no role `developer` take `system`; OpenAI treats both alike."""
     return "system" if role == "developer" else role
 
 

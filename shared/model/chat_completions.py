@@ -20,10 +20,12 @@ class ChatCompletions:
     operation = "chat"
     may_stream = True
 
-    def compose(self, messages: Sequence[Message], *, max_tokens: int, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def compose(
+        self, messages: Sequence[Message], *, max_tokens: int | None, options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         return {
             "messages": [_sendable(message) for message in messages],
-            "max_completion_tokens": max_tokens,
+            **({} if max_tokens is None else {"max_completion_tokens": max_tokens}),
             "stream": True,
             "stream_options": {"include_usage": True},
             **options,

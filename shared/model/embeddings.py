@@ -35,7 +35,9 @@ class Embeddings:
     operation = "embeddings"
     may_stream = False
 
-    def compose(self, messages: Sequence[Message], *, max_tokens: int, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def compose(
+        self, messages: Sequence[Message], *, max_tokens: int | None, options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         raise NotImplementedError  # no turn of a session is an embedding
 
     def prompt_bound(self, body: Mapping[str, Any]) -> int:

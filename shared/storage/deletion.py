@@ -152,5 +152,4 @@ def _deletion_writes(row: Row, head: Session, deletion: Deletion) -> list[Write]
     turn = rows.to_turn(row)
     if not turn.messages or turn.number > head.cleared_through:
         return []
-    bare = replace(turn, messages=(), input=(), output=(), extras={})
-    return [Write("put", rows.from_turn(head.id, bare), turn.etag)]
+    return [Write("put", rows.from_turn(head.id, turn.without_content()), turn.etag)]

@@ -138,8 +138,8 @@ class Retention:
         await self._delete(row["PartitionKey"], row["RowKey"])
 
     async def _continued_in(self, session: Session) -> date | None:
-        """A day on which a branch was used that is not over, because its prompts need this session; None if there is
-        none. It is the first that is met: a session may have very many branches."""
+        """A day on which a branch was used whose time is not over: its prompts need this session. None if there is no
+        such branch. It is the first one that is read, because a session may have very many branches."""
         pending = [] if session.expired(self._clock.now()) else [session.id]
         while pending:
             async for branch, _ in self._sessions.branches(pending.pop()):

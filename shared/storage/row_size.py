@@ -8,7 +8,7 @@ from collections.abc import Iterator, Set
 from dataclasses import replace
 
 from shared.domain.conversation import Message, Session, Turn
-from shared.domain.items import items_of
+from shared.domain.items import CALLS, items_of
 from shared.errors import MessageTooLarge
 from shared.storage.call_columns import json_text
 
@@ -20,7 +20,8 @@ _TOOL_CALLS = {"tool_calls", "function_call"}
 
 
 def check_size(session: Session, turn: Turn, answer_tokens: int, view: str | None = None) -> None:
-    """Raises MessageTooLarge if the session, or the turn with an answer of that many tokens, does not fit in a row."""
+    """Raises MessageTooLarge if the session, the turn's view, or the turn with an answer of that many tokens, does not
+    fit in a row."""
     if len(session.system.encode("utf-16-le")) > MAX_TEXT_BYTES:
         raise MessageTooLarge("The system prompt is too large to store.")
     if view is not None and len(view.encode("utf-16-le")) > MAX_TEXT_BYTES:
@@ -66,7 +67,8 @@ def _cuts(turn: Turn) -> Iterator[Turn]:
 def _with_answer(turn: Turn, answer: Message, cut: Set[str]) -> Turn:
     if not any(answer.get(name) for name in _TEXT | _TOOL_CALLS):
         answer = {**answer, "content": ""}  # the service rejects a message without any of them
-    output = items_of(answer) if turn.input else ()
+    calls_first = any(item["type"] in CALLS for item in turn.output[:1] if item)
+    output = items_of(answer, calls_first=calls_first) if turn.input else ()
     return replace(turn, messages=(*turn.messages[:-1], answer), output=output, truncated=_names(turn, cut))
 
 

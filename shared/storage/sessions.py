@@ -3,7 +3,7 @@ transaction that checks the head's ETag."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from shared.domain.clock import Clock
 from shared.domain.conversation import IdempotencyRecord, Session, Turn
@@ -34,49 +34,35 @@ class Sessions:
         """The head and the latest turns up to the number `through`, newest first, with those that a branch continues:
         as many as a window can need, or MAX_PAST_TURNS (`whole`). They end early if a session that it continues is
         gone."""
-        session, turns = await self._read(session_id, [], through=through, whole=whole)
-        ancestor = session
-        while ancestor and ancestor.parent and session:
-            if turns and turns[-1].number > ancestor.parent.turn + 1:
-                break  # not all of its own turns were needed
-            if turns and _enough(session, turns, whole=whole):
-                break
-            parent = ancestor.parent
+        past = _Past(whole=whole)
+        session = head = await self._read(past, session_id, through)
+        while head and (parent := head.parent) and not past.enough and past.reaches(parent.turn + 1):
             through = min(parent.turn, through or parent.turn)
-            ancestor, turns = await self._read(
-                parent.session_id, turns, through=through, whole=whole, leaf=session, branch=ancestor
-            )
-        return session, turns
+            head = await self._read(past, parent.session_id, through, branch=head)
+        return session, past.turns
 
     async def _read(
-        self,
-        session_id: str,
-        turns: list[Turn],
-        *,
-        through: int | None,
-        whole: bool,
-        leaf: Session | None = None,
-        branch: Session | None = None,
-    ) -> tuple[Session | None, list[Turn]]:
-        """The head of one session, and `turns` with its own. `leaf`: the session that is read. `branch`: the one that
-        continues this one; if this is gone for it, the head is None."""
-        session: Session | None = None
-        turns, first = list(turns), turns[-1].number if turns else None
-        stored = self._head_and_turns(session_id, through, page=MAX_PAST_TURNS if whole else _PAGE)
+        self, past: "_Past", session_id: str, through: int | None, *, branch: Session | None = None
+    ) -> Session | None:
+        """Add a session's own turns to `past`. Returns its head; None if it is gone, also for the `branch` that
+        continues it."""
+        head: Session | None = None
+        stored = self._head_and_turns(session_id, through, page=MAX_PAST_TURNS if past.whole else _PAGE)
         async with aclosing(stored):
             async for row in stored:
                 if row["RowKey"] == rows.HEAD:
-                    session = rows.to_session(row)
-                    gone = session.deletion or session.expired(self._clock.now())
-                    if branch and (gone or not branch.continues(session)):
-                        return None, turns
-                elif session is None:
-                    break  # rows that an unfinished erasure has not deleted yet
-                elif (turn := rows.to_turn(row)) and (first is None or turn.number < first):
-                    turns.append(turn)
-                if session is None or _enough(leaf or session, turns, whole=whole):
+                    head = rows.to_session(row)
+                    erased = head.deletion or head.expired(self._clock.now())
+                    if branch and (erased or not branch.continues(head)):
+                        return None
+                    past.session = past.session or head
+                elif head is None:
+                    return None  # rows that an unfinished erasure has not deleted yet
+                else:
+                    past.turns.append(rows.to_turn(row))
+                if past.enough:
                     break
-        return session, turns
+        return head
 
     async def head(self, session_id: str) -> Session | None:
         row = await self._table.get(session_id, rows.HEAD)
@@ -116,8 +102,13 @@ class Sessions:
         if session.parent is None:
             return True
         parent, key = session.parent.session_id, rows.branch_key(session.id)
-        with suppress(VersionConflict):  # it exists
+        try:
             await self._table.put({"PartitionKey": parent, "RowKey": key, "turn": session.parent.turn})
+        except VersionConflict:
+            pass  # it exists
+        except StorageUnavailable:
+            if await self._table.get(parent, key) is None:  # else only the response was lost
+                raise
         head = await self.head(parent)
         erased = head is None or not session.continues(head) or (head.deletion and head.deletion.erase)
         if head and not erased and not head.expired(self._clock.now()):
@@ -192,25 +183,34 @@ class Sessions:
 
     def _head_and_turns(self, session_id: str, through: int | None, *, page: int) -> AsyncGenerator[Row]:
         """The head's row sorts before those of the turns."""
+        span = {"session": session_id, "head": rows.HEAD, "end": "turn-~"}
         if through is None:
-            return self._rows(session_id, rows.HEAD, page=page)
-        span = {"session": session_id, "head": rows.HEAD, "start": rows.turn_key(through), "end": "turn-~"}
+            return self._table.query("PartitionKey eq @session and RowKey ge @head and RowKey lt @end", span, page=page)
+        span["start"] = rows.turn_key(through)
         condition = "PartitionKey eq @session and (RowKey eq @head or (RowKey ge @start and RowKey lt @end))"
         return self._table.query(condition, span, page=page)
 
-    def _rows(self, session_id: str, start: str, *, page: int = _PAGE) -> AsyncGenerator[Row]:
-        return self._table.query(
-            "PartitionKey eq @session and RowKey ge @start and RowKey lt @end",
-            {"session": session_id, "start": start, "end": "turn-~"},
-            page=page,
-        )
 
+@dataclass(slots=True)
+class _Past:
+    """What is read of a session's past: its head, and the turns, newest first, with those that a branch continues.
+    `whole`: all are wanted, up to MAX_PAST_TURNS."""
 
-def _enough(session: Session, turns: list[Turn], *, whole: bool) -> bool:
-    """True if the window is full, its start is reached, or MAX_PAST_TURNS turns were read."""
-    if not turns:
-        return session.turns == 0
-    window_start = 0 if whole else min(session.window_start, turns[0].window_start)  # that of the turn to continue
-    start = max(window_start, session.cleared_through + 1)
-    full = not whole and len(turns) >= MAX_TURNS and sum(turn.replayable for turn in turns) >= MAX_TURNS
-    return turns[-1].number <= start or len(turns) >= MAX_PAST_TURNS or full
+    whole: bool
+    session: Session | None = None
+    turns: list[Turn] = field(default_factory=list)
+
+    def reaches(self, number: int) -> bool:
+        """True if no turn from this number on is missing."""
+        return not self.turns or self.turns[-1].number <= number
+
+    @property
+    def enough(self) -> bool:
+        """True if the window is full, its start is reached, or MAX_PAST_TURNS turns were read."""
+        session, turns = self.session, self.turns
+        if session is None or not turns:
+            return session is not None and session.turns == 0
+        window_start = 0 if self.whole else min(session.window_start, turns[0].window_start)  # of the turn to continue
+        start = max(window_start, session.cleared_through + 1)
+        full = not self.whole and len(turns) >= MAX_TURNS and sum(turn.replayable for turn in turns) >= MAX_TURNS
+        return turns[-1].number <= start or len(turns) >= MAX_PAST_TURNS or full

@@ -16,7 +16,7 @@ from shared.domain.refusals import check_possible, check_session
 from shared.errors import ChatError, SessionBusy, StorageUnavailable, VersionConflict
 from shared.turns.lease import ReservedTurn, persist
 from shared.turns.ports import LaterDay, Ledger
-from shared.turns.requests import Request, UnstoredRequest
+from shared.turns.requests import AnyRequest
 
 _LATER_DAY = "later_day"  # reason of a call that is replaced by one of a later day
 
@@ -44,7 +44,7 @@ class Admission:
 
     async def open(
         self,
-        request: Request | UnstoredRequest,
+        request: AnyRequest,
         turn: ReservedTurn,
         *,
         replaces: tuple[LedgerEntry, Call] | None = None,
@@ -112,12 +112,12 @@ class Admission:
             return error
         return None if replaced else SessionBusy()
 
-    async def _refuse(self, request: Request | UnstoredRequest, turn: ReservedTurn, error: ChatError) -> NoReturn:
+    async def _refuse(self, request: AnyRequest, turn: ReservedTurn, error: ChatError) -> NoReturn:
         """Fail the call, which has no row: this frees its session. Then raise the error."""
         await self._fail(request, turn, error)
         raise error
 
-    async def _fail(self, request: Request | UnstoredRequest, turn: ReservedTurn, error: ChatError) -> Call:
+    async def _fail(self, request: AnyRequest, turn: ReservedTurn, error: ChatError) -> Call:
         failed, finished = replace(turn.call, state=State.FAILED, reason=error.code), self._clock.now()
         await turn.settle(failed, TurnResult(messages=request.messages, finish_reason="error", finished=finished))
         return failed

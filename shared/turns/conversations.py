@@ -272,7 +272,7 @@ class ConversationAccess:
 
     def _stripped(self, turn: Turn) -> Turn:
         """The turn without its content. It is finished, so that a process that settles it late stores no answer."""
-        return replace(turn, messages=(), input=(), output=(), extras={}, finished=turn.finished or self._clock.now())
+        return replace(turn.without_content(), finished=turn.finished or self._clock.now())
 
 
 async def _from(parts: AsyncIterator[Part], after: Address) -> AsyncIterator[Part]:
@@ -319,5 +319,5 @@ def _without(turn: Turn, deleted: int) -> Turn:
     sent, received = _kept(turn)
     items = tuple(None if at == deleted else item for at, item in enumerate((*sent, *received)))
     if not any(items):
-        return replace(turn, input=(), output=(), messages=(), extras={})
+        return turn.without_content()
     return replace(turn, input=items[: len(sent)], output=items[len(sent) :])

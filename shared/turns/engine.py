@@ -30,7 +30,7 @@ from shared.turns.events import Answer, Delta, Metered, Opened, Started, TurnStr
 from shared.turns.lease import ReservedTurn, persist
 from shared.turns.open_call import OpenCall
 from shared.turns.ports import CallLog, Ledger, Model, Plan, ServerEvent
-from shared.turns.requests import Request, UnstoredRequest
+from shared.turns.requests import AnyRequest, Request, UnstoredRequest
 from shared.turns.reservation import Replay, Reservations
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 class _Run:
     """A running turn. `deadline`: monotonic seconds."""
 
-    request: Request | UnstoredRequest
+    request: AnyRequest
     turn: ReservedTurn
     stream: TurnStream
     deadline: float
@@ -96,16 +96,14 @@ class Turns:
             await asyncio.wait(self._tasks)
 
     def _begin(
-        self, request: Request | UnstoredRequest, reserving: Awaitable[ReservedTurn | Replay], stream: TurnStream
+        self, request: AnyRequest, reserving: Awaitable[ReservedTurn | Replay], stream: TurnStream
     ) -> TurnStream:
         task = asyncio.create_task(self._run(request, reserving, stream))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return stream
 
-    async def _run(
-        self, request: Request | UnstoredRequest, reserving: Awaitable[ReservedTurn | Replay], stream: TurnStream
-    ) -> None:
+    async def _run(self, request: AnyRequest, reserving: Awaitable[ReservedTurn | Replay], stream: TurnStream) -> None:
         deadline = self._clock.monotonic() + self._turn_timeout
         try:
             turn = await reserving

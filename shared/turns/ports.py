@@ -201,8 +201,10 @@ class Dialect(Protocol):
     operation: str
     may_stream: bool
 
-    def compose(self, messages: Sequence[Message], *, max_tokens: int, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The streamed request for these messages, without the model's name."""
+    def compose(
+        self, messages: Sequence[Message], *, max_tokens: int | None, options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """The streamed request for these messages, without the model's name. `max_tokens`: None sends no maximum."""
 
     def prompt_bound(self, body: Mapping[str, Any]) -> int:
         """An upper bound on the tokens in a request's prompt."""

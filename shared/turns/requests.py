@@ -1,4 +1,5 @@
-"""The two kinds of request: this app composes the prompt, or it forwards the caller's body.
+"""The kinds of request: this app composes the prompt (api/chat, openai/v1/responses), or it forwards the caller's body
+(openai/v1/chat/completions).
 
 Each plans its model call: the body, an upper bound on its tokens, and what it adds to the session.
 """
@@ -12,7 +13,7 @@ from shared.domain.conversation import Item, Kind, Message, Parent, Session, Tur
 from shared.domain.limits import Limits
 from shared.domain.principal import Principal
 from shared.domain.window import MAX_TURNS, History, Window, pending_calls
-from shared.errors import ContextTooLong, InvalidRequest, ParentNotFound, SessionNotFound
+from shared.errors import MAX_SHOWN, ContextTooLong, InvalidRequest, ParentNotFound, SessionNotFound
 from shared.turns.ports import MAX_PAST_TURNS, Dialect, Plan
 
 _PROMPT_OPTIONS = ("tools", "tool_choice", "response_format")  # the service counts these as part of the prompt
@@ -36,11 +37,10 @@ class TurnLimits:
         return min(self.max_answer_tokens, self.callers.max_tokens(principal, session=True) or self.max_answer_tokens)
 
 
-class Request(Protocol):
-    """A validated request for a turn. `messages`: the new messages, a user's message or tool results. `input`: their
-    items, if the turn keeps items. `parent`: the turn to continue; `in_place`: in its own session, if
-    it is the latest there. `whole`: no past turn may be left out. `view`: what the response repeats of the request.
-    `fingerprint`: SHA-256 of its content, compared when the Idempotency-Key is used again."""
+class AnyRequest(Protocol):
+    """A validated request, with or without a session. `messages`: the new messages, a user's message or tool results.
+    `input`: their items, if the turn keeps items. `parent`: the turn to continue. `whole`: no past turn may be left
+    out."""
 
     @property
     def principal(self) -> Principal: ...
@@ -49,13 +49,23 @@ class Request(Protocol):
     @property
     def input(self) -> tuple[Item, ...]: ...
     @property
-    def session_id(self) -> str | None: ...
-    @property
     def parent(self) -> Parent | None: ...
     @property
-    def in_place(self) -> bool: ...
-    @property
     def whole(self) -> bool: ...
+
+    def admits(self, session: Session) -> bool:
+        """True if the request may be a turn of this session, or continue one."""
+
+
+class Request(AnyRequest, Protocol):
+    """A request for a turn of a session. `in_place`: continue the parent in its own session, if it is the latest turn
+    there. `view`: what the response repeats of the request. `fingerprint`: SHA-256 of its content, compared when the
+    Idempotency-Key is used again."""
+
+    @property
+    def session_id(self) -> str | None: ...
+    @property
+    def in_place(self) -> bool: ...
     @property
     def view(self) -> str | None: ...
     @property
@@ -66,9 +76,6 @@ class Request(Protocol):
     def check(self, limits: TurnLimits) -> None:
         """Raises InvalidRequest for errors that do not depend on the session."""
 
-    def admits(self, session: Session) -> bool:
-        """True if the request may be a turn of this session, or continue one."""
-
     def new_session(self, session_id: str, now: datetime, limits: TurnLimits, parent: Session | None) -> Session:
         """The session that the request begins, before its first turn. Raises SessionNotFound if it begins none."""
 
@@ -77,21 +84,8 @@ class Request(Protocol):
         ContextTooLong."""
 
 
-class UnstoredRequest(Protocol):
-    """A request whose call is only in the ledger. `parent`, `whole`: see Request."""
-
-    @property
-    def principal(self) -> Principal: ...
-    @property
-    def messages(self) -> tuple[Message, ...]: ...
-    @property
-    def input(self) -> tuple[Item, ...]: ...
-    @property
-    def parent(self) -> Parent | None: ...
-    @property
-    def whole(self) -> bool: ...
-
-    def admits(self, session: Session) -> bool: ...
+class UnstoredRequest(AnyRequest, Protocol):
+    """A request whose call is only in the ledger."""
 
     def plan_without_session(self, session: Session | None, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
         """Plan the call. `session`, `turns`: of the parent, if there is one."""
@@ -99,7 +93,7 @@ class UnstoredRequest(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _TurnRequest:
-    """What requests of every kind have: see Request. `expires_in`: of a session that it begins."""
+    """What requests of every kind have: see AnyRequest and Request. `expires_in`: of a session that it begins."""
 
     principal: Principal
     dialect: Dialect
@@ -114,6 +108,12 @@ class _TurnRequest:
     idempotency_key: str | None = None
     fingerprint: str = ""
 
+    def check(self, limits: TurnLimits) -> None:
+        """Check nothing: the web layer or the model service does it, in the words of their API."""
+
+    def admits(self, session: Session) -> bool:
+        return True
+
     def _session(self, session_id: str, now: datetime, *, system: str, deployment: str) -> Session:
         expires = now + self.expires_in if self.expires_in else None
         owner = self.principal.name
@@ -123,14 +123,53 @@ class _TurnRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComposedRequest(_TurnRequest):
-    """A request with a composed prompt: the system prompt, as much of the session's history as fits, and the new
-    messages. `options` come from the caller and apply only to this turn."""
+class _PromptRequest(_TurnRequest):
+    """A request whose prompt this app composes. `options` come from the caller and apply only to this turn."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def _attached(self) -> Mapping[str, Any]:
+        return {name: self.options[name] for name in _PROMPT_OPTIONS if name in self.options}
+
+    def _plan(self, history: History, limits: TurnLimits, max_tokens: int, requested_max_tokens: int | None) -> Plan:
+        """`max_tokens`: the most that the answer can have; `requested_max_tokens`: what the service is sent, if
+        anything."""
+        answer_tokens = min(max_tokens, limits.context_tokens // 2)
+
+        def plan(window: Window) -> Plan:
+            def shortened(limit: int | None) -> Plan | None:
+                shorter = None if self.whole else history.halved(window)
+                if shorter and limit and limit > answer_tokens:
+                    shorter = max(shorter, history.window(limit - answer_tokens), key=lambda each: each.first)
+                return plan(shorter) if shorter else None
+
+            body = self.dialect.compose(window.messages, max_tokens=requested_max_tokens, options=self.options)
+            return Plan(
+                deployment=history.deployment,
+                dialect=self.dialect,
+                body=body,
+                forwarded=False,
+                added=frozenset(body) - frozenset(self.options),
+                prompt_bound=window.bound,
+                max_tokens=max_tokens,
+                requested_max_tokens=requested_max_tokens,
+                stored_answer_tokens=max_tokens,
+                window_start=window.first,
+                past_tokens=window.past_tokens,
+                shortened=shortened,
+            )
+
+        return plan(history.whole() if self.whole else history.window(limits.context_tokens - answer_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComposedRequest(_PromptRequest):
+    """A request of api/chat. Its prompt: the system prompt, as much of the session's history as fits, and the new
+    messages."""
 
     system: str | None = None
     deployment: str | None = None
     max_tokens: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, limits: TurnLimits) -> None:
         if self.deployment is not None and self.deployment not in limits.deployments:
@@ -141,9 +180,6 @@ class ComposedRequest(_TurnRequest):
         longest = limits.maximum_for(self.principal)
         if self.max_tokens is not None and self.max_tokens > longest:
             raise InvalidRequest(f"max_tokens may be at most {longest}.", param="max_tokens")
-
-    def admits(self, session: Session) -> bool:
-        return True
 
     def new_session(self, session_id: str, now: datetime, limits: TurnLimits, parent: Session | None) -> Session:
         if parent:
@@ -160,33 +196,10 @@ class ComposedRequest(_TurnRequest):
             raise InvalidRequest(message, param="expires_in_seconds")
         if self.system not in (None, session.system):
             raise InvalidRequest("system is set by a session's first turn and can't be changed later.", param="system")
-        attached = {name: self.options[name] for name in _PROMPT_OPTIONS if name in self.options}
-        history = History.of(session, turns, self.messages, attached, self.deployment or session.deployment)
+        deployment = self.deployment or session.deployment
+        history = History.of(session, turns, self.messages, self._attached(), deployment)
         max_tokens = self.max_tokens or min(limits.max_tokens, limits.maximum_for(self.principal))
-        return self._plan(history, history.window(limits.context_tokens - max_tokens), max_tokens)
-
-    def _plan(self, history: History, window: Window, max_tokens: int) -> Plan:
-        def shortened(limit: int | None) -> Plan | None:
-            shorter = history.halved(window)
-            if shorter and limit and limit > max_tokens:
-                shorter = max(shorter, history.window(limit - max_tokens), key=lambda each: each.first)
-            return self._plan(history, shorter, max_tokens) if shorter else None
-
-        body = self.dialect.compose(window.messages, max_tokens=max_tokens, options=self.options)
-        return Plan(
-            deployment=history.deployment,
-            dialect=self.dialect,
-            body=body,
-            forwarded=False,
-            added=frozenset(body) - frozenset(self.options),
-            prompt_bound=window.bound,
-            max_tokens=max_tokens,
-            requested_max_tokens=max_tokens,
-            stored_answer_tokens=max_tokens,
-            window_start=window.first,
-            past_tokens=window.past_tokens,
-            shortened=shortened,
-        )
+        return self._plan(history, limits, max_tokens, max_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,12 +214,6 @@ class ForwardedRequest(_TurnRequest):
     requested_max_tokens: int | None = None
     added: frozenset[str] = frozenset()
     system: str | None = None
-
-    def check(self, limits: TurnLimits) -> None:
-        """Check nothing: the model service validates the body."""
-
-    def admits(self, session: Session) -> bool:
-        return True
 
     def new_session(self, session_id: str, now: datetime, limits: TurnLimits, parent: Session | None) -> Session:
         system = limits.system_prompt if self.system is None else self.system
@@ -235,7 +242,7 @@ class ForwardedRequest(_TurnRequest):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResponseRequest(_TurnRequest):
+class ResponseRequest(_PromptRequest):
     """A request of the Responses API, with a prompt made of items: `instructions`, which hold for this call alone, the
     turns that it continues, and the new input. `session_id`: of the conversation that it is a turn of."""
 
@@ -243,10 +250,6 @@ class ResponseRequest(_TurnRequest):
     max_tokens: int
     requested_max_tokens: int | None = None
     instructions: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def check(self, limits: TurnLimits) -> None:
-        """Check nothing: the web layer has done it, in the words of that API."""
 
     def admits(self, session: Session) -> bool:
         return session.kind is not Kind.CHAT if self.parent else session.kind is Kind.CONVERSATION
@@ -258,28 +261,11 @@ class ResponseRequest(_TurnRequest):
 
     def plan(self, session: Session, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
         _check_past(session, turns, whole=self.whole)
-        attached = {name: self.options[name] for name in _PROMPT_OPTIONS if name in self.options}
         history = History.of(
-            session, turns, self.messages, attached, self.deployment, self.instructions, check=_check_outputs
+            session, turns, self.messages, self._attached(), self.deployment, self.instructions, check=_check_outputs
         )
-        budget = limits.context_tokens - min(self.max_tokens, limits.context_tokens // 2)
-        window = history.whole() if self.whole else history.window(budget)
-        body = self.dialect.compose(window.messages, max_tokens=self.max_tokens, options=self.options)
-        if self.requested_max_tokens is None:
-            body = {name: value for name, value in body.items() if name != "max_completion_tokens"}
-        return Plan(
-            deployment=self.deployment,
-            dialect=self.dialect,
-            body=body,
-            forwarded=False,
-            added=frozenset(body) - frozenset(self.options),
-            prompt_bound=window.bound,
-            max_tokens=self.max_tokens,
-            requested_max_tokens=self.requested_max_tokens,
-            stored_answer_tokens=limits.max_tokens,  # a longer answer that does not fit is truncated
-            window_start=window.first,
-            past_tokens=window.past_tokens,
-        )
+        plan = self._plan(history, limits, self.max_tokens, self.requested_max_tokens)
+        return replace(plan, stored_answer_tokens=limits.max_tokens)  # a longer answer that does not fit is truncated
 
     def plan_without_session(self, session: Session | None, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
         if session is None:
@@ -288,8 +274,8 @@ class ResponseRequest(_TurnRequest):
 
 
 def _check_past(session: Session, turns: Sequence[Turn], *, whole: bool) -> None:
-    """Raises ParentNotFound if a session that this one continues is gone, and ContextTooLong if not all of the past
-    can be read."""
+    """Raises ParentNotFound if a session that this one continues is gone, and ContextTooLong if `whole` and there are
+    more than MAX_PAST_TURNS turns."""
     start = session.cleared_through + 1 if whole else max(session.window_start, session.cleared_through + 1)
     missing = bool(turns) and turns[-1].number > start
     if whole and missing and len(turns) >= MAX_PAST_TURNS:
@@ -307,8 +293,8 @@ def _check_outputs(turns: Sequence[Turn], new: Sequence[Message]) -> None:
     pending, results = pending_calls(turns), [message["tool_call_id"] for message in new if message["role"] == "tool"]
     for result in results:
         if result not in calls:
-            text = f"No tool call found for function call output with call_id {result}."
+            text = f"No tool call found for function call output with call_id {result[:MAX_SHOWN]}."
             raise InvalidRequest(text, param="input")
     for call in pending:
         if call not in results and set(pending) & set(results):
-            raise InvalidRequest(f"No tool output found for function call {call}.", param="input")
+            raise InvalidRequest(f"No tool output found for function call {call[:MAX_SHOWN]}.", param="input")

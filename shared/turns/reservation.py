@@ -30,7 +30,7 @@ from shared.turns.idempotency import answered_turn, check_first_key, check_same_
 from shared.turns.lease import LeasedTurn, ReservedTurn, SessionlessTurn, lease_for
 from shared.turns.ports import MAX_PAST_TURNS, Deletions, Plan, Retention, Sessions
 from shared.turns.recovery import Recovery, read_turn
-from shared.turns.requests import Request, TurnLimits, UnstoredRequest
+from shared.turns.requests import AnyRequest, Request, TurnLimits, UnstoredRequest
 
 SETTLE_GRACE = timedelta(seconds=60)  # after a turn's timeout, for settling it
 MAX_ATTEMPTS = 3  # to find the session free; each may first finish a recovery or a deletion
@@ -88,7 +88,7 @@ class Reservations:
         return await self._reserve_new(request, session_id, planned)
 
     async def _continue(self, request: Request, parent: Parent) -> LeasedTurn | Replay:
-        """Continue a turn: in its session, if it is the latest one there and the request goes on in place, else in a
+        """Continue a turn: in its own session if it is the latest turn there and the request is `in_place`, else in a
         branch. docs/branch_protocol.py specifies this: once a turn is not the latest, it never is again, so requests
         with the same Idempotency-Key agree on the session."""
         for _ in range(MAX_ATTEMPTS):
@@ -103,14 +103,10 @@ class Reservations:
             is_latest = session.turns == parent.turn and session.kind is Kind.RESPONSES
             if not request.in_place or not is_latest:
                 break
-            if session.lease is None:
+            if session.lease is None:  # else the head was read before the end of the turn, whose row has an answer
                 planned = self._planned(request, self._with_deployment(session), turns)
                 with suppress(SessionBusy):  # another request was faster
                     return await self._commit(request, planned, record)
-            elif session.busy(self._clock.now()):
-                raise StillRunning(_seconds(session, self._clock.now()))
-            else:
-                await self._recovery.free(session)
         else:
             raise SessionBusy
         return await self._reserve_branch(request, session, turns)
@@ -172,10 +168,10 @@ class Reservations:
         raise SessionBusy
 
     async def _read_parent(
-        self, request: Request | UnstoredRequest, parent: Parent, *, inherited: bool = False
+        self, request: AnyRequest, parent: Parent, *, inherited: bool = False
     ) -> tuple[Session, list[Turn]]:
-        """The session with the turn to continue, and its turns up to that one, newest first. `inherited`: it may be a
-        turn that the named session continues itself. Raises ParentNotFound."""
+        """The session with the turn to continue, and its turns up to that one, newest first. `inherited`: the named
+        session may be a branch, and the turn one from before the branch. Raises ParentNotFound or StillRunning."""
         session, turns = await self._sessions.read(parent.session_id, through=parent.turn, whole=request.whole)
         if session is None or session.deletion or session.expired(self._clock.now()):
             raise ParentNotFound
@@ -193,7 +189,7 @@ class Reservations:
         return session, turns
 
     async def _origin(self, session: Session, number: int) -> Parent:
-        """The turn with this number of the session, or of the one that has it of those that it continues. Raises
+        """Where the turn with this number is: in the session, or in one of those that it continues. Raises
         ParentNotFound."""
         for _ in range(MAX_PAST_TURNS):
             if number <= session.cleared_through:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from shared.domain.clock import Clock
 from shared.domain.conversation import Session, Turn
 from shared.domain.principal import Principal
-from shared.errors import SessionBusy, SessionNotFound, VersionConflict
+from shared.errors import InvalidRequest, SessionBusy, SessionNotFound, VersionConflict
 from shared.turns.ports import MAX_PAST_TURNS, Deletions, Sessions
 from shared.turns.recovery import Recovery
 
 MAX_ATTEMPTS = 10  # to mark a head while others write it
-_BLOCK = 20  # turns in memory at once: a turn takes up to 1 MiB
+BLOCK_TURNS = 20  # in memory at once: a turn takes up to 1 MiB
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one session adds to a conversation, which may go on in branches: its turns from `first` to `last`."""
+    """The turns `first` to `last` of one session, as a part of a conversation that continues in branches."""
 
     session: Session
     first: int
@@ -72,8 +72,9 @@ class SessionAccess:
         return page
 
     async def parts(self, session: Session, *, last: int, newest_first: bool = True) -> AsyncIterator[Part]:
-        """What the session and those that it continues add, up to the turn `last`, as far as they exist. Newest first,
-        each is read when it is needed."""
+        """The parts of the session's conversation up to the turn `last`: its own turns, and those of the sessions that
+        it continues, as far as they exist. Newest first, each head is read when it is needed. Raises InvalidRequest
+        where they are too many to be read."""
         if not newest_first:
             parts = [part async for part in self.parts(session, last=last)]
             for part in reversed(parts):
@@ -91,12 +92,13 @@ class SessionAccess:
             if ancestor is None or not head.continues(ancestor):
                 return
             head, last = ancestor, min(last, parent.turn)
+        raise InvalidRequest(f"It continues more than {MAX_PAST_TURNS} sessions, one after another: too many to read.")
 
     async def turns(
-        self, session: Session, first: int, last: int, *, newest_first: bool, block: int = _BLOCK
+        self, session: Session, first: int, last: int, *, newest_first: bool, block: int = BLOCK_TURNS
     ) -> AsyncIterator[Turn]:
-        """The session's own turns with these numbers, `block` of them at once, or fewer."""
-        block = min(block, _BLOCK)
+        """The session's own turns with these numbers, at most `block` of them in memory at once."""
+        block = min(block, BLOCK_TURNS)
         while first <= last:
             low, high = (max(first, last - block + 1), last) if newest_first else (first, min(last, first + block - 1))
             turns = await self._sessions.history(session.id, first=low, last=high, limit=block)

@@ -5,15 +5,14 @@ https://platform.openai.com/docs/api-reference/conversations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import unquote
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.conversation import Session
 from shared.domain.principal import Principal
-from shared.errors import ItemNotFound, SessionBusy, SessionNotFound
+from shared.errors import MAX_SHOWN, ItemNotFound, SessionBusy, SessionNotFound
 from shared.services import Services
-from shared.turns.conversations import Address
+from shared.turns.conversations import PlacedItem
 from shared.web.contract.conversations import (
     ConversationAnswer,
     ConversationUpdate,
@@ -21,12 +20,12 @@ from shared.web.contract.conversations import (
     NewConversation,
     NewItems,
 )
-from shared.web.http import json_response, read_body
-from shared.web.item_lists import page_answer, page_query
+from shared.web.http import json_response, path_text, read_body
+from shared.web.item_lists import included, page_answer, page_query
 from shared.web.response_errors import ConversationLocked, ConversationNotFound, Refused
-from shared.web.response_ids import conversation_id, parse_conversation_id, parse_item_id
+from shared.web.response_ids import conversation_id, parse_conversation_id
 from shared.web.response_object import placed_item
-from shared.web.response_request import new_items
+from shared.web.response_request import new_items, stored_item
 from shared.web.response_validation import validated
 
 
@@ -59,6 +58,7 @@ async def delete_conversation(request: Request, app: Services, principal: Princi
 
 
 async def post_items(request: Request, app: Services, principal: Principal) -> Response:
+    included(request)
     body = validated(NewItems, await read_body(request, app.settings.turns.max_request_bytes))
     items = await new_items(app, principal, body.items)
     with _named(request) as session_id:
@@ -73,41 +73,38 @@ async def get_items(request: Request, app: Services, principal: Principal) -> Re
 
 
 async def get_item(request: Request, app: Services, principal: Principal) -> Response:
+    included(request)
     with _named(request) as session_id:
         await app.conversations.get(session_id, principal)
-    shown, _ = await _item(request, app, principal, session_id)
-    return json_response(shown)
+    return json_response(placed_item(await _item(request, app, principal, session_id)))
 
 
 async def delete_item(request: Request, app: Services, principal: Principal) -> Response:
     """Delete an item, so that the model is not shown it again. The others keep their ids."""
     with _named(request) as session_id:
         await app.conversations.get(session_id, principal)
-        _, address = await _item(request, app, principal, session_id)
-        session = await app.conversations.delete_item(*address, principal)
+        placed = await _item(request, app, principal, session_id)
+        session = await app.conversations.delete_item(*placed.address, principal)
     if session is None:
-        raise ItemNotFound(_path(request, "item_id"))
+        raise ItemNotFound(path_text(request, "item_id"))
     return _conversation(session)
 
 
-async def _item(
-    request: Request, app: Services, principal: Principal, session_id: str
-) -> tuple[dict[str, object], Address]:
-    """The item that the path names, and where it is. Raises ItemNotFound, also if it is not in this conversation."""
-    text = _path(request, "item_id")
-    address = parse_item_id(text, ItemNotFound(text))
-    placed = await app.conversations.item(*address, principal) if address.session_id == session_id else None
-    if placed is None or (shown := placed_item(placed))["id"] != text:
+async def _item(request: Request, app: Services, principal: Principal, session_id: str) -> PlacedItem:
+    """The item that the path names. Raises ItemNotFound, also if it is not in this conversation."""
+    text = path_text(request, "item_id")
+    placed = await stored_item(app, principal, text)
+    if placed.session_id != session_id:
         raise ItemNotFound(text)
-    return shown, address
+    return placed
 
 
 @contextmanager
 def _named(request: Request) -> Iterator[str]:
     """The session of the conversation that the path names. Errors within name the conversation."""
-    text = _path(request, "conversation_id")
+    text = path_text(request, "conversation_id")
     if not text.startswith("conv_"):
-        message = f"Invalid 'conversation_id': {text[:100]!r}. Expected an ID that begins with 'conv_'."
+        message = f"Invalid 'conversation_id': {text[:MAX_SHOWN]!r}. Expected an ID that begins with 'conv_'."
         raise Refused(message, param="conversation_id")
     try:
         yield parse_conversation_id(text, ConversationNotFound(text))
@@ -115,10 +112,6 @@ def _named(request: Request) -> Iterator[str]:
         raise ConversationNotFound(text) from None
     except SessionBusy as error:
         raise ConversationLocked(error.retry_after) from None
-
-
-def _path(request: Request, name: str) -> str:
-    return unquote(request.path_params[name])
 
 
 def _conversation(session: Session) -> Response:

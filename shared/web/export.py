@@ -11,11 +11,11 @@ from shared.domain.conversation import ADDED, Session, Turn
 from shared.domain.principal import Principal
 from shared.errors import InvalidRequest, SessionNotFound
 from shared.services import Services
+from shared.turns.sessions import BLOCK_TURNS
 from shared.web.answers import session_answer, turn_answer
 from shared.web.contract.chat import MAX_BRANCHES
 from shared.web.http import json_bytes, session_id
 
-_BLOCK = 20  # turns in memory at once: a turn takes up to 1 MiB
 _USUAL = ("stop", "tool_calls", "function_call", ADDED)  # endings that need no mark
 _LINE_END = re.compile(r"\r\n|\r|\n")  # as CommonMark defines it
 _BACKTICKS = re.compile("`+")
@@ -41,8 +41,8 @@ async def _turns(app: Services, session: Session, principal: Principal) -> Async
     """Oldest first, with their sessions. Raises SessionNotFound if one is erased meanwhile: another caller may have
     begun one with the same ID."""
     async for part in app.sessions.parts(session, last=session.turns, newest_first=False):
-        for first in range(part.first, part.last + 1, _BLOCK):
-            last = min(part.last, first + _BLOCK - 1)
+        for first in range(part.first, part.last + 1, BLOCK_TURNS):
+            last = min(part.last, first + BLOCK_TURNS - 1)
             block = [turn async for turn in app.sessions.turns(part.session, first, last, newest_first=False)]
             if (await app.sessions.get(part.session.id, principal)).created != part.session.created:
                 raise SessionNotFound

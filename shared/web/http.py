@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from decimal import Decimal
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import orjson
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
@@ -172,6 +173,11 @@ def validated(model: type[M], body: Mapping[str, Any]) -> M:
     except ValidationError as error:
         field, message = first_problem(error)
         raise InvalidRequest(message, param=field) from error
+
+
+def path_text(request: Request, name: str) -> str:
+    """A parameter of the path, decoded: the platform leaves it percent-encoded."""
+    return unquote(str(request.path_params[name]))
 
 
 def session_id(text: str, param: str = "session_id") -> str:

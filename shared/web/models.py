@@ -1,24 +1,26 @@
 """The deployments as OpenAI's and Azure OpenAI's models."""
 
 from collections.abc import Mapping
-from urllib.parse import unquote
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.principal import Principal
-from shared.errors import InvalidRequest, ModelNotFound
+from shared.errors import MAX_SHOWN, InvalidRequest, ModelNotFound
 from shared.services import Services
 from shared.web.contract.models import DeploymentKind, ModelAnswer, ModelsAnswer
-from shared.web.http import json_response
+from shared.web.http import json_response, path_text
 
 
 async def get_models(request: Request, app: Services, principal: Principal) -> Response:
-    models = [_model(name, app) for name in sorted(app.settings.model.all_deployments)]
+    """Those for chat first, because clients choose the first one."""
+    settings = app.settings.model
+    names = (*sorted(settings.deployments), *sorted(settings.embedding_deployments))
+    models = [_model(name, app) for name in names]
     return json_response(ModelsAnswer(object="list", data=models))
 
 
 async def get_model(request: Request, app: Services, principal: Principal) -> Response:
-    name, deployments = unquote(request.path_params["model"]), app.settings.model.all_deployments
+    name, deployments = path_text(request, "model"), app.settings.model.all_deployments
     if name not in deployments:
         raise _not_found(name, deployments)
     return json_response(_model(name, app))
@@ -48,7 +50,7 @@ def _checked(name: str, right: Mapping[str, str], others: Mapping[str, str], *, 
 
 def _not_found(name: str, deployments: Mapping[str, str]) -> ModelNotFound:
     listed = f"Choose one of: {', '.join(sorted(deployments))}." if deployments else "This app has no such model."
-    return ModelNotFound(f"Model {name!r} does not exist. {listed}", param="model")
+    return ModelNotFound(f"Model {name[:MAX_SHOWN]!r} does not exist. {listed}", param="model")
 
 
 def _model(name: str, app: Services) -> ModelAnswer:

@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from decimal import Decimal
 from hashlib import sha256
 from typing import Any
 
@@ -201,11 +202,16 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
 
 
 def answer(event: Event, headers: Mapping[str, str]) -> Response:
-    """A whole answer, with the call's cost in USD in a header, if that is known."""
-    settled = event if isinstance(event, Answer | Metered) else None
-    cost = settled.turn.call.cost if settled else None
-    priced = {} if cost is None else {"x-cost-usd": format(cost, "f")}
-    return Response(settled.data if settled else b"", 200, {**headers, **priced}, media_type="application/json")
+    """A whole answer, with its cost in a header."""
+    if not isinstance(event, Answer | Metered):
+        raise TypeError(event)
+    headers = {**headers, **cost_header(event.turn.call.cost)}
+    return Response(event.data, 200, headers, media_type="application/json")
+
+
+def cost_header(cost: Decimal | None) -> dict[str, str]:
+    """The header with a cost in USD; none if it is not known."""
+    return {} if cost is None else {"x-cost-usd": format(cost, "f")}
 
 
 def _write(event: Event, *, usage: bool) -> bytes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
@@ -295,8 +295,7 @@ def _response_paths(root: str, *version: JSON) -> JSON:
     key = _parameter("Idempotency-Key", "header", _matching(fields.IDEMPOTENCY_KEY), required=False)
     on_disconnect = _parameter("X-On-Disconnect", "header", _ON_DISCONNECT, required=False)
     response = _parameter("response_id", "path", _NAME)
-    include = _parameter("include", "query", {"type": "array", "items": {"type": "string"}}, required=False)
-    page = _page_of_items()
+    include, page = _included(), _page_of_items()
     stored = partial(_operation, keys=_CLIENT, errors=(400, *_STORAGE))
     answer = _json("ResponseAnswer") | {"text/event-stream": _event(_text(_RESPONSE_EVENTS))}
     cancel = stored("Refused: no response is generated in the background", response, *version)
@@ -348,7 +347,7 @@ def _conversation_paths(root: str, *version: JSON) -> JSON:
     new = written("Begin a conversation", *version, content=answer, body="NewConversation")
     update = written("Replace the metadata", conversation, *version, content=answer, body="ConversationUpdate")
     erased = _json("DeletedConversation")
-    add = written("Append items", conversation, *version, content=items, body="NewItems")
+    add = written("Append items", conversation, _included(), *version, content=items, body="NewItems")
     return {
         root: {"post": new},
         one: {
@@ -366,14 +365,27 @@ def _conversation_paths(root: str, *version: JSON) -> JSON:
             "post": add,
         },
         f"{all_items}/{{item_id}}": {
-            "get": stored("An item", conversation, item, *version, content={"application/json": {"type": "object"}}),
+            "get": stored(
+                "An item",
+                conversation,
+                item,
+                _included(),
+                *version,
+                content={"application/json": {"type": "object"}},
+            ),
             "delete": stored("Delete an item", conversation, item, *version, content=answer),
         },
     }
 
 
+def _included() -> JSON:
+    values = {"type": "array", "items": {"enum": [*get_args(responses.Include)]}}
+    return _parameter("include", "query", values, required=False)
+
+
 def _page_of_items() -> Sequence[JSON]:
     return (
+        _included(),
         _parameter("limit", "query", _up_to(MAX_PAGE_ITEMS), required=False),
         _parameter("order", "query", {"enum": ["asc", "desc"], "default": "desc"}, required=False),
         _parameter("after", "query", {"type": "string"}, required=False),

@@ -12,6 +12,7 @@ import orjson
 from azurefunctions.extensions.http.fastapi import Response
 
 from shared.errors import (
+    MAX_SHOWN,
     ChatError,
     ContextTooLong,
     InvalidRequest,
@@ -22,12 +23,18 @@ from shared.errors import (
 from shared.web.http import json_error
 from shared.web.openai import openai_error, rate_headers
 
-# Fields of chat completions, each with the field of the Responses API that becomes it.
+
+def _word(pattern: str) -> str:
+    """Only as a whole: not within a name or a path."""
+    return rf"(?<![\w/]){pattern}(?![\w/])"
+
+
+# Fields of chat completions as patterns, each with the field of the Responses API that becomes it.
 _FIELDS = (
-    (r"(\w+\.)?max_(completion_)?tokens", "max_output_tokens"),
-    (r"reasoning_effort", "reasoning.effort"),
-    (r"response_format(\.json_schema)?", "text.format"),
-    (r"messages(?=[.\[])(\.?\[\d+\])?(\.\w+|\[\d+\])*", "input"),
+    (r"(?<!\w)(\w+\.)?max_(completion_)?tokens", "max_output_tokens"),  # (?<!\w): a long word is not tried again
+    (_word("reasoning_effort"), "reasoning.effort"),
+    (_word(r"response_format(\.json_schema)?"), "text.format"),
+    (_word(r"messages(?=[.\[])(\.?\[\d+\])?(\.\w+|\[\d+\])*"), "input"),
     (r"(?<=')messages(?=')", "input"),
     (r"(?<!\.)verbosity", "text.verbosity"),
     (r"(tools\[\d+\])\.(?:function|custom)\.", r"\1."),
@@ -44,8 +51,10 @@ _CODES = {  # of this app, each with OpenAI's
 class Refused(InvalidRequest):
     """The request is invalid, in OpenAI's words. `code`: one of OpenAI's; empty if it has none for this."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value") -> None:
-        super().__init__(message, param=param)
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str = "invalid_value", retry_after: int | None = None
+    ) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
         self.code = code
 
 
@@ -54,7 +63,7 @@ class ResponseNotFound(ChatError):
     status = 404
 
     def __init__(self, response: str) -> None:
-        super().__init__(f"Response with id '{response}' not found.")
+        super().__init__(f"Response with id '{response[:MAX_SHOWN]}' not found.")
 
 
 class ConversationNotFound(ChatError):
@@ -62,7 +71,7 @@ class ConversationNotFound(ChatError):
     status = 404
 
     def __init__(self, conversation: str) -> None:
-        super().__init__(f"Conversation with id '{conversation}' not found.")
+        super().__init__(f"Conversation with id '{conversation[:MAX_SHOWN]}' not found.")
 
 
 class ConversationLocked(Refused):
@@ -70,8 +79,7 @@ class ConversationLocked(Refused):
 
     def __init__(self, retry_after: int | None) -> None:
         message = "Another process is currently operating on this conversation. Please retry in a few seconds."
-        super().__init__(message, param="conversation", code="conversation_locked")
-        self.retry_after = retry_after or 1
+        super().__init__(message, param="conversation", code="conversation_locked", retry_after=retry_after or 1)
 
 
 def unsupported(param: str, message: str, code: str = "unsupported_parameter") -> Refused:
@@ -115,7 +123,7 @@ def response_error(error: Exception) -> tuple[dict[str, Any], int, int | None]:
 def renamed(text: str) -> str:
     """Text of the model service with the fields' names in the Responses API."""
     for field, name in _FIELDS:
-        text = re.sub(rf"(?<![\w/]){field}(?![\w/])" if field[0] != "(" else field, name, text)
+        text = re.sub(field, name, text)
     return text
 
 

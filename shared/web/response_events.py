@@ -21,7 +21,7 @@ from shared.web.contract.responses import LOGPROBS
 from shared.web.http import json_bytes, sse_frame
 from shared.web.response_errors import response_error
 from shared.web.response_object import begun, failed, item_object, response_object, token_logprobs
-from shared.web.response_request import WantedResponse
+from shared.web.response_request import ParsedRequest
 
 JSON: TypeAlias = dict[str, Any]
 _DELTAS = {"function_call": "response.function_call_arguments", "custom_tool_call": "response.custom_tool_call_input"}
@@ -31,9 +31,9 @@ _PLACEHOLDER = "{}"  # some services send it before the arguments (BerriAI/litel
 class ResponseEvents:
     """Writes one stream. `session_id`: of a response that is not stored; `now`: when it was begun."""
 
-    def __init__(self, wanted: WantedResponse, session_id: str, now: datetime) -> None:
-        self._wanted = wanted
-        self._inputs = len(wanted.turn.input)
+    def __init__(self, parsed: ParsedRequest, session_id: str, now: datetime) -> None:
+        self._parsed = parsed
+        self._inputs = len(parsed.turn.input)
         self.session_id, self._number = session_id, 1
         self._created = now
         self._sequence = 0
@@ -61,7 +61,7 @@ class ResponseEvents:
             return
         if not self._response:
             created = int(self._created.timestamp())
-            self._response = begun(self._wanted.echo, self.session_id, self._number, created)
+            self._response = begun(self._parsed.echo, self.session_id, self._number, created)
             yield self._frame("response.created", response=self._response)
             yield self._frame("response.in_progress", response=self._response)
         if isinstance(event, Delta):
@@ -89,7 +89,7 @@ class ResponseEvents:
 
     def _logprobs(self, delta: Delta) -> list[JSON]:
         """Those of the delta's tokens, if they are included."""
-        if LOGPROBS not in self._wanted.include:
+        if LOGPROBS not in self._parsed.include:
             return []
         with suppress(ValueError, TypeError, LookupError, AttributeError):  # the service sent another form
             return token_logprobs(orjson.loads(delta.event.data)["choices"][0]["logprobs"])
@@ -121,7 +121,7 @@ class ResponseEvents:
 
     def _end(self, event: Answer | Metered) -> Iterator[bytes]:
         turn = replace(self.turn_of(event), started=self._created)
-        response = response_object(self._wanted.echo, self.session_id, turn, self._wanted.include)
+        response = response_object(self._parsed.echo, self.session_id, turn, self._parsed.include)
         for at, item in enumerate(response["output"]):
             is_first = at == 0 and self._first is not None and self._first["type"] == item["type"]
             if not is_first:

@@ -1,5 +1,5 @@
-"""The ids of openai/v1/responses and openai/v1/conversations. Each is the address of what it names: the session, the
-turn and the place in the turn. So they are not stored, and what they name is found without an index.
+"""The ids of openai/v1/responses and openai/v1/conversations. Each contains the place of what it names: the session,
+the turn, the index in the turn. So they are not stored, and what they name is read without an index.
 
 A session's id here is 128 random bits in hex, so an id can't be guessed.
 """

@@ -14,15 +14,16 @@ from azurefunctions.extensions.http.fastapi import Request
 from shared.domain.conversation import Item, Message, Parent
 from shared.domain.items import messages_of, paired
 from shared.domain.principal import Principal
-from shared.errors import ItemNotFound
+from shared.errors import MAX_SHOWN, ItemNotFound
 from shared.services import Services
+from shared.turns.conversations import PlacedItem
 from shared.turns.requests import ResponseRequest
 from shared.web.contract import responses as contract
 from shared.web.contract.response_items import InputItem, ItemReference
 from shared.web.http import idempotency_key, json_bytes, read_body
 from shared.web.models import chat_deployment
 from shared.web.response_errors import ConversationNotFound, Refused, unsupported
-from shared.web.response_ids import parse_conversation_id, parse_item_id, parse_response_id
+from shared.web.response_ids import item_id, parse_conversation_id, parse_item_id, parse_response_id
 from shared.web.response_validation import validated
 
 JSON: TypeAlias = dict[str, Any]
@@ -36,16 +37,19 @@ _UNSUPPORTED = {  # fields of OpenAI's, each with why it is refused
     "image": "Leave it out.",
     "prompt_cache_options": "The model service decides what it caches. Leave it out.",
 }
-_OF_TOOLS = ("async", "defer_loading", "allowed_callers", "output_schema")
-_ACCEPTED = ("web_search", "namespace")  # hosted tools that Codex always sends: left out, unless tool_choice needs them
-_SAME = ("temperature", "top_p", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+_UNSUPPORTED_IN_TOOLS = ("async", "defer_loading", "allowed_callers", "output_schema")
+# Hosted tools that Codex always sends: left out, unless tool_choice needs them.
+_IGNORED_TOOLS = ("web_search", "namespace")
+# They have the same names in chat completions.
+_UNCHANGED_OPTIONS = ("temperature", "top_p", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 _ECHOED = ("instructions", "previous_response_id", "max_output_tokens", "max_tool_calls", "parallel_tool_calls")
 _NOT_COMPARED = ("stream", "stream_options", "client_metadata")  # a retry with the same Idempotency-Key may change them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WantedResponse:
-    """`turn`: the request for the turn. `echo`: what the response repeats. `conversation`: as the caller wrote it."""
+class ParsedRequest:
+    """A valid request. `turn`: the request for its turn. `echo`: what the response repeats of it. `conversation`: the
+    ID that the caller sent."""
 
     turn: ResponseRequest
     echo: Mapping[str, Any]
@@ -56,7 +60,7 @@ class WantedResponse:
     conversation: str | None
 
 
-async def wanted_response(request: Request, app: Services, principal: Principal) -> WantedResponse:
+async def parse_request(request: Request, app: Services, principal: Principal) -> ParsedRequest:
     """Raises InvalidRequest, ModelNotFound, ItemNotFound, MessageTooLarge and UnsupportedMediaType."""
     raw = await read_body(request, app.settings.turns.max_request_bytes)
     body = validated(contract.ResponseRequest, _supported(raw))
@@ -89,7 +93,7 @@ async def wanted_response(request: Request, app: Services, principal: Principal)
         instructions=body.instructions or "",
         options=_options(body, tools),
     )
-    return WantedResponse(
+    return ParsedRequest(
         turn=turn,
         echo=echo,
         include=body.include,
@@ -114,10 +118,10 @@ def _supported(body: Mapping[str, Any]) -> JSON:
 def _supported_tool(at: int, tool: Any) -> Any:
     if not isinstance(tool, dict) or tool.get("type") not in ("function", "custom"):
         return tool
-    for name in _OF_TOOLS:
+    for name in _UNSUPPORTED_IN_TOOLS:
         if tool.get(name):
             raise unsupported(f"tools[{at}].{name}", f"'tools[{at}].{name}' is not supported. Leave it out.")
-    return {name: each for name, each in tool.items() if name not in _OF_TOOLS}
+    return {name: each for name, each in tool.items() if name not in _UNSUPPORTED_IN_TOOLS}
 
 
 def _check_state(body: contract.ResponseRequest, conversation: str | None) -> None:
@@ -138,14 +142,14 @@ def _continued(previous: str | None) -> Parent | None:
     if previous is None:
         return None
     if not previous.startswith("resp_"):
-        message = f"Invalid 'previous_response_id': {previous[:100]!r}. Expected an ID that begins with 'resp_'."
+        message = f"Invalid 'previous_response_id': {previous[:MAX_SHOWN]!r}. Expected an ID that begins with 'resp_'."
         raise Refused(message, param="previous_response_id")
     session_id, turn = parse_response_id(previous, previous_not_found(previous))
     return Parent(session_id=session_id, turn=turn)
 
 
 def previous_not_found(previous: str) -> Refused:
-    message = f"Previous response with id '{previous}' not found."
+    message = f"Previous response with id '{previous[:MAX_SHOWN]}' not found."
     return Refused(message, param="previous_response_id", code="previous_response_not_found")
 
 
@@ -153,7 +157,7 @@ def _conversation(conversation: str | None) -> str | None:
     if conversation is None:
         return None
     if not conversation.startswith("conv_"):
-        message = f"Invalid 'conversation': {conversation[:100]!r}. Expected an ID that begins with 'conv_'."
+        message = f"Invalid 'conversation': {conversation[:MAX_SHOWN]!r}. Expected an ID that begins with 'conv_'."
         raise Refused(message, param="conversation")
     return parse_conversation_id(conversation, ConversationNotFound(conversation))
 
@@ -164,16 +168,20 @@ async def new_items(app: Services, principal: Principal, sent: str | Sequence[In
         content = [{"type": "input_text", "text": sent}]
         return [{"type": "message", "role": "user", "content": content}] if sent else []
     return paired(
-        [await _stored(app, principal, item.id) if isinstance(item, ItemReference) else item.item() for item in sent]
+        [
+            (await stored_item(app, principal, item.id)).item if isinstance(item, ItemReference) else item.item()
+            for item in sent
+        ]
     )
 
 
-async def _stored(app: Services, principal: Principal, item_id: str) -> Item:
-    error = ItemNotFound(item_id)
-    placed = await app.conversations.item(*parse_item_id(item_id, error), principal)
-    if placed is None:
+async def stored_item(app: Services, principal: Principal, text: str) -> PlacedItem:
+    """The item with this id. Raises ItemNotFound, also if the id is that of another type of item."""
+    error = ItemNotFound(text)
+    placed = await app.conversations.item(*parse_item_id(text, error), principal)
+    if placed is None or item_id(placed.session_id, placed.turn.number, placed.at, placed.item) != text:
         raise error
-    return placed.item
+    return placed
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -184,7 +192,7 @@ def check_messages(messages: Sequence[Message]) -> None:
     results = {message.get("tool_call_id") for message in messages}
     for call in (call["id"] for message in messages for call in message.get("tool_calls") or ()):
         if call not in results:
-            raise Refused(f"No tool output found for function call {call}.", param="input", code="")
+            raise Refused(f"No tool output found for function call {call[:MAX_SHOWN]}.", param="input", code="")
 
 
 def _tools(body: contract.ResponseRequest) -> tuple[list[JSON], list[str]]:
@@ -193,7 +201,7 @@ def _tools(body: contract.ResponseRequest) -> tuple[list[JSON], list[str]]:
     for at, tool in enumerate(body.tools):
         if not isinstance(tool, contract.HostedTool):
             tools.append(tool.model_dump())
-        elif not tool.type.startswith(_ACCEPTED):
+        elif not tool.type.startswith(_IGNORED_TOOLS):
             raise _hosted(tool.type, f"tools[{at}].type")
         else:
             left_out.append(tool.type)
@@ -211,13 +219,12 @@ def _check_choice(choice: Any, tools: Sequence[JSON], left_out: Sequence[str]) -
     if isinstance(choice, contract.AllowedTools):
         for at, tool in enumerate(choice.tools):
             if tool.get("type") not in ("function", "custom"):
-                raise _hosted(str(tool.get("type"))[:100], f"tool_choice.tools[{at}].type")
+                raise _hosted(str(tool.get("type")), f"tool_choice.tools[{at}].type")
 
 
 def _hosted(kind: str, param: str) -> Refused:
-    message = (
-        f"Hosted tools are not supported: '{kind}'. Supported values of a tool's type are: 'function' and 'custom'."
-    )
+    supported = "Supported values of a tool's type are: 'function' and 'custom'."
+    message = f"Hosted tools are not supported: '{kind[:MAX_SHOWN]}'. {supported}"
     return unsupported(param, message, "unsupported_value")
 
 
@@ -236,7 +243,7 @@ def _max_tokens(
 
 def _options(body: contract.ResponseRequest, tools: Sequence[JSON]) -> JSON:
     """The request's options in chat completions."""
-    options = {name: value for name in _SAME if (value := getattr(body, name)) is not None}
+    options = {name: value for name in _UNCHANGED_OPTIONS if (value := getattr(body, name)) is not None}
     if tools:
         options["tools"] = [_chat_tool(tool) for tool in tools]
         options["tool_choice"] = _chat_choice(body.tool_choice)

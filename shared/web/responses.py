@@ -6,7 +6,6 @@ https://platform.openai.com/docs/api-reference/responses
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import unquote
 
 import orjson
 from azurefunctions.extensions.http.fastapi import Request, Response
@@ -15,10 +14,10 @@ from shared.domain.conversation import Session, Turn
 from shared.domain.principal import Principal
 from shared.errors import ParentNotFound, SessionBusy, SessionNotFound, StillRunning
 from shared.services import Services
-from shared.turns.events import Answer, Event, Metered, Opened, Started
-from shared.web.http import disconnected, event_stream, json_response, relay
-from shared.web.item_lists import page_answer, page_query
-from shared.web.openai import opened_headers, stops_on_disconnect
+from shared.turns.events import Answer, Metered, Opened, Started
+from shared.web.http import disconnected, event_stream, json_response, path_text, relay
+from shared.web.item_lists import included, page_answer, page_query
+from shared.web.openai import cost_header, opened_headers, stops_on_disconnect
 from shared.web.response_errors import (
     ConversationLocked,
     ConversationNotFound,
@@ -29,18 +28,18 @@ from shared.web.response_errors import (
 from shared.web.response_events import ResponseEvents
 from shared.web.response_ids import parse_response_id
 from shared.web.response_object import response_object
-from shared.web.response_request import WantedResponse, previous_not_found, wanted_response
+from shared.web.response_request import ParsedRequest, parse_request, previous_not_found
 
 
 async def post_response(request: Request, app: Services, principal: Principal) -> Response:
-    wanted = await wanted_response(request, app, principal)
-    stops = stops_on_disconnect(request, streamed=wanted.streamed)
-    take = app.turns.take_turn if wanted.stored else app.turns.call
-    stream, headers = take(wanted.turn, deltas=wanted.streamed), dict[str, str]()
-    writer = ResponseEvents(wanted, secrets.token_hex(16), app.clock.now())
+    parsed = await parse_request(request, app, principal)
+    stops = stops_on_disconnect(request, streamed=parsed.streamed)
+    start = app.turns.take_turn if parsed.stored else app.turns.call
+    stream, headers = start(parsed.turn, deltas=parsed.streamed), dict[str, str]()
+    writer = ResponseEvents(parsed, secrets.token_hex(16), app.clock.now())
     if stops:
         stream.stop.request_after(disconnected(request))
-    with _worded(wanted):
+    with _openai_errors(parsed):
         # Up to the answer, or of a stream until the service answers: errors until then have a status. A stored answer
         # is sent as a whole.
         async for event in stream:
@@ -50,26 +49,26 @@ async def post_response(request: Request, app: Services, principal: Principal) -
                     headers |= {"idempotent-replayed": "true"} if event.replayed else {}
                 case Opened():
                     headers |= opened_headers(event, app)
-                    if wanted.streamed:
+                    if parsed.streamed:
                         break
-    if wanted.streamed:
+    if parsed.streamed:
         events = relay(event, stream, app.clock, write=writer.write, write_error=writer.write_error)
         return event_stream(events, headers)
     if not isinstance(event, Answer | Metered):
         raise TypeError(event)
-    response = response_object(wanted.echo, writer.session_id, writer.turn_of(event), wanted.include)
-    return json_response(response, headers=headers | _cost(event))
+    response = response_object(parsed.echo, writer.session_id, writer.turn_of(event), parsed.include)
+    return json_response(response, headers=headers | cost_header(event.turn.cost))
 
 
 async def get_response(request: Request, app: Services, principal: Principal) -> Response:
     if request.query_params.get("stream", "false").lower() != "false":
         raise unsupported("stream", "A stored response can't be streamed. Leave 'stream' out.")
+    include = included(request)
     session, turn = await _stored(request, app, principal)
     view = await app.conversations.view(session.id, turn.number)
     if view is None:
         raise ResponseNotFound(_response_id(request))
     running = session.busy(app.clock.now()) and session.turns == turn.number
-    include = [*request.query_params.getlist("include"), *request.query_params.getlist("include[]")]
     return json_response(response_object(orjson.loads(view), session.id, turn, include, running=running))
 
 
@@ -110,13 +109,13 @@ async def _stored(request: Request, app: Services, principal: Principal) -> tupl
 
 
 def _response_id(request: Request) -> str:
-    return unquote(request.path_params["response_id"])
+    return path_text(request, "response_id")
 
 
 @contextmanager
-def _worded(wanted: WantedResponse) -> Iterator[None]:
-    """The turn's errors in OpenAI's words, with the ids that the caller sent."""
-    previous, conversation = wanted.previous_response_id or "", wanted.conversation or ""
+def _openai_errors(parsed: ParsedRequest) -> Iterator[None]:
+    """Replace the turn's errors by OpenAI's, which name the ids that the caller sent."""
+    previous, conversation = parsed.previous_response_id or "", parsed.conversation or ""
     try:
         yield
     except ParentNotFound:
@@ -133,12 +132,5 @@ def _worded(wanted: WantedResponse) -> Iterator[None]:
 
 
 def _still_running(response: str, param: str, error: StillRunning) -> Refused:
-    refused = Refused(f"Response with id '{response}' is still in progress.", param=param, code="")
-    refused.retry_after = error.retry_after
-    return refused
-
-
-def _cost(event: Event) -> dict[str, str]:
-    """The header with the response's cost in USD, if that is known."""
-    cost = event.turn.cost if isinstance(event, Answer | Metered) else None
-    return {} if cost is None else {"x-cost-usd": format(cost, "f")}
+    message = f"Response with id '{response}' is still in progress."
+    return Refused(message, param=param, code="", retry_after=error.retry_after)

@@ -61,4 +61,6 @@ def _routes() -> list[tuple[str, str]]:
 
 @cache
 def _pattern(route: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(route)) + "/?", re.IGNORECASE)
+    """`responses/compact`, which OpenAI has and this app lacks, is no response's id."""
+    ids = re.escape(route).replace(r"\{response_id\}", "resp_[^/]+")
+    return re.compile(re.sub(r"\\{\w+\\}", "[^/]+", ids) + "/?", re.IGNORECASE)

@@ -18,6 +18,7 @@ MESSAGES = {  # by pydantic's error type
     "int_type": "should be a whole number",
     "float_type": "should be a number",
     "string_too_short": "should not be empty",
+    "string_too_long": "should have at most {max_length} characters",
     "too_short": "should not be empty",
     "too_long": "should have at most {max_length} items",
     "greater_than_equal": "should be at least {ge}",

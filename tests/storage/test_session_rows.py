@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from shared.domain.calls import Call, State, Totals, Usage
 from shared.domain.clock import SystemClock
-from shared.domain.conversation import Deletion, IdempotencyRecord, Lease, Session, Turn
+from shared.domain.conversation import STOPPED, Deletion, IdempotencyRecord, Lease, Session, Turn
+from shared.domain.items import items_of, messages_of
 from shared.storage import session_rows as rows
 from shared.storage.sessions import Sessions
 from tests.conftest import Tables
@@ -134,3 +135,20 @@ class TestStoredNames:
         row = rows.from_turn("s", turn)
         assert [call.get("step") for call in orjson.loads(row["calls"])] == [None, 1]
         assert rows.to_turn(stored(row)) == turn
+
+
+@pytest.mark.parametrize("text", ["", "Hello"])
+def test_stopped_turn_whose_input_ends_with_an_answer_has_only_its_own(text: str) -> None:
+    sent = (*items_of({"role": "user", "content": "Hi"}), *items_of({"role": "assistant", "content": "Once"}))
+    output = items_of({"role": "assistant", "content": text})
+    turn = Turn(
+        number=1,
+        started=datetime(2026, 3, 1, tzinfo=UTC),
+        calls=(),
+        messages=(*messages_of(sent), *messages_of(output)),
+        input=sent,
+        output=output,
+        finish_reason=STOPPED,
+    )
+    restored = rows.to_turn(stored(rows.from_turn("s", turn)))
+    assert (restored.messages, restored.answered) == (turn.messages, bool(text))

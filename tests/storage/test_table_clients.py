@@ -57,12 +57,13 @@ def error(code: str) -> bytes:
 
 
 JSON = ("Content-Type", "application/json;odata=minimalmetadata")
+TABLE_NOT_FOUND = Answer(404, error("TableNotFound"), (JSON,))
 FAULTS: list[Action | None] = [
     None,
     *(Answer(status, error("ServerBusy"), (JSON,)) for status in (408, 429, 500, 502, 503, 504)),
     *(Answer(status, error("Refused"), (JSON,)) for status in (400, 401, 403, 405, 413)),
     *(Answer(status, error("ServerBusy"), (JSON, ("Retry-After", "0"))) for status in (413, 429, 503)),
-    Answer(404, error("TableNotFound"), (JSON,)),
+    TABLE_NOT_FOUND,
     Answer(409, error("EntityAlreadyExists"), (JSON,)),
     Answer(412, error("UpdateConditionNotSatisfied"), (JSON,)),
     Answer(200, b"<html>", (("Content-Type", "text/html"),)),
@@ -174,6 +175,8 @@ async def test_refused_requests_have_the_same_outcomes(
     for player in (http_player, sdk_player):
         await player.play(("put", "a", {"value": 1}, ""))
     for operation, fault in operations:
+        if operation[0] == "delete" and fault is TABLE_NOT_FOUND:
+            continue  # no table, no row: azure-data-tables takes the row for deleted, although it exists here
         outcomes = []
         for player, proxy in ((http_player, one_proxy), (sdk_player, other_proxy)):
             if fault:

@@ -90,8 +90,8 @@ class ResponseChain:
             assert (stored[name] is None) == node.deleted, "a response is missing, or was not deleted"
         answered = {name: each for name, each in stored.items() if each and is_answered(each)}
         if self.conversation:
-            kept = [name for name in sorted(self.nodes) if name in answered]  # by turn
-            expected = [each for name in kept for each in self._items_of(name, answered)]
+            by_turn = [name for name in sorted(self.nodes) if name in answered]
+            expected = [each for name in by_turn for each in self._items_of(name, answered)]
             assert await self._listed(f"{CONVERSATIONS}/{self.conversation}/items") == expected
             return
         for name in answered:

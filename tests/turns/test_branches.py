@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 
 from shared.domain.calls import State
 from shared.domain.principal import ANONYMOUS
-from shared.errors import ChatError, ParentNotFound
+from shared.errors import ChatError, ParentNotFound, SessionBusy
 from shared.services import services
-from shared.storage.session_rows import BRANCH, branch_key
+from shared.storage.session_rows import BRANCH, HEAD, branch_key
 from shared.turns.events import Answer
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI
@@ -52,6 +53,20 @@ async def test_50_requests_that_continue_one_response_get_50_answers_each_billed
     entries = await assert_conserved(tables, fake)
     assert [entry.call.state for entry in entries] == [State.SETTLED] * 51
     assert len(fake.meter) == 51
+
+
+async def test_response_is_not_continued_in_place_over_a_lease(fake: AzureOpenAI, tables: Tables) -> None:
+    root = await respond("root")
+    await closed_ledger(tables)
+    head = await tables.sessions.get(root.session.id, HEAD)
+    assert head
+    lease = {"lease_call": root.turn.call.id, "lease_until": datetime.now(UTC) + timedelta(seconds=30)}
+    key = {name: head[name] for name in ("PartitionKey", "RowKey")}
+    await tables.sessions.merge(key | lease, head["etag"])
+
+    with pytest.raises(SessionBusy):
+        await respond("next", after=root)
+    assert len(fake.requests) == 1
 
 
 # Random trees

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -26,6 +27,7 @@ from shared.domain.limits import TOTAL
 from shared.domain.limits import Counter as LimitCounter
 from shared.domain.pricing import cost
 from shared.storage.counter_rows import to_counter
+from shared.storage.session_rows import HEAD
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI, Fault, Request, Script
 from tests.support.chat_client import RATES, billed_usage, until
@@ -38,6 +40,7 @@ KEYS = {name: f"a-client-key-of-{name}" for name in ("ann", "ben", "cem", "dea")
 MAX_TOKENS = 60
 USED_UP, BUSY = 429, 409
 STOPPED, STOPPING, GONE = 200, 202, 404
+ROUTES = ("completions", "responses", "chat", "chat")
 # 502: the model service failed. 503: storage failed, or the model service did not start an answer.
 EXPECTED = {200, BUSY, USED_UP, 502, 503}
 
@@ -83,6 +86,8 @@ class Chaos:
     tables: Tables
     hosts: list[Host] = field(default_factory=list)
     sessions: dict[str, str] = field(default_factory=dict)  # the caller of each
+    responses: dict[str, list[str]] = field(default_factory=dict)  # of each caller: ids that were answered
+    conversations: dict[str, str] = field(default_factory=dict)  # of each caller, one
     outcomes: Counter[object] = field(default_factory=Counter)
     kills: int = 0
     stops: int = 0
@@ -111,7 +116,8 @@ class Chaos:
         turn = 0
         while True:
             session, caller = f"s{index}-{turn}", list(KEYS)[index // 4 % len(KEYS)]
-            if index % 4:
+            route = ROUTES[index % len(ROUTES)]
+            if route == "chat":
                 self.sessions[session] = caller
             status: object = 200
             while status in (200, USED_UP):
@@ -119,16 +125,18 @@ class Chaos:
                 host = self.hosts[index % len(self.hosts)]
                 try:
                     async with asyncio.timeout(self.rng.choice((0.3, 20, 20, 20))):  # some callers hang up
-                        status = await self._send(http, host, caller, session, turn)
+                        status = await self._send(http, host, caller, route, session, turn)
                 except (httpx.TransportError, TimeoutError) as error:
                     status = type(error).__name__
                 self.outcomes[status] += 1
                 await asyncio.sleep(0.02 if status == 200 else self.rng.uniform(0.05, 0.3))
 
-    async def _send(self, http: httpx.AsyncClient, host: Host, caller: str, session: str, turn: int) -> int:
+    async def _send(self, http: httpx.AsyncClient, host: Host, caller: str, route: str, session: str, turn: int) -> int:
         headers, text = {"authorization": f"Bearer {KEYS[caller]}"}, f"message {turn} of {session}"
-        if session not in self.sessions:
-            body: dict[str, Any]
+        body: dict[str, Any]
+        if route == "responses":
+            return await self._respond(http, host, caller, text)
+        if route == "completions":
             path, body = (
                 "openai/v1/chat/completions",
                 {"model": "chat", "messages": [{"role": "user", "content": text}]},
@@ -139,6 +147,41 @@ class Chaos:
         response = await http.post(f"{host.base}/{path}", json=body, headers=headers)
         assert response.status_code in EXPECTED, response.text
         return response.status_code
+
+    async def _respond(self, http: httpx.AsyncClient, host: Host, caller: str, text: str) -> int:
+        """A response of any kind: that begins, continues an older one, is of the caller's conversation, or not stored.
+        Sometimes another one is deleted meanwhile."""
+        headers, answered = {"authorization": f"Bearer {KEYS[caller]}"}, self.responses.setdefault(caller, [])
+        body: dict[str, Any] = {"model": "chat", "input": text, "stream": self.rng.random() < 0.5}
+        match self.rng.choice(("begin", "continue", "continue", "conversation", "unstored")):
+            case "continue" if answered:
+                body["previous_response_id"] = self.rng.choice(answered[-4:])
+            case "conversation":
+                body["conversation"] = await self._conversation(http, host, caller)
+            case "unstored":
+                body["store"] = False
+        if self.rng.random() < 0.2:
+            headers["idempotency-key"] = f"{text}{'k' * 22}"
+        sent = [http.post(f"{host.base}/openai/v1/responses", json=body, headers=headers)]
+        if answered and self.rng.random() < 0.1:
+            sent.append(http.delete(f"{host.base}/openai/v1/responses/{self.rng.choice(answered)}", headers=headers))
+        response, *deleted = await asyncio.gather(*sent)
+        assert {each.status_code for each in deleted} <= {200, 400, 404, 503}
+        if response.status_code == 400:
+            assert response.json()["error"]["code"] in ("conversation_locked", "previous_response_not_found", None)
+            return BUSY
+        if response.status_code == 200 and body.get("store", True):
+            answered += re.findall(r"resp_[0-9a-f]{40}", response.text)[:1]
+        assert response.status_code in EXPECTED, response.text
+        return response.status_code
+
+    async def _conversation(self, http: httpx.AsyncClient, host: Host, caller: str) -> str:
+        if caller not in self.conversations:
+            headers = {"authorization": f"Bearer {KEYS[caller]}"}
+            created = await http.post(f"{host.base}/openai/v1/conversations", json={}, headers=headers)
+            if created.status_code == 200:
+                self.conversations.setdefault(caller, created.json()["id"])
+        return self.conversations.get(caller, "conv_" + "0" * 32)
 
     async def _kill_hosts(self) -> None:
         while True:
@@ -220,6 +263,10 @@ def make_unreliable(fake: AzureOpenAI, rng: random.Random) -> None:
 
 
 async def recover(chaos: Chaos, host: Host) -> None:
+    heads = chaos.tables.sessions.query("RowKey eq @head", {"head": HEAD})
+    chaos.sessions |= {
+        row["PartitionKey"]: row["owner"].removeprefix("key:") async for row in heads
+    }  # with those of responses
     await expire(chaos.tables, chaos.sessions)
     for _ in range(5):
         await asyncio.to_thread(host.fire)

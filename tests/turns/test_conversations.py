@@ -1,6 +1,7 @@
 """Conversations and stored responses: what is kept, listed and deleted."""
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,7 +9,7 @@ from functools import partial
 import httpx
 import pytest
 
-from shared.domain.conversation import ADDED, Kind
+from shared.domain.conversation import ADDED, Kind, Parent, Session
 from shared.domain.principal import ANONYMOUS, Principal
 from shared.errors import (
     InvalidRequest,
@@ -20,8 +21,9 @@ from shared.errors import (
     StorageUnavailable,
 )
 from shared.services import services
-from shared.storage.session_rows import HEAD, view_key
+from shared.storage.session_rows import HEAD, from_session, view_key
 from shared.turns.conversations import Address, ConversationAccess, PlacedItem
+from shared.turns.ports import MAX_PAST_TURNS
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI, Request
 from tests.support.chat_client import answer, closed_ledger, expire_lease, get_json, row_keys, stored
@@ -451,6 +453,28 @@ async def test_answer_that_is_settled_after_its_deletion_is_not_stored(fake: Azu
     _, turns = await stored(tables, session)
     assert (turns[0].messages, turns[0].input, turns[0].output) == ((), (), ())
     await assert_conserved(tables, fake)
+
+
+@pytest.mark.acceptance
+async def test_chain_that_is_too_long_to_be_read_is_an_error(tables: Tables) -> None:
+    answer = await respond("1")
+    root, writes, limit = answer.session, [], asyncio.Semaphore(32)
+
+    async def put(session: Session) -> None:
+        async with limit:
+            await tables.sessions.put(from_session(session))
+
+    session = root
+    for _ in range(MAX_PAST_TURNS):
+        parent = Parent(session_id=session.id, turn=session.turns)
+        session = replace(session, id=uuid.uuid4().hex, parent=parent, parent_created=session.created, etag="")
+        writes.append(put(session))
+    await asyncio.gather(*writes)
+
+    with pytest.raises(InvalidRequest, match="more than 512 sessions"):
+        await conversations().items(session, newest_first=False, limit=1)
+    next_one = await services().sessions.get(session.parent.session_id if session.parent else "", OWNER)
+    assert (await conversations().items(next_one, newest_first=False, limit=1)).items
 
 
 async def only_session(tables: Tables) -> str:

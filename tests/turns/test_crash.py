@@ -5,6 +5,7 @@ host is killed. The stalled request is lost or, as in a slow network, arrives af
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -35,6 +36,7 @@ from tests.support.faults import (
 from tests.support.loopback import MAX_WAIT_S
 from tests.support.processes import Azurite, Host, HostFactory
 from tests.support.proxy import Match, Rule, Stall, TcpProxy
+from tests.support.responses_api import ANN, KEYS
 from tests.support.rude_upstream import with_rude_fake_in_acceptance
 
 pytestmark = with_rude_fake_in_acceptance
@@ -52,6 +54,7 @@ def host_factory() -> Iterator[HostFactory]:
 def start(host_factory: HostFactory, storage: TcpProxy, environ: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     """Starts a host. Hosts are stateless, so a new one is equivalent to a restarted one."""
     started: list[Host] = []
+    environ |= KEYS
 
     def host() -> Host:
         started.append(host_factory.host(environ, tmp_path / f"host-{len(started)}.log"))
@@ -60,6 +63,12 @@ def start(host_factory: HostFactory, storage: TcpProxy, environ: dict[str, str],
     yield host
     for running in started:
         running.kill()
+
+
+def client_of(host: Host) -> httpx.AsyncClient:
+    client = host.client()
+    client.headers["authorization"] = f"Bearer {ANN}"
+    return client
 
 
 @dataclass(frozen=True)
@@ -148,8 +157,16 @@ async def stall_at(
 
 
 async def chat(client: httpx.AsyncClient, session: str, message: str) -> httpx.Response:
-    body = {"session_id": session, "message": message}
-    return await client.post("/api/chat", json=body, headers={"idempotency-key": session})
+    path, body = "/api/chat", {"session_id": session, "message": message}
+    if re.fullmatch("[0-9a-f]{32}", session):
+        path, body = "/openai/v1/responses", {"model": "chat", "input": message, "conversation": f"conv_{session}"}
+    return await client.post(path, json=body, headers={"idempotency-key": session})
+
+
+async def new_conversation(client: httpx.AsyncClient) -> str:
+    """The session of a new conversation of openai/v1."""
+    created = await client.post("/openai/v1/conversations", json={})
+    return str(created.json()["id"]).removeprefix("conv_")
 
 
 async def kill(host: Host, storage: TcpProxy, stalled: StalledRequests, *, late: int = 0) -> None:
@@ -179,8 +196,8 @@ async def expire(tables: Tables, sessions: Iterable[str]) -> None:
 
 async def retry_chat(client: httpx.AsyncClient, tables: Tables, fake: AzureOpenAI, session: str, message: str) -> None:
     """Retry with the same Idempotency-Key: a stored answer is replayed without a model call."""
-    keys = await row_keys(tables, session)
-    answered = bool(keys) and (await stored(tables, session))[1][-1].call.state == "settled"
+    turns = (await stored(tables, session))[1] if await row_keys(tables, session) else []
+    answered = bool(turns) and turns[-1].call.state == "settled"
     calls = len(fake.requests)
     response = await chat(client, session, message)
     assert response.status_code == 200
@@ -194,19 +211,25 @@ async def test_recovery_after_a_crash_at_any_step_of_a_turn(
     point, victim, responder = POINTS[name], start(), fake.responder
     fail_as_the_message_says(fake)
     fates = ["late", "lost"] if point.before_commit else ["lost"]
-    sessions = [f"{role}-{fate}" for fate in fates for role in ("retried", "recovered", "cleared", "erased")]
-    erased = {session for session in sessions if session.startswith("erased")}
-    async with victim.client() as client:
+    roles = ("retried", "recovered", "cleared", "erased")
+    async with client_of(victim) as client:
+        conversations = [await new_conversation(client) for _ in fates]
+        sessions = [
+            session
+            for fate, conversation in zip(fates, conversations, strict=True)
+            for session in (*(f"{role}-{fate}" for role in roles), conversation)
+        ]
+        erased = {session for session in sessions if session.startswith("erased-")}
         stalled = await stall_at(point, client, storage, fake, sessions)
         await kill(victim, storage, stalled, late=len(sessions) // 2 if point.before_commit else 0)
 
     host, fake.responder = start(), responder
-    async with host.client() as client:
+    async with client_of(host) as client:
         for session in erased:
             assert (await client.delete(f"/api/sessions/{session}")).status_code in (204, 404)
         await expire(tables, sessions)
         for session in sessions:
-            if session.startswith("retried"):
+            if session.startswith("retried-") or session in conversations:
                 await retry_chat(client, tables, fake, session, f"{point.message} in {session}")
             elif session.startswith("cleared"):
                 assert (await client.delete(f"/api/sessions/{session}/messages")).status_code in (204, 404)
@@ -237,7 +260,7 @@ async def test_recovery_after_a_crash_at_any_step_of_a_deletion(
 ) -> None:
     victim, (step, done), stalled = start(), DELETION_STEPS[name], StalledRequests()
     paths = {"cleared": "/messages", "cleared-then-used": "/messages", "erased": "", "erased-then-used": ""}
-    async with victim.client() as client:
+    async with client_of(victim) as client:
         for session in paths:
             await answer(client, "walrus", session)
         await assert_conserved(tables, fake)
@@ -250,7 +273,7 @@ async def test_recovery_after_a_crash_at_any_step_of_a_deletion(
     marked = {row["PartitionKey"] async for row in all_rows(tables.sessions) if "removal" in row}
 
     host = start()
-    async with host.client() as client:
+    async with client_of(host) as client:
         for session in paths:
             if session.endswith("used"):
                 await answer(client, "at last", session)

@@ -26,6 +26,7 @@ from tests.support.chat_client import (
 from tests.support.conservation import assert_conserved
 from tests.support.proxy import Action, Answer, Close, Cut, Match, TcpProxy
 from tests.support.rude_upstream import with_rude_fake_in_acceptance
+from tests.support.stored_responses import OWNER, respond
 
 pytestmark = [
     with_rude_fake_in_acceptance,
@@ -101,6 +102,43 @@ async def test_write_with_a_lost_response_counts_once(
     assert len(fake.meter) == 2
     assert (await answer(api, "after"))["turn"] == 3
     await assert_conserved(tables, fake)
+
+
+@pytest.mark.parametrize("write", ["reserve", "insert_row", "settle", "raise_row", "enter_branch"])
+@pytest.mark.parametrize("kind", ["in place", "branch", "conversation"])
+async def test_write_of_a_response_with_a_lost_response_counts_once(
+    api: httpx.AsyncClient,
+    fake: AzureOpenAI,
+    tables: Tables,
+    storage: TcpProxy,
+    requests: Requests,
+    prefix: str,
+    kind: str,
+    write: str,
+) -> None:
+    root = await respond("root")
+    if kind == "branch":
+        await respond("in place", after=root)
+    conversation = (await services().conversations.create(OWNER)).id if kind == "conversation" else None
+    await closed_ledger(tables)
+    match write:
+        case "reserve":
+            rule = storage.on(requests.commit, LOST)
+        case "settle":
+            rule = storage.on(requests.commit, LOST, nth=2)
+        case "enter_branch":
+            rule = storage.on(Match("POST", f"/{prefix}sessions$", "branch-"), LOST)
+        case _:
+            rule = storage.on(getattr(requests, write), LOST)
+
+    answered = await respond("hi", after=None if conversation else root, conversation=conversation)
+
+    assert answered.turn.messages[-1]["content"] == "echo: hi"
+    assert (answered.session.id == root.session.id) == (kind == "in place")
+    entries = await assert_conserved(tables, fake)
+    assert {entry.call.state for entry in entries} == {State.SETTLED}
+    assert len(entries) == len(fake.meter) == (3 if kind == "branch" else 2)
+    assert rule.hits == (kind == "branch" or write != "enter_branch")
 
 
 @LOST_OR_CUT

@@ -50,14 +50,14 @@ def sent(fake: AzureOpenAI) -> list[str]:
 
 async def history(api: httpx.AsyncClient, session: str, *, limit: int = 100) -> list[tuple[str, int, str]]:
     """Session, number and message of each turn, oldest first, read page by page."""
-    found, before = list[JSON](), ""
+    turns, before = list[JSON](), ""
     while True:
         page = await get_json(api, f"/api/sessions/{session}/messages?limit={limit}{before}")
-        found += page["turns"]
+        turns += page["turns"]
         if page["next_before"] is None:
             break
         before = f"&before={page['next_before']}"
-    return [(turn["session_id"], turn["turn"], turn["messages"][0]["content"]) for turn in reversed(found)]
+    return [(turn["session_id"], turn["turn"], turn["messages"][0]["content"]) for turn in reversed(turns)]
 
 
 async def begin(api: httpx.AsyncClient, session: str = "s", turns: int = 3, **fields: Any) -> None:
@@ -361,12 +361,12 @@ async def test_branch_of_a_temporary_session_ends_with_it_unless_it_has_a_time_o
     shorter = (await branch(api, "d2", "s", 1, expires_in_seconds=60))["session_id"]
     await answer(api, "b3", same)
 
-    found = []
+    statuses = []
     for seconds in (61, 1800, 1800):
         await clock.advance(seconds)
         paths = (f"/api/sessions/{session}" for session in (shorter, same, longer))
-        found.append([(await api.get(path)).status_code for path in paths])
-    assert found == [[404, 200, 200], [404, 404, 200], [404, 404, 404]]
+        statuses.append([(await api.get(path)).status_code for path in paths])
+    assert statuses == [[404, 200, 200], [404, 404, 200], [404, 404, 404]]
 
 
 # What openai/v1 began

@@ -1,5 +1,6 @@
 """Requests for responses: what the model gets of them, and which are refused, with the field in OpenAI's notation."""
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -244,6 +245,8 @@ async def test_a_wrong_request_is_refused_and_changes_nothing(
 
 
 async def test_what_is_refused_is_named(client: httpx.AsyncClient) -> None:
+    long = refused(await post(client, metadata={"a": "x" * 513}))
+    assert long["message"] == "Invalid 'metadata.a': it should have at most 512 characters."
     messages = [
         refused(await post(client, **body))["message"]
         for body in (
@@ -266,6 +269,34 @@ async def test_what_is_refused_is_named(client: httpx.AsyncClient) -> None:
         " 'function_call_output', 'custom_tool_call', 'custom_tool_call_output', 'reasoning', 'item_reference'.",
         "Invalid 'temperature': it should be at most 2.0.",
     ]
+
+
+LONG = "max_" + "x" * 300_000
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"model": LONG}, 404),
+        ({"conversation": f"conv_{LONG}"}, 404),
+        ({"previous_response_id": f"resp_{LONG}"}, 400),
+        ({"input": [{"type": "item_reference", "id": LONG}]}, 404),
+        ({"input": [RESULT | {"call_id": LONG}]}, 400),
+        ({"input": [CALL | {"call_id": LONG}]}, 400),
+        ({"input": [{"type": LONG}]}, 400),
+        ({"tools": [{"type": LONG}]}, 400),
+        ({"include": [LONG]}, 400),
+        ({LONG: 1}, 400),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_what_is_long_and_wrong_is_refused_at_once_and_shortened(
+    client: httpx.AsyncClient, body: JSON, status: int
+) -> None:
+    async with asyncio.timeout(10):
+        error = refused(await post(client, **body), status)
+
+    assert len(error["message"]) < 500
 
 
 async def test_an_unknown_model_and_conversation_are_not_found(client: httpx.AsyncClient) -> None:

@@ -102,7 +102,8 @@ async def test_wrong_method_of_every_route_is_a_405_that_names_the_right_ones(ap
     for path, operations in document()["paths"].items():
         allowed = {method.upper() for method in operations}
         for wrong, slash in itertools.product({"DELETE", "GET", "PATCH", "POST", "PUT"} - allowed, ("", "/")):
-            response = await api.request(wrong, re.sub(r"\{\w+\}", "a%2Fb", path) + slash)
+            filled = re.sub(r"\{\w+\}", "a%2Fb", path.replace("{response_id}", "resp_a%2Fb"))
+            response = await api.request(wrong, filled + slash)
             problem = error(response, 405, "method_not_allowed")
             assert ("type" in problem) is path.startswith("/openai/")
             assert set(response.headers["allow"].split(", ")) == allowed
@@ -154,6 +155,10 @@ async def test_route_that_clients_use_but_this_app_lacks_is_not_retried(api: htt
             await sdk.files.list()
         with pytest.raises(openai.NotFoundError, match="no route POST /openai/v1/embeddings"):
             await sdk.embeddings.create(model="chat", input="hi")
+        with pytest.raises(openai.NotFoundError, match="no route POST /openai/v1/responses/compact"):
+            await sdk.responses.compact(model="gpt-5.4", input="hi")
+        with pytest.raises(openai.NotFoundError, match="no route POST /openai/v1/responses/input_tokens"):
+            await sdk.responses.input_tokens.count(model="chat", input="hi")
 
 
 def root(api: httpx.AsyncClient) -> str:
@@ -199,7 +204,8 @@ async def test_wrong_method_is_a_405_with_the_declared_methods(api: httpx.AsyncC
     """Pages are not in the OpenAPI document, but clients with a wrong base URL call `/chat` too."""
     named = [route for route in routes() if "{*" not in route.route]
     tested = set()
-    for path in {"/" + re.sub(r"\{\w+\}", "a", route.route.strip("/")) for route in named}:
+    filled = {route.route.strip("/").replace("{response_id}", "resp_a") for route in named}
+    for path in {"/" + re.sub(r"\{\w+\}", "a", route) for route in filled}:
         allowed = {method for route in named if matches(route, path) for method in route.methods}
         for wrong in {*METHODS} - allowed:
             if (first_match(wrong, path) or "").startswith("zz_"):

@@ -3,12 +3,12 @@
 
 const STORAGE_KEY = "conversations";
 const ID = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
-const AGENT_ID = /^(?:conv_([0-9a-f]{32})|resp_([0-9a-f]{32})[0-9a-f]{8})$/;
+const OPENAI_ID = /^(?:conv_([0-9a-f]{32})|resp_([0-9a-f]{32})[0-9a-f]{8})$/;
 const MAX_TITLE_LENGTH = 60;
 
 // The session that an ID names: its own, or that of a conversation or response of openai/v1. Null if it is no ID.
 export function sessionOf(text) {
-  const [, ofConversation, ofResponse] = AGENT_ID.exec(text) ?? [];
+  const [, ofConversation, ofResponse] = OPENAI_ID.exec(text) ?? [];
   return [ofConversation ?? ofResponse ?? text].find((id) => ID.test(id)) ?? null;
 }
 

@@ -5,7 +5,7 @@ import { showDialog } from "./elements.js";
 const HINT = "Keys are stored until this tab is closed and are sent only to this server.";
 
 export class Keys {
-  #asking = null;
+  #open = null;
 
   // `kinds`: [{name, label, headers, optional, hint}], as `name` in sessionStorage, sent as `headers(key)`. The platform
   // requires the first one, the app checks the last one.
@@ -34,8 +34,8 @@ export class Keys {
 
   // Asks once, however many requests wait for it. `refused`: the kind whose key the server does not accept.
   async ask(title, { text = this.hint, refused = null } = {}) {
-    this.#asking ??= this.#ask(title, text, refused).finally(() => (this.#asking = null));
-    return this.#asking;
+    this.#open ??= this.#ask(title, text, refused).finally(() => (this.#open = null));
+    return this.#open;
   }
 
   async #ask(title, text, refused) {
