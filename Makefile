@@ -3,7 +3,7 @@ PYTHON ?= python3
 LOCAL = @command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is required as $(PYTHON); choose another with PYTHON=..."; exit 1; }; exec $(PYTHON) -m local
 
 .PHONY: run test acceptance coverage chat setup lock clean key
-run: ## start everything on 127.0.0.1 (PORT=7071)
+run: ## start everything on 127.0.0.1 (PORT=7071; with AUTH=1 people sign in)
 	$(LOCAL) run
 test: ## run every check
 	$(LOCAL) test

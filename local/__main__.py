@@ -22,8 +22,8 @@ def parser() -> argparse.ArgumentParser:
         help="install what is missing and start everything on 127.0.0.1; Ctrl-C stops it",
         description="Environment variables override local.settings.json, which overrides embedded defaults. "
         "If AZURE_OPENAI_ENDPOINT is set, no embedded model is started; if AZURE_OPENAI_EMBEDDING_ENDPOINT is set, no "
-        "embedding model; if TABLES_ENDPOINT or TABLES_CONNECTION_STRING is set, no Azurite. PORT sets the port "
-        "(default: 7071).",
+        "embedding model; if TABLES_ENDPOINT or TABLES_CONNECTION_STRING is set, no Azurite. With AUTH=1 people sign "
+        "in, at a local issuer unless AUTH_TENANT_ID is set. PORT sets the port (default: 7071).",
     )
     run.add_argument("--state", metavar="DIR", help="the directory of data, keys and logs (default: .local)")
     run.add_argument("--settings", metavar="FILE", help="the settings file (default: local.settings.json)")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from local import azurite, e5, keys, model
+from local import azurite, e5, keys, model, people
 from local.environment import SettingsError, layered
 
 # The embedded models are free; their prices are those of small paid models, to show how costs add up.
@@ -56,6 +56,12 @@ requests for embeddings fail, everything else works.
 After an illegal instruction: the model requires a processor with AVX2 and FMA.
 {OTHER_EMBEDDING_MODEL}"""
 
+AUTH = ("AUTH_TENANT_ID", "AUTH_CLIENT_ID")
+TO_SIGN_IN = f"""\
+People sign in, without a password, as {", ".join(person.name for person in people.PEOPLE)} (administrator): on
+the pages below, or at a terminal with {"py -m local chat -- login" if os.name == "nt" else "make chat ARGS=login"}."""
+ISSUER_EXITED = "signing in fails, everything else works until the tokens expire."
+
 
 @dataclass(frozen=True)
 class Part:
@@ -76,16 +82,20 @@ class Plan:
     client_key: str | None = None  # this machine's key, unless CLIENT_KEYS is set
     usage_key: str | None = None  # this machine's key, unless USAGE_KEYS is set
     limited: bool = False  # True if LIMITS is set
+    people_sign_in: bool = False  # so that every request needs a person's token or a client key
 
 
 def plan(file_settings: Mapping[str, str], environ: Mapping[str, str], state: Path, port: int) -> Plan:
-    """Raises SettingsError if a model is neither configured nor installed."""
+    """Raises SettingsError if a model is neither configured nor installed, or if AUTH is neither 1 nor empty."""
     result, settings = Plan(), layered(file_settings, environ)
     local_keys = keys.local_keys(state / "keys.json")
     result.client_key = None if settings.get("CLIENT_KEYS") else local_keys["CLIENT_KEYS"]
     result.usage_key = None if settings.get("USAGE_KEYS") else local_keys["USAGE_KEYS"]
     result.limited = bool(settings.get("LIMITS"))
     defaults, embedded = _defaults(settings, state), dict[str, str]()
+    result.people_sign_in = any(map(settings.get, AUTH))
+    if environ.get("AUTH") and not result.people_sign_in:
+        embedded |= _issuer(result, environ)
     if not (settings.get("TABLES_ENDPOINT") or settings.get("TABLES_CONNECTION_STRING")):
         embedded |= _azurite(result, environ, state)
     if not settings.get("AZURE_OPENAI_ENDPOINT"):
@@ -107,6 +117,24 @@ def _defaults(settings: Mapping[str, str], state: Path) -> dict[str, str]:
     for setting, key in keys.local_keys(state / "keys.json").items():
         defaults[setting] = keys.line("local", key)
     return defaults
+
+
+def _issuer(result: Plan, environ: Mapping[str, str]) -> dict[str, str]:
+    if environ["AUTH"] != "1":
+        raise SettingsError(
+            f"AUTH must be 1 here, or not set: people then sign in at a local issuer, not {environ['AUTH']!r}"
+        )
+    result.people_sign_in = True
+    result.notes.append(TO_SIGN_IN)
+    port = free_port()
+    command = [sys.executable, "-m", "local.issuer", "--port", str(port)]
+    is_up = partial(healthy, f"http://127.0.0.1:{port}/health")
+    result.parts.append(Part("issuer", command, is_up, environ, without_it=ISSUER_EXITED))
+    return {
+        "AUTH_TENANT_ID": people.TENANT_ID,
+        "AUTH_CLIENT_ID": people.CLIENT_ID,
+        "AUTH_AUTHORITY": f"http://127.0.0.1:{port}",
+    }
 
 
 def _azurite(result: Plan, environ: Mapping[str, str], state: Path) -> dict[str, str]:
@@ -161,9 +189,22 @@ def port_error(port: int) -> OSError | None:
 
 def healthy(url: str) -> bool:
     """Whether a GET returns 200; bypasses proxies."""
+    return _status(url) == 200
+
+
+def configured(url: str) -> bool:
+    """Whether a GET of a route for callers with a key shows that the settings are valid: callers are refused after
+    the settings are read."""
+    return _status(url) in (200, 401)
+
+
+def _status(url: str) -> int | None:
+    """None without a response."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None

@@ -18,7 +18,7 @@ from local.claim import CannotStart, claim
 from local.console import say, say_error
 from local.environment import SettingsError
 from local.lock import Lock
-from local.parts import Plan, healthy, plan
+from local.parts import Plan, configured, healthy, plan
 
 DRAIN_SECONDS = 230  # the platform closes a request after this time, so no turn takes longer
 STOP_SECONDS = 10
@@ -118,7 +118,7 @@ class Supervisor:
             names = ", ".join(waits[task].part.name for task in late)
             raise NotReady(f"No response after {START_SECONDS} s: {names}. See {places.shown(self._logs)}.")
         address = f"http://127.0.0.1:{self._port}"
-        if not await asyncio.to_thread(healthy, f"{address}/api/about"):  # fails if settings are invalid
+        if not await asyncio.to_thread(configured, f"{address}/api/about"):  # fails if settings are invalid
             host = self._children[-1]
             raise NotReady(f"The app is misconfigured; everything is stopped.\n{_log_tail(host)}")
         await self._print_ready(address, time.monotonic() - began)
@@ -174,7 +174,8 @@ def example_commands(address: str, plan: Plan) -> list[str]:
     quote, escaped = ('"', '\\"') if os.name == "nt" else ("'", '"')
     json_type = f"-H {quote}Content-Type: application/json{quote}"
     message = f"{quote}{{{escaped}message{escaped}: {escaped}Hello!{escaped}}}{quote}"
-    lines = [f"curl {address}/api/chat {json_type} -d {message}"]
+    key = f" -H {quote}api-key: {plan.client_key or 'KEY'}{quote}" if plan.people_sign_in else ""
+    lines = [f"curl {address}/api/chat{key} {json_type} -d {message}"]
     if plan.usage_key:
         bearer = f"-H {quote}Authorization: Bearer {plan.usage_key}{quote}"
         lines.append(f"curl {address}/api/usage/daily/{datetime.now(UTC):%Y-%m-%d} {bearer}")
