@@ -112,6 +112,7 @@ route("usage_of_days", "GET", "api/usage/daily", Auth.USAGE_KEY, usage.get_days)
 route("email_usage_of_day", "POST", "api/usage/daily/{date}/email", Auth.USAGE_KEY, usage.post_email)
 
 public("health", "api/health", service.get_health)
+public("sign_in", "api/sign-in", service.get_sign_in)
 public("openapi", "api/openapi.json", service.get_openapi)
 public("home", "/", pages.home, ["GET", "HEAD"])  # link checkers and load balancers send HEAD
 public("chat_page", "chat", partial(pages.page, name="chat"))

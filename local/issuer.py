@@ -152,7 +152,7 @@ def application(authority: str, token_s: int = TOKEN_S) -> Starlette:
 def _checked(request: Mapping[str, str]) -> Mapping[str, str]:
     """An authorization request. Raises HTTPException: a request with errors is not sent on to its redirect address."""
     redirect_uri = request.get("redirect_uri", "")
-    problems = {
+    rules = {
         f"There is no client {request.get('client_id', '')!r} here.": request.get("client_id") != CLIENT_ID,
         f"The redirect address {redirect_uri!r} is not one of this machine.": not _is_loopback(redirect_uri),
         "response_type must be code.": request.get("response_type") != "code",
@@ -160,8 +160,8 @@ def _checked(request: Mapping[str, str]) -> Mapping[str, str]:
         or request.get("code_challenge_method") != "S256",
         "response_mode must be query or fragment.": request.get("response_mode", "query") not in ("query", "fragment"),
     }
-    if found := [problem for problem, is_there in problems.items() if is_there]:
-        raise HTTPException(400, " ".join(found))
+    if problems := [problem for problem, is_there in rules.items() if is_there]:
+        raise HTTPException(400, " ".join(problems))
     return request
 
 

@@ -249,9 +249,15 @@ def services() -> Services:
 def people_sign_in() -> bool:
     """True if people's access tokens take the place of function keys. False while a setting of it is missing or wrong:
     the platform then goes on to require function keys, and requests get that error."""
+    return people_settings() is not None
+
+
+def people_settings() -> PeopleSettings | None:
+    """How people sign in, also while another setting is wrong: a page must be able to read that error. None if they do
+    not, or while a setting of it is missing or wrong."""
     with suppress(SettingsError):
-        return PeopleSettings.read(Environment(os.environ)) is not None
-    return False
+        return PeopleSettings.read(Environment(os.environ))
+    return None
 
 
 def cors_origins() -> frozenset[str]:

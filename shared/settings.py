@@ -314,6 +314,12 @@ class PeopleSettings:
     def scope(self) -> str:
         return f"api://{self.client_id}/access_as_user"
 
+    @property
+    def own_scope(self) -> str:
+        """The same for clients under the API's own registration, such as the chat page: refreshed by its URI, Entra
+        refuses it (AADSTS90009)."""
+        return f"{self.client_id}/access_as_user"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebSettings:

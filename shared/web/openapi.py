@@ -44,6 +44,7 @@ _ANSWERS = (
     models.ModelsAnswer,
     responses.ResponseAnswer,
     chat.SessionAnswer,
+    service.SignInAnswer,
     chat.StartEvent,
     chat.StopAnswer,
 )
@@ -287,6 +288,7 @@ def _paths() -> JSON:
         **_conversation_paths("/openai/v1/conversations"),
         **_conversation_paths("/openai/conversations", version),
         "/api/health": {"get": _operation("Liveness", content=_json("HealthAnswer"))},
+        "/api/sign-in": {"get": _operation("How callers sign in", content=_json("SignInAnswer"))},
     }
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
+from shared.services import people_settings
+
 _FOLDER = Path(__file__).with_name("pages")
 _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -18,9 +20,10 @@ FILES = frozenset(  # what pages/{file} serves
     path.name for path in _FOLDER.iterdir() if path.suffix in _MEDIA_TYPES and path.suffix != ".html"
 )
 # https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Content-Security-Policy. Trusted types are required and
-# none is allowed, so that no script can turn a model's text into HTML, not even by mistake.
+# none is allowed, so that no script can turn a model's text into HTML, not even by mistake. Where people sign in, the
+# pages exchange and renew tokens at the authority.
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src {sources}; base-uri 'none';"
     " form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
@@ -47,10 +50,11 @@ def file(request: Request) -> Response:
 
 def _answer(request: Request, name: str) -> Response:
     """The file, or 304 if the browser has this version. Browsers check every time, so a deployment shows at once."""
-    asset = _read(name)
+    asset, people = _read(name), people_settings()
+    sources = f"'self' {people.authority}" if people else "'self'"
     headers = {
         "cache-control": "no-cache",
-        "content-security-policy": _POLICY,
+        "content-security-policy": _POLICY.format(sources=sources),
         "etag": asset.etag,
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",

@@ -3,8 +3,8 @@
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.domain.principal import Principal
-from shared.services import Services
-from shared.web.contract.service import AboutAnswer, HealthAnswer
+from shared.services import Services, people_settings
+from shared.web.contract.service import AboutAnswer, HealthAnswer, PeopleSignIn, SignInAnswer
 from shared.web.http import json_response
 
 
@@ -17,6 +17,25 @@ async def get_about(request: Request, app: Services, principal: Principal) -> Re
         region=app.settings.azure.region,
     )
     return json_response(about)
+
+
+def get_sign_in(request: Request) -> Response:
+    """For clients that do not know yet how to sign in. Nothing in it is secret."""
+    settings = people_settings()
+    if settings is None:
+        return json_response(SignInAnswer(people=None, client_keys=True, function_keys=True))
+    people = PeopleSignIn(
+        authority=settings.authority,
+        tenant_id=settings.tenant_id,
+        client_id=settings.client_id,
+        scope=settings.own_scope,
+    )
+    accepted = settings.accepted
+    return json_response(
+        SignInAnswer(
+            people=people if "people" in accepted else None, client_keys="keys" in accepted, function_keys=False
+        )
+    )
 
 
 def get_health(request: Request) -> Response:

@@ -27,7 +27,6 @@ from tests.support.issuer import (
     authorization,
     code_for,
     code_grant,
-    local_issuer,
 )
 
 SERVICES = {"AZURE_OPENAI_ENDPOINT": "http://127.0.0.1:1/v1", "TABLES_CONNECTION_STRING": "x"}
@@ -36,7 +35,7 @@ DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[LocalIssuer]:
-    with local_issuer() as started:
+    with LocalIssuer() as started:
         yield started
 
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,9 +38,9 @@ async def chromium() -> AsyncIterator[Browser]:
 class PageWatch:
     """Records what a page must not do: dialogs, script errors, policy violations, requests to other servers."""
 
-    def __init__(self, page: Page, base: str) -> None:
+    def __init__(self, page: Page, *bases: str) -> None:
         self.violations: list[str] = []
-        self._base = base
+        self._bases = bases
         page.on("dialog", lambda dialog: self.violations.append(f"dialog: {dialog.message}"))
         page.on("pageerror", lambda error: self.violations.append(f"error: {error}"))
         page.on("console", lambda message: self._on_console(message.text))
@@ -52,15 +52,20 @@ class PageWatch:
             self.violations.append(f"console: {text}")
 
     def _on_request(self, url: str) -> None:
-        if not url.startswith(self._base) or "code=" in url:
+        if not url.startswith(self._bases) or "code=" in url:
             self.violations.append(f"request: {url}")
 
 
 @asynccontextmanager
 async def open_page(
-    browser: Browser, base: str, session_storage: dict[str, str] | None = None, **options: Any
+    browser: Browser,
+    base: str,
+    session_storage: dict[str, str] | None = None,
+    others: Sequence[str] = (),
+    **options: Any,
 ) -> AsyncIterator[Page]:
-    """A page in a new, empty profile. Fails at the end of the block if PageWatch has recorded a violation."""
+    """A page in a new, empty profile. Fails at the end of the block if PageWatch has recorded a violation. `others`:
+    servers that it may also call."""
     context = await browser.new_context(base_url=base, **options)
     context.set_default_timeout(MAX_WAIT_S * 1000)
     try:
@@ -69,7 +74,7 @@ async def open_page(
                 f"sessionStorage.getItem({name!r}) ?? sessionStorage.setItem({name!r}, {value!r})"
             )
         page = await context.new_page()
-        watch = PageWatch(page, base)
+        watch = PageWatch(page, base, *others)
         yield page
         assert not watch.violations, "\n".join(watch.violations)
     finally:

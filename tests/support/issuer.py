@@ -5,10 +5,8 @@ import hashlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -26,9 +24,36 @@ VERIFIER = "a-code-verifier-of-the-tests-that-is-long-enough"
 JSON = dict[str, Any]
 
 
-@dataclass(frozen=True)
 class LocalIssuer:
-    port: int
+    """A running issuer, until the block ends. Started again, it knows no earlier key, code or token."""
+
+    def __init__(self, token_s: int = 3_600) -> None:
+        self.port, self._token_s = free_port(), token_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        arguments = ["--port", str(self.port), "--token-seconds", str(self._token_s)]
+        command = [sys.executable, "-m", "local.issuer", *arguments]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + MAX_WAIT_S
+        while not healthy(f"{self.authority}/health"):
+            assert self._process.poll() is None, "the issuer has exited"
+            assert time.monotonic() < deadline, "the issuer does not answer"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.terminate()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     @property
     def authority(self) -> str:
@@ -83,21 +108,3 @@ def code_for(client: httpx.Client, person: Person, **changes: str) -> str:
 def code_grant(code: str, **changes: str) -> dict[str, str]:
     grant = {"client_id": CLIENT_ID, "grant_type": "authorization_code", "code": code, "redirect_uri": PAGE}
     return grant | {"scope": SCOPE, "code_verifier": VERIFIER} | changes
-
-
-@contextmanager
-def local_issuer(port: int | None = None, token_s: int = 3_600) -> Iterator[LocalIssuer]:
-    """Starts the issuer; ends it with the block."""
-    issuer = LocalIssuer(port or free_port())
-    arguments = ["--port", str(issuer.port), "--token-seconds", str(token_s)]
-    command = [sys.executable, "-m", "local.issuer", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + MAX_WAIT_S
-            while not healthy(f"{issuer.authority}/health"):
-                assert process.poll() is None, "the issuer has exited"
-                assert time.monotonic() < deadline, "the issuer does not answer"
-                time.sleep(0.02)
-            yield issuer
-        finally:
-            process.terminate()

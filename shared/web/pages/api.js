@@ -18,14 +18,14 @@ function shownMessage(message, retryAfter, resetsAt) {
 
 // There is no connection, or it was lost; the server may still have received the request.
 export class ConnectionLost extends Error {
-  constructor() {
-    super("The server can't be reached. Check your connection, then try again.");
+  constructor(message = "The server can't be reached. Check your connection, then try again.") {
+    super(message);
   }
 }
 
 export class Api {
-  constructor(keys) {
-    this.keys = keys;
+  constructor(access) {
+    this.access = access;
   }
 
   async json(path, options) {
@@ -35,16 +35,23 @@ export class Api {
   // Returns a successful response. Throws ApiError, ConnectionLost, or the reason of an aborted signal.
   async request(path, { method = "GET", headers = {}, body, signal, keepalive = false } = {}) {
     for (;;) {
-      const keys = this.keys.headers();
-      const allHeaders = { ...headers, ...keys };
+      const credentials = await this.access.headers();
+      const allHeaders = { ...headers, ...credentials };
       const response = await connected(
         fetch(`/api/${path}`, { method, headers: allHeaders, body, signal, keepalive, cache: "no-store" }),
       );
       if (response.ok) return response;
       const error = await apiError(response);
-      if (response.status !== 401 || !(await this.keys.replace(keys, error))) throw error;
+      if (response.status !== 401 || !(await this.access.replace(credentials, error))) throw error;
     }
   }
+}
+
+// What a route without authentication returns, as JSON. Throws ApiError or ConnectionLost.
+export async function publicJson(path) {
+  const response = await connected(fetch(`/api/${path}`, { cache: "no-store" }));
+  if (!response.ok) throw await apiError(response);
+  return parseJson(await text(response));
 }
 
 // The events of a stream as {name, data}. Throws ConnectionLost if the stream breaks off.

@@ -1,5 +1,6 @@
 // The chat page: the list of conversations and one open conversation.
 
+import { Access } from "./access.js";
 import { AnswerStream } from "./answer_stream.js";
 import { Api, ApiError, ConnectionLost } from "./api.js";
 import { ChatRequest } from "./chat_request.js";
@@ -12,7 +13,6 @@ import {
   titleOf,
 } from "./conversations.js";
 import { byId, element, showDialog } from "./elements.js";
-import { Keys } from "./keys.js";
 import { drawButtons, drawChoice, drawTotals, prependTurns, scrollToEnd, showMenu, showStatus } from "./page.js";
 import { messageText, questionView, toolNames, turnViews } from "./transcript.js";
 
@@ -20,19 +20,23 @@ const PAGE_TURNS = 20;
 const POLL_MS = 1_000;
 const COMPOSING = 229; // keyCode during input composition; Safari marks the Enter that ends it only with this code
 const OPEN = "open-conversation"; // key in sessionStorage, so per tab
+const DRAFT = "draft"; // likewise: the message while the page is left to sign in
+
+const STORED_FOR_PEOPLE = "This browser stores titles and session IDs. Only your account opens your conversations.";
 
 const CLIENT_KEY = "client-key";
-const keys = new Keys(
-  { name: "function-key", label: "Function key", headers: (key) => ({ "x-functions-key": key }) },
-  {
+const access = new Access(({ function_keys, client_keys }) => {
+  const functionKey = { name: "function-key", label: "Function key", headers: (key) => ({ "x-functions-key": key }) };
+  const clientKey = {
     name: CLIENT_KEY,
     label: "Client key",
     headers: (key) => ({ "api-key": key }),
-    optional: true,
+    optional: function_keys,
     hint: "A client key opens the conversations that were begun with it.",
-  },
-);
-const api = new Api(keys);
+  };
+  return [...(function_keys ? [functionKey] : []), ...(client_keys ? [clientKey] : [])];
+}, keepDraft);
+const api = new Api(access);
 
 let shownId = null; // session ID of the open conversation; null for a new one
 let visit = 0; // incremented whenever a conversation is opened: an outdated response has an older number
@@ -73,7 +77,7 @@ async function open(id) {
   await withErrorsShown(id, ownVisit, async () => {
     const [session, history] = await Promise.all([api.json(`sessions/${id}`), historyPage(id)]);
     if (ownVisit !== visit) return;
-    if (titleOf(id) === null) saveConversation(id, firstQuestion(history) ?? id, keys.has(CLIENT_KEY));
+    if (titleOf(id) === null) saveConversation(id, firstQuestion(history) ?? id, access.isNamed(CLIENT_KEY));
     drawList();
     drawTotals(session);
     drawChoice(about.deployments, session.deployment);
@@ -145,18 +149,20 @@ async function withErrorsShown(id, ownVisit, action) {
   }
 }
 
-// The open conversation does not exist, or not for the client key.
+// The open conversation does not exist, or not for the account or client key.
 async function closeMissing(id, title) {
+  const other = access.byPeople ? "another account or client key" : "another client key";
   if (title === null) {
     await open(null);
-    return showStatus("There is no conversation with this ID, or it belongs to another client key: see Keys.");
+    const hint = access.byPeople ? "" : ": see Keys";
+    return showStatus(`There is no conversation with this ID, or it belongs to ${other}${hint}.`);
   }
-  if (isOwned(id) && !keys.has(CLIENT_KEY)) {
-    if (await keys.ask(`“${title}” needs its client key`)) return open(id);
+  if (isOwned(id) && !access.isNamed(CLIENT_KEY)) {
+    if (await access.ask(`“${title}” needs its client key`)) return open(id);
     await open(null);
     return showStatus(`“${title}” needs its client key: see Keys.`);
   }
-  const text = "It was deleted, or it belongs to another client key.";
+  const text = `It was deleted, or it belongs to ${other}.`;
   const options = { title: `“${title}” was not found`, text, action: "Remove from the list" };
   if (isOwned(id) && !(await showDialog(options))) return open(null);
   removeConversation(id);
@@ -218,7 +224,7 @@ async function streamAnswer(request) {
 
 // Lists the new session, even if another conversation is open by now.
 function sessionStarted(id, request, ownVisit) {
-  if (titleOf(id) === null) saveConversation(id, request.body.message, keys.has(CLIENT_KEY));
+  if (titleOf(id) === null) saveConversation(id, request.body.message, access.isNamed(CLIENT_KEY));
   if (ownVisit === visit && shownId === null) show(id);
   drawList();
 }
@@ -250,7 +256,7 @@ async function openById() {
 }
 
 async function enterKeys() {
-  if (await keys.ask("Keys")) await Promise.all([open(shownId), withErrorsShown(null, visit, showAbout)]);
+  if (await access.ask("Keys")) await Promise.all([open(shownId), withErrorsShown(null, visit, showAbout)]);
 }
 
 async function rename() {
@@ -294,7 +300,19 @@ async function deleteConversation() {
 
 // Startup
 
+// A message that is waiting for the sign-in was not accepted, so it can be sent again.
+function keepDraft() {
+  sessionStorage.setItem(DRAFT, byId("message").value || (stream?.request.body.message ?? ""));
+}
+
+function restoreDraft() {
+  byId("message").value = sessionStorage.getItem(DRAFT) ?? "";
+  sessionStorage.removeItem(DRAFT);
+}
+
 async function showAbout() {
+  await access.ready();
+  if (access.byPeople) byId("stored").textContent = STORED_FOR_PEOPLE;
   about = await api.json("about");
   byId("about").textContent = [about.deployment, about.region].filter(Boolean).join(" · ");
   drawChoice(about.deployments, byId("deployment").value || about.deployment);
@@ -304,6 +322,7 @@ const buttons = {
   open: openById,
   new: () => open(null),
   keys: enterKeys,
+  "sign-out": () => access.signOut(),
   rename,
   clear,
   delete: deleteConversation,
@@ -331,5 +350,6 @@ addEventListener("keydown", (event) => {
 });
 addEventListener("storage", listChanged);
 
+restoreDraft();
 open(sessionStorage.getItem(OPEN));
 withErrorsShown(null, visit, showAbout);

@@ -20,8 +20,9 @@ export function svgElement(name, attributes = {}, ...children) {
 }
 
 // Shows a dialog. Resolves to the texts of its fields, without blanks around them; to null if it was cancelled or a
-// required one is blank. `fields`: [{label, type, value, required, autofocus}]
-export function showDialog({ title, text, action, fields = [] }) {
+// required one is blank. `fields`: [{label, type, value, required, autofocus}]. `focusAction`: focuses the button instead of
+// a field.
+export function showDialog({ title, text, action, fields = [], focusAction = false }) {
   return new Promise((resolve) => {
     const heading = element("h2", { id: "dialog-title" }, title);
     const inputs = fields.map(({ label, ...properties }, index) =>
@@ -36,7 +37,7 @@ export function showDialog({ title, text, action, fields = [] }) {
       "div",
       { className: "buttons" },
       cancel,
-      element("button", { className: "primary" }, action),
+      element("button", { className: "primary", autofocus: focusAction }, action),
     );
     const form = element("form", {}, heading, element("p", {}, text), ...labelled, buttons);
     const dialog = element("dialog", { "aria-labelledby": "dialog-title" }, form);

@@ -48,8 +48,13 @@ export class Keys {
     }));
     const keys = await showDialog({ title, text, action: "Continue", fields });
     if (keys === null) return false;
-    keys.forEach((key, index) => sessionStorage.setItem(this.kinds[index].name, key.replace(/[^\x21-\x7e]/g, "")));
+    this.store(keys);
     return true;
+  }
+
+  // `keys`: one of each kind, or "".
+  store(keys) {
+    keys.forEach((key, index) => sessionStorage.setItem(this.kinds[index].name, key.replace(/[^\x21-\x7e]/g, "")));
   }
 
   #stored(name) {

@@ -1,11 +1,11 @@
 // The usage page: cost by day, model and caller, and budgets.
 
+import { Access } from "./access.js";
 import { amount, bounds, formatInteger, isZero, knownCost, sumUsd } from "./amounts.js";
 import { Api, ApiError, ConnectionLost } from "./api.js";
 import { budgetTable, monthLine } from "./budgets.js";
 import { COLOURS, bar, columns } from "./chart.js";
 import { byId, element } from "./elements.js";
-import { Keys } from "./keys.js";
 import { number, table } from "./tables.js";
 
 const DEFAULT_DAYS = 14;
@@ -15,7 +15,8 @@ const utcDate = (time) => new Date(time).toISOString().slice(0, 10);
 const today = () => utcDate(Date.now());
 
 const usageKey = { name: "usage-key", label: "Usage key", headers: (key) => ({ Authorization: `Bearer ${key}` }) };
-const api = new Api(new Keys(usageKey));
+const access = new Access(() => [usageKey]);
+const api = new Api(access);
 
 let visit = 0; // incremented for every date range: an outdated response has an older number
 let range = { days: [], cost_usd: "0" };
@@ -169,6 +170,8 @@ byId("range").addEventListener("submit", (event) => {
 });
 addEventListener("resize", () => range.days.length && draw());
 byId("all").addEventListener("click", () => choose(chosen));
+byId("keys").addEventListener("click", async () => (await access.ask("Keys")) && show());
+byId("sign-out").addEventListener("click", () => access.signOut());
 
 byId("from").value = utcDate(Date.now() - (DEFAULT_DAYS - 1) * DAY_MS);
 byId("to").value = byId("from").max = byId("to").max = today();

@@ -1,0 +1,105 @@
+// How a page identifies its user: by keys, or by a person's access token where people sign in.
+
+import { publicJson } from "./api.js";
+import { byId, showDialog } from "./elements.js";
+import { Keys } from "./keys.js";
+import { SignIn } from "./sign_in.js";
+
+const HINT = "Use your organization's account.";
+
+export class Access {
+  #kinds;
+  #onLeave;
+  #keys = null;
+  #signIn = null; // null where people do not sign in
+  #open = null;
+  #read = null;
+
+  // `kinds(accepted)`: the page's keys, as for Keys, given what the server accepts (api/sign-in). `onLeave`: called before
+  // the page is left for the authority's.
+  constructor(kinds, onLeave = () => {}) {
+    this.#kinds = kinds;
+    this.#onLeave = onLeave;
+  }
+
+  // Reads how callers sign in here, and completes a sign-in. Throws ApiError or ConnectionLost; then the next call
+  // repeats it.
+  ready() {
+    return (this.#read ??= this.#prepare().catch((error) => {
+      this.#read = null;
+      throw error;
+    }));
+  }
+
+  async #prepare() {
+    const accepted = await publicJson("sign-in");
+    this.#keys = new Keys(...this.#kinds(accepted));
+    if (accepted.people) {
+      this.#signIn = new SignIn(accepted.people);
+      await this.#signIn.complete();
+    }
+    this.#draw();
+  }
+
+  get byPeople() {
+    return this.#signIn !== null;
+  }
+
+  // Whether conversations that begin now belong to a person, or to the client key of this name.
+  isNamed(clientKey) {
+    return Boolean(this.#signIn?.name || sessionStorage.getItem(clientKey));
+  }
+
+  async headers() {
+    await this.ready();
+    const token = await this.#signIn?.token();
+    this.#draw();
+    return token ? { Authorization: `Bearer ${token}` } : this.#keys.headers();
+  }
+
+  // After a 401. Returns whether to repeat the request.
+  async replace(sent, error) {
+    if (!this.#signIn) return this.#keys.replace(sent, error);
+    if (JSON.stringify(await this.headers()) !== JSON.stringify(sent)) return true;
+    const refusal = Object.keys(sent).length ? error.message : HINT;
+    this.#open ??= this.#askPerson(this.#signIn.problem || refusal).finally(() => (this.#open = null));
+    return this.#open;
+  }
+
+  // Asks for what the server accepts. Returns false if the user cancels.
+  async ask(title) {
+    await this.ready();
+    if (!this.#signIn) return this.#keys.ask(title);
+    if (!this.#keys.kinds.length) return this.#start();
+    this.#open ??= this.#askPerson(HINT).finally(() => (this.#open = null));
+    return this.#open;
+  }
+
+  async #askPerson(text) {
+    const fields = this.#keys.kinds.map(({ label }) => ({ label: `${label}, instead of an account`, type: "password" }));
+    const entered = await showDialog({ title: "Sign in", text, action: "Sign in", fields, focusAction: true });
+    if (entered === null) return false;
+    if (!entered.some(Boolean)) return this.#start();
+    this.#keys.store(entered);
+    this.#draw();
+    return true;
+  }
+
+  #start() {
+    this.#onLeave();
+    return this.#signIn.start();
+  }
+
+  signOut() {
+    this.#signIn.signOut();
+  }
+
+  #draw() {
+    const name = this.#signIn?.name ?? null;
+    byId("person").textContent = name ?? "";
+    byId("account").hidden = name === null;
+    if (!this.#signIn) return;
+    byId("keys").textContent = "Sign in";
+    byId("keys").hidden = name !== null;
+  }
+}
