@@ -8,20 +8,23 @@ The syntax is limited to Python 3.9, so that an older Python can still print the
 from __future__ import annotations
 
 import argparse
+import base64
 import json
+import logging
 import os
 import re
 import secrets
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event as Signal
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -44,6 +47,7 @@ except ImportError:  # Windows
     termios = None  # type: ignore[assignment]
 
 JSON = dict[str, Any]
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UNREACHABLE, LOST, BUSY, LIMITED = "unreachable", "lost", "session_busy", "rate_limited"
 UNKNOWN = "session_not_found"
 SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -254,25 +258,219 @@ def tool_line(title: str, text: str) -> str:
     return f"[{title}: {line}]" if line else f"[{title}]"
 
 
+# Signing in, where people do: https://learn.microsoft.com/entra/identity-platform/v2-oauth2-device-code
+
+SIGN_INS = Path("~/.chat-api-sign-ins")
+NO_KEYSTORE = (
+    "The sign-in can't be stored: that takes `pip install msal-extensions`, and on Linux a keyring and PyGObject."
+)
+LOG_IN = "Sign in with `chat.py login`"
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+RENEW_S = 300  # before a token expires
+SIGN_IN_ERRORS = {
+    "authorization_declined": "The sign-in was declined.",
+    "access_denied": "The sign-in was declined.",
+    "expired_token": "The code has expired: sign in again.",
+    "code_expired": "The code has expired: sign in again.",
+}
+
+
+class SignIn(httpx.Auth):
+    """Sends a person's access token with every request, and renews it. `account`: authority, tenant_id, client_id and
+    scope as the server names them, and name, token, expires (seconds since 1970) and refresh_token."""
+
+    def __init__(self, account: JSON, save: Callable[[JSON], object] = lambda _: None) -> None:
+        self.account, self._save, self._lock = account, save, Lock()
+
+    @property
+    def name(self) -> str:
+        return clean(self.account["name"])
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        with self._lock:
+            if time.time() > self.account["expires"] - RENEW_S:
+                self._renew()
+            request.headers["Authorization"] = f"Bearer {self.account['token']}"
+        yield request
+
+    def _renew(self) -> None:
+        form = {"grant_type": "refresh_token", "refresh_token": self.account["refresh_token"]}
+        try:
+            status, answer = request_tokens(self.account, "token", form)
+        except Failure:
+            if time.time() < self.account["expires"]:
+                return
+            raise
+        if status != 200:
+            raise Failure(f"Your sign-in has expired. {LOG_IN}.", "unauthorized")
+        self.account.update(account_tokens(answer))
+        self._save(self.account)
+
+
+def request_tokens(people: JSON, endpoint: str, form: Mapping[str, str]) -> tuple[int, JSON]:
+    """The status and the answer of an endpoint of the authority. Raises Failure."""
+    url = f"{people['authority']}/{people['tenant_id']}/oauth2/v2.0/{endpoint}"
+    scope = f"openid profile offline_access {people['scope']}"
+    try:
+        with http_client(url) as http:
+            response = http.post(url, data={"client_id": people["client_id"], "scope": scope, **form})
+    except httpx.HTTPError as error:
+        problem = f"Cannot connect to the sign-in service, {people['authority']} ({error or type(error).__name__})."
+        raise Failure(problem, UNREACHABLE) from error
+    with suppress(ValueError):
+        answer = response.json()
+        if isinstance(answer, dict) and response.status_code in (200, 400, 401):
+            return response.status_code, answer
+    raise Failure(f"The sign-in service, {people['authority']}, returned HTTP {response.status_code}.", UNREACHABLE)
+
+
+def account_tokens(answer: JSON) -> JSON:
+    return {
+        "token": answer["access_token"],
+        "expires": time.time() + answer["expires_in"],
+        "refresh_token": answer.get("refresh_token"),
+    }
+
+
+def signed_in(people: JSON, show: Callable[[str], None]) -> JSON:
+    """Sign in by a code that is entered in a browser, on any device. Returns the account. Raises Failure."""
+    status, device = request_tokens(people, "devicecode", {})
+    if status != 200:
+        raise sign_in_failure(device)
+    show(f"To sign in, open {device['verification_uri']} and enter the code {device['user_code']}")
+    interval = device.get("interval", 5)
+    while True:
+        time.sleep(interval)
+        status, answer = request_tokens(
+            people, "token", {"grant_type": DEVICE_GRANT, "device_code": device["device_code"]}
+        )
+        if status == 200:
+            return {**people, "name": account_name(answer.get("id_token", "")), **account_tokens(answer)}
+        if answer.get("error") == "slow_down":
+            interval += 5
+        elif answer.get("error") != "authorization_pending":
+            raise sign_in_failure(answer)
+
+
+def sign_in_failure(answer: JSON) -> Failure:
+    """Entra's descriptions end in IDs for its support."""
+    description = str(answer.get("error_description") or answer.get("error")).partition("Trace ID:")[0].strip()
+    return Failure(SIGN_IN_ERRORS.get(str(answer.get("error"))) or f"Signing in failed: {description}", "unauthorized")
+
+
+def account_name(id_token: str) -> str:
+    """Only shown, so the signature does not matter."""
+    with suppress(ValueError, LookupError):
+        part = id_token.split(".")[1]
+        return str(json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))["name"])
+    return "you"
+
+
+class SignIns:
+    """The accounts by server URL, in the operating system's keystore: Keychain, DPAPI or libsecret, by the library that
+    azure-identity's persistent cache uses too. Unavailable without that library or without a keystore."""
+
+    def __init__(self) -> None:
+        self._store: Any = None
+        with suppress(Exception):  # of the library, of PyGObject and of the keystore
+            logging.getLogger("msal_extensions").setLevel(logging.CRITICAL + 1)
+            from msal_extensions import build_encrypted_persistence  # type: ignore[import-untyped]
+
+            self._store = build_encrypted_persistence(str(SIGN_INS.expanduser()))
+
+    @staticmethod
+    def exist() -> bool:
+        """Whether any may be stored. The library takes a moment to import; it leaves a file there."""
+        with suppress(RuntimeError):  # there is no home directory
+            return SIGN_INS.expanduser().exists()
+        return False
+
+    @property
+    def available(self) -> bool:
+        return self._store is not None
+
+    def of(self, url: str) -> SignIn | None:
+        account = self._accounts().get(url)
+        return SignIn(account, lambda changed: self.save(url, changed)) if account else None
+
+    def save(self, url: str, account: JSON | None) -> bool:
+        """None deletes it. False if the keystore refuses."""
+        accounts = {**self._accounts(), url: account}
+        with suppress(Exception):
+            self._store.save(json.dumps({url: account for url, account in accounts.items() if account}))
+            return True
+        return False
+
+    def _accounts(self) -> dict[str, JSON]:
+        with suppress(Exception):  # none is stored, or the keystore is locked
+            return dict(json.loads(self._store.load()))
+        return {}
+
+
+def log_in(arguments: argparse.Namespace, show: Callable[[str], None], *, interactive: bool) -> SignIn | None:
+    """Returns the sign-in if it could not be stored. Raises Failure."""
+    accepted, sign_ins = ChatApi(arguments.url).get("/api/sign-in"), SignIns()
+    if not sign_ins.available and not interactive:
+        raise Failure(f"{NO_KEYSTORE} Set CHAT_TOKEN instead.")
+    try:
+        account = signed_in(people_of(arguments.url, accepted), show)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise Failure("The answer of the sign-in service can't be read.") from None
+    show(f"Signed in to {arguments.url} as {account['name']}.")
+    if sign_ins.save(arguments.url, account):
+        return None
+    if not interactive:
+        raise Failure(f"{NO_KEYSTORE} Set CHAT_TOKEN instead.")
+    show(f"{NO_KEYSTORE} You are signed in until you quit.")
+    return SignIn(account)
+
+
+def people_of(url: str, accepted: JSON) -> JSON:
+    """How people sign in at the server. Raises Failure."""
+    people = accepted["people"]
+    if not people:
+        keys = "--key" if accepted["function_keys"] else "--client-key"
+        raise Failure(f"People do not sign in at {url}; it takes keys: {keys}.")
+    authority = urlsplit(people["authority"])
+    if authority.scheme != "https" and authority.hostname not in LOOPBACK:
+        raise Failure(f"The sign-in service that {url} names is not safe: {people['authority']} has no TLS.")
+    return dict(people)
+
+
 # The HTTP API
 
 
-class ChatApi:
-    """The routes of api/*. Every method raises Failure. `key`, `client_key`: the function key and the client key."""
+def http_client(url: str, **options: Any) -> httpx.Client:
+    """Raises Failure."""
+    try:
+        return httpx.Client(
+            timeout=httpx.Timeout(10, read=240),  # the platform closes a request after 230 s of silence
+            verify=url.startswith("https:"),  # loading certificates takes 50 ms; redirects are not followed
+            trust_env=urlsplit(url).hostname not in LOOPBACK,  # no proxy on loopback
+            **options,
+        )
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        raise Failure(f"Invalid proxy or certificate setting in the environment: {error}") from error
 
-    def __init__(self, url: str, key: str | None, client_key: str | None) -> None:
-        self.url, self._has_key, self._has_client_key = url, bool(key), bool(client_key)
-        keys = {"x-functions-key": key, "api-key": client_key}
-        try:
-            self._http = httpx.Client(
-                base_url=url,
-                headers={name: value for name, value in keys.items() if value},
-                timeout=httpx.Timeout(10, read=240),  # the platform closes a request after 230 s of silence
-                verify=url.startswith("https:"),  # loading certificates takes 50 ms; redirects are not followed
-                trust_env=urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"),  # no proxy on loopback
-            )
-        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
-            raise Failure(f"Invalid proxy or certificate setting in the environment: {error}") from error
+
+class ChatApi:
+    """The routes of api/*. Every method raises Failure. `key`, `client_key`: the function key and the client key;
+    `token`: a person's access token, or `sign_in`, which renews it."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        client_key: str | None = None,
+        token: str | None = None,
+        sign_in: SignIn | None = None,
+    ) -> None:
+        self.url, self._has_key, self._has_client_key, self._has_token = url, bool(key), bool(client_key), bool(token)
+        bearer = f"Bearer {token}" if token else None
+        keys = {"x-functions-key": key, "api-key": client_key, "Authorization": bearer}
+        self._http = http_client(
+            url, base_url=url, headers={name: value for name, value in keys.items() if value}, auth=sign_in
+        )
 
     def get(self, path: str) -> JSON:
         return json_object(self.request("GET", path))
@@ -320,6 +518,8 @@ class ChatApi:
 
     def _failure(self, response: httpx.Response) -> Failure:
         status = response.status_code
+        if status == 401 and (self._has_token or "authorization_uri" in response.headers.get("www-authenticate", "")):
+            return self._sign_in_failure(response)
         if status == 401 and self._has_client_key and response.content:  # the platform's answer has no body
             remedy = "Set it with --client-key or CHAT_CLIENT_KEY; CLIENT_KEYS lists the valid ones"
             return Failure(f"Invalid client key for {self.url} (401). {remedy}.", "unauthorized")
@@ -339,6 +539,18 @@ class ChatApi:
         if failure.code == "route_not_found":
             return self._wrong_url(f" (no route {response.request.url.path})")
         return failure
+
+    def _sign_in_failure(self, response: httpx.Response) -> Failure:
+        reason = "A function key is not enough." if self._has_key else ""
+        if self._has_token or "invalid_token" in response.headers.get("www-authenticate", ""):
+            try:
+                reason = str(response.json()["error"]["message"])
+            except (ValueError, LookupError, TypeError):
+                reason = "The token is not accepted."
+        remedy = f"{LOG_IN}, or set {'another ' if self._has_token else ''}CHAT_TOKEN."
+        return Failure(
+            " ".join(filter(None, [f"{self.url} requires a sign-in (401).", reason, remedy])), "unauthorized"
+        )
 
     def _wrong_url(self, reason: str) -> Failure:
         return Failure(f"The server at {self.url} is not the chat API{reason}; check --url.")
@@ -601,7 +813,7 @@ class Conversation:
         except Failure as failure:
             if failure.code != UNKNOWN or not self.must_exist:
                 raise
-            unavailable = f"{self._named} does not exist, or belongs to another client key."
+            unavailable = f"{self._named} does not exist, or belongs to another client key or account."
             raise Failure(f"{unavailable} Set the key with --client-key or CHAT_CLIENT_KEY.") from None
 
     def send(self, message: str, view: View) -> Event:
@@ -764,8 +976,11 @@ def answer_stdin(arguments: argparse.Namespace) -> None:
             notify(note)
 
 
-def connection(arguments: argparse.Namespace) -> ChatApi:
-    return ChatApi(arguments.url, arguments.key, arguments.client_key)
+def connection(arguments: argparse.Namespace, sign_in: SignIn | None = None) -> ChatApi:
+    """Without `sign_in`, a token or a client key: by a stored sign-in, if there is one."""
+    if not (sign_in or arguments.token or arguments.client_key) and SignIns.exist():
+        sign_in = SignIns().of(arguments.url)
+    return ChatApi(arguments.url, arguments.key, arguments.client_key, arguments.token, sign_in)
 
 
 def read_stdin() -> str:
@@ -789,9 +1004,9 @@ def view_for(console: Console) -> View:
 class Terminal:
     """An interactive conversation."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, sign_in: SignIn | None = None) -> None:
         self._arguments, self._console = arguments, Console(highlight=False)
-        self._api = connection(arguments)
+        self._api = connection(arguments, sign_in)
         self._conversation = Conversation(self._api, arguments, self._note)
         self._session = self._conversation.path
         commands = (self.clear, self.tokens, self.cost, self.history, self.help)
@@ -1010,12 +1225,16 @@ def parser() -> argparse.ArgumentParser:
     env, on_off = os.environ.get, argparse.BooleanOptionalAction
     url, terminal = env("CHAT_URL") or "http://127.0.0.1:7071", sys.stdout.isatty()
     add = top.add_argument
+    command = "sign in with your account, or sign out, where people sign in"
+    add("command", nargs="?", choices=("login", "logout"), help=command)
     add("--url", type=url_argument, default=url, help="the server's URL, or CHAT_URL (default: %(default)s)")
     key = "the function key; CHAT_KEY keeps it out of process lists"
     add("--key", type=key_argument, default=env("CHAT_KEY"), help=key)
     client_key = "a client key, for its own sessions; CHAT_CLIENT_KEY keeps it out of process lists"
     add("--client-key", type=key_argument, metavar="KEY", default=env("CHAT_CLIENT_KEY"), help=client_key)
     session = "the session to continue or to start; or conv_… or resp_…: what a program began with a client key"
+    access = "a person's access token; CHAT_TOKEN keeps it out of process lists"
+    add("--token", type=key_argument, default=env("CHAT_TOKEN"), help=access)
     add("--session", type=session_argument, metavar="ID", help=session)
     model = env("AZURE_OPENAI_MODEL") or None
     deployment = "the model's deployment, or AZURE_OPENAI_MODEL"
@@ -1038,13 +1257,28 @@ def open_missing_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - open until the process ends
 
 
+def run(arguments: argparse.Namespace, *, interactive: bool) -> None:
+    def show(text: str) -> None:
+        print(clean(text), file=sys.stderr, flush=True)
+
+    sign_in = None
+    if arguments.command == "logout":
+        SignIns().save(arguments.url, None)
+        return show(f"Signed out of {arguments.url}.")
+    if arguments.command == "login":
+        sign_in = log_in(arguments, show, interactive=interactive)
+        if not sign_in:
+            return None
+    return Terminal(arguments, sign_in).run() if interactive else answer_stdin(arguments)
+
+
 def main() -> int:
     open_missing_streams()
     arguments = parser().parse_args()
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.json
     try:
-        Terminal(arguments).run() if interactive else answer_stdin(arguments)
+        run(arguments, interactive=interactive)
     except Failure as failure:
         print(clean(failure), file=sys.stderr)
         return 1
