@@ -466,6 +466,7 @@ class ChatApi:
         sign_in: SignIn | None = None,
     ) -> None:
         self.url, self._has_key, self._has_client_key, self._has_token = url, bool(key), bool(client_key), bool(token)
+        self.by_person = bool(token or sign_in)
         bearer = f"Bearer {token}" if token else None
         keys = {"x-functions-key": key, "api-key": client_key, "Authorization": bearer}
         self._http = http_client(
@@ -813,8 +814,10 @@ class Conversation:
         except Failure as failure:
             if failure.code != UNKNOWN or not self.must_exist:
                 raise
-            unavailable = f"{self._named} does not exist, or belongs to another client key or account."
-            raise Failure(f"{unavailable} Set the key with --client-key or CHAT_CLIENT_KEY.") from None
+            unavailable = f"{self._named} does not exist, or belongs to another"
+            if self._api.by_person:
+                raise Failure(f"{unavailable} account or client key.") from None
+            raise Failure(f"{unavailable} client key. Set the key with --client-key or CHAT_CLIENT_KEY.") from None
 
     def send(self, message: str, view: View) -> Event:
         """Return the `done` event. Sending a failed message again is the same request, so it is not billed twice.
@@ -846,6 +849,7 @@ class Conversation:
                 if failure.code == UNKNOWN:  # a message to a session that does not exist would start it
                     unavailable = f"Session {self.id} is owned by another caller or is being deleted."
                     remedy = "Set its client key with --client-key, or choose another with --session."
+                    remedy = "Choose another with --session." if self._api.by_person else remedy
                     raise Failure(f"{unavailable} {remedy}") from None
                 if failure.code not in (LOST, BUSY, LIMITED) and not (failure.code == UNREACHABLE and lost):
                     raise
