@@ -521,9 +521,10 @@ class ChatApi:
         status = response.status_code
         if status == 401 and (self._has_token or "authorization_uri" in response.headers.get("www-authenticate", "")):
             return self._sign_in_failure(response)
-        if status == 401 and self._has_client_key and response.content:  # the platform's answer has no body
+        if status == 401 and response.content:  # the platform's answer, about a function key, has no body
             remedy = "Set it with --client-key or CHAT_CLIENT_KEY; CLIENT_KEYS lists the valid ones"
-            return Failure(f"Invalid client key for {self.url} (401). {remedy}.", "unauthorized")
+            wrong, missing = f"Invalid client key for {self.url}", f"{self.url} requires a client key"
+            return Failure(f"{wrong if self._has_client_key else missing} (401). {remedy}.", "unauthorized")
         if status == 401:
             problem = f"Invalid function key for {self.url}" if self._has_key else f"{self.url} requires a function key"
             remedy = "Set it with --key or CHAT_KEY; `az functionapp keys list -g GROUP -n APP` shows it"

@@ -130,6 +130,17 @@ async def test_token_or_client_key_is_enough(host: Host, issuer: LocalIssuer) ->
         assert wrong not in done.err
 
 
+async def test_where_only_client_keys_are_accepted_the_terminal_names_them(
+    host_factory: HostFactory, issuer: LocalIssuer, environ: dict[str, str], home: dict[str, str], tmp_path: Path
+) -> None:
+    only_keys = {"CLIENT_KEYS": line("ann", KEY), "AUTH_ACCEPT": "keys"}
+    host = host_factory.host(environ | issuer.environ | only_keys, tmp_path / "log")
+    done = await run_piped(host.base, "hi\n")
+    assert (done.code, done.err.partition(" Set it")[0]) == (1, f"{host.base} requires a client key (401).")
+    done = await run_piped(host.base, "", "login", **home)
+    assert (done.code, done.err) == (1, f"People do not sign in at {host.base}; it takes keys: --client-key.\n")
+
+
 async def test_login_where_people_do_not_sign_in_names_the_key(
     host_factory: HostFactory, environ: dict[str, str], home: dict[str, str], tmp_path: Path
 ) -> None:
