@@ -39,6 +39,14 @@ class Authenticator:
     async def principal(self, auth: Auth, headers: Mapping[str, str]) -> Principal:
         """Raises Unauthorized if a key or token is missing or invalid, Forbidden if it does not suffice, and
         SignInUnavailable."""
+        try:
+            return await self._identified(auth, headers)
+        except Unauthorized as error:
+            if self._entra and "people" in self._accepted:
+                error.challenge = self._entra.challenge("invalid_token" if presented_keys(headers) else "")
+            raise
+
+    async def _identified(self, auth: Auth, headers: Mapping[str, str]) -> Principal:
         if self._entra and (token := _token(headers)):
             return await self._of_person(self._entra, auth, token)
         match auth:
@@ -51,7 +59,7 @@ class Authenticator:
             case Auth.FUNCTION_KEY_OR_USAGE_KEY:
                 with suppress(Unauthorized):
                     return self._of_usage_key(headers)
-                return await self.principal(Auth.FUNCTION_KEY, headers)
+                return await self._identified(Auth.FUNCTION_KEY, headers)
 
     async def _of_person(self, entra: "Entra", auth: Auth, token: str) -> Principal:
         if "people" not in self._accepted:
@@ -66,14 +74,22 @@ class Authenticator:
 
     def _of_client_key(self, headers: Mapping[str, str]) -> Principal:
         if self._entra and not ("keys" in self._accepted and presented_keys(headers)):
-            keys = ", or a client key" if "keys" in self._accepted else ""
-            message = (
-                f"Sign in: send an access token as Authorization: Bearer TOKEN{keys}. Function keys are not taken."
-            )
-            raise Unauthorized(message, challenge=self._entra.challenge())
+            raise Unauthorized(f"{_HOW_TO_SIGN_IN[self._accepted]} Function keys are not taken.")
         return Principal.of_key(self._client_keys.name(headers))
 
 
+_HOW_TO_SIGN_IN = {
+    frozenset({"people"}): "Sign in: send an access token as Authorization: Bearer TOKEN. Client keys are not taken.",
+    frozenset({"keys"}): "Missing API key: send Authorization: Bearer KEY, or api-key: KEY.",
+    frozenset({"people", "keys"}): "Sign in: send an access token as Authorization: Bearer TOKEN, or a client key.",
+}
+
+
 def _token(headers: Mapping[str, str]) -> str | None:
-    """The access token, if a key of the request looks like one: a JSON Web Token's header begins with {"."""
-    return next((key for key in presented_keys(headers) if key.startswith("eyJ") and key.count(".") == 2), None)
+    """The access token, if a key of the request looks like one: a JSON Web Token's header begins with {". Raises
+    Unauthorized if the request names another caller too."""
+    keys = set(presented_keys(headers))
+    token = next((key for key in keys if key.startswith("eyJ") and key.count(".") == 2), None)
+    if token and len(keys) > 1:
+        raise Unauthorized("The request has several access tokens or keys. Send one.")
+    return token

@@ -37,7 +37,12 @@ class Keys:
 
 
 def presented_keys(headers: Mapping[str, str]) -> list[str]:
-    """The keys in the headers that OpenAI's and Azure OpenAI's clients send."""
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    bearer = token.strip() if scheme.lower() == "bearer" else ""
-    return [key for key in (bearer, headers.get("api-key")) if key]
+    """The keys in the headers that OpenAI's and Azure OpenAI's clients send. A header that is sent twice counts twice:
+    what stands before the app may have checked the other one."""
+    bearers = [_bearer(value) for name, value in headers.items() if name == "authorization"]
+    return [key for key in (*bearers, *(value for name, value in headers.items() if name == "api-key")) if key]
+
+
+def _bearer(authorization: str) -> str:
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
