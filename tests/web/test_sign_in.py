@@ -146,8 +146,15 @@ async def test_failed_sign_in_is_explained_and_not_repeated(
         await page.goto("/chat")
         dialog = page.get_by_role("dialog")
         await dialog.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+        await expect(page).to_have_url(re.compile("/authorize"))
+        await page.go_back()
+        await dialog.get_by_role("button", name="Sign in").click()
         await page.get_by_role("button", name="Cancel").click()
         await expect(dialog).to_contain_text("Signing in was cancelled.")
+        await dialog.get_by_label("Client key").fill("wrong")
+        await page.keyboard.press("Enter")
+        await expect(dialog).to_contain_text("Invalid API key")
         assert page.url == f"{host.base}/chat"
         for answer, shown in (
             ("code=x&state=y", "not started in this tab"),

@@ -15,8 +15,8 @@ export class Access {
   #open = null;
   #read = null;
 
-  // `kinds(accepted)`: the page's keys, as for Keys, given what the server accepts (api/sign-in). `onLeave`: called before
-  // the page is left for the authority's.
+  // `kinds(accepted)`: the page's keys, as for Keys, given what the server accepts (api/sign-in). `onLeave`: called
+  // before the page is left for the authority's.
   constructor(kinds, onLeave = () => {}) {
     this.#kinds = kinds;
     this.#onLeave = onLeave;
@@ -61,8 +61,9 @@ export class Access {
   async replace(sent, error) {
     if (!this.#signIn) return this.#keys.replace(sent, error);
     if (JSON.stringify(await this.headers()) !== JSON.stringify(sent)) return true;
-    const refusal = Object.keys(sent).length ? error.message : HINT;
-    this.#open ??= this.#askPerson(this.#signIn.problem || refusal).finally(() => (this.#open = null));
+    const text = this.#signIn.problem || (Object.keys(sent).length ? error.message : HINT);
+    this.#signIn.problem = "";
+    this.#open ??= this.#askPerson(text).finally(() => (this.#open = null));
     return this.#open;
   }
 
@@ -76,11 +77,15 @@ export class Access {
   }
 
   async #askPerson(text) {
-    const fields = this.#keys.kinds.map(({ label }) => ({ label: `${label}, instead of an account`, type: "password" }));
+    const fields = this.#keys.kinds.map(({ label }) => ({
+      label: `${label}, instead of an account`,
+      type: "password",
+    }));
     const entered = await showDialog({ title: "Sign in", text, action: "Sign in", fields, focusAction: true });
     if (entered === null) return false;
     if (!entered.some(Boolean)) return this.#start();
     this.#keys.store(entered);
+    this.#signIn.forget();
     this.#draw();
     return true;
   }

@@ -256,7 +256,9 @@ async function openById() {
 }
 
 async function enterKeys() {
-  if (await access.ask("Keys")) await Promise.all([open(shownId), withErrorsShown(null, visit, showAbout)]);
+  let isEntered = false;
+  await withErrorsShown(null, visit, async () => (isEntered = await access.ask("Keys")));
+  if (isEntered) await Promise.all([open(shownId), withErrorsShown(null, visit, showAbout)]);
 }
 
 async function rename() {

@@ -20,8 +20,8 @@ export function svgElement(name, attributes = {}, ...children) {
 }
 
 // Shows a dialog. Resolves to the texts of its fields, without blanks around them; to null if it was cancelled or a
-// required one is blank. `fields`: [{label, type, value, required, autofocus}]. `focusAction`: focuses the button instead of
-// a field.
+// required one is blank. `fields`: [{label, type, value, required, autofocus}]. `focusAction`: focuses the button instead
+// of a field.
 export function showDialog({ title, text, action, fields = [], focusAction = false }) {
   return new Promise((resolve) => {
     const heading = element("h2", { id: "dialog-title" }, title);

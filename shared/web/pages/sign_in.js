@@ -20,7 +20,7 @@ export class SignIn {
     this.base = `${authority}/${tenant_id}/oauth2/v2.0`;
     this.client = client_id;
     this.scope = `openid profile offline_access ${scope}`;
-    if (this.#tokens?.issuer !== this.#issuer) sessionStorage.removeItem(TOKENS); // of another deployment
+    if (this.#tokens?.issuer !== this.#issuer) this.forget(); // of another deployment
   }
 
   // Of the signed-in person; null if there is none.
@@ -42,6 +42,7 @@ export class SignIn {
       code_challenge: base64url(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(verifier))),
       code_challenge_method: "S256",
     });
+    addEventListener("pageshow", ({ persisted }) => persisted && location.reload()); // by the Back button
     location.assign(`${this.base}/authorize?${query}`);
     return new Promise(() => {}); // until the page is left
   }
@@ -79,6 +80,10 @@ export class SignIn {
     return this.#tokens?.access ?? null;
   }
 
+  forget() {
+    sessionStorage.removeItem(TOKENS);
+  }
+
   // Signs out at the authority too: otherwise the next person at this browser is signed in as the last one.
   signOut() {
     sessionStorage.clear();
@@ -99,7 +104,7 @@ export class SignIn {
       throw new ConnectionLost(`The sign-in service returned HTTP ${response.status}. Try again later.`);
     }
     if (!response.ok) {
-      sessionStorage.removeItem(TOKENS);
+      this.forget();
       this.problem = grant.refresh_token ? "Your sign-in has expired." : reason(answer);
       return;
     }
@@ -125,7 +130,8 @@ export class SignIn {
 
 // An OAuth error in words. Entra's descriptions end in IDs for its support.
 function reason({ error, error_subcode, error_description }) {
-  if (error_subcode === "cancel" || (error === "access_denied" && !error_description)) return "Signing in was cancelled.";
+  const isCancelled = error_subcode === "cancel" || (error === "access_denied" && !error_description);
+  if (isCancelled) return "Signing in was cancelled.";
   const [text] = (error_description ?? error).split(/\s*Trace ID:/);
   return `Signing in failed: ${text}`;
 }
