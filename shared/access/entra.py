@@ -174,7 +174,7 @@ class _Keys:
         """None if the issuer publishes no such key. Raises SignInUnavailable if no keys could be read yet."""
         if self._may_read(key_id):
             async with self._reading:
-                if self._may_read(key_id):  # nobody has read them while this waited
+                if self._may_read(key_id):  # no other request has read them meanwhile
                     await self._read()
         if not self._keys:
             raise SignInUnavailable

@@ -37,8 +37,8 @@ class Keys:
 
 
 def presented_keys(headers: Mapping[str, str]) -> list[str]:
-    """The keys in the headers that OpenAI's and Azure OpenAI's clients send. A header that is sent twice counts twice:
-    what stands before the app may have checked the other one."""
+    """The keys in the headers that OpenAI's and Azure OpenAI's clients send. A header that is sent twice counts
+    twice: a gateway in front may have checked the other one."""
     bearers = [_bearer(value) for name, value in headers.items() if name == "authorization"]
     return [key for key in (*bearers, *(value for name, value in headers.items() if name == "api-key")) if key]
 
