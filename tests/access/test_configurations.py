@@ -1,4 +1,4 @@
-"""Every combination of the AUTH_ settings, called without credentials: the app is open to nobody by mistake."""
+"""Every combination of the AUTH_ settings, called without credentials: none opens the app by mistake."""
 
 import itertools
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ VALUES: dict[str, tuple[str | None, ...]] = {  # absent, empty, malformed, right
     "AUTH_CLIENT_ID": (None, " ", f"api://{CLIENT}", CLIENT),
     "AUTH_AUTHORITY": (None, "", "http://login.example.com", "https://login.microsoftonline.us/"),
     "AUTH_ROLES": (None, "", "Chat User", "Chat.User"),
-    "AUTH_ACCEPT": (None, "", "everybody", "people", "keys", "keys, people"),
+    "AUTH_ACCEPT": (None, "", "everyone", "people", "keys", "keys, people"),
 }
 MALFORMED = {name: values[2] for name, values in VALUES.items()}
 ROUTES = ("/api/about", "/api/limits", "/openai/v1/models", "/api/usage/limits")  # of each Auth

@@ -68,7 +68,7 @@ FUNCTION = NONE | {Rule.CHAT: IN, Rule.LIMITS: IN}
 # AUTH_ACCEPT (None: people do not sign in) -> caller -> rule -> what every such route does
 TABLE: dict[str | None, dict[str, dict[Rule, object]]] = {
     "people,keys": {
-        "nobody": NONE,
+        "no credentials": NONE,
         "function key": NONE,
         "client key": KEY,
         "usage key": USAGE,
@@ -77,7 +77,7 @@ TABLE: dict[str | None, dict[str, dict[Rule, object]]] = {
         "administrator": EVERYTHING,
     },
     "people": {
-        "nobody": NONE,
+        "no credentials": NONE,
         "function key": NONE,
         "client key": NONE,
         "usage key": USAGE,
@@ -86,7 +86,7 @@ TABLE: dict[str | None, dict[str, dict[Rule, object]]] = {
         "administrator": EVERYTHING,
     },
     "keys": {
-        "nobody": NONE,
+        "no credentials": NONE,
         "function key": NONE,
         "client key": KEY,
         "usage key": USAGE,
@@ -95,9 +95,9 @@ TABLE: dict[str | None, dict[str, dict[Rule, object]]] = {
         "administrator": NONE,
     },
     None: {
-        "nobody": NONE,
+        "no credentials": NONE,
         "function key": FUNCTION,
-        "client key": NONE | {Rule.OPENAI: IN},  # the platform lets nobody in without a function key
+        "client key": NONE | {Rule.OPENAI: IN},  # the platform requires a function key
         "usage key": NONE | {Rule.USAGE: IN},
         "Ada": NONE,
         "Bob": NONE,
@@ -154,7 +154,7 @@ async def client(
 
 def credentials(caller: str, issuer: EntraIssuer) -> dict[str, str]:
     match caller:
-        case "nobody":
+        case "no credentials":
             return {}
         case "function key":
             return {"x-functions-key": FUNCTION_KEY}

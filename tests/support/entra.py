@@ -147,8 +147,8 @@ class EntraIssuer(Loopback):
             wire.http.start_next_cycle()
 
     def _keys(self, target: str) -> tuple[int, Mapping[str, str], bytes]:
-        found = target == f"/{TENANT}/discovery/v2.0/keys"
-        return (200 if found else 404), {}, json.dumps({"keys": self.published} if found else {}).encode()
+        is_known = target == f"/{TENANT}/discovery/v2.0/keys"
+        return (200 if is_known else 404), {}, json.dumps({"keys": self.published} if is_known else {}).encode()
 
 
 def jwt(header: JSON | bytes, claims: JSON | bytes, key: SigningKey) -> str:
