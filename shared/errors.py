@@ -4,7 +4,8 @@ ChatError
 ├── InvalidRequest         400 the request is invalid; `param` names the field
 │   ├── ContentFiltered    400 the model service's content filter stopped the prompt
 │   └── ContextTooLong     400 the prompt exceeds the model's context window, even after shortening
-├── Unauthorized           401 no API key, or an invalid one
+├── Unauthorized           401 no API key or access token, or an invalid one
+├── Forbidden              403 the person is no administrator
 ├── ModelNotFound          404 openai/* only: unknown model
 ├── SessionNotFound        404 unknown, erased, being erased, or owned by another caller (the same error for all)
 ├── ParentNotFound         404 the turn to continue is unknown, erased, without an answer, or owned by another caller
@@ -19,6 +20,7 @@ ChatError
 ├── BudgetExceeded         429 a budget in USD is used up until it is reset
 ├── LimitReached           429 a budget is held by calls that are running, or a rate limit is reached
 ├── IdempotencyMismatch    422 the idempotency key was used with another request
+├── SignInUnavailable      503 the keys of the issuer of access tokens can't be read
 ├── StorageUnavailable     503 Table Storage is unavailable or rejects the app
 └── UpstreamFailure        the model or email service failed; `maybe_billed`: True if the attempt may cost money
     ├── RateLimited        429

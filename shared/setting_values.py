@@ -89,7 +89,9 @@ def _url(text: str, schemes: Sequence[str], example: str) -> SplitResult:
 
 
 def _split(url: str) -> SplitResult | None:
-    """None if the host or the port can't be connected to."""
+    """None if the host or the port can't be connected to, or for a line break, which urlsplit leaves out."""
+    if not url.isprintable():
+        return None
     try:
         parts = urlsplit(url)
         (parts.hostname or "").encode("idna")
@@ -118,11 +120,11 @@ def parse_guid(value: str) -> str:
 
 
 def parse_authority(value: str) -> str:
-    """The issuer's URL. http only on this machine: keys that an attacker could replace would open the app."""
+    """The issuer's origin. http only on this machine: keys that an attacker could replace would open the app."""
     parts = _url(value, ("https", "http"), "https://login.microsoftonline.com")
     if parts.query or parts.fragment or parts.path.strip("/") or is_remote_cleartext(value):
         raise ValueError(f"{value!r} is not a URL such as https://login.microsoftonline.com, without a path.")
-    return value.rstrip("/")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
 def parse_names(value: str) -> frozenset[str]:

@@ -394,8 +394,8 @@ class Settings:
                 names = ", ".join(map(repr, keys)) or "none"
                 raise SettingsError(
                     "LIMITS",
-                    f"has the unknown caller {name!r}. Known are 'total', 'anonymous', '*', 'session' and the names in"
-                    f" CLIENT_KEYS: {names}.",
+                    f"has the unknown caller {name!r}. Known are 'total', 'anonymous', '*', 'session',"
+                    f" user:TENANT:OBJECT_ID where people sign in, and the names in CLIENT_KEYS: {names}.",
                 )
 
     def _check_max_output_tokens(self) -> None:

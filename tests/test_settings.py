@@ -23,6 +23,8 @@ from tests.support.setting_names import MINIMAL, names_read
 
 ENDPOINT = "https://name.openai.azure.com/openai/v1/"
 NAMES = names_read()
+GUID = "11111111-2222-3333-4444-555555555555"
+PEOPLE = {"AUTH_TENANT_ID": GUID, "AUTH_CLIENT_ID": GUID, "AUTH_AUTHORITY": "", "AUTH_ROLES": "", "AUTH_ACCEPT": ""}
 ODD_VALUES = [
     *("é", "1,5", '"1,5"', "1_5", "-1", "1e5", "1e99999999999999999999", "nan", "NaN", "null", "[]", "{}", "[" * 9_999),
     *("1" * 5_000, "'", '"', "\x00", "\ud800", "{1: 2}", "a=b", "a=b;c=d", "AccountName=a;AccountKey=b", "@", "%zz"),
@@ -74,6 +76,7 @@ class TestDefaults:
             ("mail.outbox", None),
             ("keys.client_keys", {}),
             ("keys.usage_keys", {}),
+            ("people", None),
             ("web.cors_origins", frozenset()),
             ("azure.client_id", None),
             ("azure.in_azure", False),
@@ -262,10 +265,76 @@ class TestMalformedSettings:
     @given(st.sampled_from(sorted(NAMES)), st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
     def test_random_text_is_accepted_or_the_error_names_the_setting(self, name: str, value: str) -> None:
         try:
-            read(**{name: value})
+            read(**(PEOPLE if name in PEOPLE else {}) | {name: value})
         except SettingsError as error:
             if name not in str(error):
                 raise
+
+
+class TestPeople:
+    def test_tenant_and_client_suffice(self) -> None:
+        people = read(**PEOPLE | {"AUTH_TENANT_ID": GUID.replace("1", "A"), "AUTH_CLIENT_ID": GUID.upper()}).people
+        assert people
+        assert (people.tenant_id, people.client_id) == (GUID.replace("1", "a"), GUID)
+        assert people.authority == "https://login.microsoftonline.com"
+        assert not people.roles
+        assert people.accepted == {"people", "keys"}
+
+    @pytest.mark.parametrize("name", ["AUTH_TENANT_ID", "AUTH_CLIENT_ID"])
+    @pytest.mark.parametrize("others", [{}, {"AUTH_ROLES": "Chat.User"}, {"AUTH_ACCEPT": "keys"}], ids=repr)
+    def test_half_of_it_is_an_error(self, name: str, others: dict[str, str]) -> None:
+        error = error_of(**PEOPLE | others | {name: " "})
+        assert (error.name, "is not set" in str(error)) == (name, True)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "expected"),
+        [
+            ("AUTH_TENANT_ID", "common", "is not an id such as"),
+            ("AUTH_TENANT_ID", f"{GUID}0", "is not an id such as"),
+            ("AUTH_CLIENT_ID", f"api://{GUID}", "is not an id such as"),
+            ("AUTH_AUTHORITY", "login.microsoftonline.com", "is not a URL such as"),
+            ("AUTH_AUTHORITY", "http://login.example.com", "is not a URL such as"),
+            ("AUTH_AUTHORITY", "http://127.0.0.1.example.com", "is not a URL such as"),
+            ("AUTH_AUTHORITY", f"https://login.microsoftonline.com/{GUID}", "is not a URL such as"),
+            ("AUTH_AUTHORITY", "https://login.microsoftonline.com/?a=b", "is not a URL such as"),
+            ("AUTH_AUTHORITY", "https://a.example;script-src", "is not a URL such as"),
+            ("AUTH_AUTHORITY", 'https://a"b', "is not a URL such as"),
+            ("AUTH_AUTHORITY", "https://a.exa\nmple", "is not a URL such as"),
+            ("AUTH_AUTHORITY", "https://user:secret@login.example.com", "contains a name or password"),
+            ("AUTH_ROLES", "Chat User", "is not a name such as Chat.User"),
+            ("AUTH_ACCEPT", "person", "is not people, keys, or people,keys"),
+            ("AUTH_ACCEPT", ",", "is not people, keys, or people,keys"),
+        ],
+    )
+    def test_malformed_setting_is_named(self, name: str, value: str, expected: str) -> None:
+        error = error_of(**PEOPLE | {name: value})
+        assert (error.name, expected in str(error)) == (name, True), error
+        assert "secret" not in str(error)
+
+    @pytest.mark.parametrize(
+        ("value", "authority"),
+        [
+            ("https://login.microsoftonline.us/", "https://login.microsoftonline.us"),
+            ("HTTPS://Login.MicrosoftOnline.US", "https://login.microsoftonline.us"),
+            ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+            ("http://localhost:8080/", "http://localhost:8080"),
+            ("https://login.example.com/?", "https://login.example.com"),
+        ],
+    )
+    def test_authority_is_an_origin(self, value: str, authority: str) -> None:
+        people = read(**PEOPLE | {"AUTH_AUTHORITY": value}).people
+        assert people
+        assert people.authority == authority
+
+    @pytest.mark.parametrize("person", [f"user:{GUID}", f"user:{GUID}:ada", f"user:{GUID}:{GUID.upper()}AA", "user:*"])
+    def test_limit_of_a_malformed_person_is_an_error(self, person: str) -> None:
+        limits = {"LIMITS": f'{{"{person}": {{"usd_per_day": 1}}}}'}
+        assert error_of(**PEOPLE | limits).name == "LIMITS"
+
+    def test_limit_of_a_person_needs_people_who_sign_in(self) -> None:
+        limits = {"LIMITS": f'{{"user:{GUID}:{GUID}": {{"usd_per_day": 1}}}}'}
+        assert f"user:{GUID}:{GUID}" in read(**PEOPLE | limits).limits.by_name
+        assert error_of(**limits).name == "LIMITS"
 
 
 class TestOrigins:
@@ -448,7 +517,7 @@ class TestLimits:
             ('{"total": {"max_tokens": 1, "max_tokens": 2}}', "it has 'max_tokens' twice"),
             (
                 '{"ann": {}}',
-                "has the unknown caller 'ann'. Known are 'total', 'anonymous', '*', 'session' and the names",
+                "has the unknown caller 'ann'. Known are 'total', 'anonymous', '*', 'session', user:TENANT",
             ),
             ('{"key:ben": {}}', "has the unknown caller 'key:ben'. Known are"),
             ('{"key:": {}}', "in CLIENT_KEYS: 'key:ann'."),

@@ -60,10 +60,19 @@ _SECURITY = {
         "scheme": "bearer",
         "description": "One of USAGE_KEYS; the header api-key is accepted too.",
     },
+    "person": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "Where people sign in: a person's access token. GET /api/sign-in names the authority and the"
+        " scope. Function keys are not taken there.",
+    },
 }
 _ERRORS = {
     400: "The request is invalid; `param` names the field.",
-    401: "The API key is missing or invalid.",
+    401: "The API key or access token is missing or invalid. Where people sign in, WWW-Authenticate names the authority"
+    " and the scope.",
+    403: "The person is no administrator.",
     404: "It does not exist, or is owned by another caller.",
     409: "Another turn of the session is running. Wait Retry-After seconds.",
     413: "The body, or the turn with its answer, is too large.",
@@ -73,7 +82,8 @@ _ERRORS = {
     " `resets_at`, or the model's account has no credit left: then x-should-retry is false.",
     500: "A bug or a wrong setting. The message contains the incident ID, which is also in the log.",
     502: "The model's answer broke off, or the email was rejected.",
-    503: "Table storage or the model service can't be reached or rejects the app. Wait Retry-After seconds.",
+    503: "Table storage, the model service or the issuer of access tokens can't be reached or rejects the app. Wait"
+    " Retry-After seconds.",
     504: "The model's answer timed out.",
 }
 _REFUSAL_HEADERS = {
@@ -89,10 +99,10 @@ _RATE_HEADERS = {
         ("reset", "string", "Until the minute ends, such as `34s`."),
     )
 }
-_CHAT: list[JSON] = [{"functionKey": []}, {"functionKey": [], "clientKey": []}]
-_CLIENT: list[JSON] = [{"clientKey": []}]
-_OWNER: list[JSON] = [{"functionKey": [], "clientKey": []}]
-_USAGE: list[JSON] = [{"usageKey": []}]
+_CLIENT: list[JSON] = [{"clientKey": []}, {"person": []}]  # on api/* a client key suffices where people sign in
+_CHAT: list[JSON] = [{"functionKey": []}, {"functionKey": [], "clientKey": []}, *_CLIENT]
+_OWNER: list[JSON] = [{"functionKey": [], "clientKey": []}, *_CLIENT]
+_USAGE: list[JSON] = [{"usageKey": []}, {"person": []}]
 _LIMITS: list[JSON] = [*_CHAT, {"functionKey": [], "usageKey": []}]
 _ON_DISCONNECT = {
     "enum": ["finish", "stop"],
@@ -103,7 +113,7 @@ _NAME = {"type": "string", "minLength": 1}
 _DATE = {"type": "string", "format": "date"}
 _DAYS = (400, 401, 500, 503)
 _STORAGE = (401, 404, 500, 503)
-_TURN = tuple(_ERRORS)
+_TURN = tuple(status for status in _ERRORS if status != 403)
 _RESPONSE_EVENTS = (
     "OpenAI's events of a response, from `response.created` to `response.completed`, `response.incomplete` or"
     " `response.failed`."
@@ -242,7 +252,7 @@ def _paths() -> JSON:
             "get": _operation(
                 "Information about the server",
                 content=_json("AboutAnswer"),
-                keys=[{"functionKey": []}],
+                keys=_CHAT,
                 errors=(401, 500),
             )
         },
@@ -416,7 +426,8 @@ def _operation(
     responses = {"200" if content else "204": success}
     if later:
         responses["202"] = success | {"description": later}
-    responses |= {str(code): {"description": _ERRORS[code], **error} for code in sorted(errors)}
+    statuses = {*errors, *((401, 503) if keys else ()), *((403,) if keys is _USAGE else ())}
+    responses |= {str(code): {"description": _ERRORS[code], **error} for code in sorted(statuses)}
     if 429 in errors:
         responses["429"]["headers"] = _headers(_REFUSAL_HEADERS | (_RATE_HEADERS if rates else {}))
     if rates:

@@ -125,7 +125,7 @@ def requests(ids: Ids) -> list[tuple[str, str, JSON | None, dict[str, str]]]:
 
 
 def writes(ids: Ids) -> list[tuple[str, JSON, dict[str, str]]]:
-    """Requests that would begin a session with an id that nobody has: path, body, headers."""
+    """Requests that begin a session if there is none with this id: path, body, headers."""
     completion = {"model": "chat", "messages": [{"role": "user", "content": "x"}]}
     return [
         ("/api/chat", {"message": "x", "session_id": ids.session}, {}),
