@@ -10,7 +10,7 @@ from openai import AsyncAzureOpenAI, AsyncOpenAI, BadRequestError, NotFoundError
 from pydantic import BaseModel
 
 from shared.services import services
-from shared.web.response_errors import renamed
+from shared.web.responses.errors import renamed
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI as Fake
 from tests.support.chat_client import JSON, closed_ledger, expire_lease, ok_json, stored, until
