@@ -19,9 +19,9 @@ from schemathesis.specs.openapi.checks import (
 
 from local import azurite
 from local.keys import line, new_key
-from local.places import ROOT
 from shared.web.openapi import document
 from tests.conftest import Serve
+from tests.support import declared
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.budgets import limited, reply_long, until_settled
 from tests.support.chat_client import streaming
@@ -151,11 +151,12 @@ async def test_limits_and_refusals_conform_to_the_openapi_document(
 
 def test_every_route_is_in_the_openapi_document() -> None:
     documented = {(path[1:], method) for path, methods in document()["paths"].items() for method in methods}
-    declared = (ROOT / "function_app.py").read_text()
-    path = r'"((?:api|openai)/[^"]+)"'
-    served = {(route, "get") for route in re.findall(rf'public\(\s*"\w+",\s*{path}', declared)}
-    for method, route in re.findall(rf'route\(\s*"\w+",\s*"([A-Z]+)",\s*{path}', declared):
-        served.add((route, method.lower()))
+    served = {
+        (trigger["route"], method.lower())
+        for trigger in declared.triggers().values()
+        for method in trigger.get("methods", ())
+        if re.match(r"(api|openai)/(?!\{\*)", trigger["route"])
+    }
     assert documented == served - {("api/openapi.json", "get")}
 
 
