@@ -25,6 +25,7 @@ from shared.web.contract.completions import CompletionRequest
 from shared.web.http import (
     check_disconnect,
     disconnected,
+    document_response,
     error_fields,
     event_stream,
     idempotency_key,
@@ -205,7 +206,7 @@ def answer(event: Event, headers: Mapping[str, str]) -> Response:
     settled = event if isinstance(event, Answer | Metered) else None
     cost = settled.turn.call.cost if settled else None
     priced = {} if cost is None else {"x-cost-usd": format(cost, "f")}
-    return Response(settled.data if settled else b"", 200, {**headers, **priced}, media_type="application/json")
+    return document_response(settled.data if settled else b"", {**headers, **priced})
 
 
 def _write(event: Event, *, usage: bool) -> bytes:

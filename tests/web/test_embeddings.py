@@ -140,6 +140,8 @@ async def test_answer_of_many_megabytes_is_whole(api: httpx.AsyncClient, fake: A
     fake.dimensions = 1_536
     value = [f"text {number}" for number in range(100)]
     fake.only_floats = True
+    whole = await embed(api, value)
+    assert int(whole.headers["content-length"]) == len(whole.content) > 2**20
     floats, encoded = [ok_json(await embed(api, value, encoding_format=form)) for form in ("float", "base64")]
     assert [array("f", map(float, each)) for each in vectors(floats)] == [vector(text, 1_536) for text in value]
     assert [array("f", base64.b64decode(each)) for each in vectors(encoded)] == [vector(text, 1_536) for text in value]
