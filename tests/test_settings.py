@@ -52,6 +52,9 @@ class TestDefaults:
             ("model.scope", "https://cognitiveservices.azure.com/.default"),
             ("model.deployment", "gpt-5.4-mini"),
             ("model.deployments", {"gpt-5.4-mini": ""}),
+            ("model.embedding_deployments", {}),
+            ("model.embedding_endpoints", (ENDPOINT,)),
+            ("model.embedding_api_key", None),
             ("model.timeout", 60.0),
             ("model.max_retries", 2),
             ("model.reasoning_effort", None),
@@ -122,6 +125,7 @@ def test_max_answer_tokens_is_half_the_context_up_to_100000() -> None:
 def test_repr_contains_no_secrets() -> None:
     settings = read(
         AZURE_OPENAI_API_KEY="hunter2",
+        AZURE_OPENAI_EMBEDDING_API_KEY="hunter2",
         TABLES_CONNECTION_STRING="AccountName=a;AccountKey=hunter2=",
         ACS_CONNECTION_STRING="endpoint=https://a;accesskey=hunter2",
         SMTP_URL="smtps://user:hunter2@host",
@@ -185,6 +189,8 @@ class TestMalformedSettings:
             ("AZURE_OPENAI_MAX_RETRIES", "11", "not a whole number from 0 to 10"),
             ("AZURE_OPENAI_DEPLOYMENTS", "a b=gpt-4.1", "is not deployment=model"),
             ("AZURE_OPENAI_DEPLOYMENTS", "=gpt-4.1", "is not deployment=model"),
+            ("AZURE_OPENAI_EMBEDDING_DEPLOYMENTS", "a b", "is not deployment=model"),
+            ("AZURE_OPENAI_EMBEDDING_ENDPOINT", "b", "'b' is not a URL"),
             ("AZURE_OPENAI_MAX_TOKENS", "0", "whole number from 1 to"),
             ("AZURE_OPENAI_MAX_TOKENS", "1.5", "whole number from 1 to"),
             ("AZURE_OPENAI_MAX_TOKENS", "\N{ARABIC-INDIC DIGIT ONE}", "whole number from 1 to"),
@@ -294,6 +300,36 @@ class TestDeployments:
     def test_default_deployment_is_always_included(self) -> None:
         model = read(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS="b=gpt-4o").model
         assert model.deployments == {"a": "", "b": "gpt-4o"}
+
+    def test_embedding_models_are_known_by_their_name_or_set(self) -> None:
+        model = read(
+            AZURE_OPENAI_DEPLOYMENTS="gpt-5.4-mini=gpt-5.4-mini, a=text-embedding-3-small, nomic-embed-text, b=bge-m3,"
+            "c=multilingual-e5-small, d=gpt-4o, embed-chat=gpt-4o",
+            AZURE_OPENAI_EMBEDDING_DEPLOYMENTS="mine=model-7@1, d",
+        ).model
+        assert model.deployments == {"gpt-5.4-mini": "gpt-5.4-mini", "embed-chat": "gpt-4o"}
+        assert model.embedding_deployments == {
+            "a": "text-embedding-3-small",
+            "nomic-embed-text": "",
+            "b": "bge-m3",
+            "c": "multilingual-e5-small",
+            "mine": "model-7@1",
+            "d": "",
+        }
+        assert model.all_deployments == {**model.deployments, **model.embedding_deployments}
+
+    def test_default_deployment_must_be_for_chat(self) -> None:
+        error = error_of(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS="a=text-embedding-3-small, b")
+        assert (error.name, "'a', which makes embeddings" in str(error)) == ("AZURE_OPENAI_MODEL", True)
+
+    def test_embeddings_may_have_endpoints_and_a_key_of_their_own(self) -> None:
+        model = read(AZURE_OPENAI_EMBEDDING_ENDPOINT="https://b", AZURE_OPENAI_API_KEY="a-key").model
+        assert (model.endpoints, model.embedding_endpoints) == ((ENDPOINT,), ("https://b/openai/v1/",))
+        assert model.embedding_api_key == "a-key"
+        own = read(AZURE_OPENAI_EMBEDDING_API_KEY="b-key").model
+        assert (own.embedding_endpoints, own.embedding_api_key, own.api_key) == ((ENDPOINT,), "b-key", None)
+        error = error_of(AZURE_OPENAI_EMBEDDING_ENDPOINT="http://b")
+        assert (error.name, "'http://b/openai/v1/'" in str(error)) == ("AZURE_OPENAI_EMBEDDING_ENDPOINT", True)
 
 
 class TestMaxOutputTokens:

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 
 KEEP_ALIVE_S = 15.0  # proxies close a silent stream; Azure's front end does so after 230 s
+_PART_BYTES = 65_536
 _KEEP_ALIVE = b": still working\n\n"
 
 Handler = Callable[[Request, Services, Principal], Awaitable[Response]]
@@ -131,6 +132,20 @@ async def _events_or_silence(stream: TurnStream, clock: Clock) -> AsyncIterator[
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(json_bytes(body), status, headers, media_type="application/json")
+
+
+def document_response(document: bytes, headers: Mapping[str, str]) -> Response:
+    """A JSON document. A large one is sent in parts, because the server would copy what the client has not read yet of
+    one that it got at once."""
+    if len(document) <= _PART_BYTES:
+        return Response(document, 200, headers, media_type="application/json")
+    length = {"content-length": str(len(document))}
+    return StreamingResponse(_parts(document), 200, {**headers, **length}, media_type="application/json")
+
+
+async def _parts(document: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(document), _PART_BYTES):
+        yield document[start : start + _PART_BYTES]
 
 
 async def read_body(request: Request, limit: int) -> dict[str, Any]:
