@@ -20,7 +20,7 @@ from shared.errors import ChatError, InvalidRequest, MessageTooLarge, Unsupporte
 from shared.services import Services, services
 from shared.settings import SettingsError
 from shared.turns.events import Event, TurnStream
-from shared.web.contract.fields import IDEMPOTENCY_KEY, SESSION_ID, SESSION_ID_FORM
+from shared.web.contract.fields import IDEMPOTENCY_KEY, SESSION_ID, SESSION_ID_FORM, check_session_id
 from shared.web.validation import first_problem
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,10 @@ def path_text(request: Request, name: str) -> str:
 def session_id(text: str, param: str = "session_id") -> str:
     if not re.fullmatch(SESSION_ID, text):
         raise InvalidRequest(f"{param} must be {SESSION_ID_FORM}.", param=param)
-    return text
+    try:
+        return check_session_id(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{param} {error}.", param=param) from None
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -57,7 +57,9 @@ async def post_response(request: Request, app: Services, principal: Principal) -
     if not isinstance(event, Answer | Metered):
         raise TypeError(event)
     response = response_object(parsed.echo, writer.session_id, writer.turn_of(event), parsed.include)
-    return json_response(response, headers=headers | cost_header(event.turn.cost))
+    if "idempotent-replayed" not in headers:  # a replay costs nothing
+        headers |= cost_header(event.turn.cost)
+    return json_response(response, headers=headers)
 
 
 async def get_response(request: Request, app: Services, principal: Principal) -> Response:
