@@ -191,7 +191,8 @@ ODD_OPTIONS = [
     ),
     *(({"dimensions": value}, words) for value, words in each("'dimensions'", 0, -1, 1.5, "3", True, [], {}, 1_537)),
     *(({"dimensions": value}, words) for value, words in each(1, 1, 1_536)),
-    *(({"stream": value}, words) for value, words in each("stream", True, "yes", 1, [])),
+    ({"stream": True}, "stream should be false: embeddings are not streamed."),
+    *(({"stream": value}, words) for value, words in each("stream should be true or false.", "yes", 0, 1, [])),
     *(({"stream": value}, words) for value, words in each(1, False, None)),
     *(({name: None}, f"supplied: {name}") for name in ("input_type", "truncate", "messages", "max_tokens", "ü", "")),
     *(({"model": value}, words) for value, words in each(f"does not exist. {MODELS}", "gpt-9", "Vectors", " v", "\0")),
@@ -281,8 +282,8 @@ async def test_app_without_embedding_deployments_says_so(serve: Serve, environ: 
     async with serve(environ | without) as api:
         api.headers["api-key"] = ANN
         wrong, unknown = problem(await embed(api, model="chat"), 400), problem(await embed(api), 404)
-        assert wrong["message"].endswith("No deployment of this app does that.")
-        assert unknown["message"] == "Model 'vectors' does not exist. This app has no such model."
+        assert wrong["message"].endswith("not for embeddings. This app has no deployment for embeddings.")
+        assert unknown["message"] == "Model 'vectors' does not exist. This app has no deployment for embeddings."
         assert ok_json(await api.get("/api/about"))["embedding_deployments"] == []
 
 
