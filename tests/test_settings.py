@@ -1,5 +1,6 @@
 """Settings: defaults, errors that name the setting, and an app that starts without any."""
 
+import json
 import re
 import subprocess
 import sys
@@ -321,6 +322,9 @@ class TestDeployments:
     def test_default_deployment_must_be_for_chat(self) -> None:
         error = error_of(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS="a=text-embedding-3-small, b")
         assert (error.name, "'a', which makes embeddings" in str(error)) == ("AZURE_OPENAI_MODEL", True)
+        for listed in ("", "b"):
+            error = error_of(AZURE_OPENAI_MODEL="bge-m3", AZURE_OPENAI_DEPLOYMENTS=listed)
+            assert (error.name, "'bge-m3', which makes embeddings" in str(error)) == ("AZURE_OPENAI_MODEL", True)
 
     def test_embeddings_may_have_endpoints_and_a_key_of_their_own(self) -> None:
         model = read(AZURE_OPENAI_EMBEDDING_ENDPOINT="https://b", AZURE_OPENAI_API_KEY="a-key").model
@@ -390,6 +394,12 @@ class TestPrices:
         tariff = read(PRICES=value).model.prices["a"]
         assert (tariff["default"].audio_input, tariff["default"].audio_output) == (None, Decimal(3))
         assert (tariff["priority"].input, tariff["priority"].audio_output) == (Decimal(4), None)
+
+    @pytest.mark.parametrize("name", ["mine", "model-7", "model-7-1", "text-embedding-9"])
+    def test_embeddings_need_no_output_price(self, name: str) -> None:
+        value = json.dumps({name: {"input": 1}})
+        prices = read(AZURE_OPENAI_EMBEDDING_DEPLOYMENTS="mine=model-7@1", PRICES=value).model.prices
+        assert prices[name]["default"].output is None
 
     @pytest.mark.parametrize(
         ("value", "expected"),
