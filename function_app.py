@@ -28,12 +28,13 @@ from shared.web import (
 )
 from shared.web.http import ErrorWriter, Handler, error_response, respond
 from shared.web.lazily import Lazily
-from shared.web.response_errors import error_response as response_error
+from shared.web.responses.errors import error_response as response_error
 
 FUNCTION, ANONYMOUS = func.AuthLevel.FUNCTION, func.AuthLevel.ANONYMOUS
 
 PEOPLE_SIGN_IN = people_sign_in()  # the app then checks every caller itself
-responses, conversations = Lazily("shared.web.responses"), Lazily("shared.web.conversations")
+responses = Lazily("shared.web.responses.responses")
+conversations = Lazily("shared.web.responses.conversations")
 embeddings = Lazily("shared.web.embeddings")
 
 app = func.FunctionApp()

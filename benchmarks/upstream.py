@@ -2,7 +2,8 @@
 
 `python -m benchmarks.upstream model PORT [PAUSE [PAUSES]]` answers every completion with 64 chunks, or with a whole
 document. It waits PAUSE seconds after each chunk, or after each of the first PAUSES. GET answers when the latest
-completion arrived, in monotonic seconds of this machine. `python -m benchmarks.upstream proxy PORT UPSTREAM_PORT`
+completion arrived, in monotonic seconds of this machine. Embeddings get as many vectors as the request has inputs, each
+of 1,536 numbers, whatever format is requested. `python -m benchmarks.upstream proxy PORT UPSTREAM_PORT`
 forwards requests to it as Starlette and httpx do.
 """
 
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import httpx
 import uvicorn
@@ -56,6 +58,17 @@ DOCUMENT = json.dumps(
 ).encode()
 
 
+_VECTOR = b"[" + b",".join(b"%.8f" % (0.1 + number / 10_000) for number in range(1_536)) + b"]"
+
+
+@cache
+def vectors(count: int) -> bytes:
+    """An answer to a request for embeddings: 2,048 vectors have 34 MB."""
+    items = b",".join(b'{"object":"embedding","index":%d,"embedding":%b}' % (at, _VECTOR) for at in range(count))
+    usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (count, count)
+    return b'{"object":"list","data":[%b],"model":"text-embedding-3-small","usage":%b}' % (items, usage)
+
+
 def model(pause: float = 0.0, pauses: int = CHUNKS) -> Starlette:
     """`pause`: seconds after each of the first `pauses` chunks."""
     arrived = 0.0
@@ -63,6 +76,8 @@ def model(pause: float = 0.0, pauses: int = CHUNKS) -> Starlette:
     async def complete(request: Request) -> Response:
         nonlocal arrived
         body, arrived = json.loads(await request.body()), time.monotonic()
+        if request.url.path.endswith("/embeddings"):
+            return Response(vectors(len(body["input"])), media_type="application/json")
         if not body.get("stream"):
             return Response(DOCUMENT, media_type="application/json")
 

@@ -1,6 +1,6 @@
 """The embedded model: SmolLM2-135M-Instruct behind llama.cpp's server, which speaks OpenAI's wire format.
 
-A toy for trying the plumbing, small enough for any laptop: tokens, streams and usage are real, but the answers are
+A toy for trying the app out, small enough for any laptop: tokens, streams and usage are real, but the answers are
 unreliable. It accepts `tools`, but the model is not trained to call them. Listens on 127.0.0.1 only.
 
 The sampling and the system prompt are those with the most right answers and the fewest loops in

@@ -28,7 +28,7 @@ MODEL_SETTINGS = {
     "SYSTEM_PROMPT": model.SYSTEM_PROMPT,
     "PRICES": json.dumps(PRICES),
     # The chat page and the terminal client show this beside the deployment's name.
-    "REGION_NAME": "this machine, a 135M toy for trying the plumbing; make run prints how to use another model",
+    "REGION_NAME": "this machine, a 135M toy for trying the app out; make run prints how to use another model",
 }
 _WINDOWS = (
     'set "AZURE_OPENAI_ENDPOINT=URL" & set "AZURE_OPENAI_API_KEY=KEY" & set "AZURE_OPENAI_MODEL=NAME" & py -m local run'
@@ -41,7 +41,7 @@ OTHER_MODEL = f"""\
   (Azure OpenAI) or https://api.openai.com/v1 (OpenAI). KEY: a local server takes any; leave it empty for Azure OpenAI
   after az login. NAME: the model's or deployment's."""
 TOY_MODEL = f"""\
-The model is a toy of 135 million parameters for trying the plumbing: its answers are often wrong. To use another:
+The model is a toy of 135 million parameters for trying the app out: its answers are often wrong. To use another:
 
 {OTHER_MODEL}"""
 WITHOUT_MODEL = f"The embedded model is not available for this machine. Use another:\n\n{OTHER_MODEL}"

@@ -134,7 +134,8 @@ class SessionNotFound(ChatError):
     status = 404
 
     def __init__(self) -> None:
-        super().__init__("Session not found. Start one with POST api/chat.", param="session_id")
+        message = "There is no such session, or it belongs to another client key. Start one with POST api/chat."
+        super().__init__(message, param="session_id")
 
 
 class ParentNotFound(ChatError):

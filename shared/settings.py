@@ -93,6 +93,8 @@ class ModelSettings:
         deployments = env.optional("AZURE_OPENAI_DEPLOYMENTS", parse_deployments) or {}
         endpoints = env.required("AZURE_OPENAI_ENDPOINT", parse_model_endpoints)
         api_key = env.optional("AZURE_OPENAI_API_KEY", parse_api_key)
+        if deployment not in deployments:
+            deployments = {deployment: "", **deployments}
         embedding = {name: model for name, model in deployments.items() if _EMBEDDING.search(model or name)}
         embedding |= env.optional("AZURE_OPENAI_EMBEDDING_DEPLOYMENTS", parse_deployments) or {}
         chat = {name: model for name, model in deployments.items() if name not in embedding}
@@ -103,7 +105,7 @@ class ModelSettings:
             embedding_api_key=env.optional("AZURE_OPENAI_EMBEDDING_API_KEY", parse_api_key) or api_key,
             scope=env.text("AZURE_OPENAI_SCOPE") or "https://cognitiveservices.azure.com/.default",
             deployment=deployment,
-            deployments=chat if deployment in chat else {deployment: "", **chat},
+            deployments=chat,
             embedding_deployments=embedding,
             timeout=env.seconds("AZURE_OPENAI_TIMEOUT_SECONDS", 60),
             max_retries=env.whole_number("AZURE_OPENAI_MAX_RETRIES", 2, minimum=0, maximum=10),
@@ -136,7 +138,9 @@ class ModelSettings:
             )
 
     def _check_prices(self) -> None:
-        embedding = {name for item in self.embedding_deployments.items() for name in (*item, item[1].partition("@")[0])}
+        embedding = set(self.embedding_deployments)
+        for model in self.embedding_deployments.values():
+            embedding |= {model.partition("@")[0], model.replace("@", "-")}
         for name, tariff in self.prices.items():
             if name in embedding or _EMBEDDING.search(name):
                 continue

@@ -46,6 +46,7 @@ hypothesis.settings.load_profile("patient")
 
 FUNCTION_KEY = "a-function-key-of-the-tests"
 PRICES = '{"chat": {"input": 0.75, "cached_input": 0.075, "cache_write": 0.9, "output": 4.5}}'
+EMBEDDING = "text-embedding-3-small"  # a deployment, by a name that clients know
 FEBRUARY_29 = "0 0 0 29 2 *"
 SETTINGS = json.loads((Path(__file__).parent.parent / "local.settings.sample.json").read_text())["Values"]
 
@@ -116,6 +117,13 @@ def environ(azurite_port: int, fake: AzureOpenAI, prefix: str) -> dict[str, str]
         "TABLES_CONNECTION_STRING": azurite_server.connection_string(azurite_port),
         "TABLE_PREFIX": prefix,
     }
+
+
+def with_embeddings(environ: dict[str, str]) -> dict[str, str]:
+    """The settings with a deployment for embeddings, at the input price of chat."""
+    prices = json.loads(environ["PRICES"])
+    prices[EMBEDDING] = {"input": prices["chat"]["input"]}
+    return environ | {"AZURE_OPENAI_EMBEDDING_DEPLOYMENTS": EMBEDDING, "PRICES": json.dumps(prices)}
 
 
 @pytest.fixture

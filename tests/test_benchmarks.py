@@ -11,6 +11,7 @@ from tests.support import platform_runtime
 
 SMALL = {
     "cold_start": "--rounds 1",
+    "embeddings": "--answers 3 --inputs 20",
     "fairness": "--seconds 3",
     "first_token": "--rounds 2 --turns 3",
     "limits": "--processes 1 --seconds 1",

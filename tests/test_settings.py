@@ -1,5 +1,6 @@
 """Settings: defaults, errors that name the setting, and an app that starts without any."""
 
+import json
 import re
 import subprocess
 import sys
@@ -54,6 +55,9 @@ class TestDefaults:
             ("model.scope", "https://cognitiveservices.azure.com/.default"),
             ("model.deployment", "gpt-5.4-mini"),
             ("model.deployments", {"gpt-5.4-mini": ""}),
+            ("model.embedding_deployments", {}),
+            ("model.embedding_endpoints", (ENDPOINT,)),
+            ("model.embedding_api_key", None),
             ("model.timeout", 60.0),
             ("model.max_retries", 2),
             ("model.reasoning_effort", None),
@@ -125,6 +129,7 @@ def test_max_answer_tokens_is_half_the_context_up_to_100000() -> None:
 def test_repr_contains_no_secrets() -> None:
     settings = read(
         AZURE_OPENAI_API_KEY="hunter2",
+        AZURE_OPENAI_EMBEDDING_API_KEY="hunter2",
         TABLES_CONNECTION_STRING="AccountName=a;AccountKey=hunter2=",
         ACS_CONNECTION_STRING="endpoint=https://a;accesskey=hunter2",
         SMTP_URL="smtps://user:hunter2@host",
@@ -188,6 +193,8 @@ class TestMalformedSettings:
             ("AZURE_OPENAI_MAX_RETRIES", "11", "not a whole number from 0 to 10"),
             ("AZURE_OPENAI_DEPLOYMENTS", "a b=gpt-4.1", "is not deployment=model"),
             ("AZURE_OPENAI_DEPLOYMENTS", "=gpt-4.1", "is not deployment=model"),
+            ("AZURE_OPENAI_EMBEDDING_DEPLOYMENTS", "a b", "is not deployment=model"),
+            ("AZURE_OPENAI_EMBEDDING_ENDPOINT", "b", "'b' is not a URL"),
             ("AZURE_OPENAI_MAX_TOKENS", "0", "whole number from 1 to"),
             ("AZURE_OPENAI_MAX_TOKENS", "1.5", "whole number from 1 to"),
             ("AZURE_OPENAI_MAX_TOKENS", "\N{ARABIC-INDIC DIGIT ONE}", "whole number from 1 to"),
@@ -364,6 +371,39 @@ class TestDeployments:
         model = read(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS="b=gpt-4o").model
         assert model.deployments == {"a": "", "b": "gpt-4o"}
 
+    def test_embedding_models_are_known_by_their_name_or_set(self) -> None:
+        model = read(
+            AZURE_OPENAI_DEPLOYMENTS="gpt-5.4-mini=gpt-5.4-mini, a=text-embedding-3-small, nomic-embed-text, b=bge-m3,"
+            "c=multilingual-e5-small, d=gpt-4o, embed-chat=gpt-4o",
+            AZURE_OPENAI_EMBEDDING_DEPLOYMENTS="mine=model-7@1, d",
+        ).model
+        assert model.deployments == {"gpt-5.4-mini": "gpt-5.4-mini", "embed-chat": "gpt-4o"}
+        assert model.embedding_deployments == {
+            "a": "text-embedding-3-small",
+            "nomic-embed-text": "",
+            "b": "bge-m3",
+            "c": "multilingual-e5-small",
+            "mine": "model-7@1",
+            "d": "",
+        }
+        assert model.all_deployments == {**model.deployments, **model.embedding_deployments}
+
+    def test_default_deployment_must_be_for_chat(self) -> None:
+        error = error_of(AZURE_OPENAI_MODEL="a", AZURE_OPENAI_DEPLOYMENTS="a=text-embedding-3-small, b")
+        assert (error.name, "'a', which makes embeddings" in str(error)) == ("AZURE_OPENAI_MODEL", True)
+        for listed in ("", "b"):
+            error = error_of(AZURE_OPENAI_MODEL="bge-m3", AZURE_OPENAI_DEPLOYMENTS=listed)
+            assert (error.name, "'bge-m3', which makes embeddings" in str(error)) == ("AZURE_OPENAI_MODEL", True)
+
+    def test_embeddings_may_have_endpoints_and_a_key_of_their_own(self) -> None:
+        model = read(AZURE_OPENAI_EMBEDDING_ENDPOINT="https://b", AZURE_OPENAI_API_KEY="a-key").model
+        assert (model.endpoints, model.embedding_endpoints) == ((ENDPOINT,), ("https://b/openai/v1/",))
+        assert model.embedding_api_key == "a-key"
+        own = read(AZURE_OPENAI_EMBEDDING_API_KEY="b-key").model
+        assert (own.embedding_endpoints, own.embedding_api_key, own.api_key) == ((ENDPOINT,), "b-key", None)
+        error = error_of(AZURE_OPENAI_EMBEDDING_ENDPOINT="http://b")
+        assert (error.name, "'http://b/openai/v1/'" in str(error)) == ("AZURE_OPENAI_EMBEDDING_ENDPOINT", True)
+
 
 class TestMaxOutputTokens:
     @pytest.mark.parametrize(
@@ -423,6 +463,12 @@ class TestPrices:
         tariff = read(PRICES=value).model.prices["a"]
         assert (tariff["default"].audio_input, tariff["default"].audio_output) == (None, Decimal(3))
         assert (tariff["priority"].input, tariff["priority"].audio_output) == (Decimal(4), None)
+
+    @pytest.mark.parametrize("name", ["mine", "model-7", "model-7-1", "text-embedding-9"])
+    def test_embeddings_need_no_output_price(self, name: str) -> None:
+        value = json.dumps({name: {"input": 1}})
+        prices = read(AZURE_OPENAI_EMBEDDING_DEPLOYMENTS="mine=model-7@1", PRICES=value).model.prices
+        assert prices[name]["default"].output is None
 
     @pytest.mark.parametrize(
         ("value", "expected"),

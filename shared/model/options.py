@@ -63,7 +63,10 @@ class Options:
         return self._max_output_tokens.get(deployment)
 
     def learn(self, rejection: OptionRejected, plan: Plan, body: Mapping[str, Any]) -> None:
-        """Learn from the rejection of this body. The next one differs if the request can do without the option."""
+        """Learn from the rejection of this body. The next one differs if the request can do without the option. Nothing
+        is learned from embeddings: these are options of chat."""
+        if not plan.max_tokens:
+            return
         names = [name for name in rejection.fields if name in body or isinstance(rejection, ToolsRejected)]
         learned = [
             self._learn_max_output(rejection, plan, body),

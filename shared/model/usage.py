@@ -123,10 +123,10 @@ def _counts(reported: Mapping[str, Any]) -> tuple[dict[str, int], set[str]]:
             if _SEARCHES.search(name) and value:
                 unreadable.add(f"{path}{name}")
             elif name.endswith("_tokens") and value is not None:
-                if (count := _count(value)) is None:
-                    unreadable.add(f"{path}{name}")
-                else:
+                if (count := _count(value)) is not None:
                     counts[f"{path}{name}"] = count
+                elif name != "total_tokens":  # a sum, which may be missing: nothing is billed by it
+                    unreadable.add(f"{path}{name}")
     return counts, unreadable
 
 

@@ -230,7 +230,7 @@ class Plan:
     forwarded: bool  # the body is the caller's; model/options.py lists what may change in it
     added: frozenset[str]  # fields of the body that this app added
     prompt_bound: int  # tokens
-    max_tokens: int  # of all the answer's choices together
+    max_tokens: int  # of all the answer's choices together; 0: embeddings
     requested_max_tokens: int | None  # the maximum in the body, if there is one
     stored_answer_tokens: int  # the answer size that must fit into the turn's row
     window_start: int = 0

@@ -195,7 +195,8 @@ class ComposedRequest(_PromptRequest):
             message = "expires_in_seconds is set by a session's first turn and can't be changed later."
             raise InvalidRequest(message, param="expires_in_seconds")
         if self.system not in (None, session.system):
-            raise InvalidRequest("system is set by a session's first turn and can't be changed later.", param="system")
+            message = "system is set by a session's first turn, for its branches too, and can't be changed later."
+            raise InvalidRequest(message, param="system")
         deployment = self.deployment or session.deployment
         history = History.of(session, turns, self.messages, self._attached(), deployment)
         max_tokens = self.max_tokens or min(limits.max_tokens, limits.maximum_for(self.principal))

@@ -20,7 +20,7 @@ from shared.errors import ChatError, InvalidRequest, MessageTooLarge, Unauthoriz
 from shared.services import Services, services
 from shared.settings import SettingsError
 from shared.turns.events import Event, TurnStream
-from shared.web.contract.fields import IDEMPOTENCY_KEY, SESSION_ID, SESSION_ID_FORM
+from shared.web.contract.fields import IDEMPOTENCY_KEY, SESSION_ID, SESSION_ID_FORM, check_session_id
 from shared.web.validation import first_problem
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 
 KEEP_ALIVE_S = 15.0  # proxies close a silent stream; Azure's front end does so after 230 s
+_PART_BYTES = 65_536
 _KEEP_ALIVE = b": still working\n\n"
 
 Handler = Callable[[Request, Services, Principal], Awaitable[Response]]
@@ -135,6 +136,20 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
     return Response(json_bytes(body), status, headers, media_type="application/json")
 
 
+def document_response(document: bytes, headers: Mapping[str, str]) -> Response:
+    """A JSON document. A large one is sent in parts, because the server would copy what the client has not read yet of
+    one that it got at once."""
+    if len(document) <= _PART_BYTES:
+        return Response(document, 200, headers, media_type="application/json")
+    length = {"content-length": str(len(document))}
+    return StreamingResponse(_parts(document), 200, {**headers, **length}, media_type="application/json")
+
+
+async def _parts(document: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(document), _PART_BYTES):
+        yield document[start : start + _PART_BYTES]
+
+
 async def read_body(request: Request, limit: int) -> dict[str, Any]:
     """The JSON object of the request. Checks its size while reading, before parsing."""
     _check_media_type(request)
@@ -183,7 +198,10 @@ def path_text(request: Request, name: str) -> str:
 def session_id(text: str, param: str = "session_id") -> str:
     if not re.fullmatch(SESSION_ID, text):
         raise InvalidRequest(f"{param} must be {SESSION_ID_FORM}.", param=param)
-    return text
+    try:
+        return check_session_id(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{param} {error}.", param=param) from None
 
 
 def idempotency_key(request: Request) -> str | None:

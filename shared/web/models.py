@@ -43,14 +43,18 @@ def _checked(name: str, right: Mapping[str, str], others: Mapping[str, str], *, 
     if name in right:
         return name
     if name in others:
-        listed = f"Choose one of: {', '.join(sorted(right))}." if right else "No deployment of this app does that."
-        raise InvalidRequest(f"Model {name!r} {made}. {listed}", param="model")
+        raise InvalidRequest(f"Model {name!r} {made}. {_choice(right)}", param="model")
     raise _not_found(name, right)
 
 
 def _not_found(name: str, deployments: Mapping[str, str]) -> ModelNotFound:
-    listed = f"Choose one of: {', '.join(sorted(deployments))}." if deployments else "This app has no such model."
-    return ModelNotFound(f"Model {name[:MAX_SHOWN]!r} does not exist. {listed}", param="model")
+    return ModelNotFound(f"Model {name[:MAX_SHOWN]!r} does not exist. {_choice(deployments)}", param="model")
+
+
+def _choice(deployments: Mapping[str, str]) -> str:
+    if not deployments:  # there is always one for chat
+        return "This app has no deployment for embeddings."
+    return f"Choose one of: {', '.join(sorted(deployments))}."
 
 
 def _model(name: str, app: Services) -> ModelAnswer:

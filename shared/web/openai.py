@@ -26,6 +26,7 @@ from shared.web.contract.completions import CompletionRequest
 from shared.web.http import (
     check_disconnect,
     disconnected,
+    document_response,
     error_fields,
     event_stream,
     idempotency_key,
@@ -205,8 +206,7 @@ def answer(event: Event, headers: Mapping[str, str]) -> Response:
     """A whole answer, with its cost in a header."""
     if not isinstance(event, Answer | Metered):
         raise TypeError(event)
-    headers = {**headers, **cost_header(event.turn.call.cost)}
-    return Response(event.data, 200, headers, media_type="application/json")
+    return document_response(event.data, {**headers, **cost_header(event.turn.call.cost)})
 
 
 def cost_header(cost: Decimal | None) -> dict[str, str]:

@@ -40,8 +40,8 @@ def _error(method: str, path: str, allowed: list[str], is_api: bool) -> ChatErro
         return MethodNotAllowed(f"{shown} does not accept {method}. Send {' or '.join(allowed)}.")
     listed = ", ".join(f"{method} {route}" for route, method in _routes() if route.startswith("/api/") is is_api)
     return RouteNotFound(
-        f"There is no route {method} {shown}. The routes are: {listed}. The base URL of an OpenAI client ends in"
-        " /openai/v1; the endpoint of an Azure OpenAI client has no path."
+        f"There is no route {method} {shown}. The base URL of an OpenAI client ends in /openai/v1; the endpoint of an"
+        f" Azure OpenAI client has no path. The routes are: {listed}."
     )
 
 

@@ -26,6 +26,7 @@ MESSAGES = {  # by pydantic's error type
     "less_than_equal": "should be at most {le}",
     "literal_error": "should be {expected}",
     "missing": "is missing",
+    "value_error": "{error}",
     "union_tag_not_found": "should have the type 'text' or 'image_url'",
     "union_tag_invalid": "should have the type 'text' or 'image_url'",
     SESSION_ID: f"should be {SESSION_ID_FORM}",

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import tiktoken
 
 from local import azurite, model
 from local.keys import line, new_key
 from local.parts import free_port
 from tests.clients import answers
-from tests.conftest import Serve, Tables
+from tests.conftest import Serve, Tables, with_embeddings
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.conservation import assert_conserved
 from tests.support.loopback import MAX_WAIT_S
@@ -68,7 +69,7 @@ async def app(
     serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables, tmp_path: Path
 ) -> AsyncIterator[App]:
     fake.responder = answers.answer
-    async with serve(environ | {"CLIENT_KEYS": line("ann", KEY)}) as client:
+    async with serve(with_embeddings(environ) | {"CLIENT_KEYS": line("ann", KEY)}) as client:
         assert client.base_url.port
         with StreamChecker(client.base_url.port) as checker:
             yield App(checker, fake, tables, tmp_path)
@@ -107,3 +108,11 @@ def embedded(azurite_port: int, tmp_path_factory: pytest.TempPathFactory) -> Ite
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture
+def byte_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token per byte, in place of the vocabulary that tiktoken would download."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    encoding = tiktoken.Encoding("cl100k_base", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens={})
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "cl100k_base", encoding)

@@ -9,13 +9,14 @@ import httpx
 import pytest
 import pytest_asyncio
 from langchain_community.callbacks import get_openai_callback
+from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
-from langchain_openai import AzureChatOpenAI, ChatOpenAI
-from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_openai import AzureChatOpenAI, AzureOpenAIEmbeddings, ChatOpenAI, OpenAIEmbeddings
+from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
 from openai import DefaultAsyncHttpxClient, DefaultHttpxClient
 from pydantic import BaseModel, SecretStr
 
@@ -23,7 +24,7 @@ from local import model
 from local.keys import line
 from tests.clients import answers
 from tests.clients.conftest import KEY, separate_app
-from tests.conftest import Serve, Tables
+from tests.conftest import EMBEDDING, Serve, Tables
 from tests.support.azure_openai import AzureOpenAI, Reply, Request
 from tests.support.azure_openai_answers import default_reply
 from tests.support.chat_client import closed_ledger
@@ -52,7 +53,7 @@ def scripted(azurite_port: int, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with AzureOpenAI() as fake:
         fake.responder = answer
         environ = {"AZURE_OPENAI_ENDPOINT": fake.endpoint, "AZURE_OPENAI_API_KEY": fake.api_key}
-        environ |= {"AZURE_OPENAI_MODEL": "chat"}
+        environ |= {"AZURE_OPENAI_MODEL": "chat", "AZURE_OPENAI_EMBEDDING_DEPLOYMENTS": EMBEDDING}
         with separate_app(environ, azurite_port, tmp_path_factory.mktemp("scripted")) as root:
             yield root
 
@@ -342,3 +343,48 @@ async def _run(command: list[str]) -> str:
     output, _ = await process.communicate()
     assert process.returncode == 0
     return output.decode()
+
+
+# Embeddings
+
+
+@pytest.mark.usefixtures("byte_tokenizer", "served")
+@pytest.mark.asyncio(loop_scope="class")
+class TestEmbeddings(EmbeddingsIntegrationTests):
+    """Sends arrays of tokens."""
+
+    service = "scripted"
+    root = ""
+    http: DefaultHttpxClient
+    http_async: DefaultAsyncHttpxClient
+
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        return OpenAIEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return {
+            "base_url": f"{self.root}/openai/v1",
+            "api_key": KEY,
+            "model": EMBEDDING,
+            "http_client": self.http,
+            "http_async_client": self.http_async,
+        }
+
+
+class TestEmbeddingsOfText(TestEmbeddings):
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return super().embedding_model_params | {"check_embedding_ctx_length": False}
+
+
+class TestAzureEmbeddings(TestEmbeddings):
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        return AzureOpenAIEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        azure = {"azure_endpoint": self.root, "api_version": API_VERSION}
+        return {name: value for name, value in super().embedding_model_params.items() if name != "base_url"} | azure

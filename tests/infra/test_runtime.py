@@ -249,7 +249,8 @@ def test_unknown_path_lists_the_routes(platform: Platform) -> None:
     answer = platform.call("zz_v1", "POST", "/v1/chat/completions", {"messages": []})
     message = answer.json()["error"]["message"]
     assert answer.status == 404
-    assert message.startswith("There is no route POST /v1/chat/completions. The routes are: POST /openai/v1/chat")
+    assert message.startswith("There is no route POST /v1/chat/completions. The base URL of an OpenAI client ends in")
+    assert " The routes are: POST /openai/v1/chat" in message
 
 
 def test_root_leads_to_the_chat_page(platform: Platform) -> None:

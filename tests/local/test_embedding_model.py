@@ -20,6 +20,7 @@ from local.e5 import DIMENSIONS, NAME
 from local.embedding_model import MAX_INPUT_TOKENS, MAX_INPUTS, MAX_REQUEST_TOKENS
 from local.parts import Plan, free_port, healthy, plan
 from local.places import ROOT
+from shared.model.embeddings import Embeddings
 from shared.settings import Settings
 from tests.support.loopback import MAX_WAIT_S
 
@@ -113,6 +114,11 @@ class TestAnswers:
     def test_text_that_grows_by_normalization_is_embedded(self, server: str) -> None:
         """The engine itself writes beyond its memory, and ends the process."""
         assert len(vectors(server, LIGATURE * 60)[0]) == DIMENSIONS
+
+    @pytest.mark.parametrize("text", [LIGATURE, "\ufdfb", "\u3316", "\u00bd", "\u2a74", "\u2057 "])
+    def test_usage_is_within_the_bound_also_of_text_that_grows(self, server: str, text: str) -> None:
+        counted = answer(server, text * 60)["usage"]["prompt_tokens"]
+        assert counted <= Embeddings().prompt_bound({"input": text * 60})
 
     def test_text_after_a_null_character_counts(self, server: str) -> None:
         short, long, spaced = vectors(server, "red", "red\0wine", "red wine")

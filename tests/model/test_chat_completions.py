@@ -277,6 +277,11 @@ class TestMetadata:
             assert read_usage({"prompt_tokens": 100, "completion_tokens": 10, **details}).unpriced_kinds > 0
         assert caplog.text.count("no rate covers tokens of these kinds") == 1
 
+    @pytest.mark.parametrize("total", ["text", -1, 12.5, [], {}, True, 10**9])
+    def test_unreadable_total_counts_as_absent(self, total: Any) -> None:
+        usage = read_usage({"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": total})
+        assert usage == Usage(prompt_tokens=100, completion_tokens=10)
+
     @pytest.mark.parametrize("count", [0, 10**8, 2**53 - 1, -1, True, "many", [9]])
     def test_counts_that_no_call_can_have_are_none(self, count: object) -> None:
         completion = 0 if count == 0 else 5

@@ -146,15 +146,16 @@ def test_vectors_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestPromptBound:
     @given(st.one_of(TEXTS, TOKENS, st.lists(TEXTS), st.lists(TOKENS)))
-    def test_it_is_at_least_what_the_service_counts(self, given: Any) -> None:
-        inputs = given if isinstance(given, list) and given and isinstance(given[0], str | list) else [given]
+    def test_it_is_at_least_what_the_service_counts(self, value: Any) -> None:
+        inputs = value if isinstance(value, list) and value and isinstance(value[0], str | list) else [value]
         counted = sum(len(pieces(each) if isinstance(each, str) else each) for each in inputs)
-        assert counted <= Embeddings().prompt_bound({"input": given}) <= MAX_PROMPT_TOKENS
+        assert counted <= Embeddings().prompt_bound({"input": value}) <= MAX_PROMPT_TOKENS
 
     @pytest.mark.parametrize(
-        ("given", "bound"),
+        ("value", "bound"),
         [
             ("hällo", 6 + 16),
+            ("a\ufdfa\ufdfa", 1 + 2 * 18 + 16),
             (["a", "bc"], 1 + 2 + 2 * 16),
             ([5, 6, 7], 3 + 16),
             ([[5, 6, 7], [8]], 4 + 2 * 16),
@@ -167,5 +168,5 @@ class TestPromptBound:
             ([True], MAX_PROMPT_TOKENS),
         ],
     )
-    def test_text_counts_its_bytes_and_tokens_count_themselves(self, given: Any, bound: int) -> None:
-        assert Embeddings().prompt_bound({"input": given}) == bound
+    def test_text_counts_its_bytes_and_tokens_count_themselves(self, value: Any, bound: int) -> None:
+        assert Embeddings().prompt_bound({"input": value}) == bound

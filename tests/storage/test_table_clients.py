@@ -56,6 +56,8 @@ def error(code: str) -> bytes:
     return b'{"odata.error": {"code": "%s", "message": {"lang": "en-US", "value": "x"}}}' % code.encode()
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of aiohttp, above 1 MB
+
 JSON = ("Content-Type", "application/json;odata=minimalmetadata")
 TABLE_NOT_FOUND = Answer(404, error("TableNotFound"), (JSON,))
 FAULTS: list[Action | None] = [

@@ -19,20 +19,20 @@ INVALID_INPUT = "'$.input' is invalid. Please check the API reference: https://p
 
 def inputs(body: JSON) -> list[str | list[int]] | None:
     """The texts and token arrays of a request; None if its input is neither."""
-    given = body.get("input")
-    if isinstance(given, str) or _is_tokens(given):
-        return [given] if given else None
-    if not isinstance(given, list) or not 0 < len(given) <= MAX_INPUTS:
+    value = body.get("input")
+    if isinstance(value, str) or _is_tokens(value):
+        return [value] if value else None
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_INPUTS:
         return None
-    return given if all(isinstance(each, str) and each for each in given) or all(map(_is_tokens, given)) else None
+    return value if all(isinstance(each, str) and each for each in value) or all(map(_is_tokens, value)) else None
 
 
 def check(body: JSON) -> JSON | None:
     """The error body if the service rejects the request, else None."""
-    given = inputs(body)
+    value = inputs(body)
     if "input" not in body:
         return invalid("Missing required parameter: 'input'.", "input", "missing_required_parameter")
-    if given is None:
+    if value is None:
         return invalid(INVALID_INPUT)
     if (form := body.get("encoding_format", "float")) not in ("float", "base64"):
         message = f"Invalid value: '{form}'. Supported values are: 'float' and 'base64'."
@@ -45,7 +45,7 @@ def check(body: JSON) -> JSON | None:
         return invalid(message, "dimensions")
     for name in sorted(body.keys() - {"model", "input", "encoding_format", "dimensions", "user", "stream"}):
         return invalid(f"Unrecognized request argument supplied: {name}")
-    counts = [_tokens(each) for each in given]
+    counts = [_tokens(each) for each in value]
     if (longest := max(counts)) > MAX_INPUT_TOKENS:
         requested = f"you requested {longest} tokens ({longest} in your prompt; 0 for the completion)"
         limit = f"This model's maximum context length is {MAX_INPUT_TOKENS} tokens"
@@ -89,17 +89,17 @@ class EmbeddingAnswer:
         return base64.b64encode(numbers.tobytes()).decode() if self._base64 else numbers.tolist()
 
 
-def vector(given: str | list[int], dimensions: int) -> "array[float]":
+def vector(value: str | list[int], dimensions: int) -> "array[float]":
     """The input's vector, of length 1: always the same, as 32-bit numbers."""
-    chance = random.Random(compact(given))
+    chance = random.Random(compact(value))
     numbers = [chance.gauss() for _ in range(dimensions)]
     length = math.hypot(*numbers)
     return array("f", [number / length for number in numbers])
 
 
-def _tokens(given: str | list[int]) -> int:
-    return len(pieces(given) if isinstance(given, str) else given)
+def _tokens(value: str | list[int]) -> int:
+    return len(pieces(value) if isinstance(value, str) else value)
 
 
-def _is_tokens(given: Any) -> bool:
-    return isinstance(given, list) and bool(given) and all(type(each) is int and 0 <= each < 2**31 for each in given)
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(each) is int and 0 <= each < 2**31 for each in value)

@@ -27,13 +27,13 @@ async def test_vector_is_the_same_in_each_format_and_depends_on_its_input_only(
     fake: AzureOpenAI, client: AsyncOpenAI
 ) -> None:
     inputs: list[list[str] | list[list[int]]] = [["one", "two"], [[1, 2], [3]]]
-    for given in inputs:
-        whole = await client.embeddings.create(model="vectors", input=given, encoding_format="float")
-        decoded = await client.embeddings.create(model="vectors", input=given, dimensions=8)  # base64
-        single = await client.embeddings.create(model="vectors", input=given[1], dimensions=3)
+    for value in inputs:
+        whole = await client.embeddings.create(model="vectors", input=value, encoding_format="float")
+        decoded = await client.embeddings.create(model="vectors", input=value, dimensions=8)  # base64
+        single = await client.embeddings.create(model="vectors", input=value[1], dimensions=3)
         assert whole.data == decoded.data
-        assert [each.embedding for each in whole.data] == [vector(each, 8).tolist() for each in given]
-        assert single.data[0].embedding == vector(given[1], 3).tolist()
+        assert [each.embedding for each in whole.data] == [vector(each, 8).tolist() for each in value]
+        assert single.data[0].embedding == vector(value[1], 3).tolist()
 
     assert [billed.prompt_tokens for billed in fake.meter] == [2, 2, 1, 3, 3, 1]
     assert whole.usage.to_dict() == {"prompt_tokens": 3, "total_tokens": 3}
@@ -48,7 +48,7 @@ NO_INPUTS: list[Any] = [[], "", ["a", ""], ["a"] * 2_049, ["a", [1]], [[]], None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        *(({"input": given}, INVALID_INPUT) for given in NO_INPUTS),
+        *(({"input": value}, INVALID_INPUT) for value in NO_INPUTS),
         ({"input": "aaaa" * 8_193}, "maximum context length is 8192 tokens, however you requested 8193 tokens"),
         ({"input": [[7] * 8_192] * 37}, "Requested 303104 tokens, max 300000 tokens per request"),
         ({"input": "a", "dimensions": 1_537}, "'dimensions' = 1537. Must be less than or equal to 1536."),

@@ -15,15 +15,17 @@ import h11
 import httpx
 import pytest
 
+from local.keys import line, new_key
 from local.parts import free_port
 from local.places import ROOT
 from shared.telemetry.tracing import tracing
-from tests.conftest import FEBRUARY_29, Tables
+from tests.conftest import EMBEDDING, FEBRUARY_29, Tables, with_embeddings
 from tests.support.azure_openai import AzureOpenAI
-from tests.support.chat_client import answer, closed_ledger, send_message
+from tests.support.chat_client import answer, closed_ledger, ok_json, send_message
 from tests.support.loopback import MAX_WAIT_S, Loopback, Wire
 
 KEY = "00000000-1111-2222-3333-444444444444"
+CLIENT_KEY = new_key()
 METRICS = {
     "gen_ai.client.token.usage",
     "gen_ai.client.operation.duration",
@@ -74,7 +76,8 @@ def ingestion() -> Iterator[Ingestion]:
 def host(environ: dict[str, str], ingestion: Ingestion, tmp_path: Path) -> Iterator[str]:
     """The URL of a host in its own process, because tracing is set up once per process."""
     port = free_port()
-    settings = environ | {
+    settings = with_embeddings(environ) | {
+        "CLIENT_KEYS": line("ann", CLIENT_KEY),
         "APPLICATIONINSIGHTS_CONNECTION_STRING": ingestion.connection_string,
         "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",  # the exporter's own telemetry, which goes to Microsoft
         "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED": "true",
@@ -115,9 +118,14 @@ async def test_call_is_traced_as_span_and_metrics_without_content(
         response = await answer(api, "xylophone", "a-session-of-mine", max_tokens=50)
         fake.fault("no_usage")
         await send_message(api, "xylophone", "a-session-of-mine")
-    await ingestion.until(lambda: len(ingestion.of("RemoteDependencyData")) == 2 and ingestion.metric_names >= METRICS)
+        body = {"model": EMBEDDING, "input": ["xylophone"]}
+        ok_json(await api.post("/openai/v1/embeddings", json=body, headers={"api-key": CLIENT_KEY}))
+    await ingestion.until(lambda: len(ingestion.of("RemoteDependencyData")) == 3 and ingestion.metric_names >= METRICS)
 
-    settled, unaccounted = ingestion.of("RemoteDependencyData")
+    settled, unaccounted, embedding = ingestion.of("RemoteDependencyData")
+    assert (embedding["name"], embedding["success"]) == (f"embeddings {EMBEDDING}", True)
+    assert embedding["properties"]["gen_ai.operation.name"] == "embeddings"
+    assert embedding["properties"]["gen_ai.usage.input_tokens"] == "3"
     span, usage = settled["properties"], response["usage"]
     assert settled["name"] == "chat chat"
     assert (settled["success"], unaccounted["success"]) == (True, False)
@@ -136,7 +144,7 @@ async def test_call_is_traced_as_span_and_metrics_without_content(
     assert {name: str(span.get(name)) for name in expected} == expected
     assert float(span["gen_ai.response.time_to_first_chunk"]) > 0
     calls = {entry.call.id for entry in await closed_ledger(tables)}
-    assert {span["chat.call"], unaccounted["properties"]["chat.call"]} == calls
+    assert {each["properties"]["chat.call"] for each in (settled, unaccounted, embedding)} == calls
 
     sent = json.dumps(ingestion.items)
     assert not [secret for secret in ("xylophone", "marmalade", "a-session-of-mine") if secret in sent]

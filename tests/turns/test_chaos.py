@@ -28,8 +28,8 @@ from shared.domain.limits import Counter as LimitCounter
 from shared.domain.pricing import cost
 from shared.storage.counter_rows import to_counter
 from shared.storage.session_rows import HEAD
-from tests.conftest import Tables
-from tests.support.azure_openai import AzureOpenAI, Fault, Request, Script
+from tests.conftest import EMBEDDING, Tables, with_embeddings
+from tests.support.azure_openai import AzureOpenAI, Fault, Reply, Request, Script
 from tests.support.chat_client import RATES, billed_usage, until
 from tests.support.conservation import assert_conserved, assert_counted
 from tests.support.processes import Host, HostFactory
@@ -91,6 +91,7 @@ class Chaos:
     outcomes: Counter[object] = field(default_factory=Counter)
     kills: int = 0
     stops: int = 0
+    embeddings: int = 0
     samples: int = 0
     least_left: Decimal = Decimal(1)  # USD of the total's budget per day, in any sample
 
@@ -99,9 +100,10 @@ class Chaos:
         disturbing = [self._kill_hosts, self._disturb_storage, self._stop_storage, self._stop_turns, self._sample]
         async with asyncio.TaskGroup() as group, client() as http:
             turns = [self._take_turns(http, index) for index in range(self.size.hosts * self.size.turns)]
+            turns += [self._embed(http, caller) for caller in KEYS]
             tasks = [group.create_task(each) for each in (*turns, *(each() for each in disturbing))]
             await asyncio.sleep(self.size.seconds)
-            await until(self._has_answered_and_refused)
+            await until(self._has_seen_enough)
             for task in tasks:
                 task.cancel()
         for host in self.hosts:
@@ -109,8 +111,9 @@ class Chaos:
         self.storage.clear()
         await self.storage.until(lambda: self.storage.busy == 0)  # what is late has arrived
 
-    async def _has_answered_and_refused(self) -> bool | None:
-        return bool(self.outcomes[200] and self.outcomes[USED_UP]) or None
+    async def _has_seen_enough(self) -> bool | None:
+        """However slow the machine is."""
+        return bool(self.outcomes[200] and self.outcomes[USED_UP] and self.embeddings and self.samples > 10) or None
 
     async def _take_turns(self, http: httpx.AsyncClient, index: int) -> None:
         turn = 0
@@ -182,6 +185,20 @@ class Chaos:
             if created.status_code == 200:
                 self.conversations.setdefault(caller, created.json()["id"])
         return self.conversations.get(caller, "conv_" + "0" * 32)
+
+    async def _embed(self, http: httpx.AsyncClient, caller: str) -> None:
+        headers = {"authorization": f"Bearer {KEYS[caller]}"}
+        while True:
+            host, text = self.rng.choice(self.hosts), f"text {self.rng.random()}"
+            body = {"model": EMBEDDING, "input": self.rng.choice((text, [text, "more"], [[1, 2, 3]]))}
+            try:
+                async with asyncio.timeout(self.rng.choice((0.1, 20, 20, 20))):  # some callers hang up
+                    response = await http.post(f"{host.base}/openai/v1/embeddings", json=body, headers=headers)
+                    assert response.status_code in EXPECTED, response.text
+                    self.embeddings += response.status_code == 200
+            except (httpx.TransportError, TimeoutError):
+                pass
+            await asyncio.sleep(self.rng.uniform(0.02, 0.2))
 
     async def _kill_hosts(self) -> None:
         while True:
@@ -259,7 +276,10 @@ def make_unreliable(fake: AzureOpenAI, rng: random.Random) -> None:
     def respond(request: Request) -> Script:
         return rng.choice(faults) if rng.random() < 0.1 else answer(request)
 
-    fake.responder, fake.chunk_delay = respond, 0.01
+    def embed(request: Request) -> Script:
+        return rng.choice(faults) if rng.random() < 0.1 else Reply()
+
+    fake.responder, fake.embedding_responder, fake.chunk_delay = respond, embed, 0.01
 
 
 async def recover(chaos: Chaos, host: Host) -> None:
@@ -327,6 +347,7 @@ async def test_budgets_hold_through_kills_and_faults(
     print(f"seed {seed}")  # shown if the test fails
     rng, started = random.Random(seed), list[Host]()
     environ |= {"CLIENT_KEYS": ",".join(line(*item) for item in KEYS.items()), "LIMITS": limits(size.usd)}
+    environ = with_embeddings(environ)
 
     def start() -> Host:
         started.append(host_factory.host(environ, tmp_path / f"host-{len(started)}.log"))
@@ -338,8 +359,8 @@ async def test_budgets_hold_through_kills_and_faults(
     try:
         await chaos.run()
         print(f"{chaos.outcomes}, {chaos.kills} kills, {chaos.stops} stops, {chaos.samples} samples")
+        print(f"{chaos.embeddings} embeddings")
         print(f"{chaos.least_left} USD left at least")
-        assert chaos.samples > 10
         environ["LIMITS"], fake.responder = limits(100 * size.usd), responder
         host = await asyncio.to_thread(start)
         for after in (recover, continue_sessions):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from local.azurite import connection_string
 from shared import services as composition
 from shared.domain.calls import State
-from tests.conftest import Tables
+from tests.conftest import EMBEDDING, Tables, with_embeddings
 from tests.support.azure_openai import AzureOpenAI, Fault, Reply, Request, Script
 from tests.support.chat_client import exact, get_json, ok_json, reference, until
 from tests.support.conservation import assert_conserved
@@ -72,7 +72,7 @@ class Step:
 
 MODES = ["json", "json", "stream", "stream", "stop", "disconnect", "stop on disconnect", "clear", "ignore calls"]
 MODES += ["fork", "unstored", "repeat", "at once", "delete meanwhile"]  # which on api/chat are as json
-ROUTES = ["chat", "chain", "conversation"]
+ROUTES = ["chat", "chain", "conversation", "embeddings"]
 STEPS = st.builds(
     Step,
     text=TEXT,
@@ -100,12 +100,20 @@ class ScriptedApp:
         self.monkeypatch.setenv("TABLE_PREFIX", prefix)
         self.scripts.clear()
         self.fake.meter.clear()
-        self.fake.responder = self.respond
+        self.fake.responder, self.fake.embedding_responder = self.respond, self.embed
         return Tables(self.service, prefix)
 
     def respond(self, request: Request) -> Script:
         marks = [re.match(r"#(\S+) ", str(message.get("content"))) for message in request.body["messages"]]
-        scripts = self.scripts[[mark[1] for mark in marks if mark][-1]]
+        return self.next_script([mark[1] for mark in marks if mark][-1])
+
+    def embed(self, request: Request) -> Script:
+        mark = re.match(r"#(\S+) ", request.body["input"][0])
+        assert mark
+        return self.next_script(mark[1])
+
+    def next_script(self, mark: str) -> Script:
+        scripts = self.scripts[mark]
         return scripts.popleft() if scripts else Reply("enough")
 
     async def idle_session(self, session: str) -> dict[str, Any]:
@@ -119,6 +127,8 @@ class ScriptedApp:
 
     async def converse(self, session: str, route: str, steps: list[Step]) -> list[dict[str, Any]]:
         """The sessions that it made, once they are idle."""
+        if route == "embeddings":
+            return await self.embeddings(session, steps)
         if route != "chat":
             return await self.chain(session, route, steps)
         pending: list[str] = []
@@ -151,6 +161,16 @@ class ScriptedApp:
         await chain.finish()
         await chain.check()
         return [await self.idle_session(session) for session in chain.sessions]
+
+    async def embeddings(self, name: str, steps: list[Step]) -> list[dict[str, Any]]:
+        """Requests for embeddings, which make no sessions."""
+        for number, step in enumerate(steps):
+            texts = [f"#{self.script(name, number, step)} {step.text}", *step.options, step.mode]
+            body = {"model": EMBEDDING, "input": texts, "encoding_format": "base64" if number % 2 else "float"}
+            response = await self.api.post("/openai/v1/embeddings", json=body)
+            assert "internal_error" not in response.text, response.text
+            assert response.status_code != 200 or len(response.json()["data"]) == len(texts)
+        return []
 
     async def converse_and_check(self, conversations: list[tuple[str, list[Step]]]) -> None:
         """Five conversations at a time, each of a route."""
@@ -205,7 +225,7 @@ def done_data(events: str) -> dict[str, Any] | None:
 
 @pytest.fixture
 def environ(environ: dict[str, str]) -> dict[str, str]:
-    return environ | KEYS
+    return with_embeddings(environ) | KEYS
 
 
 @pytest.fixture

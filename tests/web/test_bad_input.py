@@ -288,6 +288,20 @@ class TestSessionIds:
             with subtests.test(session=session[:70]):
                 assert_invalid_session_id(await send_message(api, session=session))
 
+    @pytest.mark.parametrize("text", [f"conv_{'0a' * 16}", f"resp_{'0a' * 16}0000001f"])
+    async def test_id_of_a_conversation_or_response_is_rejected_with_that_of_its_session(
+        self, api: httpx.AsyncClient, text: str
+    ) -> None:
+        branch = {"message": "hi", "branch_from": {"session_id": text, "turn": 1}}
+        for response, name in (
+            (await send_message(api, session=text), "session_id"),
+            (await api.get(f"/api/sessions/{text}"), "session_id"),
+            (await api.post("/api/chat", json=branch), "branch_from.session_id"),
+        ):
+            message, param = error_of(response)
+            assert param == name
+            assert message == f"{name} should be the ID of a session, which is {'0a' * 16} for {text}."
+
     @pytest.mark.parametrize("method", ["GET", "DELETE"])
     @pytest.mark.parametrize("suffix", ["", "/messages"])
     async def test_invalid_session_id_in_path_is_rejected(

@@ -675,4 +675,9 @@ async def test_about_returns_deployments_and_region(serve: Serve, environ: dict[
     async with serve(environ | several) as api:
         about = await get_json(api, "/api/about")
 
-    assert about == {"deployment": "chat", "deployments": ["another", "chat"], "region": "East US"}
+    assert about == {
+        "deployment": "chat",
+        "deployments": ["another", "chat"],
+        "embedding_deployments": [],
+        "region": "East US",
+    }

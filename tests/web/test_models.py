@@ -12,7 +12,7 @@ from tests.conftest import Serve
 
 KEY = new_key()
 LISTS = ["/openai/v1/models", "/openai/models?api-version=2024-10-21", "/openai/models"]
-OF_CHAT = {"id": "chat", "object": "model", "created": 0, "owned_by": "azure-openai"}
+OF_CHAT = {"id": "chat", "object": "model", "created": 0, "owned_by": "azure-openai", "kind": "chat"}
 
 
 @pytest.fixture

@@ -660,7 +660,13 @@ async def test_idempotency_key_without_session_is_ignored(api: httpx.AsyncClient
 
 
 @pytest.mark.parametrize(
-    ("session", "body", "param"), [("s", {"n": 2}, "n"), ("../s", {}, "X-Session-Id"), ("", {}, "X-Session-Id")]
+    ("session", "body", "param"),
+    [
+        ("s", {"n": 2}, "n"),
+        ("../s", {}, "X-Session-Id"),
+        ("", {}, "X-Session-Id"),
+        (f"conv_{'0a' * 16}", {}, "X-Session-Id"),
+    ],
 )
 async def test_turn_with_several_choices_or_invalid_session_id_returns_400(
     api: httpx.AsyncClient, fake: Fake, session: str, body: dict[str, Any], param: str

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ItemNotFound
-from shared.web.response_ids import (
+from shared.web.responses.ids import (
     PREFIXES,
     conversation_id,
     item_id,

@@ -36,7 +36,7 @@ SLIPS = [
     "/openai/v1/v1/chat/completions",
     "/openai/v1/deployments/chat/chat/completions",
     "/openai/v1/openai/deployments/chat/chat/completions",
-    "/openai/deployments/chat/embeddings",
+    "/openai/deployments/chat/images/generations",
     "/openai/deployments//chat/completions",
     "/OpenAI/V1/Chat/Completion",
     "/v1",
@@ -153,12 +153,12 @@ async def test_route_that_clients_use_but_this_app_lacks_is_not_retried(api: htt
     async with AsyncOpenAI(base_url=f"{root(api)}/openai/v1", api_key=KEY) as sdk:
         with pytest.raises(openai.NotFoundError, match="no route GET /openai/v1/files"):
             await sdk.files.list()
-        with pytest.raises(openai.NotFoundError, match="no route POST /openai/v1/embeddings"):
-            await sdk.embeddings.create(model="chat", input="hi")
         with pytest.raises(openai.NotFoundError, match="no route POST /openai/v1/responses/compact"):
             await sdk.responses.compact(model="gpt-5.4", input="hi")
         with pytest.raises(openai.NotFoundError, match="no route POST /openai/v1/responses/input_tokens"):
             await sdk.responses.input_tokens.count(model="chat", input="hi")
+        with pytest.raises(openai.NotFoundError, match="no route POST /openai/v1/moderations"):
+            await sdk.moderations.create(model="chat", input="hi")
 
 
 def root(api: httpx.AsyncClient) -> str:

@@ -1,16 +1,27 @@
 """Fields and models that several routes share."""
 
+import re
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # pydantic's `$` matches only the end of the text, as in ECMA-262
 SESSION_ID_FORM = "1 to 64 letters, digits, dots, underscores or hyphens, and begin with a letter or digit"
 IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
 MAX_PAGE_TURNS = 100  # of history
 MAX_TURN_NUMBER = 10**9
-SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID)]
+_OPENAI_ID = re.compile("(conv_|resp_)([0-9a-f]{32})([0-9a-f]{8})?")
+
+
+def check_session_id(text: str) -> str:
+    """Raises ValueError for the ID of a conversation or a response, with which a new session would begin."""
+    if match := _OPENAI_ID.fullmatch(text):
+        raise ValueError(f"should be the ID of a session, which is {match[2]} for {text}")
+    return text
+
+
+SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID), AfterValidator(check_session_id)]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 UtcTime = Annotated[str, Field(json_schema_extra={"format": "date-time"})]  # as it was written
 

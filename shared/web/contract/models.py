@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 DeploymentKind = Literal["chat", "embedding"]
 
@@ -30,4 +30,11 @@ class EmbeddingRequest(BaseModel):
 
     model: str | None = None
     input: Any
-    stream: Literal[False] | None = None
+    stream: bool | None = None
+
+    @field_validator("stream")
+    @classmethod
+    def _is_not_streamed(cls, stream: bool | None) -> bool | None:
+        if stream:
+            raise ValueError("should be false: embeddings are not streamed")
+        return stream

@@ -1,6 +1,6 @@
 """openai/v1/responses: the request and what is answered. https://platform.openai.com/docs/api-reference/responses
 
-The tag of a union's member must not be a field's name: web/response_validation.py leaves tags out of paths.
+The tag of a union's member must not be a field's name: web/responses/validation.py leaves tags out of paths.
 """
 
 from typing import Annotated, Any, Literal

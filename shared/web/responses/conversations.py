@@ -21,12 +21,12 @@ from shared.web.contract.conversations import (
     NewItems,
 )
 from shared.web.http import json_response, path_text, read_body
-from shared.web.item_lists import included, page_answer, page_query
-from shared.web.response_errors import ConversationLocked, ConversationNotFound, Refused
-from shared.web.response_ids import conversation_id, parse_conversation_id
-from shared.web.response_object import placed_item
-from shared.web.response_request import new_items, stored_item
-from shared.web.response_validation import validated
+from shared.web.responses.errors import ConversationLocked, ConversationNotFound, Refused
+from shared.web.responses.ids import conversation_id, parse_conversation_id
+from shared.web.responses.item_lists import included, page_answer, page_query
+from shared.web.responses.object import placed_item
+from shared.web.responses.request import new_items, stored_item
+from shared.web.responses.validation import validated
 
 
 async def post_conversation(request: Request, app: Services, principal: Principal) -> Response:

@@ -16,19 +16,19 @@ from shared.errors import ParentNotFound, SessionBusy, SessionNotFound, StillRun
 from shared.services import Services
 from shared.turns.events import Answer, Metered, Opened, Started
 from shared.web.http import disconnected, event_stream, json_response, path_text, relay
-from shared.web.item_lists import included, page_answer, page_query
 from shared.web.openai import cost_header, opened_headers, stops_on_disconnect
-from shared.web.response_errors import (
+from shared.web.responses.errors import (
     ConversationLocked,
     ConversationNotFound,
     Refused,
     ResponseNotFound,
     unsupported,
 )
-from shared.web.response_events import ResponseEvents
-from shared.web.response_ids import parse_response_id
-from shared.web.response_object import response_object
-from shared.web.response_request import ParsedRequest, parse_request, previous_not_found
+from shared.web.responses.events import ResponseEvents
+from shared.web.responses.ids import parse_response_id
+from shared.web.responses.item_lists import included, page_answer, page_query
+from shared.web.responses.object import response_object
+from shared.web.responses.request import ParsedRequest, parse_request, previous_not_found
 
 
 async def post_response(request: Request, app: Services, principal: Principal) -> Response:
@@ -57,7 +57,9 @@ async def post_response(request: Request, app: Services, principal: Principal) -
     if not isinstance(event, Answer | Metered):
         raise TypeError(event)
     response = response_object(parsed.echo, writer.session_id, writer.turn_of(event), parsed.include)
-    return json_response(response, headers=headers | cost_header(event.turn.cost))
+    if "idempotent-replayed" not in headers:  # a replay costs nothing
+        headers |= cost_header(event.turn.cost)
+    return json_response(response, headers=headers)
 
 
 async def get_response(request: Request, app: Services, principal: Principal) -> Response:

@@ -10,7 +10,7 @@ from shared.domain.calls import Usage
 from shared.domain.conversation import STOPPED, Item, Turn
 from shared.turns.conversations import PlacedItem
 from shared.web.contract.responses import COST, LOGPROBS
-from shared.web.response_ids import item_id, response_id
+from shared.web.responses.ids import item_id, response_id
 
 JSON: TypeAlias = dict[str, Any]
 Status: TypeAlias = Literal["completed", "incomplete", "in_progress", "failed"]

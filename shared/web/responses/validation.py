@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from shared.web.response_errors import Refused, unsupported
+from shared.web.responses.errors import Refused, unsupported
 from shared.web.validation import MESSAGES
 
 M = TypeVar("M", bound=BaseModel)

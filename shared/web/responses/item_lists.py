@@ -8,9 +8,9 @@ from azurefunctions.extensions.http.fastapi import Request
 from shared.errors import MAX_SHOWN
 from shared.turns.conversations import Address, Page
 from shared.web.contract.responses import MAX_PAGE_ITEMS, Include
-from shared.web.response_errors import Refused
-from shared.web.response_ids import parse_item_id
-from shared.web.response_object import placed_item
+from shared.web.responses.errors import Refused
+from shared.web.responses.ids import parse_item_id
+from shared.web.responses.object import placed_item
 
 DEFAULT_PAGE_ITEMS = 20
 

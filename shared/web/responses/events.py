@@ -19,9 +19,9 @@ from shared.domain.items import CALLS
 from shared.turns.events import Answer, Delta, Event, Metered, Started
 from shared.web.contract.responses import LOGPROBS
 from shared.web.http import json_bytes, sse_frame
-from shared.web.response_errors import response_error
-from shared.web.response_object import begun, failed, item_object, response_object, token_logprobs
-from shared.web.response_request import ParsedRequest
+from shared.web.responses.errors import response_error
+from shared.web.responses.object import begun, failed, item_object, response_object, token_logprobs
+from shared.web.responses.request import ParsedRequest
 
 JSON: TypeAlias = dict[str, Any]
 _DELTAS = {"function_call": "response.function_call_arguments", "custom_tool_call": "response.custom_tool_call_input"}

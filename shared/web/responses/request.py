@@ -22,9 +22,9 @@ from shared.web.contract import responses as contract
 from shared.web.contract.response_items import InputItem, ItemReference
 from shared.web.http import idempotency_key, json_bytes, read_body
 from shared.web.models import chat_deployment
-from shared.web.response_errors import ConversationNotFound, Refused, unsupported
-from shared.web.response_ids import item_id, parse_conversation_id, parse_item_id, parse_response_id
-from shared.web.response_validation import validated
+from shared.web.responses.errors import ConversationNotFound, Refused, unsupported
+from shared.web.responses.ids import item_id, parse_conversation_id, parse_item_id, parse_response_id
+from shared.web.responses.validation import validated
 
 JSON: TypeAlias = dict[str, Any]
 _UNSUPPORTED = {  # fields of OpenAI's, each with why it is refused
