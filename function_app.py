@@ -70,7 +70,10 @@ def public(name: str, path: str, handler: Callable[[Request], Response], methods
 
 
 route("chat", "POST", "api/chat", Auth.FUNCTION_KEY, chat.post_chat)
+route("sessions", "GET", "api/sessions", Auth.FUNCTION_KEY, sessions.get_sessions)
 route("session", "GET", "api/sessions/{session_id}", Auth.FUNCTION_KEY, sessions.get_session)
+route("update_session", "PATCH", "api/sessions/{session_id}", Auth.FUNCTION_KEY, sessions.patch_session)
+route("claim_session", "POST", "api/sessions/{session_id}/claim", Auth.FUNCTION_KEY, sessions.post_claim)
 route("erase_session", "DELETE", "api/sessions/{session_id}", Auth.FUNCTION_KEY, sessions.delete_session)
 route("messages", "GET", "api/sessions/{session_id}/messages", Auth.FUNCTION_KEY, sessions.get_messages)
 route("clear_messages", "DELETE", "api/sessions/{session_id}/messages", Auth.FUNCTION_KEY, sessions.delete_messages)

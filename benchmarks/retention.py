@@ -31,6 +31,7 @@ from shared.storage import session_rows as rows
 from shared.storage.days import Days
 from shared.storage.deletion import Deletions
 from shared.storage.ledger import Ledger
+from shared.storage.owner_index import OwnerIndex
 from shared.storage.retention import Retention
 from shared.storage.sdk_tables import SdkTable
 from shared.storage.sessions import Sessions
@@ -128,7 +129,9 @@ async def measure(connection: str, pid: int, count: int, expired: int) -> None:
         await write(table, count, expired)
         print(f"{count} sessions written in {time.monotonic() - began:.0f} s", flush=True)
         sessions = Sessions(table, clock)
-        deletions = Deletions(table, sessions, Ledger(usage_table, clock), Days(daily), clock)
+        deletions = Deletions(
+            table, sessions, OwnerIndex(table, sessions, clock), Ledger(usage_table, clock), Days(daily), clock
+        )
         retention = Retention(table, sessions, deletions, clock, days=DAYS)
         for over in (expired, 0):
             before, usage, began = sum(each.requests for each in tables), Usage((pid,)), time.monotonic()

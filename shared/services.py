@@ -26,8 +26,10 @@ from shared.settings import ModelSettings, PeopleSettings, Settings, SettingsErr
 from shared.storage.connect import connect
 from shared.storage.days import Days
 from shared.storage.deletion import Deletions
+from shared.storage.indexes import Indexes
 from shared.storage.ledger import Ledger
 from shared.storage.owner_erasures import OwnerErasures
+from shared.storage.owner_index import OwnerIndex
 from shared.storage.retention import Retention
 from shared.storage.sessions import Sessions
 from shared.storage.tables import Table
@@ -74,17 +76,19 @@ class Services:
         admission = Admission(ledger, settings.limits, clock)
         self._sessions = sessions = Sessions(sessions_table, clock)
         self._days = days = Days(self._table("daily"))
-        self._deletions = deletions = Deletions(sessions_table, sessions, ledger, days, clock)
+        self._owners = owners = OwnerIndex(sessions_table, sessions, clock)
+        self._deletions = deletions = Deletions(sessions_table, sessions, owners, ledger, days, clock)
         self.erasures = OwnerErasures(sessions_table, sessions, deletions, clock)
         session_days = settings.retention.session_days
-        self._retention = retention = Retention(sessions_table, sessions, deletions, clock, days=session_days)
+        self._retention = Retention(sessions_table, sessions, deletions, clock, days=session_days)
+        self._indexes = indexes = Indexes(self._retention, owners)
         self._recovery = recovery = Recovery(sessions, ledger, call_log, clock)
         self.turns = Turns(
             Reservations(
                 _turn_limits(settings),
                 sessions=sessions,
                 deletions=deletions,
-                retention=retention,
+                indexes=indexes,
                 recovery=recovery,
                 prices=prices,
                 admission=admission,
@@ -98,7 +102,7 @@ class Services:
             clock=clock,
             turn_timeout=settings.turns.timeout,
         )
-        self.sessions = SessionAccess(sessions, deletions, recovery, clock)
+        self.sessions = SessionAccess(sessions, owners, deletions, recovery, clock)
         self.limits = LimitReports(ledger, settings.limits, clock)
         self.authenticator = _authenticator(settings, clock)
 
@@ -117,7 +121,7 @@ class Services:
         return ConversationAccess(
             self._sessions,
             self.sessions,
-            retention=self._retention,
+            indexes=self._indexes,
             recovery=self._recovery,
             clock=self.clock,
             deployment=self.settings.model.deployment,
@@ -150,6 +154,7 @@ class Services:
                 "recovery": self.reports.recover,
                 "deletions": self._deletions.finish_interrupted,
                 "erasures": self.erasures.resume,
+                "owner_index": self._owners.enter_older,
                 "retention_index": self._retention.enter_older,
                 "retention": self._retention.erase_expired,
                 "ledger_retention": LedgerRetention(self._table("usage"), self.clock, months=months).delete_old,

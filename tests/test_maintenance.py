@@ -25,6 +25,7 @@ from shared.storage.cursors import Cursors
 from shared.storage.days import Days
 from shared.storage.deletion import ERASING, Deletions
 from shared.storage.ledger import Ledger
+from shared.storage.owner_index import OwnerIndex
 from shared.storage.sessions import Sessions
 from tests.conftest import Tables
 from tests.support.chat_client import fill, row_keys, until
@@ -110,8 +111,9 @@ async def interrupt_deletion(tables: Tables, clock: Clock, session: str = "doome
     sessions = Sessions(tables.sessions, clock)
     head = await sessions.head(session)
     assert head is not None
+    owners = OwnerIndex(tables.sessions, sessions, clock)
     ledger, days = Ledger(tables.usage, clock), Days(tables.daily)
-    marked = await Deletions(tables.sessions, sessions, ledger, days, clock).begin(head, erase=True)
+    marked = await Deletions(tables.sessions, sessions, owners, ledger, days, clock).begin(head, erase=True)
     assert marked is not None
     assert marked.deletion is not None
     return marked.deletion.id

@@ -85,6 +85,10 @@ class Session:
     reference: str | None = None  # its name in the ledger and in reports; None until the next turn of an old session
     seen: tuple[date, ...] = ()  # days under which the retention's index may have it, that of its last use last
     expires: datetime | None = None  # of a temporary session
+    title: str | None = None
+    pinned: bool = False
+    archived: bool = False
+    places: tuple[str, ...] = ()  # that it may have in its owner's list, the one that it is to have last: see listing
     turns: int = 0
     totals: Totals = NO_TOTALS
     stop: int | None = None  # number of the turn that is to be stopped

@@ -15,11 +15,13 @@ from datetime import date, datetime, timedelta
 
 from shared.domain.clock import Clock
 from shared.domain.conversation import Deletion, Session, Turn
+from shared.domain.listing import without_title
 from shared.errors import VersionConflict
 from shared.storage import session_rows as rows
 from shared.storage.days import Days
 from shared.storage.entities import Row
 from shared.storage.ledger import Ledger
+from shared.storage.owner_index import OwnerIndex
 from shared.storage.sessions import Sessions
 from shared.storage.tables import Table, Write
 
@@ -32,9 +34,12 @@ _BATCH = 99  # rows in a transaction besides the head: a transaction takes at mo
 class Deletions:
     """Raises StorageUnavailable."""
 
-    def __init__(self, table: Table, sessions: Sessions, ledger: Ledger, days: Days, clock: Clock) -> None:
+    def __init__(
+        self, table: Table, sessions: Sessions, owners: OwnerIndex, ledger: Ledger, days: Days, clock: Clock
+    ) -> None:
         self._table = table
         self._sessions = sessions
+        self._owners = owners
         self._ledger = ledger
         self._days = days
         self._clock = clock
@@ -45,6 +50,7 @@ class Deletions:
         marked, now = replace(session, deletion=deletion), self._clock.now()
         if not erase:
             marked = replace(marked, updated=now, cleared_through=session.turns, window_start=session.turns + 1)
+            marked = without_title(marked)
         with suppress(VersionConflict):  # the id is new: the row was written, only the response was lost
             await self._table.put({"PartitionKey": ERASING, "RowKey": deletion.id, "session": session.id, "begun": now})
         try:
@@ -97,8 +103,9 @@ class Deletions:
         await self._delete_pointer(head)
         if deletion.erase:
             await self._delete_from_index(head)
+            await self._owners.delete(head)
             await self._sessions.leave_branch(head)
-        new_head = None if deletion.erase else replace(head, deletion=None, first_key=None)
+        new_head = None if deletion.erase else replace(await self._owners.move(head), deletion=None, first_key=None)
         await self._commit(head, batch, new_head)
 
     async def _commit(self, head: Session, batch: Sequence[Write], new_head: Session | None) -> Session:

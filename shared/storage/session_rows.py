@@ -20,6 +20,7 @@ from shared.domain.conversation import (
     Session,
     Turn,
 )
+from shared.domain.hashing import sha256_hex
 from shared.domain.items import answer_of, messages_of
 from shared.storage.call_columns import call_columns, json_text, to_call, to_usage, usage_columns
 
@@ -31,7 +32,7 @@ BRANCH = "branch-"
 SEEN, EXPIRES = "~seen-", "~expires-"  # partitions of the retention's index, by day
 _STOPPED = ("stopped_calls", "stopped_at_least", "stopped_at_most", "stopped_unbounded")  # absent if there are none
 _NEWEST_FIRST = 9_999_999_999
-_POINTER_PREFIX = "~key-"  # reserved: no session id begins with ~
+_POINTER_PREFIX, _OWNER_PREFIX = "~key-", "~owner-"  # reserved: no session id begins with ~
 
 
 def turn_key(number: int) -> str:
@@ -73,6 +74,16 @@ def seen_text(days: Sequence[date]) -> str | None:
     return ",".join(day.isoformat() for day in days) or None
 
 
+def owner_partition(owner: str) -> str:
+    """The partition of the list of an owner's sessions."""
+    return f"{_OWNER_PREFIX}{sha256_hex(owner)}"
+
+
+def owner_key(place: str, session_id: str) -> str:
+    """RowKey of a session in its owner's list."""
+    return f"{place}~{session_id}"
+
+
 def pointer_partition(key_hash: str) -> str:
     return f"{_POINTER_PREFIX}{key_hash}"
 
@@ -93,6 +104,7 @@ def from_session(session: Session) -> Row:
         "reference": session.reference,
         "seen": seen_text(session.seen),
         "expires": session.expires,
+        **listing_columns(session),
         "system": session.system,
         "deployment": session.deployment,
         "turns": session.turns,
@@ -110,6 +122,16 @@ def from_session(session: Session) -> Row:
         "removal_erases": session.deletion and session.deletion.erase,
         "first_key": session.first_key and pointer_partition(session.first_key),
         **lease_columns(session),
+    }
+
+
+def listing_columns(session: Session) -> Row:
+    """The columns of the head that its owner's list needs."""
+    return {
+        "title": session.title,
+        "pinned": session.pinned,
+        "archived": session.archived,
+        "places": ",".join(session.places) or None,
     }
 
 
@@ -132,6 +154,10 @@ def to_session(row: Row) -> Session:
         reference=row.get("reference"),
         seen=tuple(map(date.fromisoformat, row["seen"].split(","))) if "seen" in row else (),
         expires=row.get("expires"),
+        title=row.get("title"),
+        pinned=row.get("pinned", False),
+        archived=row.get("archived", False),
+        places=tuple(row["places"].split(",")) if "places" in row else (),
         system=row["system"],
         deployment=row["deployment"],
         turns=row["turns"],

@@ -177,6 +177,11 @@ class Sessions:
         key: Row = {"PartitionKey": session.id, "RowKey": rows.HEAD}
         return replace(session, etag=await self._table.merge({**key, **rows.lease_columns(session)}, session.etag))
 
+    async def update(self, session: Session) -> Session:
+        """Write only the head's columns of its owner's list. It is no use of the session."""
+        row: Row = {"PartitionKey": session.id, "RowKey": rows.HEAD, "owner": session.owner}
+        return replace(session, etag=await self._table.merge({**row, **rows.listing_columns(session)}, session.etag))
+
     async def request_stop(self, session: Session) -> None:
         key: Row = {"PartitionKey": session.id, "RowKey": rows.HEAD}
         await self._table.merge({**key, "stop": session.turns}, session.etag)

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 from shared.domain.clock import Clock
 from shared.domain.conversation import ADDED, Item, Kind, Message, Session, Turn
 from shared.domain.items import items_of, messages_of
+from shared.domain.listing import titled, untitled
 from shared.domain.principal import Principal
 from shared.errors import (
     InvalidRequest,
@@ -22,7 +23,7 @@ from shared.errors import (
     StorageUnavailable,
     VersionConflict,
 )
-from shared.turns.ports import Retention, Sessions
+from shared.turns.ports import Indexes, Sessions
 from shared.turns.recovery import Recovery, read_turn
 from shared.turns.sessions import MAX_ATTEMPTS, Part, SessionAccess
 
@@ -75,14 +76,14 @@ class ConversationAccess:
         sessions: Sessions,
         access: SessionAccess,
         *,
-        retention: Retention,
+        indexes: Indexes,
         recovery: Recovery,
         clock: Clock,
         deployment: str,
     ) -> None:
         self._sessions = sessions
         self._access = access
-        self._retention = retention
+        self._indexes = indexes
         self._recovery = recovery
         self._clock = clock
         self._deployment = deployment
@@ -104,7 +105,8 @@ class ConversationAccess:
             reference=secrets.token_hex(16),
         )
         turn = self._added(session, items) if items else None
-        session = await self._retention.prepare(replace(session, turns=1 if turn else 0))
+        session = titled(replace(session, turns=1), turn.messages) if turn else session
+        session = await self._indexes.prepare(session)
         try:
             return await self._sessions.write(session, turn)
         except (VersionConflict, StorageUnavailable):
@@ -134,7 +136,7 @@ class ConversationAccess:
         for _ in range(MAX_ATTEMPTS):
             session = await self._idle(session_id, principal)
             turn = self._added(session, items)
-            session = await self._retention.prepare(replace(session, turns=turn.number))
+            session = await self._indexes.prepare(titled(replace(session, turns=turn.number), turn.messages))
             try:
                 session = await self._sessions.write(session, turn)
             except (VersionConflict, StorageUnavailable) as error:
@@ -144,7 +146,7 @@ class ConversationAccess:
                 if isinstance(error, StorageUnavailable):
                     raise
             else:
-                await self._retention.enter(session)
+                await self._indexes.enter(session)
                 return _added_page(session, turn)
         raise SessionBusy
 
@@ -157,12 +159,14 @@ class ConversationAccess:
             if turn is None or at not in dict(_items(turn)):
                 return session if attempt else None  # of an attempt whose response was lost
             try:
-                return await self._sessions.write(session, _without(turn, at))
+                session = await self._sessions.write(untitled(session, number), _without(turn, at))
             except VersionConflict:
                 continue
             except StorageUnavailable:
                 if attempt:
                     raise  # else it is read again: it may have been written
+            else:
+                return await self._indexes.enter(session)
         raise SessionBusy
 
     async def turn(self, session_id: str, number: int, principal: Principal) -> tuple[Session, Turn]:
@@ -193,13 +197,15 @@ class ConversationAccess:
                 continue
             stripped = None if session.kind is Kind.CONVERSATION else self._stripped(turn)
             try:
-                await self._sessions.write(session, stripped, delete_view=number)
+                session = untitled(session, number) if stripped else session
+                session = await self._sessions.write(session, stripped, delete_view=number)
             except VersionConflict:
                 continue
             except StorageUnavailable:
                 if attempt:
                     raise  # else it is read again: it may have been written
             else:
+                await self._indexes.enter(session)
                 return
         raise SessionBusy
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from shared.domain.calls import Call, LedgerEntry, Usage
 from shared.domain.conversation import IdempotencyRecord, Message, Session, Turn
 from shared.domain.limits import Counter, Limit
+from shared.domain.listing import SessionPage
 from shared.errors import ChatError, UpstreamError
 
 MAX_PAST_TURNS = 512  # read for one turn at most; failed turns count, though they are not replayed
@@ -65,21 +66,41 @@ class Sessions(Protocol):
     async def renew(self, session: Session) -> Session:
         """Write only the session's lease."""
 
+    async def update(self, session: Session) -> Session:
+        """Write only the session's owner, title and place in its owner's list. It is no use of the session."""
+
     async def request_stop(self, session: Session) -> None:
         """Write only that the session's latest turn is to be stopped."""
 
 
-class Retention(Protocol):
-    """Erases sessions when their time is over."""
+class Indexes(Protocol):
+    """Where sessions are found by the day of their last use, for retention, and by owner."""
 
     async def prepare(self, session: Session) -> Session:
-        """Before a turn is reserved: the session to store with it. Enters a new session into the index."""
+        """Before a turn is reserved: the session to store with it. Enters a new session."""
 
     async def enter(self, session: Session) -> Session:
-        """After a turn is reserved: move the session to its day in the index. Returns the session to store later."""
+        """After a turn is reserved: move the session to its day. Returns the session to store later."""
 
     async def remove(self, session: Session) -> None:
-        """After a turn whose session was erased: remove the session from the index. Raises StorageUnavailable."""
+        """After a turn whose session was not stored, or erased: remove what it entered. Raises StorageUnavailable."""
+
+
+class OwnerIndex(Protocol):
+    """The list of each owner's sessions."""
+
+    async def page(self, owner: str, *, after: str, limit: int, archived: bool, search: str) -> SessionPage:
+        """At most `limit` sessions, after the row `after` ("": from the start). `search`: only those whose title
+        contains it. There may be fewer, or none, although there are more."""
+
+    async def adopt(self, session: Session) -> Session:
+        """Enter a session that is in no list, and give it a title. Returns the session to store."""
+
+    async def move(self, session: Session) -> Session:
+        """Bring the list up to date with the session. Returns the session to store."""
+
+    async def remove(self, session: Session) -> None:
+        """Remove what was entered of a session that was not stored, or is erased."""
 
 
 class Deletions(Protocol):

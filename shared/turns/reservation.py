@@ -15,6 +15,7 @@ from shared.domain.calls import Call
 from shared.domain.clock import Clock
 from shared.domain.conversation import ADDED, IdempotencyRecord, Kind, Parent, Session, Turn
 from shared.domain.limits import minute_of
+from shared.domain.listing import titled
 from shared.domain.pricing import Prices, worst_case
 from shared.domain.principal import Principal
 from shared.errors import (
@@ -28,7 +29,7 @@ from shared.errors import (
 from shared.turns.admission import Admission
 from shared.turns.idempotency import answered_turn, check_first_key, check_same_request, new_record
 from shared.turns.lease import LeasedTurn, ReservedTurn, SessionlessTurn, lease_for
-from shared.turns.ports import MAX_PAST_TURNS, Deletions, Plan, Retention, Sessions
+from shared.turns.ports import MAX_PAST_TURNS, Deletions, Indexes, Plan, Sessions
 from shared.turns.recovery import Recovery, read_turn
 from shared.turns.requests import AnyRequest, Request, TurnLimits, UnstoredRequest
 
@@ -60,7 +61,7 @@ class Reservations:
         *,
         sessions: Sessions,
         deletions: Deletions,
-        retention: Retention,
+        indexes: Indexes,
         recovery: Recovery,
         prices: Prices,
         admission: Admission,
@@ -69,7 +70,7 @@ class Reservations:
         self._limits = limits
         self._sessions = sessions
         self._deletions = deletions
-        self._retention = retention
+        self._indexes = indexes
         self._recovery = recovery
         self._prices = prices
         self._admission = admission
@@ -205,9 +206,13 @@ class Reservations:
     async def leave(self, turn: ReservedTurn) -> None:
         """Undo what a turn has written outside its session, which was erased while it began."""
         if isinstance(turn, LeasedTurn):
+            await self._remove(turn.session)
             with suppress(StorageUnavailable):
-                await self._retention.remove(turn.session)
                 await self._sessions.leave_branch(turn.session)
+
+    async def _remove(self, session: Session) -> None:
+        with suppress(StorageUnavailable):
+            await self._indexes.remove(session)
 
     async def without_session(self, request: UnstoredRequest) -> SessionlessTurn:
         """Raises ParentNotFound, InvalidRequest and the refusals of limits."""
@@ -255,7 +260,8 @@ class Reservations:
             past_tokens=plan.past_tokens,
         )
         self._sessions.check_size(session, turn, plan.stored_answer_tokens, request.view)
-        return _Planned(replace(session, turns=turn.number, lease=lease_for(call, now)), turn, plan)
+        session = replace(session, turns=turn.number, lease=lease_for(call, now))
+        return _Planned(titled(session, turn.messages), turn, plan)
 
     async def _idempotency_record(self, request: Request, session_id: str) -> IdempotencyRecord | None:
         """The record of the request's key in this session, stored or new; None if it has no key."""
@@ -278,7 +284,7 @@ class Reservations:
     async def _commit(self, request: Request, planned: _Planned, record: IdempotencyRecord | None) -> LeasedTurn:
         turn = planned.turn
         self._admission.check_room(request.principal, turn.call)  # not before: a stored answer is given without room
-        session = await self._retention.prepare(planned.session)
+        session = await self._indexes.prepare(planned.session)
         if not session.etag and not await self._sessions.enter_branch(session):
             raise ParentNotFound
         if record:
@@ -290,10 +296,12 @@ class Reservations:
             stored, stored_turn = await read_turn(self._sessions, session.id, turn.number)
             if stored is None or stored_turn is None or not stored.leased_to(turn.call):
                 if isinstance(error, VersionConflict):
+                    if not session.etag:
+                        await self._remove(session)
                     raise SessionBusy from None
                 raise
             session, turn = stored, stored_turn
-        session = await self._retention.enter(session)
+        session = await self._indexes.enter(session)
         return LeasedTurn(self._sessions, self._clock, self._admission.limits, session, turn, planned.plan)
 
 

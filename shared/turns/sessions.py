@@ -1,17 +1,20 @@
 """Reading, clearing and erasing sessions on behalf of callers."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.domain.clock import Clock
 from shared.domain.conversation import Session, Turn
+from shared.domain.listing import SessionPage, listed, placed
 from shared.domain.principal import Principal
 from shared.errors import InvalidRequest, SessionBusy, SessionNotFound, VersionConflict
-from shared.turns.ports import MAX_PAST_TURNS, Deletions, Sessions
+from shared.turns.ports import MAX_PAST_TURNS, Deletions, OwnerIndex, Sessions
 from shared.turns.recovery import Recovery
 
 MAX_ATTEMPTS = 10  # to mark a head while others write it
+_MADE_HERE = re.compile("[0-9a-f]{32}")
 BLOCK_TURNS = 20  # in memory at once: a turn takes up to 1 MiB
 
 
@@ -27,8 +30,11 @@ class Part:
 class SessionAccess:
     """All methods raise StorageUnavailable, and SessionNotFound if the caller has no such session."""
 
-    def __init__(self, sessions: Sessions, deletions: Deletions, recovery: Recovery, clock: Clock) -> None:
+    def __init__(
+        self, sessions: Sessions, owners: OwnerIndex, deletions: Deletions, recovery: Recovery, clock: Clock
+    ) -> None:
         self._sessions = sessions
+        self._owners = owners
         self._deletions = deletions
         self._recovery = recovery
         self._clock = clock
@@ -46,6 +52,67 @@ class SessionAccess:
         if session is None or not session.visible_to(principal.name):
             raise SessionNotFound
         return session
+
+    async def page(self, owner: str, *, after: str, limit: int, archived: bool, search: str) -> SessionPage:
+        """At most `limit` of the owner's sessions after the row `after`, in the order of docs/api.md."""
+        return await self._owners.page(owner, after=after, limit=limit, archived=archived, search=search)
+
+    async def update(
+        self,
+        session_id: str,
+        principal: Principal,
+        *,
+        title: str | None = None,
+        pinned: bool | None = None,
+        archived: bool | None = None,
+    ) -> Session:
+        """Change what is given, also while a turn runs."""
+        for _ in range(MAX_ATTEMPTS):
+            session = await self.get(session_id, principal)
+            changed = replace(
+                session,
+                title=session.title if title is None else title,
+                pinned=session.pinned if pinned is None else pinned,
+                archived=session.archived if archived is None else archived,
+            )
+            if changed == session and len(session.places) < 2:
+                return session
+            with suppress(VersionConflict):
+                return await self._relisted(await self._sessions.update(placed(changed) if session.places else changed))
+        raise SessionBusy
+
+    async def claim(self, session_id: str, principal: Principal) -> Session:
+        """Make the caller the owner of a session that has none. Raises InvalidRequest if it has a chosen id, which
+        others may have guessed, and SessionBusy while a turn runs."""
+        for _ in range(MAX_ATTEMPTS):
+            session = await self.get(session_id, principal)
+            if session.owner is not None:
+                return session  # of this caller
+            if not _MADE_HERE.fullmatch(session_id):
+                message = "Only sessions whose ID this API has made can be taken over: others can be guessed."
+                raise InvalidRequest(message, param="session_id")
+            if session.busy(self._clock.now()):
+                raise SessionBusy
+            if session.lease:
+                await self._recovery.free(session)
+                continue
+            owned = replace(session, owner=principal.name)
+            owned = await self._owners.adopt(owned) if listed(owned) else owned
+            try:
+                return await self._sessions.update(owned)
+            except VersionConflict:
+                await self._owners.remove(owned)
+        raise SessionBusy
+
+    async def _relisted(self, session: Session) -> Session:
+        """Bring the list up to date with a session that was written."""
+        moved = await self._owners.move(session)
+        if moved is not session:
+            try:
+                return await self._sessions.update(moved)
+            except VersionConflict:  # it is used, or erased
+                await self._owners.remove(moved)
+        return moved
 
     async def branches(self, session: Session, limit: int) -> list[tuple[str, int]]:
         """At most `limit` of the sessions that continue a turn of this one, in the order of their ids, each with the

@@ -6,13 +6,16 @@ from typing import Any
 
 from shared.domain.calls import Usage
 from shared.domain.conversation import ADDED, OwnerErasure, Session, Turn
+from shared.domain.listing import SessionPage
 from shared.reports.limits import LimitUse
 from shared.turns.events import Answer
 from shared.web.contract.chat import (
     ChatAnswer,
     ErasureAnswer,
     HistoryAnswer,
+    ListedSession,
     SessionAnswer,
+    SessionListAnswer,
     SessionTotals,
     TurnAddress,
     TurnAnswer,
@@ -59,18 +62,22 @@ def session_answer(session: Session, branches: Sequence[tuple[str, int]], now: d
     """`branches`: the sessions that continue it, each with the number of the turn."""
     parent = session.parent
     return SessionAnswer(
-        session_id=session.id,
+        **_listed(session, now),
         reference=session.reference,
-        created=session.created,
-        updated=session.updated,
         system=session.system,
-        deployment=session.deployment,
-        busy=session.busy(now),
         usage=token_usage(session.totals.usage),
         parent=TurnAddress(session_id=parent.session_id, turn=parent.turn) if parent else None,
         branches=[TurnAddress(session_id=branch, turn=turn) for branch, turn in branches],
-        **_totals(session),
     )
+
+
+def listed_session(session: Session, now: datetime) -> ListedSession:
+    return ListedSession(**_listed(session, now))
+
+
+def session_list_answer(page: SessionPage, now: datetime) -> SessionListAnswer:
+    sessions = [listed_session(session, now) for session in page.sessions]
+    return SessionListAnswer(sessions=sessions, next_after=page.next)
 
 
 def erasure_answer(progress: OwnerErasure) -> ErasureAnswer:
@@ -144,6 +151,21 @@ def _stopped(turn: Turn) -> dict[str, Any]:
     return {
         "stopped_at_least_usd": totals.stopped_at_least,
         "stopped_at_most_usd": None if totals.stopped_unbounded else totals.stopped_at_most,
+    }
+
+
+def _listed(session: Session, now: datetime) -> dict[str, Any]:
+    return {
+        "session_id": session.id,
+        "kind": session.kind,
+        "title": session.title,
+        "pinned": session.pinned,
+        "archived": session.archived,
+        "created": session.created,
+        "updated": session.updated,
+        "deployment": session.deployment,
+        "busy": session.busy(now),
+        **_totals(session),
     }
 
 

@@ -13,7 +13,7 @@ from shared.services import cors_origins
 PREFIXES = ("api", "openai")
 _PATHS = tuple(f"/{prefix}/" for prefix in PREFIXES)
 MAX_AGE_S = 7_200  # Chromium's maximum: until then the browser sends no other preflight for this URL
-_METHODS = "DELETE, GET, POST"
+_METHODS = "DELETE, GET, PATCH, POST"
 _REQUEST_HEADERS = (
     "content-type",
     "authorization",

@@ -15,6 +15,7 @@ JSON = dict[str, Any]
 _REF = "#/components/schemas/{model}"
 _REQUESTS = (
     chat.ChatRequest,
+    chat.SessionUpdate,
     completions.CompletionRequest,
     conversations.ConversationUpdate,
     conversations.NewConversation,
@@ -38,6 +39,8 @@ _ANSWERS = (
     chat.ExportAnswer,
     service.HealthAnswer,
     chat.HistoryAnswer,
+    chat.ListedSession,
+    chat.SessionListAnswer,
     responses.ItemsAnswer,
     limits.LimitsAnswer,
     models.ModelAnswer,
@@ -179,6 +182,18 @@ def _paths() -> JSON:
                 "One turn of a conversation", key, content=turn, keys=_CHAT, errors=_TURN, body="ChatRequest"
             )
         },
+        "/api/sessions": {
+            "get": _operation(
+                "The caller's own sessions, newest use first",
+                _parameter("limit", "query", _up_to(fields.MAX_PAGE_SESSIONS), required=False),
+                _parameter("after", "query", {"type": "string"}, required=False),
+                _parameter("archived", "query", {"type": "boolean", "default": False}, required=False),
+                _parameter("search", "query", {"type": "string", "maxLength": fields.MAX_SEARCH_CHARS}, required=False),
+                content=_json("SessionListAnswer"),
+                keys=_OWNER,
+                errors=(400, 401, 500, 503),
+            )
+        },
         "/api/sessions/{session_id}": {
             "get": _operation(
                 "A session: settings and totals",
@@ -186,6 +201,14 @@ def _paths() -> JSON:
                 content=_json("SessionAnswer"),
                 keys=_CHAT,
                 errors=(400, *_STORAGE),
+            ),
+            "patch": _operation(
+                "Change a session's title, pin or archive it",
+                session,
+                content=_json("ListedSession"),
+                keys=_CHAT,
+                errors=(400, 409, *_STORAGE, 413, 415),
+                body="SessionUpdate",
             ),
             "delete": _operation(
                 "Erase a session; its ledger rows, which contain no content, are kept",
@@ -219,6 +242,15 @@ def _paths() -> JSON:
                 content=exported,
                 keys=_CHAT,
                 errors=(400, *_STORAGE),
+            )
+        },
+        "/api/sessions/{session_id}/claim": {
+            "post": _operation(
+                "Take over a session without an owner, once",
+                session,
+                content=_json("ListedSession"),
+                keys=_OWNER,
+                errors=(400, 409, *_STORAGE),
             )
         },
         "/api/sessions/{session_id}/stop": {

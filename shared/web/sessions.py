@@ -1,19 +1,56 @@
-"""api/sessions: a session's totals and history; clear and erase."""
+"""api/sessions: the caller's list, a session's totals and history; clear and erase."""
 
+import re
 from contextlib import suppress
 
 from azurefunctions.extensions.http.fastapi import Request, Response
 
+from shared.domain.listing import ARCHIVED, PLACE, clean
 from shared.domain.principal import Principal
-from shared.errors import ErasureNotFound, Unauthorized
+from shared.errors import ErasureNotFound, InvalidRequest, Unauthorized
 from shared.services import Services
-from shared.web.answers import erasure_answer, history_answer, session_answer
-from shared.web.contract.chat import MAX_BRANCHES, StopAnswer
-from shared.web.contract.fields import MAX_PAGE_TURNS, MAX_TURN_NUMBER
-from shared.web.http import json_response, session_id, whole_number
+from shared.web.answers import erasure_answer, history_answer, listed_session, session_answer, session_list_answer
+from shared.web.contract.chat import MAX_BRANCHES, SessionUpdate, StopAnswer
+from shared.web.contract.fields import MAX_PAGE_SESSIONS, MAX_PAGE_TURNS, MAX_SEARCH_CHARS, MAX_TURN_NUMBER, SESSION_ID
+from shared.web.http import json_response, read_body, session_id, validated, whole_number
 
+_MAX_UPDATE_BYTES = 65_536
 _MAX_STOP_S = 5.0  # a turn that runs here has settled by then, unless storage is slow
 _MAX_ERASING_S = 20.0  # clients and proxies give up on a silent request after 30 s and more
+
+
+_AFTER = re.compile(rf"{PLACE}~{SESSION_ID[1:-1]}")
+
+
+async def get_sessions(request: Request, app: Services, principal: Principal) -> Response:
+    """The caller's own sessions."""
+    owner, query = _owner(principal), request.query_params
+    archived, search = query.get("archived", "false"), query.get("search", "")
+    if archived not in ("true", "false"):
+        raise InvalidRequest("archived must be true or false.", param="archived")
+    if len(search) > MAX_SEARCH_CHARS:
+        raise InvalidRequest(f"search must have at most {MAX_SEARCH_CHARS} characters.", param="search")
+    after = query.get("after", "")
+    if after and (not _AFTER.fullmatch(after) or after.startswith(ARCHIVED) is not (archived == "true")):
+        raise InvalidRequest("after must be the next_after of a page of the same list.", param="after")
+    limit = whole_number(request, "limit", default=20, maximum=MAX_PAGE_SESSIONS)
+    page = await app.sessions.page(owner, after=after, limit=limit, archived=archived == "true", search=clean(search))
+    return json_response(session_list_answer(page, app.clock.now()))
+
+
+async def patch_session(request: Request, app: Services, principal: Principal) -> Response:
+    change = validated(SessionUpdate, await read_body(request, _MAX_UPDATE_BYTES))
+    session = await app.sessions.update(
+        _session_id(request), principal, title=change.title, pinned=change.pinned, archived=change.archived
+    )
+    return json_response(listed_session(session, app.clock.now()))
+
+
+async def post_claim(request: Request, app: Services, principal: Principal) -> Response:
+    """Make the caller the owner of a session that has none."""
+    _owner(principal)
+    session = await app.sessions.claim(_session_id(request), principal)
+    return json_response(listed_session(session, app.clock.now()))
 
 
 async def get_session(request: Request, app: Services, principal: Principal) -> Response:

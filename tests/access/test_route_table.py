@@ -38,10 +38,10 @@ RULES = {
         *(f"zz_{prefix}" for prefix in PREFIXES),
     },
     Rule.CHAT: {
-        *("chat", "session", "erase_session", "messages", "clear_messages", "export_session", "stop_turn"),
-        "about",
+        *("chat", "session", "update_session", "erase_session", "messages", "clear_messages", "export_session"),
+        *("stop_turn", "about"),
     },
-    Rule.OWN: {"erase_own_sessions", "erasure_of_own_sessions"},
+    Rule.OWN: {"sessions", "claim_session", "erase_own_sessions", "erasure_of_own_sessions"},
     Rule.OPENAI: {
         *("completion", "completion_of_deployment", "embedding", "embedding_of_deployment"),
         *(

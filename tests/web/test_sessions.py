@@ -57,6 +57,10 @@ async def test_session_shows_its_settings_and_totals(api: httpx.AsyncClient, fak
     assert details.pop("created") <= details.pop("updated")
     assert details == turn["session"] | {
         "session_id": "s",
+        "kind": "chat",
+        "title": "hi",
+        "pinned": False,
+        "archived": False,
         "reference": await reference(tables),
         "system": "Be brief.",
         "deployment": "chat",
@@ -167,7 +171,7 @@ async def test_clear_deletes_all_content_and_keeps_the_totals(
 
     assert await numbers(api) == ([], None)
     after = await get_json(api, SESSION)
-    assert {**after, "updated": None} == {**before, "updated": None}
+    assert {**after, "updated": None} == {**before, "updated": None, "title": None}
     stored_rows = [row async for row in tables.sessions.query("PartitionKey eq @s", {"s": "s"})]
     assert "secret" not in str(stored_rows)
     assert "another" not in str(stored_rows)

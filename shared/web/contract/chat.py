@@ -6,11 +6,12 @@ from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from shared.domain.calls import ReasoningEffort
-from shared.domain.conversation import Parent
-from shared.web.contract.fields import MAX_TURN_NUMBER, NonEmpty, SessionId, TokenUsage, UtcTime, Wire
+from shared.domain.conversation import Kind, Parent
+from shared.domain.listing import clean
+from shared.web.contract.fields import MAX_TITLE_CHARS, MAX_TURN_NUMBER, NonEmpty, SessionId, TokenUsage, UtcTime, Wire
 from shared.web.contract.limits import RemainingAnswer
 
 IMAGE_URL = r"^(https?://|data:image/)"
@@ -205,18 +206,56 @@ class TurnAddress(BaseModel):
     turn: int
 
 
-class SessionAnswer(SessionTotals):
+def _one_line(title: str) -> str:
+    if not (title := clean(title)):
+        raise ValueError("should have a visible character")
+    return title
+
+
+class SessionUpdate(Wire):
+    """What is given is changed."""
+
+    title: Annotated[str, StringConstraints(max_length=MAX_TITLE_CHARS), AfterValidator(_one_line)] | None = None
+    pinned: bool | None = None
+    archived: bool | None = None
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "SessionUpdate":
+        if not self.model_fields_set:
+            raise ValueError("Send title, pinned or archived.")
+        return self
+
+
+class ListedSession(SessionTotals):
+    """A session in its owner's list. `kind`: the API that began it. `title`: of the first message, until it is changed;
+    null if that had no text, or was deleted. `updated`: the last use."""
+
+    session_id: str
+    kind: Kind
+    title: str | None
+    pinned: bool
+    archived: bool
+    created: datetime
+    updated: datetime
+    deployment: str
+    busy: bool
+
+
+class SessionListAnswer(BaseModel):
+    """The caller's sessions: pinned ones first, then by the day of their last use, newest first. `next_after`: the
+    value of `after` for the next page; null on the last one."""
+
+    sessions: list[ListedSession]
+    next_after: str | None
+
+
+class SessionAnswer(ListedSession):
     """`reference`: the session's name in reports, emails and logs; null until the next turn of an old session.
     `parent`: the turn that a branch continues; null if the session is no branch. `branches`: the sessions that continue
     a turn of this one, and the number of that turn; at most 100, in the order of their IDs."""
 
-    session_id: str
     reference: str | None
-    created: datetime
-    updated: datetime
     system: str
-    deployment: str
-    busy: bool
     usage: TokenUsage
     parent: TurnAddress | None
     branches: Annotated[list[TurnAddress], Field(max_length=MAX_BRANCHES)]

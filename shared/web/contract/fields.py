@@ -10,6 +10,8 @@ SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # pydantic's `$` matches only
 SESSION_ID_FORM = "1 to 64 letters, digits, dots, underscores or hyphens, and begin with a letter or digit"
 IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
 MAX_PAGE_TURNS = 100  # of history
+MAX_PAGE_SESSIONS = 50  # of the caller's list: each is one request to storage
+MAX_TITLE_CHARS = MAX_SEARCH_CHARS = 200
 MAX_TURN_NUMBER = 10**9
 _OPENAI_ID = re.compile("(conv_|resp_)([0-9a-f]{32})([0-9a-f]{8})?")
 
