@@ -78,7 +78,7 @@ class TestPreflight:
                 response = await preflight(api, path)
                 assert (response.status_code, response.content) == (204, b"")
                 assert response.headers["access-control-allow-origin"] == ORIGIN
-                assert names(response, "access-control-allow-methods") == {"GET", "POST", "DELETE"}
+                assert names(response, "access-control-allow-methods") == {"DELETE", "GET", "PATCH", "POST"}
                 assert names(response, "access-control-allow-headers") == ALLOWED
                 assert int(response.headers["access-control-max-age"]) > 0
                 assert response.headers["vary"] == "Origin"
