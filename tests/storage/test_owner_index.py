@@ -1,0 +1,433 @@
+"""The list of an owner's sessions: its order, titles and pages, through faults of storage, crashes and erasures."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+
+from local.keys import line
+from shared.domain.hashing import sha256_hex
+from shared.services import services
+from tests.conftest import Serve, Tables
+from tests.support.azure_openai import AzureOpenAI
+from tests.support.chat_client import JSON, answer, get_json, ok_json, send_message, streaming
+from tests.support.clock import ManualClock
+from tests.support.conservation import all_rows, assert_conserved
+from tests.support.proxy import Answer, Close, Match, TcpProxy
+
+KEYS = {"ann": "a-client-key-of-ann", "ben": "a-client-key-of-ben"}
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
+ANN, BEN = (f"~owner-{sha256_hex(f'key:{name}')}" for name in KEYS)
+LIST = Match(body="~owner-")
+
+
+@pytest.fixture
+def environ(environ: dict[str, str], clock: ManualClock) -> dict[str, str]:
+    clock.set(NOON)
+    return environ | {"CLIENT_KEYS": ",".join(line(*key) for key in KEYS.items())}
+
+
+@pytest.fixture
+async def ann(serve: Serve, environ: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
+    async with serve(environ) as api:
+        api.headers["authorization"] = f"Bearer {KEYS['ann']}"
+        yield api
+
+
+def as_ben() -> dict[str, str]:
+    return {"authorization": f"Bearer {KEYS['ben']}"}
+
+
+async def listed(api: httpx.AsyncClient, limit: int = 50, **query: str) -> list[JSON]:
+    """All sessions of the list, page by page."""
+    sessions: list[JSON] = []
+    after: str | None = ""
+    while after is not None:
+        page = ok_json(
+            await api.get("/api/sessions", params={"limit": limit, **query, **({"after": after} if after else {})})
+        )
+        assert len(page["sessions"]) <= limit
+        sessions += page["sessions"]
+        after = page["next_after"]
+    return sessions
+
+
+async def ids(api: httpx.AsyncClient, limit: int = 50, **query: str) -> list[str]:
+    return [session["session_id"] for session in await listed(api, limit, **query)]
+
+
+async def change(api: httpx.AsyncClient, session: str, **fields: object) -> JSON:
+    return ok_json(await api.patch(f"/api/sessions/{session}", json=fields))
+
+
+async def rows(tables: Tables, partition: str = ANN) -> dict[str, str | None]:
+    """Session -> title, of the rows of a list; a session with several rows fails."""
+    found = [row async for row in tables.sessions.query("PartitionKey eq @owner", {"owner": partition})]
+    titles = {row["RowKey"].split("~")[-1]: row.get("title") for row in found}
+    assert len(titles) == len(found)
+    return titles
+
+
+async def texts(tables: Tables) -> str:
+    return str([row async for row in all_rows(tables.sessions)])
+
+
+# The list
+
+
+async def test_list_has_the_callers_sessions_with_their_totals(ann: httpx.AsyncClient) -> None:
+    first = await answer(ann, "  Why is\nthe sky blue? ", session="a")
+    await answer(ann, "no", session="a")
+    ok_json(await ann.post("/api/chat", json={"message": "hi", "session_id": "b"}, headers=as_ben()))
+
+    (session,) = await listed(ann)
+
+    detail = await get_json(ann, "/api/sessions/a")
+    assert session == {name: detail[name] for name in session}
+    assert (session["title"], session["turns"], session["kind"]) == ("Why is the sky blue?", 2, "chat")
+    assert session["cost_usd"] > first["cost_usd"]
+
+
+async def test_newest_use_comes_first_and_pinned_sessions_before_all(
+    ann: httpx.AsyncClient, clock: ManualClock
+) -> None:
+    for at, session in enumerate("abcde"):
+        clock.set(NOON + at * DAY)
+        await answer(ann, session=session)
+    clock.set(NOON + 5 * DAY)
+    await answer(ann, session="b")
+    clock.set(NOON + 5 * DAY + MINUTE)
+    await answer(ann, session="d")
+    assert await ids(ann) == ["d", "b", "e", "c", "a"]
+    assert await ids(ann, limit=1) == ["d", "b", "e", "c", "a"]
+
+    clock.set(NOON + 5 * DAY + 2 * MINUTE)
+    await answer(ann, session="b")
+    assert (await ids(ann))[0] == "b", "the order within a day is that of the last use"
+    await change(ann, "a", pinned=True)
+    await change(ann, "e", archived=True)
+    assert await ids(ann) == ["a", "b", "d", "c"]
+    assert await ids(ann, archived="true") == ["e"]
+    await change(ann, "a", pinned=False)
+    await change(ann, "e", archived=False)
+    assert await ids(ann, limit=2) == ["b", "d", "e", "c", "a"]
+
+
+async def test_title_can_be_changed_and_searched(ann: httpx.AsyncClient) -> None:
+    await answer(ann, "Über Äpfel", session="a")
+    await answer(ann, "Pears", session="b")
+    renamed = await change(ann, "b", title=" Straße  nach\u202eRom ")
+    assert renamed["title"] == "Straße nach Rom"
+    for text, found in {"ÄPFEL": ["a"], "STRASSE": ["b"], "pears": [], "r": ["b", "a"], "x' or 'a": []}.items():
+        assert sorted(await ids(ann, search=text)) == sorted(found), text
+    await answer(ann, "more", session="b")
+    assert (await get_json(ann, "/api/sessions/b"))["title"] == "Straße nach Rom"
+
+
+@pytest.mark.parametrize(
+    ("message", "title"),
+    [
+        ("x" * 70, "x" * 59 + "…"),
+        ("some words " * 10, "some words some words some words some words some words…"),
+        ([{"type": "text", "text": " "}, {"type": "text", "text": "What is this?"}], "What is this?"),
+        ([{"type": "image_url", "image_url": {"url": "https://a/b.png"}}], None),
+        ("\x00\u200b", None),
+        ("👩‍👩‍👧 family", "👩 👩 👧 family"),
+    ],
+)
+async def test_title_is_made_from_the_first_message(ann: httpx.AsyncClient, message: object, title: str | None) -> None:
+    await answer(ann, message)
+    await answer(ann, "something else")
+
+    (session,) = await listed(ann)
+
+    assert session["title"] == title
+
+
+async def test_temporary_sessions_and_those_without_an_owner_are_in_no_list(
+    ann: httpx.AsyncClient, tables: Tables
+) -> None:
+    await answer(ann, session="temporary", expires_in_seconds=600)
+    del ann.headers["authorization"]
+    await answer(ann, session="anonymous")
+    refused = await ann.get("/api/sessions")
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "unauthorized")
+    assert "~owner-" not in await texts(tables)
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        *(({"limit": value}, "limit") for value in ("0", "51", "-1", "x", "")),
+        *(({"archived": value}, "archived") for value in ("yes", "", "True")),
+        *(
+            ({"after": value}, "after")
+            for value in ("x", "0123456789", "~0123456789~a", "0123456789~a' or 'b", "a" * 999)
+        ),
+        ({"after": "0123456789~a", "archived": "true"}, "after"),
+        ({"search": "x" * 201}, "search"),
+    ],
+)
+async def test_bad_query_is_named(ann: httpx.AsyncClient, query: dict[str, str], param: str) -> None:
+    refused = await ann.get("/api/sessions", params=query)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, None),
+        *(({"title": value}, "title") for value in ("", " \u200b", "x" * 201, 1, ["a"])),
+        *(({"pinned": value}, "pinned") for value in ("true", 1, [])),
+        ({"archived": "no"}, "archived"),
+        ({"title": "a", "colour": "red"}, "colour"),
+    ],
+)
+async def test_bad_change_is_named_and_changes_nothing(ann: httpx.AsyncClient, fields: JSON, param: str | None) -> None:
+    await answer(ann)
+    before = await get_json(ann, "/api/sessions/s")
+    refused = await ann.patch("/api/sessions/s", json=fields)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    assert await get_json(ann, "/api/sessions/s") == before
+
+
+async def test_nobody_changes_or_lists_the_sessions_of_another(ann: httpx.AsyncClient) -> None:
+    await answer(ann, "a secret")
+    for refused in (
+        await ann.patch("/api/sessions/s", json={"title": "mine"}, headers=as_ben()),
+        await ann.post("/api/sessions/s/claim", headers=as_ben()),
+    ):
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "session_not_found")
+    for query in ({}, {"search": "secret"}, {"archived": "true"}):
+        page = ok_json(await ann.get("/api/sessions", params=query, headers=as_ben()))
+        assert page == {"sessions": [], "next_after": None}
+
+
+async def test_change_during_a_turn_is_not_lost(ann: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
+    await answer(ann)
+    with fake.hold() as hold:
+        async with streaming(ann) as stream:
+            await stream.next()
+            await change(ann, "s", title="Renamed", pinned=True)
+            hold.release()
+            assert [event.name for event in await stream.rest()][-1] == "done"
+    (session,) = await listed(ann)
+    assert (session["title"], session["pinned"], session["turns"]) == ("Renamed", True, 2)
+    assert await rows(tables) == {"s": "Renamed"}
+
+
+# What it costs
+
+
+async def test_only_the_first_turn_of_a_day_costs_a_request(
+    storage: TcpProxy, ann: httpx.AsyncClient, clock: ManualClock
+) -> None:
+    requests = []
+    for now in (NOON, NOON + MINUTE, NOON + 2 * MINUTE, NOON + DAY, NOON + DAY + MINUTE):
+        clock.set(now)
+        before = storage.count(LIST) + storage.count(Match(path="~owner-"))
+        await answer(ann)
+        requests.append(storage.count(LIST) + storage.count(Match(path="~owner-")) - before)
+    assert requests == [1, 0, 0, 1, 0]
+
+
+# Content that is deleted
+
+
+@pytest.mark.parametrize("path", ["/messages", ""])
+async def test_deleted_content_leaves_no_title(ann: httpx.AsyncClient, tables: Tables, path: str) -> None:
+    await answer(ann, "a secret")
+    ok = await ann.delete(f"/api/sessions/s{path}")
+    assert ok.status_code == 204
+    assert "secret" not in await texts(tables)
+    assert await rows(tables) == ({"s": None} if path else {})
+
+    await answer(ann, "a new beginning")
+
+    assert await rows(tables) == {"s": "a new beginning"}
+
+
+async def test_deleted_response_or_item_leaves_no_title(ann: httpx.AsyncClient, tables: Tables) -> None:
+    body = {"model": "chat", "input": "a secret"}
+    response = ok_json(await ann.post("/openai/v1/responses", json=body))
+    conversation = ok_json(await ann.post("/openai/v1/conversations", json={}))
+    item = {"type": "message", "role": "user", "content": "a secret"}
+    items = f"/openai/v1/conversations/{conversation['id']}/items"
+    (added,) = ok_json(await ann.post(items, json={"items": [item]}))["data"]
+    assert [session["title"] for session in await listed(ann)] == ["a secret"] * 2
+
+    assert (await ann.delete(f"/openai/v1/responses/{response['id']}")).status_code == 200
+    assert (await ann.delete(f"{items}/{added['id']}")).status_code == 200
+
+    assert "secret" not in await texts(tables)
+    assert [session["title"] for session in await listed(ann)] == [None] * 2
+
+
+async def test_erasing_all_sessions_empties_the_list(ann: httpx.AsyncClient, tables: Tables) -> None:
+    for session in "abc":
+        await answer(ann, "a secret", session=session)
+    assert ok_json(await ann.delete("/api/me/sessions"))["done"]
+    assert await ids(ann) == []
+    assert await rows(tables) == {}
+
+
+# Taking over
+
+
+async def test_session_without_owner_is_taken_over_once(
+    ann: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    anonymous = {"authorization": ""}
+    begun = await ann.post("/api/chat", json={"message": "before"}, headers=anonymous)
+    session = ok_json(begun)["session_id"]
+
+    claimed = [await ann.post(f"/api/sessions/{session}/claim") for _ in range(2)]
+
+    assert [ok_json(each)["title"] for each in claimed] == ["before"] * 2
+    for headers in (as_ben(), anonymous):
+        refused = await ann.post("/api/chat", json={"message": "x", "session_id": session}, headers=headers)
+        assert refused.status_code == 404
+        assert (await ann.post(f"/api/sessions/{session}/claim", headers=headers)).status_code in (401, 404)
+    assert (await answer(ann, "after", session=session))["turn"] == 2
+    assert await ids(ann) == [session]
+    await assert_conserved(tables, fake)
+
+
+async def test_of_two_callers_at_once_one_takes_a_session_over(ann: httpx.AsyncClient, tables: Tables) -> None:
+    for _ in range(5):
+        begun = await ann.post("/api/chat", json={"message": "before"}, headers={"authorization": ""})
+        path = f"/api/sessions/{ok_json(begun)['session_id']}/claim"
+        answers = await asyncio.gather(ann.post(path), ann.post(path, headers=as_ben()))
+        assert sorted(each.status_code for each in answers) == [200, 404]
+    assert len(await rows(tables)) + len(await rows(tables, BEN)) == 5
+
+
+async def test_chosen_ids_and_running_turns_are_not_taken_over(ann: httpx.AsyncClient, fake: AzureOpenAI) -> None:
+    anonymous = {"authorization": ""}
+    await ann.post("/api/chat", json={"message": "hi", "session_id": "chosen"}, headers=anonymous)
+    refused = await ann.post("/api/sessions/chosen/claim")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "session_id")
+    session = ok_json(await ann.post("/api/chat", json={"message": "hi"}, headers=anonymous))["session_id"]
+    owner, ann.headers["authorization"] = ann.headers["authorization"], ""
+    with fake.hold():
+        async with streaming(ann, session=session) as stream:
+            await stream.next()
+            refused = await ann.post(f"/api/sessions/{session}/claim", headers={"authorization": owner})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "session_busy")
+
+
+# Sessions of before
+
+
+async def test_older_sessions_are_entered_by_the_timer(
+    ann: httpx.AsyncClient, clock: ManualClock, tables: Tables
+) -> None:
+    for at, session in enumerate("abc"):
+        clock.set(NOON + at * DAY)
+        await answer(ann, f"message of {session}", session=session)
+    await ann.delete("/api/sessions/b/messages")
+    await answer(ann, session="temporary", expires_in_seconds=9_999)
+    async for row in all_rows(tables.sessions):  # as an earlier version stored them
+        if row["PartitionKey"].startswith("~owner"):
+            await tables.sessions.delete(row["PartitionKey"], row["RowKey"], "*")
+        elif row["RowKey"] == "head":
+            columns = {name: row[name] for name in row.keys() - {"etag", "places", "title", "pinned", "archived"}}
+            await tables.sessions.put(columns, row["etag"])
+    assert await ids(ann) == []
+
+    clock.set(NOON + 9 * DAY)
+    for _ in range(2):
+        await services().maintenance.run()
+
+    assert [(each["session_id"], each["title"]) for each in await listed(ann)] == [
+        ("b", None),
+        ("c", "message of c"),
+        ("a", "message of a"),
+    ]
+    assert len(await rows(tables)) == 3
+
+
+# Rows that are out of date
+
+
+async def test_row_of_a_session_that_was_never_stored_is_deleted_after_an_hour(
+    storage: TcpProxy, ann: httpx.AsyncClient, clock: ManualClock, tables: Tables
+) -> None:
+    storage.on(Match("POST", r"\$batch$"), Answer(403))
+    assert (await send_message(ann, "a secret")).status_code == 503
+    assert await ids(ann) == []
+    assert await rows(tables) == {"s": "a secret"}, "its turn may still be reserved by a request that is on its way"
+
+    clock.set(NOON + timedelta(hours=2))
+    assert await ids(ann) == []
+    assert await rows(tables) == {}
+
+
+async def test_move_that_failed_is_made_good_when_the_list_is_read(
+    storage: TcpProxy, ann: httpx.AsyncClient, clock: ManualClock, tables: Tables
+) -> None:
+    for session in "abc":
+        await answer(ann, session=session)
+    clock.set(NOON + DAY)
+    storage.on(Match("POST", body="~owner-"), Answer(403))
+    await answer(ann, session="b")
+    assert sorted(await ids(ann, limit=1)) == ["a", "b", "c"]
+    assert (await ids(ann))[0] == "b"
+    assert len(await rows(tables)) == 3
+
+
+FAULTS = [
+    *(Answer(403), Answer(503, after_answer=True), Close(), Close(after_answer=True)),
+]
+
+
+@pytest.mark.parametrize("seed", [1, 2, *[pytest.param(None, marks=pytest.mark.acceptance) for _ in range(20)]])
+async def test_random_use_with_faults_of_storage(
+    seed: int | None, storage: TcpProxy, ann: httpx.AsyncClient, clock: ManualClock, tables: Tables, fake: AzureOpenAI
+) -> None:
+    """Whatever fails, every session is in the list once, with its title, and at its day."""
+    seed = random.randrange(2**32) if seed is None else seed
+    print(f"seed {seed}")
+    rng, erased = random.Random(seed), set[str]()
+    for step in range(60):
+        clock.set(NOON + step * timedelta(hours=5))
+        session = rng.choice("abcdefgh")
+        if rng.random() < 0.4:
+            match = rng.choice([Match(body="~owner-"), Match("POST", r"\$batch$"), Match("PATCH"), Match("DELETE")])
+            storage.on(match, rng.choice(FAULTS), nth=rng.choice((1, 1, 2)))
+        match rng.choice(("turn", "turn", "turn", "title", "pin", "archive", "clear", "erase", "list")):
+            case "turn":
+                await send_message(ann, f"step {step}", session=session)
+            case "title":
+                await ann.patch(f"/api/sessions/{session}", json={"title": f"title {step}"})
+            case "pin":
+                await ann.patch(f"/api/sessions/{session}", json={"pinned": rng.random() < 0.5})
+            case "archive":
+                await ann.patch(f"/api/sessions/{session}", json={"archived": rng.random() < 0.5})
+            case "clear":
+                await ann.delete(f"/api/sessions/{session}/messages")
+            case "erase":
+                erased.add(session)
+                await ann.delete(f"/api/sessions/{session}")
+            case _:
+                await ann.get("/api/sessions", params={"limit": 2})
+        storage.clear()
+    for at in range(4):  # leases and deletions that were interrupted end
+        clock.set(NOON + timedelta(days=20 + at))
+        await services().maintenance.run()
+    for archived in ("false", "true"):  # corrects what is out of date
+        await listed(ann, 3, archived=archived)
+
+    heads = {row["PartitionKey"]: row async for row in all_rows(tables.sessions) if row["RowKey"] == "head"}
+    shown = {archived: await listed(ann, 3, archived=archived) for archived in ("false", "true")}
+    assert sorted(each["session_id"] for part in shown.values() for each in part) == sorted(heads)
+    assert await rows(tables) == {session: head.get("title") for session, head in heads.items()}
+    assert all(each["archived"] is (archived == "true") for archived, part in shown.items() for each in part)
+    first = [each["session_id"] for each in shown["false"] if each["pinned"]]
+    assert [each["session_id"] for each in shown["false"]][: len(first)] == first
+    await assert_conserved(tables, fake, erased=erased)
