@@ -32,7 +32,7 @@ if ($env:AUTH_CLIENT_ID) {
     if ($env:AUTH_CLIENT_ID -match $guid) { exit 0 }
     Stop-Hook "AUTH_CLIENT_ID is '$($env:AUTH_CLIENT_ID)'. Set the application (client) ID, such as 11111111-2222-3333-4444-555555555555."
 }
-# What a pipeline stores is lost, so each run would register the app anew.
+# What a pipeline stores is lost, so each run would register the app again.
 if ($env:CI -or $env:TF_BUILD) {
     Stop-Hook "A pipeline doesn't register the app. Run azd provision on your machine, then azd pipeline config."
 }

@@ -34,7 +34,7 @@ if [ -n "${AUTH_CLIENT_ID:-}" ]; then
   if is_guid "$AUTH_CLIENT_ID"; then exit 0; fi
   refuse "AUTH_CLIENT_ID is '$AUTH_CLIENT_ID'. Set the application (client) ID, such as 11111111-2222-3333-4444-555555555555."
 fi
-# What a pipeline stores is lost, so each run would register the app anew.
+# What a pipeline stores is lost, so each run would register the app again.
 if [ -n "${CI:-}${TF_BUILD:-}" ]; then
   refuse "A pipeline doesn't register the app. Run azd provision on your machine, then azd pipeline config."
 fi

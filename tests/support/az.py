@@ -33,11 +33,11 @@ class GraphError(Exception):
 
 
 def new_state(**values: Any) -> JSON:
-    """`lag`: requests to which a new object is unknown; `throttled`: requests that are refused; `denied`: the person
-    may not change the directory; `fails`: the requests (METHOD path) that are answered with 503; `tenant` of the person
-    that is signed in, and of each subscription."""
+    """`lag`: how many requests of each kind (METHOD path) do not know a new application yet; `fails`: the kinds that
+    are answered with 503; `throttled`: how many requests are refused; `denied`: whether the person may not change the
+    directory; `tenant` of the person that is signed in, `tenants` of the subscriptions."""
     state: JSON = {"tenant": "", "tenants": {}, "applications": [], "servicePrincipals": [], "requests": [], "env": {}}
-    return state | {"lag": 0, "throttled": 0, "denied": False, "fails": []} | values
+    return state | {"lag": {}, "throttled": 0, "denied": False, "fails": []} | values
 
 
 class Graph:
@@ -75,16 +75,17 @@ class Graph:
         return [each for each in self._state[collection] if each["appId"] == named[1]]
 
     def _application(self, key: str, value: str) -> JSON:
-        found: list[JSON] = [each for each in self._state["applications"] if each[key] == value]
+        matching: list[JSON] = [each for each in self._state["applications"] if each[key] == value]
         unknown = f"Resource '{value}' does not exist or one of its queried reference-property objects are not present."
-        if not found or self._is_lagging():
+        if not matching or self._is_lagging():
             raise GraphError("Not Found", "Request_ResourceNotFound", unknown)
-        return found[0]
+        return matching[0]
 
     def _is_lagging(self) -> bool:
-        lag = self._state["lag"]
-        self._state["lag"] = max(0, lag - 1)
-        return bool(lag)
+        kind = self._state["requests"][-1]
+        left = self._state["lag"].get(kind, 0)
+        self._state["lag"][kind] = max(0, left - 1)
+        return bool(left)
 
     def _new_application(self, body: JSON) -> JSON:
         application: JSON = {"id": str(uuid.uuid4()), "appId": str(uuid.uuid4()), "identifierUris": [], "tags": []}
@@ -140,8 +141,8 @@ QUERIES: Mapping[str, Callable[[JSON], list[Any]]] = {  # of the hooks; JMESPath
 
 def queried(query: str, answer: JSON) -> list[Any]:
     if owned := re.fullmatch(r"value\[\?appId=='(.+)'\]\.\[\[id\], spa\.redirectUris\]\[\]\[\]", query):
-        found = [each for each in answer["value"] if each["appId"] == owned[1]]
-        return [part for each in found for part in (each["id"], *each["spa"]["redirectUris"])]
+        matching = [each for each in answer["value"] if each["appId"] == owned[1]]
+        return [part for each in matching for part in (each["id"], *each["spa"]["redirectUris"])]
     return QUERIES[query](answer)
 
 
@@ -160,9 +161,11 @@ def az(state: JSON, command: str, options: Mapping[str, str]) -> str:
     if command == "account show":
         assert options["--query"] == "tenantId"
         subscription = options.get("--subscription")
-        if subscription and subscription not in state["tenants"]:
+        if subscription is None:
+            return f"{state['tenant']}\n"
+        if subscription not in state["tenants"]:
             raise LookupError(f"Subscription '{subscription}' not found. Check the spelling and casing and try again.")
-        return f"{state['tenants'][subscription] if subscription else state['tenant']}\n"
+        return f"{state['tenants'][subscription]}\n"
     assert command == "rest"
     assert options["--url"].startswith(f"{GRAPH}/v1.0/")
     body = json.loads(Path(options["--body"].removeprefix("@")).read_text()) if "--body" in options else None
