@@ -128,6 +128,27 @@ param usageKeys string = ''
 @description('More app settings, as a JSON object of strings. They override the defaults of this template, but not what it computes.')
 param extraSettings object = {}
 
+// -- People
+
+@description('Whether people sign in with Microsoft Entra ID. Function keys then open nothing. Empty: they do not sign in.')
+@allowed(['', 'entra'])
+param auth string = ''
+
+@description('With entra: application (client) ID of the registration. infra/hooks/sign-in makes one if it is empty.')
+param authClientId string = ''
+
+@description('With entra: directory (tenant) ID whose people sign in. Empty: the subscription\'s tenant.')
+param authTenantId string = ''
+
+@description('With entra: who issues the tokens, as a URL without a path. Empty: https://login.microsoftonline.com.')
+param authAuthority string = ''
+
+@description('With entra: app roles of which a person needs one, comma separated: Chat.User,Chat.Admin. Empty: none is needed.')
+param authRoles string = ''
+
+@description('With entra: whether access tokens (people) or client keys (keys) are accepted. Empty: both, people,keys.')
+param authAccept string = ''
+
 // -- The daily summary
 
 @description('Comma-separated email addresses for the daily summary and the alerts. Empty: no email, and no email service.')
@@ -255,6 +276,20 @@ var allLimits = contains(extraSettings, 'LIMITS')
   ? fail('extraSettings can\'t set LIMITS: use limits, limitUsdPerDay and limitUsdPerMonth.')
   : union(empty(total) ? {} : { total: total }, limits)
 var limitsSetting = empty(allLimits) ? '' : string(allLimits)
+var authSettings = {
+  AUTH_TENANT_ID: empty(authTenantId) ? tenant().tenantId : authTenantId
+  AUTH_CLIENT_ID: auth == 'entra' && empty(authClientId)
+    ? fail('auth entra needs authClientId: the registration\'s application (client) ID.')
+    : authClientId
+  AUTH_AUTHORITY: authAuthority
+  AUTH_ROLES: authRoles
+  AUTH_ACCEPT: authAccept
+}
+// As for LIMITS: the app would not get what extraSettings sets of these.
+var hasExtraAuth = !empty(filter(items(extraSettings), each => contains(authSettings, each.key)))
+var peopleSettings = hasExtraAuth
+  ? fail('extraSettings can\'t set AUTH_ settings: use auth, authClientId and the others.')
+  : auth == 'entra' ? authSettings : mapValues(authSettings, _ => '')
 var ledgerMonths = ledgerRetentionMonths == 1
   ? fail('ledgerRetentionMonths must be 0 or at least 2: a daily summary reads rows of up to 31 days ago.')
   : ledgerRetentionMonths
@@ -453,6 +488,7 @@ module function 'app/function.bicep' = {
       TABLES_ENDPOINT: storage.outputs.tableEndpoint
       PRICES: pricesSetting
       LIMITS: limitsSetting
+      ...peopleSettings
       CLIENT_KEYS: clientKeys
       USAGE_KEYS: usageKeys
       SUMMARY_SCHEDULE: summarySchedule

@@ -775,6 +775,15 @@ class TestHooks:
         assert "az functionapp keys list -g 'rg-test' -n func-test --query functionKeys.default -o tsv" in output
         assert 'curl -sS https://func-test.azurewebsites.net/api/chat -H "x-functions-key: $KEY"' in output
 
+    def test_postdeploy_prints_a_request_with_a_token_where_people_sign_in(self, tmp_path: Path) -> None:
+        client = "55555555-5555-5555-5555-555555555555"
+        output = self.run("postdeploy.sh", tmp_path, AUTH="entra", AUTH_CLIENT_ID=client)
+        assert f"az account get-access-token --scope api://{client}/.default --query accessToken -o tsv" in output
+        assert 'curl -sS https://func-test.azurewebsites.net/api/chat -H "Authorization: Bearer $TOKEN"' in output
+        assert "key" not in output
+        for command in re.findall(r"^  (\S.*)$", output, re.MULTILINE):
+            assert subprocess.run(["sh", "-n", "-c", command], check=False).returncode == 0, command
+
     @pytest.mark.parametrize("hook", ["postprovision", "postdeploy"])
     def test_printed_commands_are_valid_for_any_environment_name(self, hook: str, tmp_path: Path) -> None:
         """Names of azd environments may contain parentheses, which are special to a shell."""
@@ -788,7 +797,9 @@ class TestHooks:
     def test_powershell_hooks_match_the_posix_hooks(self, hook: str) -> None:
         posix = (INFRA / "hooks" / f"{hook}.sh").read_text()
         powershell = (INFRA / "hooks" / f"{hook}.ps1").read_text()
-        assert set(re.findall(r"\$\{?(AZURE_\w+|TABLES_\w+)", posix)) == set(re.findall(r"\$env:(\w+)", powershell))
+        assert set(re.findall(r"\$\{?(AUTH\w*|AZURE_\w+|TABLES_\w+)", posix)) == set(
+            re.findall(r"\$env:(\w+)", powershell)
+        )
         setting_names = set(re.findall(r'^\s+"([A-Z_]+)":', posix, re.MULTILINE))
         assert setting_names == set(re.findall(r"^\s+([A-Z_]+) += ", powershell, re.MULTILINE))
 

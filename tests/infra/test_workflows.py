@@ -41,13 +41,13 @@ def test_azd_versions_that_delete_an_existing_accounts_group_are_rejected() -> N
 
 def test_each_hook_has_a_script_for_each_shell() -> None:
     scripts = re.findall(r"run: (\S+)", AZURE_YAML)
-    assert len(scripts) == 10
+    assert len(scripts) == 14
     for script in scripts:
         assert (ROOT / script).is_file()
         assert not script.endswith(".sh") or os.name == "nt" or os.access(ROOT / script, os.X_OK)
-    hooks = re.findall(r"posix:\n +shell: sh\n +run: infra/hooks/(\w+)\.sh\n", AZURE_YAML)
-    assert hooks == re.findall(r"windows:\n +shell: pwsh\n +run: infra/hooks/(\w+)\.ps1\n", AZURE_YAML)
-    assert hooks == ["quota", "postprovision", "budget", "limits", "postdeploy"]
+    hooks = re.findall(r"posix:\n +shell: sh\n +run: infra/hooks/([\w-]+)\.sh\n", AZURE_YAML)
+    assert hooks == re.findall(r"windows:\n +shell: pwsh\n +run: infra/hooks/([\w-]+)\.ps1\n", AZURE_YAML)
+    assert hooks == ["quota", "sign-in", "postprovision", "budget", "limits", "redirects", "postdeploy"]
 
 
 def test_output_of_hooks_stays_on_the_terminal() -> None:
