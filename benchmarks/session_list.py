@@ -1,9 +1,9 @@
 """The list of an owner's sessions: `python -m benchmarks.session_list [--sessions 100 10000] [--rounds 30]`.
 
-Writes one owner's sessions for each count, with their rows in the owner's list, into an Azurite of its own. Then it reads
-the first page, the next one and a page from the middle, 50 sessions each, and searches the titles for one session and for
-none, in turn for each count. It prints requests to storage, the median time and this process's CPU time, and the ratio to
-the smallest count. It ends with an error if a page does not have the sessions that it should have.
+Writes one owner's sessions for each count, with their rows in the owner's list, into an Azurite of its own. Then it
+reads the first page and one from the middle, 50 sessions each, and searches the titles for one session and for none, in
+turn for each count. It prints requests to storage, the median time and this process's CPU time, and the ratio to the
+first count. It ends with an error if a page does not have the sessions that it should have.
 """
 
 import argparse
@@ -94,8 +94,8 @@ async def measure(connection: str, counts: list[int], rounds: int) -> None:
             requests, seconds, cpu = (median(column) for column in zip(*figures, strict=True))
             ratio = seconds / median(each[1] for each in found[name, counts[0]])
             print(
-                f"{name} of {count} sessions: {requests:.0f} requests, {1_000 * seconds:.1f} ms, CPU {1_000 * cpu:.1f} ms;"
-                f" {ratio:.2f} times the time for {counts[0]}"
+                f"{name} of {count} sessions: {requests:.0f} requests, {1_000 * seconds:.1f} ms,"
+                f" CPU {1_000 * cpu:.1f} ms; {ratio:.2f} times the time for {counts[0]}"
             )
 
 
