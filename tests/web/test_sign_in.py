@@ -100,7 +100,16 @@ async def test_two_people_and_a_key_chat_at_once_and_reach_only_their_own(
         await open_id(bob, session)
         await expect(bob.get_by_role("status")).to_contain_text("belongs to another account")
         await ask(ada, "still here")
-        assert ADA.name not in await ada.evaluate("JSON.stringify({...localStorage}) + document.cookie")
+        await expect(ada.locator("#conversations li")).to_have_text(["of Ada"])
+        assert await ada.evaluate("JSON.stringify({...localStorage}) + document.cookie") == "{}"
+
+        await ada.get_by_role("button", name="Sign out").click()
+        await expect(ada.get_by_role("dialog", name="Sign in")).to_be_visible()
+        await expect(ada.get_by_text("of Ada")).to_have_count(0)
+        assert await ada.evaluate("JSON.stringify({...localStorage, ...sessionStorage})") == "{}"
+        await ada.go_back()
+        await expect(ada.get_by_role("dialog", name="Sign in")).to_be_visible()
+        await expect(ada.get_by_text("of Ada")).to_have_count(0)
 
 
 @pytest.mark.acceptance
