@@ -58,9 +58,9 @@ def open_at(
     return open_page(browser, str(api.base_url).rstrip("/"), stored, **options)
 
 
-async def write_sessions(tables: Tables, used: dict[str, datetime], **fields: Any) -> None:
+async def write_sessions(tables: Tables, last_uses: dict[str, datetime], **fields: Any) -> None:
     """Sessions of Ann, by their titles, with the times of their last use."""
-    for title, updated in used.items():
+    for title, updated in last_uses.items():
         head = Session(
             id=uuid.uuid4().hex,
             created=updated,
@@ -84,10 +84,10 @@ def listed(page: Page) -> Locator:
 
 async def groups(page: Page) -> dict[str, list[str]]:
     """The headings of the list, with the titles below them."""
-    found: dict[str, list[str]] = await page.evaluate("""() => Object.fromEntries(
+    titles: dict[str, list[str]] = await page.evaluate("""() => Object.fromEntries(
       [...document.querySelectorAll("#conversations h3")].map((heading) =>
         [heading.textContent, [...heading.nextElementSibling.children].map((row) => row.textContent)]))""")
-    return found
+    return titles
 
 
 def button(page: Page, name: str) -> Locator:
@@ -116,8 +116,8 @@ async def test_sessions_are_grouped_by_local_day_searched_and_loaded_on_scrollin
     midnight = datetime.now(ZoneInfo(ZONE)).replace(hour=0, minute=0, second=0, microsecond=0)
     ages = {"late": timedelta(minutes=1), "week": timedelta(days=3), "month": timedelta(days=15)}
     older = {days: midnight - timedelta(days=days) for days in (40, 75)}
-    used = {name: midnight - age for name, age in ages.items()}
-    await write_sessions(tables, {"now": now} | used | {f"{days} days": each for days, each in older.items()})
+    newer = {name: midnight - age for name, age in ages.items()}
+    await write_sessions(tables, {"now": now} | newer | {f"{days} days": each for days, each in older.items()})
     await write_sessions(tables, {"important": older[75]}, pinned=True)
     await write_sessions(tables, {f"many {n}": older[75] - timedelta(days=1, minutes=n) for n in range(40)})
     await write_sessions(tables, {"put away": older[40]}, archived=True)
@@ -191,6 +191,9 @@ async def test_used_session_moves_up_and_is_pinned_renamed_and_archived_on_every
         await button(other, "Archive").click()
         await expect(other.get_by_role("status")).to_have_text("Archived.")
         await expect(listed(other)).to_have_text(["newer", "<b>Fruit</b>"])
+        await other.set_viewport_size({"width": 360, "height": 640})
+        assert await other.evaluate("document.documentElement.scrollWidth") == 360
+        await other.set_viewport_size({"width": 1_200, "height": 640})
         await button(other, "Archived").click()
         await expect(listed(other)).to_have_text(["older"])
         await button(other, "Unarchive").click()
@@ -213,8 +216,8 @@ async def test_used_session_moves_up_and_is_pinned_renamed_and_archived_on_every
         await enter_client_key(page, "")
         await expect(page.get_by_role("status")).to_contain_text("There is no conversation with this ID, or it")
         await expect(listed(page)).to_have_count(0)
-        await ask(page, "of nobody")
-        await expect(listed(page)).to_have_text(["of nobody"])
+        await ask(page, "without owner")
+        await expect(listed(page)).to_have_text(["without owner"])
         await expect(page.get_by_role("searchbox")).to_have_count(0)
         assert "of Bob" not in await page.evaluate(STORED)
 
@@ -287,8 +290,8 @@ async def test_conversations_of_the_browser_are_taken_over_once_and_failures_are
 
 
 async def stored(page: Page) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(await page.evaluate("localStorage.getItem('conversations')"))
-    return found
+    entries: list[dict[str, Any]] = json.loads(await page.evaluate("localStorage.getItem('conversations')"))
+    return entries
 
 
 async def test_list_says_that_storage_cannot_be_reached_and_is_loaded_again_on_request(

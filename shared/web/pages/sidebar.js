@@ -43,7 +43,7 @@ function drawMore(focused) {
   if (!list.problem && !list.isLoading) watchMore();
 }
 
-// Observing it anew reports whether it is in view now.
+// A new observation begins with a report, also if nothing has changed.
 const watcher = new IntersectionObserver(([entry]) => {
   if (entry.isIntersecting && !list.problem) list.more();
 });
