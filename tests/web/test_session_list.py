@@ -133,8 +133,11 @@ async def test_sessions_are_grouped_by_local_day_searched_and_loaded_on_scrollin
             ("Previous 30 days", ["month"]),
             (f"{older[40]:%B %Y}", ["40 days"]),
         ]
-        await listed(page).last.scroll_into_view_if_needed()
+        nav = page.get_by_role("navigation", name="Conversations")
+        await nav.evaluate("nav => nav.scrollTop = nav.scrollHeight")
+        scrolled = await nav.evaluate("nav => nav.scrollTop")
         await expect(listed(page)).to_have_count(47)
+        assert await nav.evaluate("nav => nav.scrollTop") == scrolled > 0
         await expect(button(page, "More")).to_be_hidden()
         assert [title for each in (await groups(page)).values() for title in each][-2:] == ["many 38", "many 39"]
 

@@ -15,7 +15,7 @@ export function drawConversations(drawn, shownId, open) {
   byId("filters").hidden = !list.isOnServer;
   byId("list-note").textContent = list.note;
   drawMore(focused);
-  if (focused.dataset.id) buttonOf(focused.dataset.id)?.focus();
+  if (focused.dataset.id) buttonOf(focused.dataset.id)?.focus({ preventScroll: true });
 }
 
 function groupElements({ name, rows }, index, shownId, open) {
