@@ -294,7 +294,7 @@ async function change(id, changes, done = "") {
     if (ownVisit !== visit) return;
     shown = { ...shown, ...changed };
     drawList();
-    showStatus(done);
+    if (done) showStatus(done);
   });
 }
 
