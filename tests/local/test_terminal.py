@@ -277,7 +277,7 @@ async def test_json_option_prints_the_response_body_as_one_line(
         (b" \n", (), 1, "No message on standard input"),
         (b"caf\xe9", (), 1, "not UTF-8 text (byte 3)"),
         (b"x" * 300_000, (), 1, "larger than 262144 bytes"),
-        (b"hi", ("--deployment", "none"), 1, "There is no deployment 'none'. Choose one of: chat."),
+        (b"hi", ("--deployment", "none"), 1, "There is no deployment 'none' for chat. Choose one of: chat."),
         (b"hi", ("--session", "a/b"), 2, "must be the ID of a session (1 to 64 letters, digits"),
         (b"hi", ("--session", "resp_" + "0" * 39), 2, "is incomplete: conv_ has 32 hex digits behind it, resp_ 40"),
         (b"hi", ("--session", "conv_" + "0" * 32), 1, " does not exist, or belongs to another client key. Set the key"),
