@@ -160,7 +160,9 @@ class Chaos:
             case "continue" if answered:
                 body["previous_response_id"] = self.rng.choice(answered[-4:])
             case "conversation":
-                body["conversation"] = await self._conversation(http, host, caller)
+                await self._begin_conversation(http, host, caller)
+                if caller in self.conversations:
+                    body["conversation"] = self.conversations[caller]
             case "unstored":
                 body["store"] = False
         if self.rng.random() < 0.2:
@@ -178,13 +180,12 @@ class Chaos:
         assert response.status_code in EXPECTED, response.text
         return response.status_code
 
-    async def _conversation(self, http: httpx.AsyncClient, host: Host, caller: str) -> str:
+    async def _begin_conversation(self, http: httpx.AsyncClient, host: Host, caller: str) -> None:
         if caller not in self.conversations:
             headers = {"authorization": f"Bearer {KEYS[caller]}"}
             created = await http.post(f"{host.base}/openai/v1/conversations", json={}, headers=headers)
             if created.status_code == 200:
                 self.conversations.setdefault(caller, created.json()["id"])
-        return self.conversations.get(caller, "conv_" + "0" * 32)
 
     async def _embed(self, http: httpx.AsyncClient, caller: str) -> None:
         headers = {"authorization": f"Bearer {KEYS[caller]}"}

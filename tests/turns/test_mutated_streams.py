@@ -199,11 +199,11 @@ async def check_turn(app: App, answer: Mutated, calls: list[Call], done: JSON | 
 
 
 def check_events(answer: Mutated, stream: bytes, *, usage: bool) -> None:
-    """Every event went on with its name and data unchanged, up to an error."""
-    sent = [event for event in events_of(answer.body) if event[1] != b"[DONE]"]
-    errors = [at for at, (_, data) in enumerate(sent) if is_error(parsed(data))]
-    sent = [event for event in sent[: errors[0] if errors else None] if usage or not is_only_usage(event[1])]
+    """Every event went on with its name and data unchanged, up to an error, unless that follows a complete answer."""
     *received, (_, last) = events_of(stream)
+    sent = [event for event in events_of(answer.body) if event[1] != b"[DONE]"]
+    errors = [at for at, (_, data) in enumerate(sent) if is_error(parsed(data)) and last != b"[DONE]"]
+    sent = [event for event in sent[: errors[0] if errors else None] if usage or not is_only_usage(event[1])]
     assert last == b"[DONE]" or (is_error(parsed(last)) and not is_usable(answer))
     assert received == (sent if answer.lossless else sent[: len(received)])
 
