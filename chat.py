@@ -54,7 +54,7 @@ SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 OPENAI_ID = re.compile(r"(?:conv_([0-9a-f]{32})|resp_([0-9a-f]{32})[0-9a-f]{8})")  # of openai/v1: each has a session's
 CUT_OPENAI_ID = re.compile(r"(?:conv|resp)_[0-9a-f]{8,}")
 MAX_RETRY_DELAY_S = 5.0  # a longer Retry-After wins
-HISTORY_TURNS = 20
+HISTORY_TURNS = LISTED_SESSIONS = 20
 MAX_TOOL_LINE = 200  # characters of a tool call or result in the history
 PARTS = {"file": "[file]", "input_audio": "[audio]"}  # any other without text is an image
 HELP = """\
@@ -63,6 +63,8 @@ clear        clear the messages; the totals are kept
 tokens       tokens of this session
 cost         exact cost of this session
 history      the last turns
+sessions     your sessions, newest first; /sessions TEXT searches their titles
+/open N      continue the session with this number in the list
 help         this text; each command also works with a slash: /help
 
 Enter sends. Alt-Enter (or Esc, Enter) starts a new line; pasted text may have
@@ -75,6 +77,10 @@ RETRY_NOTICES = {
     BUSY: "Another turn of this session is still running. Waiting until it ends.",
     LIMITED: "{reason} Retrying in {delay:g} s.",
 }
+NO_LIST = (
+    "Only your own sessions are listed: those of an account (`chat.py login`, --token) or of a client key"
+    " (--client-key). This terminal sends neither, so its sessions have no owner."
+)
 NOT_ACCEPTED = "Stopped. The server had not accepted the message: it costs nothing."
 BUDGETS = {"usd_per_day": "daily budget", "usd_per_month": "monthly budget"}
 
@@ -185,6 +191,14 @@ def local_time(utc: str) -> str:
     except (ValueError, OverflowError):
         return utc
     return f"{local:%a} {local.day} {local:%b}, {local:%H:%M}"
+
+
+def local_day(utc: str) -> str:
+    """In this machine's time zone: 2026-11-29. The first ten characters if it can't be read."""
+    try:
+        return f"{datetime.fromisoformat(utc.replace('Z', '+00:00')).astimezone():%Y-%m-%d}"
+    except (ValueError, OverflowError):
+        return utc[:10]
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -467,6 +481,7 @@ class ChatApi:
     ) -> None:
         self.url, self._has_key, self._has_client_key, self._has_token = url, bool(key), bool(client_key), bool(token)
         self.by_person = bool(token or sign_in)
+        self.owns_sessions = self.by_person or bool(client_key)
         bearer = f"Bearer {token}" if token else None
         keys = {"x-functions-key": key, "api-key": client_key, "Authorization": bearer}
         self._http = http_client(
@@ -1013,9 +1028,17 @@ class Terminal:
         self._arguments, self._console = arguments, Console(highlight=False)
         self._api = connection(arguments, sign_in)
         self._conversation = Conversation(self._api, arguments, self._note)
-        self._session = self._conversation.path
-        commands = (self.clear, self.tokens, self.cost, self.history, self.help)
-        self._commands = {command.__name__: command for command in commands}
+        self._listed: list[str] = []  # the ids of the sessions that were listed last
+        commands = (self.clear, self.tokens, self.cost, self.history, self.sessions, self.help)
+        self._commands: dict[str, Callable[[], None]] = {command.__name__: command for command in commands}
+        self._slash_commands: dict[str, Callable[[str], None]] = {
+            "/sessions": self.sessions,
+            "/open": self.open,
+        }  # with a text behind them
+
+    @property
+    def _session(self) -> str:
+        return self._conversation.path
 
     def run(self) -> None:
         self._connect()
@@ -1068,17 +1091,23 @@ class Terminal:
         self._note(f"Connected to: {chosen or about['deployment']} ({about['region'] or self._api.url})", "bold")
         if self._arguments.session:
             with self._failures():
-                session = self._conversation.read()
-                turns = pluralize(session["turns"], "turn")
-                if parent := session.get("parent"):  # the totals are those of the branch's own turns
-                    turns += f", {session['turns'] - parent['turn']} since the branch"
-                so_far = f"{turns}, {session['total_tokens']} tokens | {cost_line(session)}"
-                self._note(f"Session {self._conversation.id}, with {chosen or session['deployment']}: {so_far}")
+                self._note_totals()
         self._note("Ctrl-C stops an answer, Ctrl-D quits; `help` lists the commands.")
 
+    def _note_totals(self) -> None:
+        session = self._conversation.read()
+        turns = pluralize(session["turns"], "turn")
+        if parent := session.get("parent"):  # the totals are those of the branch's own turns
+            turns += f", {session['turns'] - parent['turn']} since the branch"
+        so_far = f"{turns}, {session['total_tokens']} tokens | {cost_line(session)}"
+        deployment = self._arguments.deployment or session["deployment"]
+        self._note(f"Session {self._conversation.id}, with {deployment}: {so_far}")
+
     def _run_line(self, line: str) -> None:
-        word = line.strip().lower()
-        if command := self._commands.get(word.removeprefix("/")):
+        word, (first, _, rest) = line.strip().lower(), line.strip().partition(" ")
+        if slash_command := self._slash_commands.get(first.lower()):
+            slash_command(rest.strip())
+        elif command := self._commands.get(word.removeprefix("/")):
             command()
         elif re.fullmatch(r"/[a-z]+", word):
             self._note(f"Unknown command {word}; `help` lists the commands.", "red")
@@ -1130,6 +1159,41 @@ class Terminal:
         else:
             name = message.get("name") or names.get(message.get("tool_call_id")) or "a tool"
             self._note(tool_line(f"result of {name}", text))
+
+    def sessions(self, text: str = "") -> None:
+        """List the caller's own sessions; with a text those whose titles contain it."""
+        if not self._api.owns_sessions:
+            return self._note(NO_LIST)
+        query, page = f"/api/sessions?limit={LISTED_SESSIONS}&search={quote(text, safe='')}", JSON()
+        while not page or (page["next_after"] and not page["sessions"]):  # a page may be empty although there are more
+            page = self._api.get(f"{query}&after={quote(page['next_after'], safe='')}" if page else query)
+        self._listed = [session["session_id"] for session in page["sessions"]]
+        for number, session in enumerate(page["sessions"], 1):
+            title = f"{session['title'] or '(no title)'}{' (pinned)' if session['pinned'] else ''}"
+            parts = title, pluralize(session["turns"], "turn"), cost_line(session)
+            self._note(f"{number:>2}  {local_day(session['updated'])}  {' | '.join(parts)}")
+        if not self._listed:
+            return self._note(f"No session has {text!r} in its title." if text else "You have no sessions yet.")
+        older = " There are more: /sessions TEXT searches their titles." if page["next_after"] else ""
+        return self._note(f"/open NUMBER continues one of them.{older}")
+
+    def open(self, number: str) -> None:
+        """Continue a session of the last list."""
+        if not self._listed:
+            return self._note("`sessions` lists your sessions with their numbers.")
+        if not re.fullmatch("[0-9]{1,3}", number) or not 1 <= int(number) <= len(self._listed):
+            return self._note(f"Choose a number from 1 to {len(self._listed)}: /open 1", "red")
+        chosen = {"session": self._listed[int(number) - 1], "system": None}  # a session keeps its own prompt
+        arguments = argparse.Namespace(**{**vars(self._arguments), **chosen})
+        before, self._conversation = self._conversation, Conversation(self._api, arguments, self._note)
+        try:
+            self._note_totals()
+        except Failure as failure:
+            self._conversation = before
+            if failure.code != UNKNOWN:
+                raise
+            raise Failure("This session has been deleted; the current one goes on.") from None
+        return self._note("`history` shows its last turns.")
 
     def help(self) -> None:
         self._note(HELP)

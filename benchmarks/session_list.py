@@ -33,12 +33,12 @@ PAGE = 50
 
 def session(owner: str, number: int) -> Session:
     """The higher the number, the longer ago it was used: about 30 a day."""
-    used = NOW - timedelta(minutes=48 * number)
+    last_use = NOW - timedelta(minutes=48 * number)
     title = f"What is the capital of country number {number}?"
     one = Session(
-        id=uuid.uuid4().hex, created=used, updated=used, system="", deployment="chat", owner=owner, title=title
+        id=uuid.uuid4().hex, created=last_use, updated=last_use, system="", deployment="chat", owner=owner, title=title
     )
-    return placed(one, used)
+    return placed(one, last_use)
 
 
 async def write(table: CountingTable, owner: str, count: int) -> list[str]:
@@ -74,7 +74,7 @@ async def measure(connection: str, counts: list[int], rounds: int) -> None:
             if head is None:
                 sys.exit("a session is missing")
             middle[count] = rows.owner_key(head.places[-1], head.id)
-        found: dict[tuple[str, int], list[tuple[int, float, float]]] = {}
+        figures_of: dict[tuple[str, int], list[tuple[int, float, float]]] = {}
         for _ in range(rounds):
             for count in counts:
                 reads = {
@@ -89,10 +89,10 @@ async def measure(connection: str, counts: list[int], rounds: int) -> None:
                     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
                     if [each.id for each in page.sessions] != expected:
                         sys.exit(f"{name} of {count} sessions: wrong sessions")
-                    found.setdefault((name, count), []).append((table.requests - requests, seconds, cpu))
-        for (name, count), figures in found.items():
+                    figures_of.setdefault((name, count), []).append((table.requests - requests, seconds, cpu))
+        for (name, count), figures in figures_of.items():
             requests, seconds, cpu = (median(column) for column in zip(*figures, strict=True))
-            ratio = seconds / median(each[1] for each in found[name, counts[0]])
+            ratio = seconds / median(each[1] for each in figures_of[name, counts[0]])
             print(
                 f"{name} of {count} sessions: {requests:.0f} requests, {1_000 * seconds:.1f} ms,"
                 f" CPU {1_000 * cpu:.1f} ms; {ratio:.2f} times the time for {counts[0]}"

@@ -26,7 +26,7 @@ from local.e5 import DIMENSIONS, MAX_PIECE_CHARACTERS, NAME, Engine, encoded
 # Those of OpenAI's embedding models: https://platform.openai.com/docs/api-reference/embeddings/create
 MAX_INPUTS = 2048
 MAX_INPUT_TOKENS = 8192
-# A tenth of theirs: 50 s of one core (measured), and the app waits 60 s for an answer (AZURE_OPENAI_TIMEOUT_SECONDS).
+# A tenth of theirs: 50 s of one core (measured), and two at once must be answered within a turn's 220 s.
 MAX_REQUEST_TOKENS = 32_768
 CLIENT_CLOSED_REQUEST = 499
 STOP_SECONDS = 5

@@ -52,9 +52,12 @@ To use another, set AZURE_OPENAI_EMBEDDING_ENDPOINT to its URL, AZURE_OPENAI_EMB
 AZURE_OPENAI_EMBEDDING_DEPLOYMENTS to its name."""
 WITHOUT_EMBEDDING_MODEL = f"The embedding model is not available for this machine.\n{OTHER_EMBEDDING_MODEL}"
 EMBEDDING_MODEL_EXITED = f"""\
-requests for embeddings fail, everything else works.
+requests for embeddings fail until make run is started again, everything else works.
 After an illegal instruction: the model requires a processor with AVX2 and FMA.
 {OTHER_EMBEDDING_MODEL}"""
+NO_EMBEDDINGS = """\
+The app serves no embeddings, because AZURE_OPENAI_ENDPOINT names another server. If that has an embedding model, set
+AZURE_OPENAI_EMBEDDING_DEPLOYMENTS to its name."""
 
 AUTH = ("AUTH_TENANT_ID", "AUTH_CLIENT_ID")
 TO_SIGN_IN = f"""\
@@ -83,6 +86,7 @@ class Plan:
     usage_key: str | None = None  # this machine's key, unless USAGE_KEYS is set
     limited: bool = False  # True if LIMITS is set
     people_sign_in: bool = False  # so that every request needs a person's token or a client key
+    embeds: bool = False  # True if the embedded embedding model is served
 
 
 def plan(file_settings: Mapping[str, str], environ: Mapping[str, str], state: Path, port: int) -> Plan:
@@ -103,6 +107,8 @@ def plan(file_settings: Mapping[str, str], environ: Mapping[str, str], state: Pa
         embedded |= _model(result, environ)
         if not settings.get("AZURE_OPENAI_EMBEDDING_ENDPOINT"):
             embedded |= _embedding_model(result, environ, defaults)
+    elif not settings.get("AZURE_OPENAI_EMBEDDING_DEPLOYMENTS") and not settings.get("AZURE_OPENAI_DEPLOYMENTS"):
+        result.notes.append(NO_EMBEDDINGS)
     # An embedded part sets its URL and key together, so that a key for another server is never sent to it.
     environment = layered(defaults, file_settings, environ, embedded)
     host = [sys.executable, "-m", "local.host", "--port", str(port)]
@@ -159,6 +165,7 @@ def _embedding_model(result: Plan, environ: Mapping[str, str], defaults: dict[st
         result.notes.append(WITHOUT_EMBEDDING_MODEL)
         return {}
     defaults |= EMBEDDING_SETTINGS
+    result.embeds = True
     port = free_port()
     command = [sys.executable, "-m", "local.embedding_model", "--port", str(port)]
     is_up = partial(healthy, f"http://127.0.0.1:{port}/health")

@@ -5,6 +5,7 @@ and the model are still up. A second Ctrl-C kills everything immediately.
 """
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from local import places
 from local.child import Child
 from local.claim import CannotStart, claim
 from local.console import say, say_error
+from local.e5 import NAME
 from local.environment import SettingsError
 from local.lock import Lock
 from local.parts import Plan, configured, healthy, plan
@@ -170,7 +172,7 @@ class Supervisor:
 
 def example_commands(address: str, plan: Plan) -> list[str]:
     """Commands to paste into this system's shell: send a message, show today's costs and what is left of the limits,
-    send the summary email, start the terminal client, configure OpenAI's clients."""
+    send the summary email, embed a text, start the terminal client, configure OpenAI's clients."""
     quote, escaped = ('"', '\\"') if os.name == "nt" else ("'", '"')
     json_type = f"-H {quote}Content-Type: application/json{quote}"
     message = f"{quote}{{{escaped}message{escaped}: {escaped}Hello!{escaped}}}{quote}"
@@ -182,6 +184,10 @@ def example_commands(address: str, plan: Plan) -> list[str]:
         if plan.limited:
             lines.append(f"curl {address}/api/limits {bearer}")
     lines.append(f"curl {address}/admin/functions/daily_cost_summary {json_type} -d {{}}")
+    if plan.client_key and plan.embeds:
+        bearer = f"-H {quote}Authorization: Bearer {plan.client_key}{quote}"
+        body = json.dumps({"model": NAME, "input": "Hello!"}).replace('"', escaped)
+        lines.append(f"curl {address}/openai/v1/embeddings {bearer} {json_type} -d {quote}{body}{quote}")
     lines.append("py -m local chat" if os.name == "nt" else "make chat")
     if plan.client_key:
         variables = {"OPENAI_BASE_URL": f"{address}/openai/v1", "OPENAI_API_KEY": plan.client_key}

@@ -199,7 +199,7 @@ class MessageTooLarge(ChatError):
     status = 413
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason} Send less, or send images as links.")
+        super().__init__(f"{reason} Send less at once; images can be links.")
 
 
 class UnsupportedMediaType(ChatError):

@@ -64,12 +64,12 @@ def begins(session: Session) -> bool:
     return session.turns == session.cleared_through + 1
 
 
-def placed(session: Session, used: datetime | None = None) -> Session:
-    """The session with the place that it is to have, behind those that it may still have. `used`: its first use on a
-    later day than that of its place; None keeps the day."""
-    used = used or first_use(session.places[-1])
+def placed(session: Session, moment: datetime | None = None) -> Session:
+    """The session with the place that it is to have, behind those that it may still have. `moment`: its first use on
+    a later day than that of its place; None keeps the day."""
+    moment = moment or first_use(session.places[-1])
     kind = ARCHIVED if session.archived else PINNED if session.pinned else ""
-    place = f"{kind}{_NEWEST_FIRST - int(used.timestamp()):010}"
+    place = f"{kind}{_NEWEST_FIRST - int(moment.timestamp()):010}"
     before = tuple(each for each in session.places if each != place) or session.places[-1:]
     return replace(session, places=(*before, place))
 

@@ -71,7 +71,7 @@ def _over_budget(limit: Limit, budget: Budget, worst_case: Decimal, now: datetim
     retry_after: int | None = _seconds(now, resets_at)
     if worst_case > budget.limit:  # then waiting does not help
         retry_after = None
-        message = f"{whose} never has room for this call. Shorten it, or set a smaller max_tokens."
+        message = f"{whose} never has room for this call. Shorten it or, for chat, set a smaller max_tokens."
         if not budget.limit:
             message = f"{whose} is 0, so it has no room for any call."
     details: dict[str, Any] = {"resets_at": _written(resets_at)}
@@ -96,7 +96,7 @@ def _rate_limited(limit: Limit, rate: str, counter: Counter, now: datetime) -> C
 def _too_large(tokens: int, call: Call) -> ChatError:
     message = (
         f"This request may use {call.max_tokens} tokens, more than the {tokens} that a limit allows"
-        " per minute. Shorten it, or set a smaller max_tokens."
+        " per minute. Shorten it or, for chat, set a smaller max_tokens."
     )
     return InvalidRequest(message, param="max_tokens")
 

@@ -9,13 +9,15 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from io import BytesIO
 
+import aiohttp
 import httpx2
 
 from shared.domain.clock import Clock
 from shared.model.wire_json import objects, parsed
 from shared.turns.ports import DONE, ServerEvent
 
-CONNECTION_ERRORS = (httpx2.RequestError, OSError)  # a broken TLS record raises the socket's own error
+# A broken TLS record raises the socket's own error, a response that is no HTTP aiohttp's ClientResponseError.
+CONNECTION_ERRORS = (httpx2.RequestError, aiohttp.ClientError, OSError)
 DRAIN_TIMEOUT_S = 1.0  # to read the bytes after [DONE], so that the connection can be reused; the caller waits
 _BOM = b"\xef\xbb\xbf"
 _PREAMBLE = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s+|:[^\r\n]*[\r\n])*")  # a mark, blank lines and comments

@@ -49,7 +49,7 @@ class NoAnswer(UpstreamError):
     def __init__(self, status: int, words: str, *, maybe_billed: bool) -> None:
         reason = f"{status} {words or responses.get(status, '')}".rstrip(" .")
         super().__init__(
-            f"The model service does not answer chat completions ({reason}). Retrying does not help. The operator must"
+            f"The model service does not answer this request ({reason}). Retrying does not help. The operator must"
             " check the service's URL, and the gateway if there is one.",
             maybe_billed=maybe_billed,
         )

@@ -181,7 +181,8 @@ class ComposedRequest(_PromptRequest):
     def check(self, limits: TurnLimits) -> None:
         if self.deployment is not None and self.deployment not in limits.deployments:
             raise InvalidRequest(
-                f"There is no deployment {self.deployment!r}. Choose one of: {', '.join(sorted(limits.deployments))}.",
+                f"There is no deployment {self.deployment!r} for chat. Choose one of:"
+                f" {', '.join(sorted(limits.deployments))}.",
                 param="deployment",
             )
         longest = limits.maximum_for(self.principal)

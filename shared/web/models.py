@@ -53,7 +53,7 @@ def _not_found(name: str, deployments: Mapping[str, str]) -> ModelNotFound:
 
 def _choice(deployments: Mapping[str, str]) -> str:
     if not deployments:  # there is always one for chat
-        return "This app has no deployment for embeddings."
+        return "This app has no deployment for embeddings: its operator can set AZURE_OPENAI_EMBEDDING_DEPLOYMENTS."
     return f"Choose one of: {', '.join(sorted(deployments))}."
 
 

@@ -124,7 +124,7 @@ class TestBudgets:
     def test_call_above_the_whole_budget_is_refused_with_advice(self, name: str) -> None:
         error = refused(Limit(name=name, usd_per_day=Decimal("0.1")), counter(name))
         assert isinstance(error, BudgetExceeded)
-        assert "never has room for this call. Shorten it, or set a smaller max_tokens." in error.message
+        assert "never has room for this call. Shorten it or, for chat, set a smaller max_tokens." in error.message
         assert error.retry_after is None  # waiting does not help
 
     def test_budget_of_0_refuses_every_call_that_may_cost_anything(self) -> None:

@@ -24,7 +24,7 @@ from local import __main__ as commands
 from local import azurite, checks, e5, keys, model, packages, places
 from local.environment import SettingsError, layered, settings_file
 from local.lock import Locked, hold
-from local.parts import free_port, plan, port_error
+from local.parts import NO_EMBEDDINGS, free_port, plan, port_error
 from local.places import ROOT
 from local.run import example_commands
 from tests.support.loopback import MAX_WAIT_S
@@ -361,7 +361,10 @@ class TestPlan:
         monkeypatch.setattr(model, "installed", lambda: False)
         with pytest.raises(SettingsError, match=r"AZURE_OPENAI_ENDPOINT=URL AZURE_OPENAI_API_KEY=KEY"):
             plan({}, {}, tmp_path, 7071)
-        assert plan({}, {"AZURE_OPENAI_ENDPOINT": "https://mine.example"}, tmp_path, 7071).notes == []
+        mine = {"AZURE_OPENAI_ENDPOINT": "https://mine.example"}
+        assert plan({}, mine, tmp_path, 7071).notes == [NO_EMBEDDINGS]
+        embeds = mine | {"AZURE_OPENAI_EMBEDDING_DEPLOYMENTS": "nomic-embed-text"}
+        assert plan({}, embeds, tmp_path, 7071).notes == []
 
 
 class TestKeys:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -276,7 +277,7 @@ async def test_json_option_prints_the_response_body_as_one_line(
         (b" \n", (), 1, "No message on standard input"),
         (b"caf\xe9", (), 1, "not UTF-8 text (byte 3)"),
         (b"x" * 300_000, (), 1, "larger than 262144 bytes"),
-        (b"hi", ("--deployment", "none"), 1, "There is no deployment 'none'. Choose one of: chat."),
+        (b"hi", ("--deployment", "none"), 1, "There is no deployment 'none' for chat. Choose one of: chat."),
         (b"hi", ("--session", "a/b"), 2, "must be the ID of a session (1 to 64 letters, digits"),
         (b"hi", ("--session", "resp_" + "0" * 39), 2, "is incomplete: conv_ has 32 hex digits behind it, resp_ 40"),
         (b"hi", ("--session", "conv_" + "0" * 32), 1, " does not exist, or belongs to another client key. Set the key"),
@@ -535,6 +536,43 @@ async def test_session_of_an_agent_is_continued_with_its_client_key(
         assert (refused.code, refused.out) == (1, "")
         assert f"{response.id} does not exist, or belongs to another client key." in refused.err
         await assert_conserved(tables, fake)
+
+
+async def test_own_sessions_are_listed_searched_and_opened_by_number(
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI
+) -> None:
+    async with serve(environ | KEYS) as api:
+        key = {"api-key": ANN}
+        for message in ("apples", "pears"):
+            assert (await api.post("/api/chat", json={"message": message}, headers=key)).status_code == 200
+        assert (await api.post("/api/chat", json={"message": "without owner"})).status_code == 200
+        async with open_terminal(api, "--system", "Be brief.", CHAT_CLIENT_KEY=ANN) as terminal:
+            await terminal.enter("/open 1")
+            await terminal.shows("`sessions` lists your sessions with their numbers.")
+            await terminal.enter("sessions")
+            day = re.escape(f"{datetime.now().astimezone():%Y-%m-%d}")
+            await terminal.shows("/open NUMBER continues one of them.")
+            assert re.search(rf" 1  {day}  pears \| 1 turn \| \$0\.0\d+\n 2  {day}  apples \| 1 turn \|", terminal.text)
+            assert "without owner" not in terminal.text
+            await terminal.enter("/open 3")
+            await terminal.shows("Choose a number from 1 to 2: /open 1")
+            listed = (await api.get("/api/sessions", headers=key)).json()["sessions"]
+            await api.delete(f"/api/sessions/{listed[0]['session_id']}", headers=key)
+            await terminal.enter("/open 1")
+            await terminal.shows("This session has been deleted; the current one goes on.")
+            await terminal.enter("/Sessions PLE")
+            await terminal.shows(f" 1  {datetime.now().astimezone():%Y-%m-%d}  apples")
+            await terminal.enter("/open 1")
+            await terminal.shows(", with chat: 1 turn, ", "`history` shows its last turns.")
+            await terminal.enter("more")
+            await terminal.shows("echo: more")
+            await terminal.enter("/sessions nowhere")
+            await terminal.shows("No session has 'nowhere' in its title.")
+        assert [m["content"] for m in fake.requests[-1].body["messages"][1:]] == ["apples", "echo: apples", "more"]
+        async with open_terminal(api) as terminal:
+            await terminal.enter("/sessions")
+            await terminal.shows("Only your own sessions are listed", "have no owner.")
+        assert len(fake.requests) == 4
 
 
 async def test_commands_in_a_new_session_report_no_messages(api: httpx.AsyncClient, fake: AzureOpenAI) -> None:

@@ -66,9 +66,9 @@ async def change(api: httpx.AsyncClient, session: str, **fields: object) -> JSON
 
 async def rows(tables: Tables, partition: str = ANN) -> dict[str, str | None]:
     """Session -> title, of the rows of a list; a session with several rows fails."""
-    found = [row async for row in tables.sessions.query("PartitionKey eq @owner", {"owner": partition})]
-    titles = {row["RowKey"].split("~")[-1]: row.get("title") for row in found}
-    assert len(titles) == len(found)
+    stored = [row async for row in tables.sessions.query("PartitionKey eq @owner", {"owner": partition})]
+    titles = {row["RowKey"].split("~")[-1]: row.get("title") for row in stored}
+    assert len(titles) == len(stored)
     return titles
 
 
@@ -122,8 +122,8 @@ async def test_title_can_be_changed_and_searched(ann: httpx.AsyncClient) -> None
     await answer(ann, "Pears", session="b")
     renamed = await change(ann, "b", title=" Straße  nach\u202eRom ")
     assert renamed["title"] == "Straße nach Rom"
-    for text, found in {"ÄPFEL": ["a"], "STRASSE": ["b"], "pears": [], "r": ["b", "a"], "x' or 'a": []}.items():
-        assert sorted(await ids(ann, search=text)) == sorted(found), text
+    for text, sessions in {"ÄPFEL": ["a"], "STRASSE": ["b"], "pears": [], "r": ["b", "a"], "x' or 'a": []}.items():
+        assert sorted(await ids(ann, search=text)) == sorted(sessions), text
     await answer(ann, "more", session="b")
     assert (await get_json(ann, "/api/sessions/b"))["title"] == "Straße nach Rom"
 
@@ -200,7 +200,7 @@ async def test_bad_change_is_named_and_changes_nothing(ann: httpx.AsyncClient, f
     assert await get_json(ann, "/api/sessions/s") == before
 
 
-async def test_nobody_changes_or_lists_the_sessions_of_another(ann: httpx.AsyncClient) -> None:
+async def test_another_caller_changes_and_lists_none_of_them(ann: httpx.AsyncClient) -> None:
     await answer(ann, "a secret")
     for refused in (
         await ann.patch("/api/sessions/s", json={"title": "mine"}, headers=as_ben()),

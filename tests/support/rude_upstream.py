@@ -32,7 +32,7 @@ class Raw:
     parts: Sequence[bytes]
     status: int = 200
     media_type: str = "text/event-stream"
-    framing: Literal["chunked", "length", "close"] = "chunked"
+    framing: Literal["chunked", "length", "close", "none"] = "chunked"  # none: `parts` are the response, also its head
     ending: Literal["clean", "reset", "open"] = "clean"  # open: until the client disconnects
     prompt_tokens: int = PROMPT_TOKENS
     cached_tokens: int = 0
@@ -76,6 +76,9 @@ class RudeUpstream(AzureOpenAI):
         if raw.billed:
             self.meter.append(_billed(request, raw))
         headers: list[tuple[str, Any]] = [("content-type", raw.media_type), *raw.headers]
+        if raw.framing == "none":
+            await wire.send_bytes(b"".join(raw.parts))
+            return wire.reset() if raw.ending == "reset" else None
         if raw.framing == "close":
             return await _send_unframed(wire, raw)
         if raw.framing == "length":

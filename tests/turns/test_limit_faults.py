@@ -332,7 +332,7 @@ async def test_counters_that_change_all_the_time_end_in_503_and_free_the_session
     clock.skip_sleeps_up_to = 1
     await answer(api, "before")
     await closed_ledger(tables)
-    rule = storage.on(transaction(OPEN), Stall(seconds=0.03), times=None)
+    rule = storage.on(transaction(OPEN), Stall(seconds=0.15), times=None)
 
     async def keep_changing() -> None:
         while True:

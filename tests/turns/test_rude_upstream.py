@@ -446,6 +446,48 @@ class TestBodies:
         await assert_conserved(tables, fake)
 
 
+NO_HTTP = {
+    "no HTTP": b"garbage, not HTTP\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00",
+    "a length that is no number": b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+    "a header without a colon": b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+    "a header of 100 KB": b"HTTP/1.1 200 OK\r\nx: " + b"x" * 100_000 + b"\r\n\r\n",
+    "a status of six digits": b"HTTP/1.1 200000 OK\r\n\r\n",
+    "a chunk without a size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "a broken encoding": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nabcde",
+    "more than no content": b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nabcde",
+}
+
+
+class TestNoHttp:
+    """A response that is no HTTP, or breaks its rules: it may be billed, and no library's exception comes through."""
+
+    @pytest.mark.parametrize("name", NO_HTTP)
+    async def test_turn_fails_with_its_cost_unaccounted(
+        self, api: httpx.AsyncClient, fake: RudeUpstream, tables: Tables, name: str
+    ) -> None:
+        for streamed in (False, True):
+            for _ in range(2):  # the app retries once
+                fake.raw(NO_HTTP[name], framing="none", ending="reset")
+            response = await send_message(api, stream=streamed)
+            failed = events(response.content)[-1].data if streamed else response.json()["error"]
+            assert failed["code"] == "upstream_error", response.text
+        assert set(await states(tables)) == {State.UNACCOUNTED}
+        await assert_conserved(tables, fake)
+        assert (await send_message(api)).status_code == 200
+
+    @pytest.mark.parametrize("name", NO_HTTP)
+    async def test_openai_route_answers_with_the_same(
+        self, sdk: openai.AsyncOpenAI, fake: RudeUpstream, name: str
+    ) -> None:
+        fake.raw(NO_HTTP[name], framing="none", ending="reset")
+        with pytest.raises(openai.InternalServerError) as failed:
+            await sdk.with_options(max_retries=0).chat.completions.create(
+                model="chat", messages=[{"role": "user", "content": "hi"}]
+            )
+        assert failed.value.status_code == 502
+
+
 class TestUsage:
     @pytest.mark.parametrize("closing", [end(), b""], ids=["finish_reason", "only [DONE]"])
     async def test_complete_answer_without_usage_is_given_and_unaccounted(

@@ -39,7 +39,7 @@ from tests.support.conservation import assert_conserved
 from tests.support.ledger_rows import entry, rates_costing, write
 from tests.support.processes import HostFactory
 from tests.support.proxy import TcpProxy
-from tests.support.responses_api import ANN, BOB, KEYS
+from tests.support.responses_api import ANN, KEYS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser is shared by the module's tests
 
@@ -659,36 +659,6 @@ async def test_tool_calls_and_results_open_by_keyboard(
         await expect(paris.locator("dl")).to_be_visible()
         await expect(paris.locator("dd")).to_have_text(["Paris", "3"])
         assert ("DisclosureTriangle", "Calls get_weather city: Paris, days: 3") in await controls_of(page)
-
-
-async def test_listed_conversation_of_a_client_key_is_kept_while_the_key_is_missing(
-    browser: Browser, keyed: httpx.AsyncClient, fake: AzureOpenAI
-) -> None:
-    async with open_page(browser, base_url(keyed), WITH_KEY) as page:
-        await page.goto("/chat")
-        await button(page, "Keys").click()
-        await enter_client_key(page, ANN)
-        await ask(page, "secret")
-        assert (await keyed.get(f"/api/sessions/{await session_of(page)}")).status_code == 404
-
-        tab = await page.context.new_page()  # sessionStorage is that of a tab
-        await tab.goto("/chat")
-        listed = tab.get_by_role("navigation", name="Conversations").get_by_role("button", name="secret")
-        await listed.click()
-        await expect(tab.get_by_role("dialog", name="“secret” needs its client key")).to_be_visible()
-        await tab.keyboard.press("Escape")
-        await expect(tab.get_by_role("status")).to_have_text("“secret” needs its client key: see Keys.")
-        await listed.click()
-        await enter_client_key(tab, ANN)
-        await expect(answer_text(tab)).to_have_text("echo: secret")
-
-        await button(tab, "Keys").click()
-        await enter_client_key(tab, BOB)
-        missing = tab.get_by_role("dialog", name="“secret” was not found")
-        await missing.get_by_role("button", name="Cancel").click()
-        await listed.click()
-        await missing.get_by_role("button", name="Remove from the list").click()
-        await expect(listed).to_have_count(0)
 
 
 async def test_rejected_client_key_is_requested_again_and_is_optional(

@@ -1,5 +1,6 @@
 """People sign in on the pages, in a real browser, at the local issuer."""
 
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -76,7 +77,16 @@ async def test_two_people_and_a_key_chat_at_once_and_reach_only_their_own(
     browser: Browser, host: Host, issuer: LocalIssuer
 ) -> None:
     async with open_at(browser, host, issuer) as ada, open_at(browser, host, issuer) as bob:
+        await ada.goto("/chat")
+        earlier = json.dumps([{"id": "0" * 32, "title": "Old news"}])  # of before people signed in
+        await ada.evaluate("list => localStorage.setItem('conversations', list)", earlier)
+        await ada.reload()
+        await expect(ada.get_by_text("Sign in to see your conversations.")).to_be_visible()
+        await expect(ada.get_by_text("Old news")).to_have_count(0)
         await sign_in(ada, ADA)
+        await ada.get_by_role("button", name="Take over").click()
+        await expect(ada.locator("#offer")).to_contain_text("Not taken over: 1 (deleted, or of another owner).")
+        await ada.evaluate("localStorage.clear()")
         await sign_in(bob, BOB)
         await ask(ada, "of Ada")
         await ask(bob, "of Bob")
@@ -100,7 +110,16 @@ async def test_two_people_and_a_key_chat_at_once_and_reach_only_their_own(
         await open_id(bob, session)
         await expect(bob.get_by_role("status")).to_contain_text("belongs to another account")
         await ask(ada, "still here")
-        assert ADA.name not in await ada.evaluate("JSON.stringify({...localStorage}) + document.cookie")
+        await expect(ada.locator("#conversations li")).to_have_text(["of Ada"])
+        assert await ada.evaluate("JSON.stringify({...localStorage}) + document.cookie") == "{}"
+
+        await ada.get_by_role("button", name="Sign out").click()
+        await expect(ada.get_by_role("dialog", name="Sign in")).to_be_visible()
+        await expect(ada.get_by_text("of Ada")).to_have_count(0)
+        assert await ada.evaluate("JSON.stringify({...localStorage, ...sessionStorage})") == "{}"
+        await ada.go_back()
+        await expect(ada.get_by_role("dialog", name="Sign in")).to_be_visible()
+        await expect(ada.get_by_text("of Ada")).to_have_count(0)
 
 
 @pytest.mark.acceptance

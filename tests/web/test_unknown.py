@@ -89,9 +89,7 @@ async def test_unknown_path_is_a_404_in_openais_format_that_names_the_routes(
         assert "ends in /openai/v1" in problem["message"]
 
 
-@pytest.mark.parametrize(
-    "path", ["/api", "/api/", "/api/tags", "/api/chat/completions", "/API/v1/models", "/api/sessions"]
-)
+@pytest.mark.parametrize("path", ["/api", "/api/", "/api/tags", "/api/chat/completions", "/API/v1/models", "/api/me"])
 async def test_unknown_api_path_is_a_404_in_this_apps_format(api: httpx.AsyncClient, path: str) -> None:
     problem = error(await api.get(path), 404, "route_not_found")
     assert problem.keys() == {"code", "message", "param"}

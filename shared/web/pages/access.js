@@ -10,16 +10,20 @@ const HINT = "Use your organization's account.";
 export class Access {
   #kinds;
   #onLeave;
+  #onCaller;
+  #caller; // as of the last call of `onCaller`
   #keys = null;
   #signIn = null; // null where people do not sign in
   #open = null;
   #read = null;
 
   // `kinds(accepted)`: the page's keys, as for Keys, given what the server accepts (api/sign-in). `onLeave`: called
-  // before the page is left for the authority's.
-  constructor(kinds, onLeave = () => {}) {
+  // before the page is left for the authority's. `onCaller(caller)`: called once it is known who calls,
+  // and whenever that changes.
+  constructor(kinds, { onLeave = () => {}, onCaller = () => {} } = {}) {
     this.#kinds = kinds;
     this.#onLeave = onLeave;
+    this.#onCaller = onCaller;
   }
 
   // Reads how callers sign in here, and completes a sign-in. Throws ApiError or ConnectionLost; then the next call
@@ -45,9 +49,9 @@ export class Access {
     return this.#signIn !== null;
   }
 
-  // Whether conversations that begin now belong to a person, or to the client key of this name.
-  isNamed(clientKey) {
-    return Boolean(this.#signIn?.name || sessionStorage.getItem(clientKey));
+  // The person or the client key that conversations belong to; null without one.
+  get caller() {
+    return this.#signIn?.name ?? this.#keys?.caller ?? null;
   }
 
   async headers() {
@@ -103,8 +107,12 @@ export class Access {
     const name = this.#signIn?.name ?? null;
     byId("person").textContent = name ?? "";
     byId("account").hidden = name === null;
-    if (!this.#signIn) return;
-    byId("keys").textContent = "Sign in";
-    byId("keys").hidden = name !== null;
+    if (this.#signIn) {
+      byId("keys").textContent = "Sign in";
+      byId("keys").hidden = name !== null;
+    }
+    if (this.caller === this.#caller) return;
+    this.#caller = this.caller;
+    this.#onCaller(this.caller);
   }
 }

@@ -32,6 +32,11 @@ export class Api {
     return parseJson(await text(await this.request(path, options)));
   }
 
+  patch(path, changes) {
+    const headers = { "Content-Type": "application/json" };
+    return this.json(path, { method: "PATCH", headers, body: JSON.stringify(changes) });
+  }
+
   // Returns a successful response. Throws ApiError, ConnectionLost, or the reason of an aborted signal.
   async request(path, { method = "GET", headers = {}, body, signal, keepalive = false } = {}) {
     for (;;) {

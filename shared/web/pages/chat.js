@@ -4,40 +4,53 @@ import { Access } from "./access.js";
 import { AnswerStream } from "./answer_stream.js";
 import { Api, ApiError, ConnectionLost } from "./api.js";
 import { ChatRequest } from "./chat_request.js";
+import { BrowserList, EmptyList, forgetOwned, sessionOf } from "./conversations.js";
+import { byId, showDialog } from "./elements.js";
 import {
-  conversations,
-  isOwned,
-  removeConversation,
-  saveConversation,
-  sessionOf,
-  titleOf,
-} from "./conversations.js";
-import { byId, element, showDialog } from "./elements.js";
-import { drawButtons, drawChoice, drawTotals, prependTurns, scrollToEnd, showMenu, showStatus } from "./page.js";
+  drawActions,
+  drawButtons,
+  drawChoice,
+  drawTotals,
+  prependTurns,
+  scrollToEnd,
+  showMenu,
+  showStatus,
+} from "./page.js";
+import { SessionList } from "./session_list.js";
+import { drawConversations, resetFilters } from "./sidebar.js";
+import { TakeOver } from "./take_over.js";
 import { messageText, questionView, toolNames, turnViews } from "./transcript.js";
 
 const PAGE_TURNS = 20;
 const POLL_MS = 1_000;
 const COMPOSING = 229; // keyCode during input composition; Safari marks the Enter that ends it only with this code
 const OPEN = "open-conversation"; // key in sessionStorage, so per tab
+const MAX_TITLE_LENGTH = 200;
 const DRAFT = "draft"; // likewise: the message while the page is left to sign in
 
-const STORED_FOR_PEOPLE = "This browser stores titles and session IDs. Only your account opens your conversations.";
+const STORED_ON_SERVER = "Your conversations are on the server, and only your account or client key opens them.";
+const SIGNED_OUT = "Sign in to see your conversations.";
+const STORED_HERE = byId("stored").textContent;
 
-const CLIENT_KEY = "client-key";
-const access = new Access(({ function_keys, client_keys }) => {
+function keyKinds({ function_keys, client_keys }) {
   const functionKey = { name: "function-key", label: "Function key", headers: (key) => ({ "x-functions-key": key }) };
   const clientKey = {
-    name: CLIENT_KEY,
+    name: "client-key",
     label: "Client key",
     headers: (key) => ({ "api-key": key }),
     optional: function_keys,
+    isCaller: true,
     hint: "A client key opens the conversations that were begun with it.",
   };
   return [...(function_keys ? [functionKey] : []), ...(client_keys ? [clientKey] : [])];
-}, keepDraft);
-const api = new Api(access);
+}
 
+const access = new Access(keyKinds, { onLeave: keepDraft, onCaller: callerChanged });
+const api = new Api(access);
+const takeOver = new TakeOver(api, () => list.load?.());
+
+let list = new EmptyList(); // of conversations
+let shown = null; // the open session as far as it is known: {title, pinned, archived}
 let shownId = null; // session ID of the open conversation; null for a new one
 let visit = 0; // incremented whenever a conversation is opened: an outdated response has an older number
 let stream = null; // the answer that is streaming in the open conversation
@@ -47,15 +60,24 @@ let about = { deployment: null, deployments: [] };
 
 // The list
 
+// A named caller's is on the server. Where people sign in, there is no other.
+function callerChanged(caller) {
+  list.close?.();
+  const isNamed = caller !== null;
+  if (isNamed) list = new SessionList(api, (changed) => changed === list && drawList());
+  else list = access.byPeople ? new EmptyList(SIGNED_OUT) : new BrowserList();
+  byId("stored").textContent = isNamed || access.byPeople ? STORED_ON_SERVER : STORED_HERE;
+  resetFilters();
+  drawList();
+  takeOver.offer(caller);
+  list.load?.();
+}
+
 function drawList() {
-  const rows = conversations().map(({ id, title }) => {
-    const button = element("button", { type: "button", onclick: () => open(id) }, title);
-    if (id === shownId) button.setAttribute("aria-current", "page");
-    return element("li", {}, button);
-  });
-  byId("conversations").replaceChildren(...rows);
-  byId("title").textContent = (shownId && titleOf(shownId)) ?? "New conversation";
-  byId("actions").hidden = shownId === null;
+  drawConversations(list, shownId, open);
+  const title = shownId === null ? null : (list.titleOf(shownId) ?? shown?.title);
+  byId("title").textContent = title ?? "New conversation";
+  drawActions(shownId !== null, list.isOnServer, shown);
 }
 
 // The open conversation
@@ -77,7 +99,8 @@ async function open(id) {
   await withErrorsShown(id, ownVisit, async () => {
     const [session, history] = await Promise.all([api.json(`sessions/${id}`), historyPage(id)]);
     if (ownVisit !== visit) return;
-    if (titleOf(id) === null) saveConversation(id, firstQuestion(history) ?? id, access.isNamed(CLIENT_KEY));
+    list.opened(session, firstQuestion(history) ?? id);
+    shown = { ...session, title: session.title ?? firstQuestion(history) ?? id };
     drawList();
     drawTotals(session);
     drawChoice(about.deployments, session.deployment);
@@ -94,8 +117,8 @@ function firstQuestion({ turns }) {
   return messages.filter(({ role }) => role === "user").map(messageText)[0];
 }
 
-function show(id) {
-  shownId = id;
+function show(id, session = null) {
+  [shownId, shown] = [id, session];
   if (id === null) sessionStorage.removeItem(OPEN);
   else sessionStorage.setItem(OPEN, id);
   drawList();
@@ -145,7 +168,7 @@ async function withErrorsShown(id, ownVisit, action) {
     if (ownVisit !== visit) return;
     if (!(error instanceof ApiError || error instanceof ConnectionLost)) throw error;
     if (error.code !== "session_not_found") return showStatus(error.message);
-    await closeMissing(id, titleOf(id));
+    await closeMissing(id, list.titleOf(id));
   }
 }
 
@@ -157,15 +180,7 @@ async function closeMissing(id, title) {
     const hint = access.byPeople ? "" : ": see Keys";
     return showStatus(`There is no conversation with this ID, or it belongs to ${other}${hint}.`);
   }
-  if (isOwned(id) && !access.isNamed(CLIENT_KEY)) {
-    if (await access.ask(`“${title}” needs its client key`)) return open(id);
-    await open(null);
-    return showStatus(`“${title}” needs its client key: see Keys.`);
-  }
-  const text = `It was deleted, or it belongs to ${other}.`;
-  const options = { title: `“${title}” was not found`, text, action: "Remove from the list" };
-  if (isOwned(id) && !(await showDialog(options))) return open(null);
-  removeConversation(id);
+  list.removed(id);
   await closeDeleted(title);
 }
 
@@ -178,8 +193,9 @@ async function closeDeleted(title) {
 // Called when another tab has changed the list.
 function listChanged() {
   const listed = byId("conversations").querySelector("[aria-current]");
-  if (listed && titleOf(shownId) === null) closeDeleted(listed.textContent);
+  if (listed && list.titleOf(shownId) === null) closeDeleted(listed.textContent);
   else drawList();
+  takeOver.offer(access.caller);
 }
 
 // Sending
@@ -214,6 +230,7 @@ async function streamAnswer(request) {
     drawButtons(stream !== null);
   }
   const id = request.sessionId;
+  if (id !== null) withErrorsShown(id, ownVisit, () => list.ended(id));
   if (ownVisit !== visit || own.isAnswered || id === null) return;
   await withErrorsShown(id, ownVisit, async () => {
     if (!own.isStopped || !request.turnNumbers.size) return drawTotals(await api.json(`sessions/${id}`));
@@ -224,8 +241,9 @@ async function streamAnswer(request) {
 
 // Lists the new session, even if another conversation is open by now.
 function sessionStarted(id, request, ownVisit) {
-  if (titleOf(id) === null) saveConversation(id, request.body.message, access.isNamed(CLIENT_KEY));
-  if (ownVisit === visit && shownId === null) show(id);
+  const isOpened = ownVisit === visit && shownId === null;
+  list.started(id, request.body.message, request.isNew);
+  if (isOpened) show(id, { title: list.titleOf(id), pinned: false, archived: false });
   drawList();
 }
 
@@ -263,17 +281,25 @@ async function enterKeys() {
 
 async function rename() {
   const id = shownId;
-  const options = {
-    title: "Rename this conversation",
-    text: "The title is stored only in this browser.",
-    action: "Rename",
-  };
-  const fields = [{ label: "Title", value: titleOf(id) ?? "", required: true }];
+  const options = { title: "Rename this conversation", text: list.renameHint, action: "Rename" };
+  const fields = [{ label: "Title", value: byId("title").textContent, required: true, maxLength: MAX_TITLE_LENGTH }];
   const entered = await showDialog({ ...options, fields });
-  if (entered === null) return;
-  saveConversation(id, entered[0]);
-  drawList();
+  if (entered !== null) await change(id, { title: entered[0] });
 }
+
+async function change(id, changes, done = "") {
+  const ownVisit = visit;
+  await withErrorsShown(id, ownVisit, async () => {
+    const changed = await list.change(id, changes);
+    if (ownVisit !== visit) return;
+    shown = { ...shown, ...changed };
+    drawList();
+    if (done) showStatus(done);
+  });
+}
+
+const pin = () => change(shownId, { pinned: !shown.pinned });
+const archive = () => change(shownId, { archived: !shown.archived }, shown.archived ? "Unarchived." : "Archived.");
 
 async function clear() {
   const [id, ownVisit] = [shownId, visit];
@@ -293,7 +319,7 @@ async function deleteConversation() {
   if (!(await showDialog({ title: "Delete this conversation?", text, action: "Delete" }))) return;
   await withErrorsShown(id, ownVisit, async () => {
     await api.request(`sessions/${id}`, { method: "DELETE" });
-    removeConversation(id);
+    list.removed(id);
     if (ownVisit !== visit) return drawList();
     await open(null);
     showStatus("Deleted.");
@@ -313,19 +339,27 @@ function restoreDraft() {
 }
 
 async function showAbout() {
-  await access.ready();
-  if (access.byPeople) byId("stored").textContent = STORED_FOR_PEOPLE;
   about = await api.json("about");
   byId("about").textContent = [about.deployment, about.region].filter(Boolean).join(" · ");
   drawChoice(about.deployments, byId("deployment").value || about.deployment);
+}
+
+// Nothing of the person's stays in the page.
+function signOut() {
+  callerChanged(null);
+  open(null);
+  byId("message").value = "";
+  access.signOut();
 }
 
 const buttons = {
   open: openById,
   new: () => open(null),
   keys: enterKeys,
-  "sign-out": () => access.signOut(),
+  "sign-out": signOut,
   rename,
+  pin,
+  archive,
   clear,
   delete: deleteConversation,
   earlier: showEarlier,
@@ -352,6 +386,7 @@ addEventListener("keydown", (event) => {
 });
 addEventListener("storage", listChanged);
 
+forgetOwned();
 restoreDraft();
 open(sessionStorage.getItem(OPEN));
 withErrorsShown(null, visit, showAbout);

@@ -15,6 +15,7 @@ export class ChatRequest {
   constructor(api, body) {
     this.api = api;
     this.body = { ...body, stream: true };
+    this.isNew = !body.session_id; // whether it begins a session
   }
 
   get sessionId() {

@@ -1,5 +1,5 @@
-// The list of conversations in this browser's local storage: session IDs and titles, never messages. `owned`: it was begun
-// or opened with a client key, so it may not be found with another one.
+// The list of conversations in this browser's local storage, for callers without a name: session IDs and titles, never
+// messages. `isRefused`: its session can't be taken over.
 
 const STORAGE_KEY = "conversations";
 const ID = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
@@ -12,36 +12,103 @@ export function sessionOf(text) {
   return [ofConversation ?? ofResponse ?? text].find((id) => ID.test(id)) ?? null;
 }
 
-// Newest first.
-export function conversations() {
+// What every list of conversations can do, and all that is listed until it is known whose list to show.
+export class EmptyList {
+  isOnServer = false;
+  #note;
+
+  constructor(note = "") {
+    this.#note = note;
+  }
+
+  // What to say below the list; "" if it speaks for itself.
+  get note() {
+    return this.#note;
+  }
+
+  // [{name, rows: [{id, title, hint}]}], in the order to show. A `name` is a heading, or null.
+  get groups() {
+    return [];
+  }
+
+  // Null if it is not listed.
+  titleOf() {
+    return null;
+  }
+
+  // A session was opened; `title` is for lists that have none of their own.
+  opened() {}
+
+  // A turn has begun with this message; `isNew`: and with it the session.
+  started() {}
+
+  // That turn has ended. Throws ApiError or ConnectionLost.
+  async ended() {}
+
+  // Makes `changes` of {title, pinned, archived}, and returns the session's new properties. Throws likewise.
+  async change() {}
+
+  removed() {}
+}
+
+export class BrowserList extends EmptyList {
+  renameHint = "The title is stored only in this browser.";
+
+  // Newest first.
+  get groups() {
+    return [{ name: null, rows: stored() }];
+  }
+
+  titleOf(id) {
+    return stored().find((each) => each.id === id)?.title ?? null;
+  }
+
+  opened({ session_id: id }, title) {
+    if (this.titleOf(id) === null) save([{ id, title: shorten(title) }, ...stored()]);
+  }
+
+  started(id, message) {
+    this.opened({ session_id: id }, message);
+  }
+
+  async change(id, { title }) {
+    save(stored().map((each) => (each.id === id ? { ...each, title: shorten(title) } : each)));
+    return { title };
+  }
+
+  removed(id) {
+    save(stored().filter((each) => each.id !== id));
+  }
+
+  // Those that may be taken over.
+  get claimable() {
+    return stored().filter(({ isRefused }) => !isRefused);
+  }
+
+  refused(id) {
+    save(stored().map((each) => (each.id === id ? { ...each, isRefused: true } : each)));
+  }
+}
+
+// The list once had the conversations of people and client keys too, as `owned`. The server lists those.
+export function forgetOwned() {
+  if (localStorage.getItem(STORAGE_KEY) !== null) save(stored());
+}
+
+function stored() {
   try {
     return JSON.parse(localStorage.getItem(STORAGE_KEY)).filter(
-      ({ id, title }) => ID.test(id) && typeof title === "string",
+      ({ id, title, owned }) => ID.test(id) && typeof title === "string" && !owned,
     );
   } catch {
     return [];
   }
 }
 
-export const titleOf = (id) => listed(id)?.title ?? null;
-export const isOwned = (id) => listed(id)?.owned === true;
+const save = (list) => localStorage.setItem(STORAGE_KEY, JSON.stringify(list));
 
-// A renamed conversation keeps its place; a new one goes to the top.
-export function saveConversation(id, title, owned = isOwned(id)) {
-  const list = conversations();
-  const existing = list.find((each) => each.id === id);
-  if (existing) existing.title = shorten(title);
-  else list.unshift({ id, title: shorten(title), ...(owned && { owned }) });
-  localStorage.setItem(STORAGE_KEY, JSON.stringify(list));
-}
-
-export function removeConversation(id) {
-  localStorage.setItem(STORAGE_KEY, JSON.stringify(conversations().filter((each) => each.id !== id)));
-}
-
-const listed = (id) => conversations().find((each) => each.id === id);
-
-function shorten(text) {
+// A title, made from a message.
+export function shorten(text) {
   const line = text.trim().replaceAll(/\s+/g, " ");
   const characters = [...line];
   return characters.length > MAX_TITLE_LENGTH ? `${characters.slice(0, MAX_TITLE_LENGTH - 1).join("")}…` : line;

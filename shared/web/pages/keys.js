@@ -7,8 +7,8 @@ const HINT = "Keys are stored until this tab is closed and are sent only to this
 export class Keys {
   #open = null;
 
-  // `kinds`: [{name, label, headers, optional, hint}], as `name` in sessionStorage, sent as `headers(key)`. The platform
-  // requires the first one, the app checks the last one.
+  // `kinds`: [{name, label, headers, optional, hint, isCaller}], as `name` in sessionStorage, sent as `headers(key)`.
+  // The platform requires the first one, the app checks the last one. `isCaller`: conversations belong to the key.
   constructor(...kinds) {
     this.kinds = kinds;
     this.hint = [HINT, ...kinds.map(({ hint }) => hint)].filter(Boolean).join(" ");
@@ -16,6 +16,12 @@ export class Keys {
 
   has(name) {
     return this.#stored(name) !== "";
+  }
+
+  // The key that conversations belong to; null without one.
+  get caller() {
+    const kind = this.kinds.find(({ isCaller }) => isCaller);
+    return (kind && this.#stored(kind.name)) || null;
   }
 
   headers() {

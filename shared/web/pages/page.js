@@ -24,6 +24,17 @@ export function drawButtons(isAnswering) {
   if (isFocused) shown.focus();
 }
 
+// `session`: of the open conversation; null until it is loaded.
+export function drawActions(isOpen, isOnServer, session) {
+  byId("actions").hidden = !isOpen;
+  for (const id of ["pin", "archive"]) {
+    byId(id).hidden = !isOnServer;
+    byId(id).disabled = session === null;
+  }
+  byId("pin").textContent = session?.pinned ? "Unpin" : "Pin";
+  byId("archive").textContent = session?.archived ? "Unarchive" : "Archive";
+}
+
 // `chosen` is the session's deployment. It may be absent from `deployments`, or these may not be loaded yet.
 export function drawChoice(deployments, chosen) {
   const names = deployments.length ? deployments : [chosen];

@@ -42,8 +42,7 @@ export class SignIn {
       code_challenge: base64url(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(verifier))),
       code_challenge_method: "S256",
     });
-    addEventListener("pageshow", ({ persisted }) => persisted && location.reload()); // by the Back button
-    location.assign(`${this.base}/authorize?${query}`);
+    leave(`${this.base}/authorize?${query}`);
     return new Promise(() => {}); // until the page is left
   }
 
@@ -87,7 +86,7 @@ export class SignIn {
   // Signs out at the authority too: otherwise the next person at this browser is signed in as the last one.
   signOut() {
     sessionStorage.clear();
-    location.assign(`${this.base}/logout?${new URLSearchParams({ post_logout_redirect_uri: here() })}`);
+    leave(`${this.base}/logout?${new URLSearchParams({ post_logout_redirect_uri: here() })}`);
   }
 
   // Stores the tokens, or the problem. Throws ConnectionLost.
@@ -134,6 +133,12 @@ function reason({ error, error_subcode, error_description }) {
   if (isCancelled) return "Signing in was cancelled.";
   const [text] = (error_description ?? error).split(/\s*Trace ID:/);
   return `Signing in failed: ${text}`;
+}
+
+// The Back button shows the page as it was left, unless it is loaded again.
+function leave(url) {
+  addEventListener("pageshow", ({ persisted }) => persisted && location.reload());
+  location.assign(url);
 }
 
 // The address that is registered as this page's redirect address.
