@@ -411,14 +411,12 @@ class Settings:
             if name == TOTAL or not limit.in_usd:
                 raise SettingsError(
                     "LIMITS",
-                    f"has a fallback_deployment in {name!r}, where it has no effect: it needs usd_per_day or usd_per_month"
-                    " beside it, of one caller, of '*' or of 'anonymous'.",
+                    f"has a fallback_deployment in {name!r}, where it has no effect: it needs usd_per_day or"
+                    " usd_per_month beside it, of one caller, of '*' or of 'anonymous'.",
                 )
             if deployment not in self.model.deployments:
                 listed = ", ".join(sorted(self.model.deployments))
-                raise SettingsError(
-                    "LIMITS", f"names the unknown deployment {deployment!r}. For chat there are: {listed}."
-                )
+                raise SettingsError("LIMITS", f"names the unknown deployment {deployment!r}. For chat: {listed}.")
 
     def _check_max_output_tokens(self) -> None:
         if unknown := set(self.turns.max_output_tokens) - {"", *self.model.deployments}:

@@ -38,8 +38,8 @@ class Admission:
             check_session(self.limits, session.totals, call)
 
     async def prefers_fallback(self, principal: Principal, call: Call) -> bool:
-        """True while a budget of the caller's own is nearly used, or has no room for the call. Asks storage only if this
-        process knows nothing of the budget. Raises StorageUnavailable."""
+        """True while a budget of the caller's own is nearly used, or has no room for the call. Asks storage only if
+        this process knows nothing of the budget. Raises StorageUnavailable."""
         own = self.limits.own(principal)
         if own is None or call.minute is None:
             return False

@@ -59,9 +59,9 @@ class AnyRequest(Protocol):
 
 class Request(AnyRequest, Protocol):
     """A request for a turn of a session. `in_place`: continue the parent in its own session, if it is the latest turn
-    there. `fallback`: the request for the deployment that answers while the
-    caller's budget is nearly used. `view`: what the response repeats of the request. `fingerprint`: SHA-256 of its content, compared when the
-    Idempotency-Key is used again."""
+    there. `fallback`: the request for the deployment that answers while the caller's budget is nearly used. `view`:
+    what the response repeats of the request. `fingerprint`: SHA-256 of its content, compared when the Idempotency-Key
+    is used again."""
 
     @property
     def fallback(self) -> "Request | None": ...

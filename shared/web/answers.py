@@ -126,6 +126,7 @@ def limit_answer(use: LimitUse) -> CallerLimits:
             if rates
         ],
         max_tokens=limit.max_tokens,
+        **({"fallback_deployment": limit.fallback_deployment} if limit.fallback_deployment else {}),
     )
 
 
