@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from local import model
-from local.parts import OTHER_MODEL, WITHOUT_MODEL, free_port, plan
+from local.parts import OTHER_MODEL, TOY_MODEL, WITHOUT_MODEL, free_port, plan
 from local.places import ROOT
 from shared.settings import Settings
 from tests.support.loopback import MAX_WAIT_S
@@ -124,7 +124,7 @@ class TestToy:
 
     def test_another_model_is_not_called_a_toy(self, tmp_path: Path) -> None:
         other = plan({"AZURE_OPENAI_ENDPOINT": URLS["Ollama"]}, {}, tmp_path, 7071)
-        assert other.notes == []
+        assert TOY_MODEL not in other.notes
         assert other.parts[-1].environment["REGION_NAME"] == "this machine"
 
     @pytest.mark.parametrize("name", URLS)

@@ -298,7 +298,9 @@ async def test_call_above_the_whole_budget_is_refused_with_advice(
 ) -> None:
     error = refused(await route.ask(api), 429, "budget_exceeded")
 
-    assert error["message"].startswith("Your budget per day never has room for this call. Shorten it, or set a smaller")
+    assert error["message"].startswith(
+        "Your budget per day never has room for this call. Shorten it or, for chat, set a smaller"
+    )
     ok_json(await ask(api, ANN, max_tokens=20))
     await assert_conserved(tables, fake)
 
