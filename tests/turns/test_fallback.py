@@ -83,7 +83,7 @@ async def test_fallback_answers_from_80_percent_on_and_says_so(
     await assert_conserved(tables, fake)
 
 
-async def test_stream_tells_both_deployments(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
+async def test_stream_has_both_deployments(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
     await use(api, fake, tables)
     sent = events((await ask(api, ANN, stream=True)).content)
     assert sent[0].data["deployment"] == "small"
@@ -92,7 +92,7 @@ async def test_stream_tells_both_deployments(api: httpx.AsyncClient, fake: Azure
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("headers", [{}, {"x-session-id": "s"}])
-async def test_openai_routes_tell_it_in_a_header(
+async def test_openai_routes_name_it_in_a_header(
     api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, stream: bool, headers: dict[str, str]
 ) -> None:
     await use(api, fake, tables)
@@ -148,7 +148,7 @@ async def test_new_day_ends_it(api: httpx.AsyncClient, fake: AzureOpenAI, tables
     assert ok_json(await ask(api, ANN))["deployment"] == "chat"
 
 
-async def test_process_that_knows_nothing_of_the_budget_asks(
+async def test_process_without_any_call_yet_reads_the_budget(
     serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
 ) -> None:
     async with serve(environ) as api:
@@ -189,7 +189,7 @@ async def test_refused_where_the_fallback_has_no_room_either(
     await assert_conserved(tables, fake)
 
 
-async def test_retry_and_shortened_prompt_still_tell(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
+async def test_retry_is_of_the_fallback_too(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables) -> None:
     await use(api, fake, tables)
     fake.fault("reset")
     answer = ok_json(await ask(api, ANN))
