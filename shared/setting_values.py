@@ -243,7 +243,15 @@ def _limit(name: str, parts: object, names: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{name!r} must be a JSON object of limits ({', '.join(names)}).")
     if unknown := parts.keys() - set(names):
         raise ValueError(f"{name!r} has the unknown limit {min(unknown)!r}. Known are {', '.join(names)}.")
-    return {part: (_rate if part.startswith("usd") else _count)(name, part, each) for part, each in parts.items()}
+    return {part: _limit_value(name, part, each) for part, each in parts.items()}
+
+
+def _limit_value(name: str, part: str, value: object) -> Decimal | int | str:
+    if part == "fallback_deployment":
+        if not isinstance(value, str) or not NAME.fullmatch(value):
+            raise ValueError(f"{part} of {name!r} is not the name of a deployment.")
+        return value
+    return (_rate if part.startswith("usd") else _count)(name, part, value)
 
 
 def _count(name: str, kind: str, value: object) -> int:

@@ -388,6 +388,7 @@ class Settings:
             retention=RetentionSettings.read(env),
         )
         settings._check_limits()
+        settings._check_fallbacks()
         settings._check_max_output_tokens()
         return settings
 
@@ -401,6 +402,21 @@ class Settings:
                     f"has the unknown caller {name!r}. Known are 'total', 'anonymous', '*', 'session',"
                     f" user:TENANT:OBJECT_ID where people sign in, and the names in CLIENT_KEYS: {names}.",
                 )
+
+    def _check_fallbacks(self) -> None:
+        for name, limit in self.limits.by_name.items():
+            deployment = limit.fallback_deployment
+            if deployment is None:
+                continue
+            if name == TOTAL or not limit.in_usd:
+                raise SettingsError(
+                    "LIMITS",
+                    f"has a fallback_deployment in {name!r}, where it has no effect: it needs usd_per_day or"
+                    " usd_per_month beside it, of one caller, of '*' or of 'anonymous'.",
+                )
+            if deployment not in self.model.deployments:
+                listed = ", ".join(sorted(self.model.deployments))
+                raise SettingsError("LIMITS", f"names the unknown deployment {deployment!r}. For chat: {listed}.")
 
     def _check_max_output_tokens(self) -> None:
         if unknown := set(self.turns.max_output_tokens) - {"", *self.model.deployments}:

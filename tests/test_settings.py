@@ -540,6 +540,17 @@ class TestLimits:
                 '{"total": 10}',
                 "'total' must be a JSON object of limits (usd_per_day, usd_per_month, requests_per_minute",
             ),
+            *(
+                (f'{{"total": {{"usd_per_day": 1, "fallback_deployment": {each}}}}}', "is not the name of a deployment")
+                for each in ("null", '""', '"a b"', '["a"]')
+            ),
+            ('{"total": {"usd_per_day": 1, "fallback_deployment": "b"}}', "in 'total', where it has no effect"),
+            ('{"*": {"max_tokens": 1, "fallback_deployment": "b"}}', "in '*', where it has no effect"),
+            (
+                '{"*": {"usd_per_day": 1, "fallback_deployment": "z"}}',
+                "names the unknown deployment 'z'. For chat: ",
+            ),
+            ('{"session": {"usd": 1, "fallback_deployment": "chat"}}', "the unknown limit 'fallback_deployment'"),
             ('{"session": null}', "'session' must be a JSON object of limits (usd, max_tokens)"),
             ('{"total": {"usd": 10}}', "'total' has the unknown limit 'usd'. Known are usd_per_day,"),
             ('{"session": {"usd_per_day": 1}}', "'session' has the unknown limit 'usd_per_day'. Known are usd, max_"),

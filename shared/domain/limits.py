@@ -21,7 +21,8 @@ _NEARLY = Decimal("0.8")  # of a budget: callers see what is left from here on
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
     """A limit of one caller, of all anonymous callers together, or of all callers together. None: no limit. `name` is
-    the caller's name, `anonymous` or `total`; `max_tokens` is the maximum of an answer."""
+    the caller's name, `anonymous` or `total`; `max_tokens` is the maximum of an answer; `fallback_deployment` answers
+    chat while a budget is nearly used."""
 
     name: str = ""
     usd_per_day: Decimal | None = None
@@ -29,6 +30,7 @@ class Limit:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_tokens: int | None = None
+    fallback_deployment: str | None = None
 
     @property
     def counts(self) -> bool:
@@ -54,6 +56,11 @@ class Limits:
             return self.by_name.get(ANONYMOUS)
         others = self.by_name.get(OTHERS)
         return self.by_name.get(principal.name) or (replace(others, name=principal.name) if others else None)
+
+    def fallback(self, principal: Principal) -> str | None:
+        """The deployment that answers the caller while a budget of its own is nearly used."""
+        own = self.own(principal)
+        return own.fallback_deployment if own else None
 
     def counted(self, principal: Principal) -> tuple[Limit, ...]:
         """The limits that the caller's calls count against: its own, then the total."""
@@ -164,6 +171,9 @@ class Budget:
     @property
     def nearly_used(self) -> bool:
         return self.spent_and_held >= _NEARLY * self.limit
+
+    def has_room(self, worst_case: Decimal) -> bool:
+        return self.spent_and_held + worst_case <= self.limit
 
     @property
     def remaining(self) -> Decimal:

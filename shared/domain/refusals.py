@@ -52,7 +52,7 @@ def check_session(limits: Limits, totals: Totals, call: Call) -> None:
 
 def _refusals(limit: Limit, counter: Counter, call: Call, now: datetime) -> Iterator[ChatError]:
     for budget in counter.budgets(limit):
-        if budget.spent_and_held + (call.worst_case or ZERO) > budget.limit:
+        if not budget.has_room(call.worst_case or ZERO):
             yield _over_budget(limit, budget, call.worst_case or ZERO, now)
     if limit.requests_per_minute is not None and counter.minute_requests >= limit.requests_per_minute:
         yield _rate_limited(limit, _count(limit.requests_per_minute, "request"), counter, now)

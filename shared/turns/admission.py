@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import NoReturn
 
-from shared.domain.calls import Call, LedgerEntry, State
+from shared.domain.calls import ZERO, Call, LedgerEntry, State
 from shared.domain.clock import Clock
 from shared.domain.conversation import Session, TurnResult
 from shared.domain.limits import Budget, Counter, Limit, Limits, RateStatus
@@ -36,6 +36,16 @@ class Admission:
         check_possible(self.limits.counted(principal), call)
         if session:
             check_session(self.limits, session.totals, call)
+
+    async def prefers_fallback(self, principal: Principal, call: Call) -> bool:
+        """True while a budget of the caller's own is nearly used, or has no room for the call. Asks storage only if
+        this process knows nothing of the budget. Raises StorageUnavailable."""
+        own = self.limits.own(principal)
+        if own is None or call.minute is None:
+            return False
+        counter = self._ledger.known_counter(own.name, call.day) or await self._ledger.counter(own.name, call.day)
+        budgets = counter.at(call.minute).budgets(own)
+        return any(budget.nearly_used or not budget.has_room(call.worst_case or ZERO) for budget in budgets)
 
     def check_room(self, principal: Principal, call: Call) -> None:
         """Raises the refusal of a call that can't be opened now, as far as it is known before anything is written."""

@@ -171,7 +171,7 @@ class Turns:
         try:
             async with self._clock.timeout_at(run.deadline), run.stream.stop.scope(), call.upstream as events:
                 rates = self._admission.rates(run.request.principal, call.entry)
-                run.stream.send(Opened(call.upstream.headers, rates))
+                run.stream.send(Opened(call.upstream.headers, rates, run.turn.plan.instead_of))
                 async for event in events:
                     self._read_event(run, call, event)
                 answer.end()
@@ -250,7 +250,9 @@ class Turns:
         else:
             document = call.answer.document() if run.turn.plan.forwarded else b""
             budgets = self._admission.budgets(run.request.principal, call.entry, outcome)
-            run.stream.send(Answer(*settled, document, budgets) if settled else Metered(document, run.turn.turn))
+            instead_of = run.turn.plan.instead_of
+            event = Answer(*settled, document, budgets, instead_of) if settled else Metered(document, run.turn.turn)
+            run.stream.send(event)
         # The row of an erased session must not have its id, even if the row was inserted after the erasure.
         entry = replace(call.entry, session_id=None) if run.turn.erased else call.entry
         await persist(outcome, lambda: self._ledger.raise_call(entry, outcome), self._clock)

@@ -25,10 +25,12 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The model service has started to respond, with these headers. `rates`: what is left of the caller's limits."""
+    """The model service has started to respond, with these headers. `rates`: what is left of the caller's limits.
+    `instead_of`: the deployment that was chosen, if its fallback responds."""
 
     headers: Mapping[str, str]
     rates: RateStatus | None = None
+    instead_of: str | None = None
 
 
 class Delta(NamedTuple):
@@ -42,12 +44,13 @@ class Delta(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The turn is settled. `data`: the answer as one JSON document; empty in a replay. `budgets`: those of the caller
-    of which most is used."""
+    of which most is used. `instead_of`: as in Opened."""
 
     session: Session
     turn: Turn
     data: bytes = b""
     budgets: tuple[Budget, ...] = ()
+    instead_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

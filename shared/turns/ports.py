@@ -1,7 +1,7 @@
 """The ports of a turn: Protocols that adapters implement and `services` injects."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -133,6 +133,9 @@ class Ledger(Protocol):
     def known_refusal(self, limits: Sequence[Limit], call: Call) -> ChatError | None:
         """Why `open` would refuse the call, as far as this process knows without a request to storage."""
 
+    async def counter(self, name: str, day: date) -> Counter:
+        """What is used of a limit in the day's month, as stored."""
+
     def known_counter(self, name: str, day: date) -> Counter | None:
         """What is used of a limit in the day's month, as far as this process knows."""
 
@@ -256,12 +259,24 @@ class Plan:
     stored_answer_tokens: int  # the answer size that must fit into the turn's row
     window_start: int = 0
     past_tokens: int | None = None  # see Turn
+    instead_of: str | None = None  # the deployment that was chosen, if its caller's fallback is called
     # At most half of the past turns, and no more than fit into a context window of so many tokens; None: none to drop.
     shortened: Callable[[int | None], "Plan | None"] = _no_shorter_plan
 
     @property
     def streamed(self) -> bool:
         return bool(self.body.get("stream"))
+
+    def fallback_for(self, plan: "Plan") -> "Plan":
+        """This plan as one in place of the given one, which is the same if it is for the same deployment."""
+        if self.deployment == plan.deployment:
+            return plan
+
+        def shortened(limit: int | None) -> "Plan | None":
+            shorter = self.shortened(limit)
+            return shorter.fallback_for(plan) if shorter else None
+
+        return replace(self, instead_of=plan.deployment, shortened=shortened)
 
 
 class ModelCall(Protocol):

@@ -59,9 +59,12 @@ class AnyRequest(Protocol):
 
 class Request(AnyRequest, Protocol):
     """A request for a turn of a session. `in_place`: continue the parent in its own session, if it is the latest turn
-    there. `view`: what the response repeats of the request. `fingerprint`: SHA-256 of its content, compared when the
-    Idempotency-Key is used again."""
+    there. `fallback`: the request for the deployment that answers while the caller's budget is nearly used. `view`:
+    what the response repeats of the request. `fingerprint`: SHA-256 of its content, compared when the Idempotency-Key
+    is used again."""
 
+    @property
+    def fallback(self) -> "Request | None": ...
     @property
     def session_id(self) -> str | None: ...
     @property
@@ -85,7 +88,10 @@ class Request(AnyRequest, Protocol):
 
 
 class UnstoredRequest(AnyRequest, Protocol):
-    """A request whose call is only in the ledger."""
+    """A request whose call is only in the ledger. `fallback`: as in Request."""
+
+    @property
+    def fallback(self) -> "UnstoredRequest | None": ...
 
     def plan_without_session(self, session: Session | None, turns: Sequence[Turn], limits: TurnLimits) -> Plan:
         """Plan the call. `session`, `turns`: of the parent, if there is one."""
@@ -107,6 +113,7 @@ class _TurnRequest:
     expires_in: timedelta | None = None
     idempotency_key: str | None = None
     fingerprint: str = ""
+    fallback: Any = None  # of its own type
 
     def check(self, limits: TurnLimits) -> None:
         """Check nothing: the web layer or the model service does it, in the words of their API."""

@@ -85,7 +85,7 @@ class Reservations:
         if request.session_id is not None:
             return await self._reserve(request, request.session_id)
         session_id = secrets.token_hex(16)
-        planned = self._planned(request, self._new_session(request, session_id), [])
+        planned = await self._planned(request, self._new_session(request, session_id), [])
         return await self._reserve_new(request, session_id, planned)
 
     async def _continue(self, request: Request, parent: Parent) -> LeasedTurn | Replay:
@@ -105,7 +105,7 @@ class Reservations:
             if not request.in_place or not is_latest:
                 break
             if session.lease is None:  # else the head was read before the end of the turn, whose row has an answer
-                planned = self._planned(request, self._with_deployment(session), turns)
+                planned = await self._planned(request, self._with_deployment(session), turns)
                 with suppress(SessionBusy):  # another request was faster
                     return await self._commit(request, planned, record)
         else:
@@ -123,7 +123,7 @@ class Reservations:
             window_start=min(parent.window_start, turns[0].window_start),
             cleared_through=min(parent.cleared_through, number),
         )
-        return await self._reserve_new(request, session_id, self._planned(request, branch, turns))
+        return await self._reserve_new(request, session_id, await self._planned(request, branch, turns))
 
     async def _reserve_new(self, request: Request, session_id: str, planned: _Planned) -> LeasedTurn | Replay:
         """Reserve the session that the request begins, or began earlier with the same Idempotency-Key. The key is
@@ -146,7 +146,7 @@ class Reservations:
             record = await self._idempotency_record(request, session_id)
             session, turns = await self._sessions.read(session_id, whole=request.whole)
             if session is None:
-                planned_new = planned_new or self._planned(request, self._new_session(request, session_id), [])
+                planned_new = planned_new or await self._planned(request, self._new_session(request, session_id), [])
                 return await self._commit(request, planned_new, record)
             if not session.visible_to(request.principal.name) or not (planned_new or request.admits(session)):
                 raise SessionNotFound
@@ -161,7 +161,7 @@ class Reservations:
                 if answered and (current := await self._sessions.head(session_id)):
                     return Replay(current, answered)
             if session.lease is None:
-                planned = self._planned(request, self._with_deployment(session), turns)
+                planned = await self._planned(request, self._with_deployment(session), turns)
                 return await self._commit(request, planned, record)
             if session.busy(now := self._clock.now()):
                 raise SessionBusy(_seconds(session, now))
@@ -219,6 +219,9 @@ class Reservations:
         session, turns = await self._read_parent(request, request.parent) if request.parent else (None, [])
         plan = request.plan_without_session(session, turns, self._limits)
         call = self.new_call(request.principal, plan)
+        if request.fallback and await self._admission.prefers_fallback(request.principal, call):
+            plan = request.fallback.plan_without_session(session, turns, self._limits).fallback_for(plan)
+            call = self.new_call(request.principal, plan)
         self._admission.check(request.principal, call)
         self._admission.check_room(request.principal, call)
         started = self._clock.now()
@@ -243,12 +246,15 @@ class Reservations:
             step=step,
         )
 
-    def _planned(self, request: Request, session: Session, turns: Sequence[Turn]) -> _Planned:
+    async def _planned(self, request: Request, session: Session, turns: Sequence[Turn]) -> _Planned:
         plan = request.plan(session, turns, self._limits)
         session = replace(session, reference=session.reference or secrets.token_hex(16))
         if session.kind is not Kind.CHAT:  # each of its requests names a model: others continue with the latest
             session = replace(session, deployment=plan.deployment)
         call, now = self.new_call(request.principal, plan, reference=session.reference), self._clock.now()
+        if request.fallback and await self._admission.prefers_fallback(request.principal, call):
+            plan = request.fallback.plan(session, turns, self._limits).fallback_for(plan)
+            call = self.new_call(request.principal, plan, reference=session.reference)
         self._admission.check(request.principal, call, session)
         turn = Turn(
             number=session.turns + 1,

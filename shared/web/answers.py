@@ -27,6 +27,7 @@ EMPTY_ANSWER = (
     "The answer is empty because reasoning used up the maximum of tokens. Retry with a larger max_tokens or a lower"
     " reasoning_effort."
 )
+FALLBACK = "Your budget is nearly used up, so {} answered in place of {}."
 
 
 def chat_answer(answer: Answer) -> ChatAnswer:
@@ -44,6 +45,9 @@ def chat_answer(answer: Answer) -> ChatAnswer:
         message = {"role": "assistant", "content": ""}
     if turn.finish_reason == "length" and not any(message.get(kind) for kind in ("content", "refusal", "tool_calls")):
         optional["notice"] = EMPTY_ANSWER
+    if answer.instead_of:
+        optional["requested_deployment"] = answer.instead_of
+        optional.setdefault("notice", FALLBACK.format(call.deployment, answer.instead_of))
     return ChatAnswer(
         session_id=session.id,
         turn=turn.number,
@@ -122,6 +126,7 @@ def limit_answer(use: LimitUse) -> CallerLimits:
             if rates
         ],
         max_tokens=limit.max_tokens,
+        **({"fallback_deployment": limit.fallback_deployment} if limit.fallback_deployment else {}),
     )
 
 

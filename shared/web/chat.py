@@ -1,5 +1,6 @@
 """api/chat: one turn, answered as JSON or as server-sent events."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 from azurefunctions.extensions.http.fastapi import Request, Response
@@ -29,23 +30,23 @@ async def post_chat(request: Request, app: Services, principal: Principal) -> Re
     chat = validated(ChatRequest, await read_body(request, app.settings.turns.max_message_bytes))
     streamed = chat.stream or "text/event-stream" in request.headers.get("accept", "")
     stops = check_disconnect(chat.on_disconnect, streamed=streamed, param="on_disconnect")
-    stream = app.turns.take_turn(
-        ComposedRequest(
-            principal=principal,
-            dialect=app.chat_completions,
-            messages=chat.messages(),
-            session_id=chat.session_id,
-            parent=chat.parent(),
-            system=chat.system,
-            deployment=chat.deployment,
-            max_tokens=chat.max_tokens,
-            options=chat.options(),
-            expires_in=None if chat.expires_in_seconds is None else timedelta(seconds=chat.expires_in_seconds),
-            idempotency_key=idempotency_key(request),
-            fingerprint=chat.fingerprint(),
-        ),
-        deltas=streamed,
+    turn = ComposedRequest(
+        principal=principal,
+        dialect=app.chat_completions,
+        messages=chat.messages(),
+        session_id=chat.session_id,
+        parent=chat.parent(),
+        system=chat.system,
+        deployment=chat.deployment,
+        max_tokens=chat.max_tokens,
+        options=chat.options(),
+        expires_in=None if chat.expires_in_seconds is None else timedelta(seconds=chat.expires_in_seconds),
+        idempotency_key=idempotency_key(request),
+        fingerprint=chat.fingerprint(),
     )
+    if fallback := app.settings.limits.fallback(principal):
+        turn = replace(turn, fallback=replace(turn, deployment=fallback))
+    stream = app.turns.take_turn(turn, deltas=streamed)
     if stops:
         stream.stop.request_after(disconnected(request))
     first = await anext(stream)  # errors until here have a status; a later error of a stream is its last event

@@ -26,7 +26,11 @@ _REQUEST_HEADERS = (
 )
 # The headers by which openai-node identifies itself; their number grows (openai-node, src/internal/detect-platform.ts).
 _STAINLESS = re.compile(r"x-stainless-[a-z0-9-]{1,50}")
-_EXPOSED = (*UPSTREAM_HEADERS, "x-should-retry", "x-cost-usd", "idempotent-replayed", "x-truncated", "www-authenticate")
+_EXPOSED = (
+    *UPSTREAM_HEADERS,
+    *("x-should-retry", "x-cost-usd", "idempotent-replayed", "x-truncated", "x-requested-deployment"),
+    "www-authenticate",
+)
 
 
 def preflight(request: Request) -> Response:

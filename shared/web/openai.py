@@ -42,6 +42,7 @@ from shared.web.models import chat_deployment
 
 DISCONNECT_HEADER = "x-on-disconnect"  # what happens to a turn whose client goes away
 SESSION_HEADER = "x-session-id"
+INSTEAD_OF_HEADER = "x-requested-deployment"  # the one that was chosen, if the caller's fallback responds
 # OpenAI's, xAI's, OpenRouter's and Qwen's web search: each search has its own price, and usage does not count searches.
 _BILLED_PER_USE = ("web_search_options", "search_parameters", "plugins", "enable_search")
 _ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}  # for people; SDKs go by the status
@@ -68,7 +69,12 @@ async def post_completion(request: Request, app: Services, principal: Principal)
     completion = validated(CompletionRequest, body)
     streamed = bool(completion.stream)
     stops = stops_on_disconnect(request, streamed=streamed)
-    forwarded = _forwarded(request, app, principal, completion, body)
+    deployment = chat_deployment(named_model(request, completion.model), app)
+    check_price(body)
+    to_deployment = functools.partial(_forwarded, request, app, principal, completion, body)
+    forwarded = to_deployment(deployment)
+    if fallback := app.settings.limits.fallback(principal):
+        forwarded = replace(forwarded, fallback=to_deployment(fallback))
     run = app.turns.take_turn if forwarded.session_id else app.turns.call
     stream, headers, replayed = run(forwarded, deltas=streamed), dict[str, str](), False
     if stops:
@@ -93,17 +99,21 @@ async def post_completion(request: Request, app: Services, principal: Principal)
 def opened_headers(opened: Opened, app: Services) -> dict[str, str]:
     """The model service's headers that callers may see; without its rate limits, which are those of all callers, if the
     caller has limits of its own."""
+    headers = dict(opened.headers) | ({INSTEAD_OF_HEADER: opened.instead_of} if opened.instead_of else {})
     if opened.rates is None:
-        return dict(opened.headers)
-    headers = {name: each for name, each in opened.headers.items() if not name.startswith(RATE_LIMIT)}
+        return headers
+    headers = {name: each for name, each in headers.items() if not name.startswith(RATE_LIMIT)}
     return headers | rate_headers(opened.rates, (opened.rates.resets_at - app.clock.now()).total_seconds())
 
 
 def _forwarded(
-    request: Request, app: Services, principal: Principal, completion: CompletionRequest, body: Mapping[str, Any]
+    request: Request,
+    app: Services,
+    principal: Principal,
+    completion: CompletionRequest,
+    body: Mapping[str, Any],
+    deployment: str,
 ) -> ForwardedRequest:
-    deployment = chat_deployment(named_model(request, completion.model), app)
-    check_price(body)
     session, added = request.headers.get(SESSION_HEADER), set[str]()
     requested = max(completion.max_tokens or 0, completion.max_completion_tokens or 0) or None
     maximum = app.max_output(deployment)

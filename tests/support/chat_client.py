@@ -27,6 +27,8 @@ from tests.support.loopback import MAX_WAIT_S
 JSON = dict[str, Any]
 T = TypeVar("T")
 RATES = Rates(input=Decimal("0.75"), cached_input=Decimal("0.075"), cache_write=Decimal("0.9"), output=Decimal("4.5"))
+SMALL = Decimal("0.05")
+RATES_OF = {"small": Rates(input=SMALL, cached_input=SMALL, cache_write=SMALL, output=Decimal("0.4"))}
 
 
 def exact(text: str) -> Any:
@@ -209,6 +211,13 @@ def total_of(calls: Sequence[Call]) -> Totals:
     for call in calls:
         total = total.plus(Totals.of_turn([call]))
     return total
+
+
+def bill_of(billed: Billed) -> Decimal:
+    """USD that the model service charges."""
+    bill = cost(billed_usage(billed), RATES_OF.get(billed.deployment, RATES))
+    assert bill is not None
+    return bill
 
 
 def billed_usage(billed: Billed) -> Usage:

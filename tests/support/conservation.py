@@ -11,14 +11,13 @@ from functools import partial
 from shared.domain.calls import Call, LedgerEntry, State, Totals, Usage
 from shared.domain.conversation import Session, Turn
 from shared.domain.limits import Counter, held_by, running_by, spent_by, tokens_of
-from shared.domain.pricing import cost
 from shared.storage import ledger_rows, session_rows
 from shared.storage.counter_rows import to_counter
 from shared.storage.entities import Row
 from shared.storage.tables import Table
 from tests.conftest import Tables
 from tests.support.azure_openai import AzureOpenAI, Billed
-from tests.support.chat_client import RATES, billed_usage
+from tests.support.chat_client import bill_of, billed_usage
 from tests.support.loopback import MAX_WAIT_S
 
 
@@ -125,15 +124,13 @@ def _assert_accounted(call: Call, billed: Billed | None) -> None:
     """Settled: exactly the metered cost. Unaccounted: an upper bound of it. Other states: not billed."""
     if call.state is State.SETTLED:
         assert billed is not None, "settled but not billed"
-        assert (call.usage, call.cost) == (billed_usage(billed), cost(billed_usage(billed), RATES))
+        assert (call.usage, call.cost) == (billed_usage(billed), bill_of(billed))
     else:
         assert call.state is not State.OPEN
     if billed is not None and call.state is not State.SETTLED:
         assert call.state in (State.UNACCOUNTED, State.STOPPED), f"billed but {call.state}"
-        bill = cost(billed_usage(billed), RATES)
-        assert bill is not None
         assert call.worst_case is not None
-        assert call.worst_case >= bill
+        assert call.worst_case >= bill_of(billed)
 
 
 def _assert_agree(session: StoredSession, ledger_calls: dict[str, Call], *, erased: bool, released: bool) -> None:

@@ -39,6 +39,7 @@ ALLOWED = {
 EXPOSED = {
     *("retry-after", "retry-after-ms", "x-should-retry", "x-cost-usd", "idempotent-replayed", "x-truncated"),
     "www-authenticate",
+    "x-requested-deployment",
     *("x-request-id", "apim-request-id"),
 }
 OTHERS = [

@@ -163,7 +163,8 @@ class ChatAnswer(BaseModel):
     content_filter: dict[str, Any] | None = None
     logprobs: dict[str, Any] | None = None
     truncated: list[str] | None = None
-    notice: str | None = None  # for people: why the answer is empty
+    notice: str | None = None  # for people: why the answer is empty, or of another deployment
+    requested_deployment: str | None = None  # if the caller's fallback_deployment has answered in its place
     limits: list[RemainingAnswer] | None = None  # the caller's budgets of which 80 % or more is used
 
 

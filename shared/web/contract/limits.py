@@ -33,12 +33,14 @@ class RateAnswer(BaseModel):
 
 class CallerLimits(BaseModel):
     """The limits of one caller, of all anonymous callers together (`anonymous`) or of all callers (`total`).
-    `max_tokens`: the maximum of an answer; null if it is not limited."""
+    `max_tokens`: the maximum of an answer; null if it is not limited. `fallback_deployment`: of chat while a budget is
+    nearly used, if there is one."""
 
     caller: str
     budgets: list[BudgetAnswer]
     rates: list[RateAnswer]
     max_tokens: int | None
+    fallback_deployment: str | None = None
 
 
 class LimitsAnswer(BaseModel):

@@ -4,7 +4,7 @@ The model service gets chat completions, the one dialect that Azure, llama.cpp, 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, TypeAlias
 
@@ -93,6 +93,12 @@ async def parse_request(request: Request, app: Services, principal: Principal) -
         instructions=body.instructions or "",
         options=_options(body, tools),
     )
+    if fallback := app.settings.limits.fallback(principal):
+        max_tokens, requested = _max_tokens(app, principal, fallback, body)
+        turn = replace(
+            turn,
+            fallback=replace(turn, deployment=fallback, max_tokens=max_tokens, requested_max_tokens=requested),
+        )
     return ParsedRequest(
         turn=turn,
         echo=echo,
