@@ -279,6 +279,8 @@ NO_KEYSTORE = (
     "The sign-in can't be stored: that takes `pip install msal-extensions`, and on Linux a keyring and PyGObject."
 )
 LOG_IN = "Sign in with `chat.py login`"
+# Role assignments take minutes to apply: docs/troubleshooting.md, "401, 403 or 503 after a deployment".
+JUST_DEPLOYED = "If the app was just deployed: wait some minutes, then run `azd deploy`."
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 RENEW_S = 300  # before a token expires
 SIGN_IN_ERRORS = {
@@ -543,12 +545,16 @@ class ChatApi:
         if status == 401:
             problem = f"Invalid function key for {self.url}" if self._has_key else f"{self.url} requires a function key"
             remedy = "Set it with --key or CHAT_KEY; `az functionapp keys list -g GROUP -n APP` shows it"
-            return Failure(f"{problem} (401). {remedy}.", "unauthorized")
+            return Failure(f"{problem} (401). {remedy}. {JUST_DEPLOYED}", "unauthorized")
         try:
             failure = Failure.reported(response.json()["error"], _retry_after(response))
         except (ValueError, LookupError, TypeError, AttributeError):
             if status in (502, 503, 504):
-                return Failure(f"The gateway in front of {self.url} returned {status}.", LOST)
+                return Failure(f"The gateway in front of {self.url} returned {status}. {JUST_DEPLOYED}", LOST)
+            if status == 403:
+                return Failure(
+                    f"The platform or a gateway in front of {self.url} refused (403). {JUST_DEPLOYED}", "forbidden"
+                )
             if status == 429:  # sent by the platform, without a body
                 return Failure(f"{self.url} is overloaded (429).", LIMITED, _retry_after(response))
             target = f" and redirects to {response.headers['location']}" if response.is_redirect else ""

@@ -51,8 +51,9 @@ param environmentName string
 @metadata({
   azd: {
     type: 'location'
-    // azd offers only regions with this much quota left
-    usageName: ['OpenAI.GlobalStandard.gpt-5.4-mini, 20', 'OpenAI.GlobalStandard.text-embedding-3-small, 50']
+    // azd offers only regions with this much quota left. If it is below modelCapacity or embeddingCapacity,
+    // infra/hooks/quota lowers them.
+    usageName: ['OpenAI.GlobalStandard.gpt-5.4-mini, 5', 'OpenAI.GlobalStandard.text-embedding-3-small, 1']
   }
 })
 @description('Region of all regional resources.')
@@ -66,10 +67,19 @@ param principalType string = 'User'
 
 // -- The models
 
+@description('Capacity of the default of modelDeployments, in thousands of tokens a minute.')
+@minValue(1)
+param modelCapacity int = 20
+
+@description('Capacity of the default of embeddingDeployment, in thousands of tokens a minute.')
+@minValue(1)
+param embeddingCapacity int = 50
+
+// Azure retires gpt-5.4-mini 2026-03-17 on 2027-03-18: docs/deploying.md, "Change the model".
 @description('Models to deploy, or those deployed in the existing account. The first is the default.')
 @minLength(1)
 param modelDeployments deployment[] = [
-  { name: 'gpt-5.4-mini', model: 'gpt-5.4-mini', version: '2026-03-17', sku: 'GlobalStandard', capacity: 20 }
+  { name: 'gpt-5.4-mini', model: 'gpt-5.4-mini', version: '2026-03-17', sku: 'GlobalStandard', capacity: modelCapacity }
 ]
 
 // Not of the type deployment, which would not accept {}; `embeddings` checks it.
@@ -79,7 +89,7 @@ param embeddingDeployment object = {
   model: 'text-embedding-3-small'
   version: '1'
   sku: 'GlobalStandard'
-  capacity: 50
+  capacity: embeddingCapacity
 }
 
 @description('Region of a second account for failover, called if the first one rejects a request or fails. Empty for none.')
@@ -106,8 +116,9 @@ param existingOpenAiResourceGroup string = ''
 @maxValue(1000)
 param httpConcurrency int = 32
 
-@description('Maximum number of instances; it also limits the cost.')
-@minValue(40)
+// Microsoft.Web takes 1 to 1,000; HTTP and each timer scale on their own.
+@description('Maximum number of instances of each function group; it also limits the cost.')
+@minValue(1)
 @maxValue(1000)
 param maximumInstances int = 40
 
@@ -455,6 +466,7 @@ module function 'app/function.bicep' = {
     serviceName: 'api'
     identityId: identity.outputs.id
     identityClientId: identity.outputs.clientId
+    storageAccountName: storage.outputs.name
     blobEndpoint: storage.outputs.blobEndpoint
     packageContainerName: packageContainerName
     applicationInsightsConnectionString: monitoring.outputs.connectionString

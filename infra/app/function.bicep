@@ -21,6 +21,9 @@ param identityId string
 @description('Client ID of the app\'s identity.')
 param identityClientId string
 
+@description('Name of the storage account.')
+param storageAccountName string
+
 @description('URL of the storage account\'s blobs.')
 param blobEndpoint string
 
@@ -33,7 +36,7 @@ param applicationInsightsConnectionString string
 @description('Requests that an instance serves at once.')
 param httpConcurrency int
 
-@description('Maximum number of instances.')
+@description('Maximum number of instances of each function group.')
 param maximumInstances int
 
 @description('Instances kept warm for HTTP, which are billed all the time.')
@@ -82,7 +85,6 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
       minTlsVersion: '1.2'
       scmMinTlsVersion: '1.2'
     }
-    #disable-next-line BCP037 // siteUpdateStrategy, below, is a preview that the Bicep types lack
     functionAppConfig: {
       deployment: {
         storage: {
@@ -102,7 +104,9 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
         // Python's default is 1; an open stream would then occupy a whole instance.
         triggers: { http: { perInstanceConcurrency: httpConcurrency } }
       }
-      ...(rollingUpdates ? { siteUpdateStrategy: { type: 'RollingUpdate' } } : {})
+      // Always sent: left out, Azure could keep the former one.
+      #disable-next-line BCP037 // a preview that the Bicep types lack
+      siteUpdateStrategy: { type: rollingUpdates ? 'RollingUpdate' : 'Recreate' }
     }
   }
 }
@@ -134,6 +138,8 @@ resource appSettings 'Microsoft.Web/sites/config@2025-03-01' = {
     APPLICATIONINSIGHTS_CONNECTION_STRING: applicationInsightsConnectionString
     APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'ClientId=${identityClientId};Authorization=AAD'
     AzureWebJobsDisableHomepage: 'true' // otherwise `/` is the platform's page
+    // Beside the URI: with the URI alone, the host sometimes answered 401 to valid keys (azure-functions-host#11787).
+    AzureWebJobsStorage__accountName: storageAccountName
     AzureWebJobsStorage__blobServiceUri: blobEndpoint
     AzureWebJobsStorage__clientId: identityClientId
     AzureWebJobsStorage__credential: 'managedidentity'

@@ -124,6 +124,9 @@ resource tableContributors 'Microsoft.Authorization/roleAssignments@2022-04-01' 
 @description('Resource ID.')
 output id string = account.id
 
+@description('Name.')
+output name string = account.name
+
 @description('URL of the blobs, without a trailing slash.')
 output blobEndpoint string = 'https://${account.name}.blob.${environment().suffixes.storage}'
 

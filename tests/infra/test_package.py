@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,27 @@ def test_package_imports_without_settings_and_other_packages(package: Path) -> N
         check=False,
     )
     assert (result.stdout.strip(), result.stderr) == ("True", "")
+
+
+def test_azd_restore_installs_the_requirements_and_no_package_of_this_folder() -> None:
+    """`azd restore` runs `pip install .` where there is a pyproject.toml: framework_service_python.go in azure-dev."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["build-system"]["build-backend"] == "setuptools.build_meta"
+    assert project["tool"]["setuptools"]["packages"] == []
+    assert project["tool"]["setuptools"]["dynamic"] == {"dependencies": {"file": ["requirements.in"]}}
+
+
+@pytest.mark.acceptance
+def test_app_can_be_imported_after_azd_restore(tmp_path: Path) -> None:
+    tree = tmp_path / "clone"
+    for name in platform_runtime.package(tree):
+        assert (tree / name).is_file()
+    for name in ("pyproject.toml", "requirements.in"):
+        shutil.copy2(ROOT / name, tree / name)
+    for folder in ("local", "infra", "tests"):  # packages that setuptools would find by itself
+        (tree / folder).mkdir()
+        (tree / folder / "__init__.py").touch()
+    subprocess.run([sys.executable, "-m", "venv", "clone_env"], cwd=tree, check=True)
+    python = tree / "clone_env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    subprocess.run([str(python), "-m", "pip", "install", "."], cwd=tree, check=True, capture_output=True)
+    subprocess.run([str(python), "-c", "import function_app"], cwd=tree, check=True)

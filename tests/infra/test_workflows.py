@@ -34,9 +34,9 @@ def test_azd_deploys_this_folder_as_a_python_function_app() -> None:
     assert "serviceName: 'api'" in (ROOT / "infra" / "main.bicep").read_text()
 
 
-def test_azd_versions_that_delete_an_existing_accounts_group_are_rejected() -> None:
-    assert re.search(r'^requiredVersions:\n(?:  #.*\n)+  azd: ">= 1\.24\.1"$', AZURE_YAML, re.MULTILINE)
-    assert "azd 1.24.1 or newer" in (ROOT / "docs" / "deploying.md").read_text()
+def test_azd_versions_that_offer_no_region_or_delete_an_existing_accounts_group_are_rejected() -> None:
+    assert re.search(r'^requiredVersions:\n(?:  #.*\n)+  azd: ">= 1\.25\.6"$', AZURE_YAML, re.MULTILINE)
+    assert "azd 1.25.6 or newer" in (ROOT / "docs" / "deploying.md").read_text()
 
 
 def test_each_hook_has_a_script_for_each_shell() -> None:

@@ -283,6 +283,7 @@ async def test_json_option_prints_the_response_body_as_one_line(
         (b"hi", ("--session", "conv_" + "0" * 32), 1, " does not exist, or belongs to another client key. Set the key"),
         (b"hi", ("--client-key", "wrong"), 1, "Invalid client key for http://127"),
         (b"hi", ("--key", "wrong"), 1, " (401). Set it with --key or CHAT_KEY"),
+        (b"hi", ("--key", "wrong"), 1, "If the app was just deployed: wait some minutes, then run `azd deploy`."),
         (b"hi", ("--key", ""), 1, "requires a function key (401)"),
         (b"hi", ("--key", "schlüssel"), 2, "must be visible ASCII"),
         (b"hi", ("--url", "localhost:7071"), 2, "must be a URL such as https://"),
@@ -935,6 +936,24 @@ async def test_429_is_retried_after_retry_after_seconds(api: httpx.AsyncClient, 
     assert (done.code, done.out) == (0, "echo: hi\n")
     assert done.err.splitlines() == ["The model service's rate limit is exceeded. Retrying in 1 s. Ctrl-C cancels."]
     assert len(fake.meter) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>Web App - Unavailable</html>"])
+@pytest.mark.parametrize(
+    ("status", "problem"),
+    [
+        (403, "The platform or a gateway in front of {url} refused (403)."),
+        (503, "The gateway in front of {url} returned 503."),
+    ],
+)
+async def test_answer_of_the_platform_after_a_deployment_says_to_wait(
+    network: TcpProxy, status: int, problem: str, body: bytes
+) -> None:
+    network.on(POST, Answer(status, body))
+    done = await run_piped(network.endpoint, "hi", "--wait", "0")
+    wait = "If the app was just deployed: wait some minutes, then run `azd deploy`."
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"{problem.format(url=network.endpoint)} {wait}")
 
 
 async def test_429_of_the_platform_without_a_body_is_retried(

@@ -463,6 +463,7 @@ async def test_function_key_is_requested_and_stored_only_in_session_storage(
         await field.fill("wrong")
         await field.press("Enter")
         await expect(dialog).to_contain_text("The key was rejected")
+        await expect(dialog).to_contain_text("If the app was just deployed: wait some minutes")
         await field.fill(FUNCTION_KEY)
         await field.press("Enter")
         await expect(page.locator("#about")).to_have_text("chat")
@@ -479,7 +480,7 @@ async def test_missing_key_is_reported_and_message_is_kept(browser: Browser, api
         await page.goto("/chat")
         await expect(page.get_by_role("dialog")).to_be_visible()
         await page.keyboard.press("Escape")
-        await expect(page.get_by_role("status")).to_have_text("A valid key is required.")
+        await expect(page.get_by_role("status")).to_contain_text("A valid key is required.")
         await write_message(page, "hi")
         await button(page, "Cancel").click()
         await expect(page.locator(".notes")).to_contain_text("A valid key is required.")
@@ -524,6 +525,23 @@ async def test_429_from_gateway_shows_readable_error(page: Page, body: str) -> N
     await expect(page.locator(".notes")).to_contain_text("The server is overloaded. Wait a moment")
     await button(page, "Send again").click()
     await expect(answer_text(page)).to_have_text("echo: hi")
+
+
+@pytest.mark.parametrize("body", ["", "<html>Web App - Unavailable</html>"])
+@pytest.mark.parametrize(
+    ("status", "problem", "buttons"),
+    [(403, "The platform in front of the server refused (403).", 0), (503, "The server is not available (503).", 1)],
+)
+async def test_answer_of_the_platform_after_a_deployment_says_to_wait(
+    page: Page, status: int, problem: str, buttons: int, body: str
+) -> None:
+    await page.route("**/api/chat", lambda route: route.fulfill(status=status, body=body), times=1)
+    await write_message(page, "hi")
+    notes = page.locator(".notes")
+    await expect(notes).to_contain_text(
+        f"{problem} If the app was just deployed: wait some minutes, then run azd deploy."
+    )
+    await expect(page.get_by_role("button", name="Send again")).to_have_count(buttons)
 
 
 async def test_retry_after_lost_connection_is_not_billed_twice(

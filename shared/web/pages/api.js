@@ -100,10 +100,15 @@ async function apiError(response) {
   });
 }
 
+// Role assignments take minutes to apply: docs/troubleshooting.md, "401, 403 or 503 after a deployment".
+const JUST_DEPLOYED = "If the app was just deployed: wait some minutes, then run azd deploy.";
+
 const DEFAULT_MESSAGES = {
-  401: "A valid key is required.",
+  401: `A valid key is required. ${JUST_DEPLOYED}`,
+  403: `The platform in front of the server refused (403). ${JUST_DEPLOYED}`,
   404: "The server does not have this route.",
   429: "The server is overloaded. Wait a moment, then try again.",
+  503: `The server is not available (503). ${JUST_DEPLOYED}`,
 };
 
 const text = (response) => connected(response.text());
