@@ -1338,7 +1338,10 @@ def run(arguments: argparse.Namespace, *, interactive: bool) -> None:
 
     sign_in = None
     if arguments.command == "logout":
-        SignIns().save(arguments.url, None)
+        if SignIns().available and not SignIns().save(arguments.url, None):
+            raise Failure(
+                "The sign-in can't be deleted: the keystore is locked or refuses. Unlock it, then repeat this."
+            )
         return show(f"Signed out of {arguments.url}.")
     if arguments.command == "login":
         sign_in = log_in(arguments, show, interactive=interactive)

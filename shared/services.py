@@ -78,7 +78,7 @@ class Services:
         self._days = days = Days(self._table("daily"))
         self._owners = owners = OwnerIndex(sessions_table, sessions, clock)
         self._deletions = deletions = Deletions(sessions_table, sessions, owners, ledger, days, clock)
-        self.erasures = OwnerErasures(sessions_table, sessions, deletions, clock)
+        self.erasures = OwnerErasures(sessions_table, sessions, deletions, owners, clock)
         session_days = settings.retention.session_days
         self._retention = Retention(sessions_table, sessions, deletions, clock, days=session_days)
         self._indexes = indexes = Indexes(self._retention, owners)

@@ -6,13 +6,13 @@ from them archived ones. A place names the first use of that day, because only t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 from shared.domain.conversation import Message, Session
 
 PINNED, ARCHIVED = "!", "~"  # the first character of a place: before and after the digits of the others
 PLACE = r"[!~]?[0-9]{10}"
-MAX_TITLE_CHARS = 60  # of a title that is made from a message
+MAX_MADE_TITLE_CHARS = 60  # of a title that is made from a message
 _NEWEST_FIRST = 9_999_999_999
 
 
@@ -28,11 +28,11 @@ def title_of(messages: Sequence[Message]) -> str | None:
     """The beginning of the first text that a user sent; None if there is none."""
     texts = (_text(message) for message in messages if message.get("role") == "user")
     text = next(filter(None, texts), None)
-    if text is None or len(text) <= MAX_TITLE_CHARS:
+    if text is None or len(text) <= MAX_MADE_TITLE_CHARS:
         return text
-    cut = text[: MAX_TITLE_CHARS - 1]
+    cut = text[: MAX_MADE_TITLE_CHARS - 1]
     words = cut.rpartition(" ")[0]
-    return f"{words if len(words) > MAX_TITLE_CHARS / 2 else cut}…"
+    return f"{words if len(words) > MAX_MADE_TITLE_CHARS / 2 else cut}…"
 
 
 def titled(session: Session, messages: Sequence[Message]) -> Session:
@@ -49,9 +49,8 @@ def untitled(session: Session, number: int) -> Session:
 
 
 def without_title(session: Session) -> Session:
-    """The session with its row in the list to be written again, without the title."""
-    untitled = replace(session, title=None)
-    return placed(untitled) if session.places and session.title is not None else untitled
+    """The session without its title, and with its row in the list to be written again."""
+    return rewritten(replace(session, title=None)) if session.title is not None else session
 
 
 def listed(session: Session) -> bool:
@@ -74,13 +73,22 @@ def placed(session: Session, moment: datetime | None = None) -> Session:
     return replace(session, places=(*before, place))
 
 
+def rewritten(session: Session) -> Session:
+    """The session with its row to be written again where it is: the head names that place twice."""
+    return placed(session) if session.places else session
+
+
 def first_use(place: str) -> datetime:
     return datetime.fromtimestamp(_NEWEST_FIRST - int(place[-10:]), UTC)
 
 
 def newest_first(sessions: Sequence[Session]) -> tuple[Session, ...]:
-    """In the order of a list, with those of one day by their last use."""
-    latest = sorted(sessions, key=lambda session: session.updated, reverse=True)
+    """In the order of a list, with those of one day by their last use. A write that is no use leaves the day."""
+
+    def day(session: Session) -> date:
+        return (first_use(session.places[-1]) if session.places else session.updated).date()
+
+    latest = sorted(sessions, key=lambda session: (day(session), session.updated), reverse=True)
     return tuple(sorted(latest, key=lambda session: not session.pinned or session.archived))
 
 
@@ -88,7 +96,7 @@ def _text(message: Message) -> str:
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = (part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
-    return clean(next(filter(clean, texts), "")[: 20 * MAX_TITLE_CHARS])
+    return clean(next(filter(clean, texts), "")[: 20 * MAX_MADE_TITLE_CHARS])
 
 
 def clean(title: str) -> str:

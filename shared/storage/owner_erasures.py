@@ -11,6 +11,7 @@ from shared.errors import StorageUnavailable, VersionConflict
 from shared.storage import session_rows as rows
 from shared.storage.deletion import Deletions
 from shared.storage.entities import Row
+from shared.storage.owner_index import OwnerIndex
 from shared.storage.sessions import Sessions
 from shared.storage.tables import Table
 
@@ -22,10 +23,13 @@ _PARTITION = "~erasing-owner"
 class OwnerErasures:
     """Raises StorageUnavailable."""
 
-    def __init__(self, table: Table, sessions: Sessions, deletions: Deletions, clock: Clock) -> None:
+    def __init__(
+        self, table: Table, sessions: Sessions, deletions: Deletions, owners: OwnerIndex, clock: Clock
+    ) -> None:
         self._table = table
         self._sessions = sessions
         self._deletions = deletions
+        self._owners = owners
         self._clock = clock
 
     async def progress(self, owner: str) -> OwnerErasure | None:
@@ -55,6 +59,7 @@ class OwnerErasures:
                 position = row["PartitionKey"]
                 progress = await self._save(replace(progress, position=position, erased=progress.erased + erased))
                 yield progress
+            await self._owners.sweep(progress.owner, progress.begun)
             yield await self._save(replace(progress, position="", done=True))
         except VersionConflict:
             return

@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from shared.domain.clock import Clock
 from shared.domain.conversation import Session
@@ -22,6 +22,7 @@ from shared.domain.listing import (
     listed,
     newest_first,
     placed,
+    rewritten,
     title_of,
 )
 from shared.errors import StorageUnavailable, VersionConflict
@@ -55,7 +56,7 @@ class OwnerIndex:
             return await self._entered(placed(session, now))
         if first_use(session.places[-1]).date() != now.date():
             return placed(session, now)
-        return placed(session) if begins(session) else session
+        return rewritten(session) if begins(session) else session
 
     async def enter(self, session: Session) -> Session:
         """After a turn is reserved: move the session's row to its place. Returns the session to store with the turn's
@@ -73,10 +74,15 @@ class OwnerIndex:
         moves = [Write("delete", self._key(session, each), "*") for each in others]
         try:
             await self._table.commit([*moves, Write("put", self._row(session), "" if others else "*")])
-        except VersionConflict:  # after a crash: one of the rows is there or gone already
-            await self._put(session)
-            for each in others:
-                await self._delete(self._key(session, each))
+        except VersionConflict:  # another process has moved it, or erased it, or this one before a crash
+            head = await self._sessions.head(session.id)
+            if head is None or head.owner != session.owner or not head.places:
+                await self.delete(session)
+                return session
+            await self._put(head)
+            await self.delete(replace(session, places=(*{*session.places, *head.places} - {head.places[-1]},)))
+            await self.remove(head)  # it may be erased by now
+            return replace(session, places=head.places[-1:])
         return replace(session, places=(place,))
 
     async def remove(self, session: Session) -> None:
@@ -92,12 +98,20 @@ class OwnerIndex:
             await self._delete(self._key(session, place))
 
     async def adopt(self, session: Session) -> Session:
-        """Enter a session of before, or one that gets an owner, under the day of its last use. Returns what to store.
-        It gets a title from its first turn."""
+        """An older session, or one that gets an owner, as it is to be stored before `move` enters it: under the day of
+        its last use, with a title from its first turn."""
         if session.title is None and session.cleared_through == 0:
             first = await self._sessions.turn(session.id, session.parent.turn + 1 if session.parent else 1)
             session = replace(session, title=title_of(first.messages) if first else None)
-        return await self._entered(placed(session, session.updated))
+        return rewritten(placed(session, session.updated))
+
+    async def sweep(self, owner: str, before: datetime) -> None:
+        """Delete the rows from before this time that stand for no session of the owner (any more)."""
+        rows = self._table.query("PartitionKey eq @owner", {"owner": owner_partition(owner)})
+        async for row in rows:
+            head = await self._sessions.head(row["RowKey"].rpartition("~")[2])
+            if (head is None or head.owner != owner) and first_use(row["RowKey"].rpartition("~")[0]) < before:
+                await self._delete(row)
 
     async def page(self, owner: str, *, after: str, limit: int, archived: bool, search: str) -> SessionPage:
         """At most `limit` sessions of the owner, in the order of the list, after the row `after` ("": from the start).
@@ -130,7 +144,7 @@ class OwnerIndex:
             select=["PartitionKey", "owner", "places"],
         )
         async for row in heads:
-            if "owner" in row and "places" not in row:
+            if "owner" in row and ("places" not in row or "," in row["places"]):
                 await self._enter_older(row["PartitionKey"])
             yield row["PartitionKey"]
         with suppress(VersionConflict):  # another instance was faster
@@ -139,10 +153,12 @@ class OwnerIndex:
     async def _enter_older(self, session_id: str) -> None:
         try:
             while session := await self._sessions.head(session_id):
-                if not listed(session) or session.places or session.deletion:
+                if not listed(session) or session.deletion:
                     return
                 with suppress(VersionConflict):  # a turn has begun or ended: read it again
-                    await self._sessions.update(await self.adopt(session))
+                    await self.move(
+                        session if session.places else await self._sessions.update(await self.adopt(session))
+                    )
                     return
         except StorageUnavailable:
             raise
@@ -167,10 +183,13 @@ class OwnerIndex:
         place = owner_key(head.places[-1], head.id)
         if row["RowKey"] == place:
             if row.get("title") != head.title:
-                await self._put(head)
+                with suppress(VersionConflict):  # it was moved or erased meanwhile
+                    await self._table.put(self._row(head), row["etag"])
             return True
         moved = await self._put(head)
         await self._delete(row)
+        if moved:
+            await self.remove(head)  # it may be erased by now
         return moved and place <= row["RowKey"]  # else it is also listed there
 
     async def _entered(self, session: Session) -> Session:

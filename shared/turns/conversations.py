@@ -145,6 +145,7 @@ class ConversationAccess:
                     return _added_page(stored, turn)  # only the response was lost
                 if isinstance(error, StorageUnavailable):
                     raise
+                await self._indexes.remove(session)
             else:
                 await self._indexes.enter(session)
                 return _added_page(session, turn)

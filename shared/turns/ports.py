@@ -94,7 +94,7 @@ class OwnerIndex(Protocol):
         contains it. There may be fewer, or none, although there are more."""
 
     async def adopt(self, session: Session) -> Session:
-        """Enter a session that is in no list, and give it a title. Returns the session to store."""
+        """A session that is in no list, as it is to be stored before `move` enters it: with a title and a place."""
 
     async def move(self, session: Session) -> Session:
         """Bring the list up to date with the session. Returns the session to store."""

@@ -292,6 +292,7 @@ class Reservations:
         self._admission.check_room(request.principal, turn.call)  # not before: a stored answer is given without room
         session = await self._indexes.prepare(planned.session)
         if not session.etag and not await self._sessions.enter_branch(session):
+            await self._remove(session)
             raise ParentNotFound
         if record:
             record = replace(record, turns=(*record.turns, turn.number))
@@ -302,7 +303,7 @@ class Reservations:
             stored, stored_turn = await read_turn(self._sessions, session.id, turn.number)
             if stored is None or stored_turn is None or not stored.leased_to(turn.call):
                 if isinstance(error, VersionConflict):
-                    if not session.etag:
+                    if not planned.session.places:  # it was entered for this turn
                         await self._remove(session)
                     raise SessionBusy from None
                 raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from shared.domain.clock import Clock
 from shared.domain.conversation import Session, Turn
-from shared.domain.listing import SessionPage, listed, placed
+from shared.domain.listing import SessionPage, listed, rewritten
 from shared.domain.principal import Principal
 from shared.errors import InvalidRequest, SessionBusy, SessionNotFound, VersionConflict
 from shared.turns.ports import MAX_PAST_TURNS, Deletions, OwnerIndex, Sessions
@@ -77,8 +77,10 @@ class SessionAccess:
             )
             if changed == session and len(session.places) < 2:
                 return session
+            if listed(changed) and not changed.places:  # as an earlier version stored it
+                changed = await self._owners.adopt(changed)
             with suppress(VersionConflict):
-                return await self._relisted(await self._sessions.update(placed(changed) if session.places else changed))
+                return await self._relisted(await self._sessions.update(rewritten(changed)))
         raise SessionBusy
 
     async def claim(self, session_id: str, principal: Principal) -> Session:
@@ -87,7 +89,7 @@ class SessionAccess:
         for _ in range(MAX_ATTEMPTS):
             session = await self.get(session_id, principal)
             if session.owner is not None:
-                return session  # of this caller
+                return await self._relisted(session)  # of this caller, perhaps by a request that was interrupted
             if not _MADE_HERE.fullmatch(session_id):
                 message = "Only sessions whose ID this API has made can be taken over: others can be guessed."
                 raise InvalidRequest(message, param="session_id")
@@ -98,10 +100,8 @@ class SessionAccess:
                 continue
             owned = replace(session, owner=principal.name)
             owned = await self._owners.adopt(owned) if listed(owned) else owned
-            try:
-                return await self._sessions.update(owned)
-            except VersionConflict:
-                await self._owners.remove(owned)
+            with suppress(VersionConflict):
+                return await self._relisted(await self._sessions.update(owned))
         raise SessionBusy
 
     async def _relisted(self, session: Session) -> Session:

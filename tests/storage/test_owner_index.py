@@ -16,7 +16,7 @@ from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import JSON, answer, get_json, ok_json, send_message, streaming
 from tests.support.clock import ManualClock
 from tests.support.conservation import all_rows, assert_conserved
-from tests.support.proxy import Action, Answer, Close, Match, TcpProxy
+from tests.support.proxy import Action, Answer, Close, Match, Stall, TcpProxy
 
 KEYS = {"ann": "a-client-key-of-ann", "ben": "a-client-key-of-ben"}
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -186,6 +186,8 @@ async def test_bad_query_is_named(ann: httpx.AsyncClient, query: dict[str, str],
         ({"title": " \u200b"}, "title"),
         ({"title": "x" * 201}, "title"),
         ({"title": 1}, "title"),
+        ({"title": None}, "title"),
+        ({"archived": None}, "archived"),
         ({"pinned": "true"}, "pinned"),
         ({"pinned": 1}, "pinned"),
         ({"archived": "no"}, "archived"),
@@ -435,3 +437,120 @@ async def test_random_use_with_faults_of_storage(
     first = [each["session_id"] for each in shown["false"] if each["pinned"]]
     assert [each["session_id"] for each in shown["false"]][: len(first)] == first
     await assert_conserved(tables, fake, erased=erased)
+
+
+# Two processes at once. Each interleaving is forced by holding one request to storage.
+
+
+async def test_session_that_is_read_while_it_is_taken_over_stays_in_the_list(
+    storage: TcpProxy, ann: httpx.AsyncClient, clock: ManualClock, tables: Tables
+) -> None:
+    for at, match in enumerate((Match("PATCH", body='"owner"'), Match(body="~owner-"))):
+        clock.set(NOON + 7 * at * DAY)
+        begun = await ann.post("/api/chat", json={"message": "before"}, headers={"authorization": ""})
+        session = ok_json(begun)["session_id"]
+        clock.set(NOON + (7 * at + 3) * DAY)
+        rule = storage.on(match, Stall())
+        claiming = asyncio.create_task(ann.post(f"/api/sessions/{session}/claim"))
+        await rule.until_reached()
+        await listed(ann)
+        rule.release()
+        ok_json(await claiming)
+        assert (await ids(ann))[0] == session
+        assert len(await rows(tables)) == at + 1
+
+
+async def test_interrupted_claim_is_completed_by_the_next(
+    storage: TcpProxy, ann: httpx.AsyncClient, tables: Tables
+) -> None:
+    begun = await ann.post("/api/chat", json={"message": "before"}, headers={"authorization": ""})
+    session = ok_json(begun)["session_id"]
+    storage.on(Match(body="~owner-"), Answer(403))
+    assert (await ann.post(f"/api/sessions/{session}/claim")).status_code == 503
+    ok_json(await ann.post(f"/api/sessions/{session}/claim"))
+    assert await rows(tables) == {session: "before"}
+
+
+async def test_reading_the_list_brings_no_title_back_after_an_erasure(
+    storage: TcpProxy, ann: httpx.AsyncClient, tables: Tables, clock: ManualClock
+) -> None:
+    """The list is corrected with a head that was read before the erasure."""
+    await answer(ann, "a secret")
+    for correct in (False, True):
+        head = await tables.sessions.get("s", "head")
+        assert head
+        if correct:  # the row is at another place than the head says
+            await tables.sessions.merge({"PartitionKey": "s", "RowKey": "head", "places": "8000000000"}, head["etag"])
+        else:
+            await tables.sessions.merge({"PartitionKey": "s", "RowKey": "head", "title": "secret title"}, head["etag"])
+        rule = storage.on(Match(body="secret"), Stall())
+        reading = asyncio.create_task(listed(ann))
+        await rule.until_reached()
+        assert (await ann.delete("/api/sessions/s")).status_code == 204
+        rule.release()
+        await reading
+        assert "secret" not in await texts(tables)
+        await answer(ann, "a secret")
+
+
+async def test_row_of_the_loser_of_two_first_turns_is_removed(
+    storage: TcpProxy, ann: httpx.AsyncClient, clock: ManualClock, tables: Tables
+) -> None:
+    rule = storage.on(Match("POST", r"\$batch$", body="head"), Stall())
+    losing = asyncio.create_task(send_message(ann, "a secret"))
+    await rule.until_reached()
+    clock.set(NOON + MINUTE)
+    await answer(ann, "another")
+    rule.release()
+    await losing
+    await ann.delete("/api/sessions/s")
+    assert "secret" not in await texts(tables)
+    assert await rows(tables) == {}
+
+
+async def test_change_between_a_turns_reservation_and_its_move_leaves_one_row(
+    storage: TcpProxy, ann: httpx.AsyncClient, clock: ManualClock, tables: Tables
+) -> None:
+    await answer(ann)
+    clock.set(NOON + DAY)
+    rule = storage.on(Match("POST", r"\$batch$", body="~owner-"), Stall())
+    turn = asyncio.create_task(send_message(ann))
+    await rule.until_reached()
+    await change(ann, "s", pinned=True)
+    rule.release()
+    await turn
+    assert await rows(tables) == {"s": "hi"}
+    await ann.delete("/api/sessions/s")
+    assert await rows(tables) == {}
+
+
+async def test_erasing_all_sessions_deletes_rows_without_a_session_too(
+    storage: TcpProxy, ann: httpx.AsyncClient, clock: ManualClock, tables: Tables
+) -> None:
+    storage.on(Match("POST", r"\$batch$"), Answer(403))
+    assert (await send_message(ann, "a secret")).status_code == 503
+    clock.set(NOON + MINUTE)
+    ok_json(await ann.delete("/api/me/sessions"))
+    assert "secret" not in await texts(tables)
+
+
+async def test_session_that_an_earlier_version_stored_is_entered_by_a_change(
+    ann: httpx.AsyncClient, tables: Tables
+) -> None:
+    await answer(ann, "hello")
+    head = await tables.sessions.get("s", "head")
+    assert head
+    columns = {name: head[name] for name in head.keys() - {"etag", "places", "title", "pinned", "archived"}}
+    await tables.sessions.put(columns, head["etag"])
+    await change(ann, "s", pinned=True)
+    assert [(each["title"], each["pinned"]) for each in await listed(ann)] == [("hello", True)]
+    assert await rows(tables) == {"s": "hello"}
+
+
+async def test_order_is_the_same_on_pages_of_any_size(ann: httpx.AsyncClient, clock: ManualClock) -> None:
+    for at, session in enumerate("abc"):
+        clock.set(NOON + at * DAY)
+        await answer(ann, session=session)
+    clock.set(NOON + 9 * DAY)
+    await ann.delete("/api/sessions/a/messages")
+    assert await ids(ann, limit=1) == await ids(ann, limit=3) == ["c", "b", "a"]

@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from shared.domain.calls import ReasoningEffort
 from shared.domain.conversation import Kind, Parent
@@ -219,6 +219,13 @@ class SessionUpdate(Wire):
     title: Annotated[str, StringConstraints(max_length=MAX_TITLE_CHARS), AfterValidator(_one_line)] | None = None
     pinned: bool | None = None
     archived: bool | None = None
+
+    @field_validator("title", "pinned", "archived", mode="before")
+    @classmethod
+    def _is_given(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("should not be null")
+        return value
 
     @model_validator(mode="after")
     def _changes_something(self) -> "SessionUpdate":
