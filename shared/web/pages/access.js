@@ -27,7 +27,7 @@ export class Access {
   }
 
   // Reads how callers sign in here, and completes a sign-in. Throws ApiError or ConnectionLost; then the next call
-  // repeats it, except the sign-in, which begins anew.
+  // repeats it, except the sign-in: that begins again.
   ready() {
     return (this.#read ??= this.#prepare().catch((error) => {
       this.#read = null;
