@@ -958,11 +958,16 @@ class Conversation:
         return Failure(message, failure.code)
 
 
+def is_empty(message: JSON) -> bool:
+    """True if the answer is empty; the server's notice then says why."""
+    return not any(message.get(kind) for kind in ("content", "refusal", "tool_calls"))
+
+
 def answer_notes(answer: JSON, show_tokens: bool) -> Iterator[str]:
     """The lines to show below an answer."""
     if answer.get("notice"):
         yield f"({answer['notice']})"
-    elif answer["finish_reason"] == "length":
+    if answer["finish_reason"] == "length" and not is_empty(answer["message"]):
         yield "(Cut off at the token limit; --max-tokens raises it.)"
     if answer["finish_reason"] == "stopped":  # by another client
         yield f"({stopped_note(answer)})"

@@ -171,7 +171,8 @@ class Turns:
         try:
             async with self._clock.timeout_at(run.deadline), run.stream.stop.scope(), call.upstream as events:
                 rates = self._admission.rates(run.request.principal, call.entry)
-                run.stream.send(Opened(call.upstream.headers, rates, run.turn.plan.instead_of))
+                plan = run.turn.plan
+                run.stream.send(Opened(call.upstream.headers, plan.deployment, rates, plan.instead_of))
                 async for event in events:
                     self._read_event(run, call, event)
                 answer.end()

@@ -25,10 +25,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The model service has started to respond, with these headers. `rates`: what is left of the caller's limits.
-    `instead_of`: the deployment that was chosen, if its fallback responds."""
+    """The model service has started to respond, with these headers. `deployment`: the one that responds. `rates`: what
+    is left of the caller's limits. `instead_of`: the deployment that was chosen, if its fallback responds."""
 
     headers: Mapping[str, str]
+    deployment: str
     rates: RateStatus | None = None
     instead_of: str | None = None
 

@@ -13,11 +13,12 @@ import pytest
 
 from local.keys import line
 from shared.domain.calls import State
-from tests.conftest import Serve, Tables
+from tests.conftest import EMBEDDING, Serve, Tables, with_embeddings
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import closed_ledger, events, ok_json
 from tests.support.clock import ManualClock
 from tests.support.conservation import assert_conserved, assert_counted
+from tests.support.terminal import run_piped
 from tests.turns.test_limits import ANN, BEN, NOON, ask
 
 JSON = dict[str, Any]
@@ -54,6 +55,13 @@ async def use(api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, key: st
         fake.reply("long", completion_tokens=TOKENS)
         ok_json(await ask(api, key))
     await closed_ledger(tables)
+
+
+def responses_in(response: httpx.Response) -> list[JSON]:
+    """The response, or all those of a stream's events."""
+    if not response.headers["content-type"].startswith("text/event-stream"):
+        return [ok_json(response)]
+    return [each.data["response"] for each in events(response.content) if "response" in each.data]
 
 
 def has_requests(fake: AzureOpenAI, count: int) -> bool:
@@ -113,8 +121,31 @@ async def test_response_is_of_the_fallback_and_continues_with_the_chosen_one(
     body = {"model": "chat", "input": "hi", "stream": stream, "store": store}
     response = await api.post(RESPONSES, json=body, headers=with_key(ANN))
     assert (response.status_code, response.headers["x-requested-deployment"], called(fake)) == (200, "chat", "small")
+    shown = responses_in(response)
+    assert {each["model"] for each in shown} == {"small"}
     await closed_ledger(tables)
+    if store:
+        stored = ok_json(await api.get(f"{RESPONSES}/{shown[-1]['id']}", headers=with_key(ANN)))
+        assert stored["model"] == "small"
+        await clock.advance(86_400)
+        body |= {"previous_response_id": shown[-1]["id"]}
+        response = await api.post(RESPONSES, json=body, headers=with_key(ANN))
+        assert {each["model"] for each in responses_in(response)} == {"chat"}
+        await closed_ledger(tables)
     await assert_conserved(tables, fake)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_repeated_response_is_still_of_the_fallback(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, stream: bool
+) -> None:
+    await use(api, fake, tables)
+    body = {"model": "chat", "input": "hi", "stream": stream}
+    headers = with_key(ANN) | {"idempotency-key": "k" * 22}
+    first, again = [await api.post(RESPONSES, json=body, headers=headers) for _ in range(2)]
+    assert again.headers["idempotent-replayed"] == "true"
+    assert responses_in(again)[-1]["id"] == responses_in(first)[-1]["id"]
+    assert {each["model"] for each in responses_in(again)} == {"small"}
 
 
 @pytest.mark.parametrize("deployment", ["small", "chat"])
@@ -133,6 +164,64 @@ async def test_only_the_callers_own_budget_counts(api: httpx.AsyncClient, fake: 
         assert ok_json(await ask(api, key))["deployment"] == deployment
     await use(api, fake, tables, key=None)
     assert ok_json(await ask(api))["deployment"] == "small"
+
+
+@pytest.mark.parametrize(
+    ("limits", "deployment"),
+    [
+        ({"key:ann": {"usd_per_month": 0.02, "fallback_deployment": "small"}}, "small"),
+        ({"*": BUDGET}, "small"),
+        ({"key:ann": BUDGET | {"usd_per_day": 5}, "total": {"usd_per_day": 0.02}}, "chat"),
+        ({"key:ann": {"usd_per_day": 0.02}, "anonymous": BUDGET}, "chat"),
+    ],
+    ids=["month", "others", "total", "another-caller"],
+)
+async def test_caller_falls_back_by_each_budget_of_its_own(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, deployment: str
+) -> None:
+    await use(api, fake, tables)
+    answer = await ask(api, ANN, max_tokens=100)
+    assert ok_json(answer)["deployment"] == deployment
+
+
+async def test_prompt_that_is_shortened_stays_with_the_fallback(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    for _ in range(4):
+        ok_json(await ask(api, ANN, session_id="s", message="a message " * 20))
+    await use(api, fake, tables)
+    fake.fault("context_length")
+    answer = ok_json(await ask(api, ANN, session_id="s"))
+    first, second = fake.requests[-2:]
+    assert len(second.body["messages"]) < len(first.body["messages"])
+    assert [first.body["model"], second.body["model"]] == ["small", "small"]
+    assert (answer["deployment"], answer["requested_deployment"]) == ("small", "chat")
+    await closed_ledger(tables)
+    await assert_conserved(tables, fake)
+
+
+async def test_terminal_says_both_that_the_answer_is_cut_off_and_whose_it_is(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables
+) -> None:
+    await use(api, fake, tables, key=None)
+    fake.reply("Paris is", finish_reason="length")
+    cut = await run_piped(api, "hi")
+    fake.reply("", finish_reason="length")
+    empty = await run_piped(api, "hi")
+    assert "(Your budget is nearly used up, so small answered in place of chat.)\n(Cut off at the token" in cut.err
+    assert "because reasoning used up" in empty.err
+    assert "Cut off" not in empty.err
+
+
+async def test_embeddings_have_no_fallback(
+    serve: Serve, environ: dict[str, str], fake: AzureOpenAI, tables: Tables
+) -> None:
+    async with serve(with_embeddings(environ)) as api:
+        await use(api, fake, tables)
+        body = {"model": EMBEDDING, "input": "hi"}
+        response = await api.post("/openai/v1/embeddings", json=body, headers=with_key(ANN))
+    assert (response.status_code, called(fake)) == (200, EMBEDDING)
+    assert "x-requested-deployment" not in response.headers
 
 
 async def test_limits_of_a_caller_name_it(api: httpx.AsyncClient) -> None:

@@ -16,7 +16,7 @@ import orjson
 
 from shared.domain.conversation import Item, Turn
 from shared.domain.items import CALLS
-from shared.turns.events import Answer, Delta, Event, Metered, Started
+from shared.turns.events import Answer, Delta, Event, Metered, Opened, Started
 from shared.web.contract.responses import LOGPROBS
 from shared.web.http import json_bytes, sse_frame
 from shared.web.responses.errors import response_error
@@ -36,6 +36,7 @@ class ResponseEvents:
         self._inputs = len(parsed.turn.input)
         self.session_id, self._number = session_id, 1
         self._created = now
+        self._deployment = parsed.turn.deployment  # the one that answers
         self._sequence = 0
         self._response: JSON = {}
         self._first: JSON | None = None  # the item that is sent as it arrives, as it began
@@ -58,10 +59,14 @@ class ResponseEvents:
     def _frames(self, event: Event) -> Iterator[bytes]:
         if isinstance(event, Started):
             self.session_id, self._number, self._created = event.session_id, event.turn, event.started
+            self._deployment = event.deployment
             return
+        if isinstance(event, Opened):
+            self._deployment = event.deployment
         if not self._response:
             created = int(self._created.timestamp())
-            self._response = begun(self._parsed.echo, self.session_id, self._number, created)
+            echo = {**self._parsed.echo, "model": self._deployment}
+            self._response = begun(echo, self.session_id, self._number, created)
             yield self._frame("response.created", response=self._response)
             yield self._frame("response.in_progress", response=self._response)
         if isinstance(event, Delta):

@@ -21,13 +21,14 @@ _FAILURES = {"rate_limited": "rate_limit_exceeded", "content_filter": "invalid_p
 def response_object(
     echo: Mapping[str, Any], session_id: str, turn: Turn, include: Sequence[str] = (), *, running: bool = False
 ) -> JSON:
-    """The response that a turn is. `echo`: what it repeats of its request. `include`: what the caller asks for beside
-    the usual. `running`: it may still be answered."""
+    """The response that a turn is. `echo`: what it repeats of its request, but for `model`, which names the deployment
+    that answered. `include`: what the caller asks for beside the usual. `running`: it may still be answered."""
     status: Status = "in_progress" if running and turn.finished is None else status_of(turn)
     reason = _INCOMPLETE.get(turn.finish_reason or "")
     done = status in ("completed", "incomplete")
     return {
         **begun(echo, session_id, turn.number, int(turn.started.timestamp())),
+        **({"model": turn.call.deployment} if turn.calls else {}),
         "completed_at": int(turn.finished.timestamp()) if turn.finished and status == "completed" else None,
         "status": status,
         "error": _failure(turn) if status == "failed" else None,
