@@ -13,19 +13,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from shared.access.authentication import Auth
 from shared.services import people_sign_in, services
-from shared.web import (
-    chat,
-    cors,
-    export,
-    limits,
-    models,
-    openai,
-    pages,
-    service,
-    sessions,
-    unknown,
-    usage,
-)
+from shared.web import chat, cors, limits, models, openai, pages, service, unknown, usage
 from shared.web.http import ErrorWriter, Handler, error_response, respond
 from shared.web.lazily import Lazily
 from shared.web.responses.errors import error_response as response_error
@@ -36,6 +24,8 @@ PEOPLE_SIGN_IN = people_sign_in()  # the app then checks every caller itself
 responses = Lazily("shared.web.responses.responses")
 conversations = Lazily("shared.web.responses.conversations")
 embeddings = Lazily("shared.web.embeddings")
+sessions = Lazily("shared.web.sessions")
+export = Lazily("shared.web.export")
 
 app = func.FunctionApp()
 

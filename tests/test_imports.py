@@ -41,6 +41,7 @@ NOT_AT_START = {
     "shared.reports.summary_email",
     "shared.turns.conversations",
     "shared.web.contract.responses",
+    "shared.web.contract.sessions",
     "shared.web.contract.usage",
     "shared.web.responses.conversations",
     "shared.web.openapi",

@@ -12,9 +12,9 @@ from shared.domain.principal import Principal
 from shared.errors import InvalidRequest, SessionNotFound
 from shared.services import Services
 from shared.turns.sessions import BLOCK_TURNS
-from shared.web.answers import session_answer, turn_answer
-from shared.web.contract.chat import MAX_BRANCHES
+from shared.web.contract.sessions import MAX_BRANCHES
 from shared.web.http import json_bytes, session_id
+from shared.web.session_answers import session_answer, turn_answer
 
 _USUAL = ("stop", "tool_calls", "function_call", ADDED)  # endings that need no mark
 _LINE_END = re.compile(r"\r\n|\r|\n")  # as CommonMark defines it

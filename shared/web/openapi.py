@@ -8,14 +8,25 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
-from shared.web.contract import chat, completions, conversations, fields, limits, models, responses, service, usage
+from shared.web.contract import (
+    chat,
+    completions,
+    conversations,
+    fields,
+    limits,
+    models,
+    responses,
+    service,
+    sessions,
+    usage,
+)
 from shared.web.contract.responses import MAX_PAGE_ITEMS
 
 JSON = dict[str, Any]
 _REF = "#/components/schemas/{model}"
 _REQUESTS = (
     chat.ChatRequest,
-    chat.SessionUpdate,
+    sessions.SessionUpdate,
     completions.CompletionRequest,
     conversations.ConversationUpdate,
     conversations.NewConversation,
@@ -33,23 +44,23 @@ _ANSWERS = (
     conversations.DeletedConversation,
     responses.DeletedResponse,
     usage.EmailAnswer,
-    chat.ErasureAnswer,
+    sessions.ErasureAnswer,
     fields.ErrorAnswer,
     chat.ErrorEvent,
-    chat.ExportAnswer,
+    sessions.ExportAnswer,
     service.HealthAnswer,
-    chat.HistoryAnswer,
-    chat.ListedSession,
-    chat.SessionListAnswer,
+    sessions.HistoryAnswer,
+    sessions.ListedSession,
+    sessions.SessionListAnswer,
     responses.ItemsAnswer,
     limits.LimitsAnswer,
     models.ModelAnswer,
     models.ModelsAnswer,
     responses.ResponseAnswer,
-    chat.SessionAnswer,
+    sessions.SessionAnswer,
     service.SignInAnswer,
     chat.StartEvent,
-    chat.StopAnswer,
+    sessions.StopAnswer,
 )
 _SECURITY = {
     "functionKey": {"type": "apiKey", "in": "header", "name": "x-functions-key"},

@@ -9,10 +9,16 @@ from shared.domain.listing import ARCHIVED, PLACE, clean
 from shared.domain.principal import Principal
 from shared.errors import ErasureNotFound, InvalidRequest, Unauthorized
 from shared.services import Services
-from shared.web.answers import erasure_answer, history_answer, listed_session, session_answer, session_list_answer
-from shared.web.contract.chat import MAX_BRANCHES, SessionUpdate, StopAnswer
 from shared.web.contract.fields import MAX_PAGE_SESSIONS, MAX_PAGE_TURNS, MAX_SEARCH_CHARS, MAX_TURN_NUMBER, SESSION_ID
+from shared.web.contract.sessions import MAX_BRANCHES, SessionUpdate, StopAnswer
 from shared.web.http import json_response, read_body, session_id, validated, whole_number
+from shared.web.session_answers import (
+    erasure_answer,
+    history_answer,
+    listed_session,
+    session_answer,
+    session_list_answer,
+)
 
 _MAX_UPDATE_BYTES = 65_536
 _MAX_STOP_S = 5.0  # a turn that runs here has settled by then, unless storage is slow

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shared.storage import session_rows as rows
 from shared.storage.entities import Row
-from shared.web.contract.chat import MAX_BRANCHES
+from shared.web.contract.sessions import MAX_BRANCHES
 from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import JSON, answer, closed_ledger, events, get_json, row_keys, send_message
