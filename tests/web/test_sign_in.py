@@ -157,6 +157,26 @@ async def test_usage_is_for_administrators(browser: Browser, host: Host, issuer:
         await expect(page.locator("#days table")).to_be_visible()
 
 
+@pytest.mark.parametrize("path", ["/chat", "/usage"])
+async def test_sign_in_whose_last_request_is_lost_is_completed_by_another_try(
+    browser: Browser, host: Host, issuer: LocalIssuer, path: str
+) -> None:
+    async with open_at(browser, host, issuer) as page:
+        await page.goto(path)
+        await page.route("**/oauth2/v2.0/token", lambda route: route.abort())
+        await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
+        await page.get_by_role("button", name=CAROL.name).click()
+        await expect(page.get_by_role("status")).to_contain_text("The sign-in service can't be reached.")
+        await page.reload()
+        await expect(page.get_by_role("status")).to_contain_text("The sign-in service can't be reached.")
+        await page.unroute("**/oauth2/v2.0/token")
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.locator("#person")).to_have_text(CAROL.name)
+        await expect(page.get_by_role("dialog")).to_have_count(0)
+        await expect(page.locator("#status")).to_have_text("")
+        assert await page.evaluate("sessionStorage.getItem('sign-in-pending')") is None
+
+
 @pytest.mark.acceptance
 async def test_failed_sign_in_is_explained_and_not_repeated(
     browser: Browser, host: Host, issuer: LocalIssuer, fake: AzureOpenAI
