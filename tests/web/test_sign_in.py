@@ -177,6 +177,31 @@ async def test_sign_in_whose_last_request_is_lost_is_completed_by_another_try(
         assert await page.evaluate("sessionStorage.getItem('sign-in-pending')") is None
 
 
+async def test_conversation_has_no_actions_after_the_sign_in_has_ended(
+    browser: Browser, host: Host, issuer: LocalIssuer
+) -> None:
+    async with open_at(browser, host, issuer) as page:
+        await sign_in(page, ADA)
+        await ask(page, "one")
+        await expect(page.get_by_role("button", name="Rename")).to_be_visible()
+        await page.evaluate(
+            "const key = 'sign-in-tokens', tokens = JSON.parse(sessionStorage.getItem(key));"
+            "sessionStorage.setItem(key, JSON.stringify({...tokens, expires: 0, refresh: 'unknown'}))"
+        )
+        await page.get_by_role("textbox", name="Message").fill("two")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("dialog")).to_contain_text("Your sign-in has expired.")
+        await page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        await expect(page.locator(".answer")).to_have_count(2)
+        await expect(page.locator(".answer").last).to_contain_text("Sign in")
+        await expect(page.get_by_role("dialog")).to_have_count(0)  # it asks once
+        for name in ("Rename", "Pin", "Archive", "Clear", "Delete"):
+            await expect(page.get_by_role("button", name=name, exact=True)).to_be_hidden()
+        await page.get_by_role("button", name="Sign in").click()
+        await sign_in(page, ADA)
+        await expect(page.get_by_role("button", name="Rename")).to_be_visible()
+
+
 @pytest.mark.acceptance
 async def test_failed_sign_in_is_explained_and_not_repeated(
     browser: Browser, host: Host, issuer: LocalIssuer, fake: AzureOpenAI
