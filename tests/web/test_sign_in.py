@@ -19,7 +19,7 @@ from tests.support.processes import Host, HostFactory
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser is shared by the module's tests
 
-KEY = new_key()
+KEY, USAGE_KEY = new_key(), new_key()
 SOON_S = 200  # a token that the pages renew before every request
 
 
@@ -43,7 +43,8 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 def host(host_factory: HostFactory, issuer: LocalIssuer, environ: dict[str, str], tmp_path: Path) -> Host:
-    return host_factory.host(environ | issuer.environ | {"CLIENT_KEYS": line("ann", KEY)}, tmp_path / "log")
+    keys = {"CLIENT_KEYS": line("ann", KEY), "USAGE_KEYS": line("ops", USAGE_KEY)}
+    return host_factory.host(environ | issuer.environ | keys, tmp_path / "log")
 
 
 def open_at(browser: Browser, host: Host, issuer: LocalIssuer) -> AbstractAsyncContextManager[Page]:
@@ -155,6 +156,19 @@ async def test_usage_is_for_administrators(browser: Browser, host: Host, issuer:
         await page.get_by_role("button", name="Sign out").click()
         await sign_in(page, CAROL, "/usage")
         await expect(page.locator("#days table")).to_be_visible()
+        await expect(page.get_by_role("button", name="Use a key")).to_have_count(0)
+
+
+async def test_person_who_is_no_administrator_can_enter_a_usage_key(
+    browser: Browser, host: Host, issuer: LocalIssuer
+) -> None:
+    async with open_at(browser, host, issuer) as page:
+        await sign_in(page, ADA, "/usage")
+        await page.get_by_role("button", name="Use a key").click()
+        await page.get_by_role("dialog").get_by_label("Usage key").fill(USAGE_KEY)
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#days table")).to_be_visible()
+        await expect(page.locator("#account")).to_be_hidden()
 
 
 @pytest.mark.parametrize("path", ["/chat", "/usage"])
