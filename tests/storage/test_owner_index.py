@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -199,6 +200,7 @@ async def test_bad_change_is_named_and_changes_nothing(ann: httpx.AsyncClient, f
     before = await get_json(ann, "/api/sessions/s")
     refused = await ann.patch("/api/sessions/s", json=fields)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    assert re.search(r"[^.]\.$", refused.json()["error"]["message"])
     assert await get_json(ann, "/api/sessions/s") == before
 
 
