@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import errno
 import json
 import logging
 import os
@@ -276,7 +277,8 @@ def tool_line(title: str, text: str) -> str:
 
 SIGN_INS = Path("~/.chat-api-sign-ins")
 NO_KEYSTORE = (
-    "The sign-in can't be stored: that takes `pip install msal-extensions`, and on Linux a keyring and PyGObject."
+    "The sign-in can't be stored: that takes `pip install msal-extensions`, and on Linux an unlocked keyring and "
+    "PyGObject."
 )
 LOG_IN = "Sign in with `chat.py login`"
 # Role assignments take minutes to apply: docs/troubleshooting.md, "401, 403 or 503 after a deployment".
@@ -406,20 +408,29 @@ class SignIns:
         return self._store is not None
 
     def of(self, url: str) -> SignIn | None:
-        account = self._accounts().get(url)
+        account = (self._accounts() or {}).get(url)
         return SignIn(account, lambda changed: self.save(url, changed)) if account else None
 
     def save(self, url: str, account: JSON | None) -> bool:
         """None deletes it. False if the keystore refuses."""
-        accounts = {**self._accounts(), url: account}
+        stored = self._accounts()
+        if stored is None:
+            return False
+        accounts = {**stored, url: account}
         with suppress(Exception):
             self._store.save(json.dumps({url: account for url, account in accounts.items() if account}))
             return True
         return False
 
-    def _accounts(self) -> dict[str, JSON]:
-        with suppress(Exception):  # none is stored, or the keystore is locked
-            return dict(json.loads(self._store.load()))
+    def _accounts(self) -> dict[str, JSON] | None:
+        """None if the keystore can't be read, such as a locked one: a save would drop what it stores."""
+        try:
+            stored = self._store.load()
+        except Exception as error:  # of the library, of PyGObject and of the keystore
+            return {} if getattr(error, "errno", None) == errno.ENOENT else None  # nothing is stored yet
+        with suppress(ValueError):
+            if isinstance(accounts := json.loads(stored), dict):
+                return accounts
         return {}
 
 

@@ -134,7 +134,7 @@ class SessionNotFound(ChatError):
     status = 404
 
     def __init__(self) -> None:
-        message = "There is no such session, or it belongs to another client key. Start one with POST api/chat."
+        message = "There is no such session, or it belongs to another caller. Start one with POST api/chat."
         super().__init__(message, param="session_id")
 
 

@@ -50,9 +50,9 @@ if (-not $expected -and $env:AZURE_SUBSCRIPTION_ID) {
 if ($expected -and $expected -ne $tenant) {
     Stop-Hook "az is signed in to the tenant $tenant, and the app belongs to $expected. Run az login --tenant $expected, then this again."
 }
-$graph = az cloud show --query endpoints.microsoftGraphResourceId --output tsv
-if (-not $graph) { exit 1 }
-$graph = "$($graph.TrimEnd('/'))/v1.0"
+$graph_url = az cloud show --query endpoints.microsoftGraphResourceId --output tsv
+if (-not $graph_url) { exit 1 }
+$graph_url = "$($graph_url.TrimEnd('/'))/v1.0"
 
 $errors = New-TemporaryFile
 $body = New-TemporaryFile
@@ -107,7 +107,7 @@ try {
         Set-Value AUTH_REGISTRATION $registration
     }
     $registered = @(Invoke-Graph --method get --query "value[].[id, appId]" `
-            --url "$graph/applications?`$filter=tags/any(tag:tag eq '$registration')&`$select=id,appId")
+            --url "$graph_url/applications?`$filter=tags/any(tag:tag eq '$registration')&`$select=id,appId")
     if (-not $registered) {
         Set-Content $body @"
 {
@@ -150,7 +150,7 @@ try {
   ]
 }
 "@
-        $registered = @(Invoke-Graph --method post --url "$graph/applications" --body "@$body" --query "[id, appId]")
+        $registered = @(Invoke-Graph --method post --url "$graph_url/applications" --body "@$body" --query "[id, appId]")
     }
     $ids = @(-split "$registered") # two of each registration
     if ($ids.Count -ne 2) {
@@ -167,13 +167,13 @@ try {
   }
 }
 "@
-    Invoke-Graph --method patch --url "$graph/applications/$id" --body "@$body"
+    Invoke-Graph --method patch --url "$graph_url/applications/$id" --body "@$body"
 
     $principal = Invoke-Graph --method get --query "value[].[id]" `
-        --url "$graph/servicePrincipals?`$filter=appId eq '$client_id'&`$select=id,appId"
+        --url "$graph_url/servicePrincipals?`$filter=appId eq '$client_id'&`$select=id,appId"
     if (-not $principal) {
         Set-Content $body "{`"appId`": `"$client_id`"}"
-        Invoke-Graph --method post --url "$graph/servicePrincipals" --body "@$body" --query "[id]" | Out-Null
+        Invoke-Graph --method post --url "$graph_url/servicePrincipals" --body "@$body" --query "[id]" | Out-Null
     }
 
     Set-Value AUTH_TENANT_ID $tenant

@@ -50,8 +50,8 @@ fi
 if [ "${expected:-$tenant}" != "$tenant" ]; then
   refuse "az is signed in to the tenant $tenant, and the app belongs to $expected. Run az login --tenant $expected, then this again."
 fi
-graph="$(az cloud show --query endpoints.microsoftGraphResourceId --output tsv)"
-graph="${graph%/}/v1.0"
+graph_url="$(az cloud show --query endpoints.microsoftGraphResourceId --output tsv)"
+graph_url="${graph_url%/}/v1.0"
 
 errors=$(mktemp)
 body=$(mktemp)
@@ -97,7 +97,7 @@ if [ -z "${AUTH_REGISTRATION:-}" ]; then
   azd env set AUTH_REGISTRATION "$AUTH_REGISTRATION" --environment "$AZURE_ENV_NAME"
 fi
 registered=$(graph --method get --query "value[].[id, appId]" \
-  --url "$graph/applications?\$filter=tags/any(tag:tag eq '$AUTH_REGISTRATION')&\$select=id,appId")
+  --url "$graph_url/applications?\$filter=tags/any(tag:tag eq '$AUTH_REGISTRATION')&\$select=id,appId")
 if [ -z "$registered" ]; then
   cat >"$body" <<EOF2
 {
@@ -140,7 +140,7 @@ if [ -z "$registered" ]; then
   ]
 }
 EOF2
-  registered=$(graph --method post --url "$graph/applications" --body "@$body" --query "[id, appId]")
+  registered=$(graph --method post --url "$graph_url/applications" --body "@$body" --query "[id, appId]")
 fi
 # shellcheck disable=SC2086 # two ids of each registration
 set -- $registered
@@ -159,13 +159,13 @@ cat >"$body" <<EOF2
   }
 }
 EOF2
-graph --method patch --url "$graph/applications/$id" --body "@$body"
+graph --method patch --url "$graph_url/applications/$id" --body "@$body"
 
 principal=$(graph --method get --query "value[].[id]" \
-  --url "$graph/servicePrincipals?\$filter=appId eq '$client_id'&\$select=id,appId")
+  --url "$graph_url/servicePrincipals?\$filter=appId eq '$client_id'&\$select=id,appId")
 if [ -z "$principal" ]; then
   printf '{"appId": "%s"}\n' "$client_id" >"$body"
-  graph --method post --url "$graph/servicePrincipals" --body "@$body" --query "[id]" >/dev/null
+  graph --method post --url "$graph_url/servicePrincipals" --body "@$body" --query "[id]" >/dev/null
 fi
 
 azd env set AUTH_TENANT_ID "$tenant" --environment "$AZURE_ENV_NAME"

@@ -190,7 +190,7 @@ class OwnerIndex:
         await self._delete(row)
         if moved:
             await self.remove(head)  # it may be erased by now
-        return moved and place <= row["RowKey"]  # else it is also listed there
+        return moved and place <= row["RowKey"]  # else it is listed there, or if that is read already, by the next list
 
     async def _entered(self, session: Session) -> Session:
         await self._put(session)

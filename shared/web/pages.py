@@ -51,7 +51,7 @@ def file(request: Request) -> Response:
 def _answer(request: Request, name: str) -> Response:
     """The file, or 304 if the browser has this version. Browsers check every time, so a deployment shows at once."""
     asset, people = _read(name), people_settings()
-    sources = f"'self' {people.authority}" if people else "'self'"
+    sources = f"'self' {people.authority}" if people and "people" in people.accepted else "'self'"
     headers = {
         "cache-control": "no-cache",
         "content-security-policy": _POLICY.format(sources=sources),

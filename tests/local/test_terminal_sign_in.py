@@ -107,6 +107,22 @@ async def test_login_without_a_keystore_lasts_until_the_end(host: Host, issuer: 
     assert done.err.endswith(" Set CHAT_TOKEN instead.\n")
 
 
+async def test_keystore_that_can_not_be_read_keeps_its_sign_ins(
+    host: Host, issuer: LocalIssuer, home: dict[str, str], tmp_path: Path
+) -> None:
+    stored = json.dumps({"https://another.example.com": {"name": "Ada Lovelace"}})
+    (tmp_path / "keystore").write_text(stored)
+    (tmp_path / "locked").touch()
+    done = await log_in(host, issuer, home)
+    assert (done.code, "an unlocked keyring" in done.err) == (1, True)
+    done = await run_piped(host.base, "", "logout", **home)
+    assert (done.code, "the keystore is locked" in done.err) == (1, True)
+    assert (tmp_path / "keystore").read_text() == stored
+    (tmp_path / "locked").unlink()
+    assert (await log_in(host, issuer, home)).code == 0
+    assert json.loads((tmp_path / "keystore").read_text()).keys() == {"https://another.example.com", host.base}
+
+
 async def test_declined_sign_in_is_an_error(host: Host, issuer: LocalIssuer, home: dict[str, str]) -> None:
     done = await log_in(host, issuer, home, person=None)
     assert (done.code, done.err) == (1, "The sign-in was declined.\n")

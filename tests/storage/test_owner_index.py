@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -16,6 +17,7 @@ from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import JSON, answer, get_json, ok_json, send_message, streaming
 from tests.support.clock import ManualClock
 from tests.support.conservation import all_rows, assert_conserved
+from tests.support.faults import session_transaction
 from tests.support.proxy import Action, Answer, Close, Match, Stall, TcpProxy
 
 KEYS = {"ann": "a-client-key-of-ann", "ben": "a-client-key-of-ben"}
@@ -199,6 +201,7 @@ async def test_bad_change_is_named_and_changes_nothing(ann: httpx.AsyncClient, f
     before = await get_json(ann, "/api/sessions/s")
     refused = await ann.patch("/api/sessions/s", json=fields)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    assert re.search(r"[^.]\.$", refused.json()["error"]["message"])
     assert await get_json(ann, "/api/sessions/s") == before
 
 
@@ -240,6 +243,14 @@ async def test_only_the_first_turn_of_a_day_costs_a_request(
         await answer(ann)
         requests.append(storage.count(LIST) + storage.count(Match(path="~owner-")) - before)
     assert requests == [1, 0, 0, 1, 0]
+
+
+async def test_change_costs_one_request_to_the_list(storage: TcpProxy, ann: httpx.AsyncClient) -> None:
+    await answer(ann)
+    for fields in ({"title": "Renamed"}, {"pinned": True}, {"archived": True}):
+        before = storage.count(LIST) + storage.count(Match(path="~owner-"))
+        await change(ann, "s", **fields)
+        assert storage.count(LIST) + storage.count(Match(path="~owner-")) - before == 1
 
 
 # Content that is deleted
@@ -522,6 +533,83 @@ async def test_change_between_a_turns_reservation_and_its_move_leaves_one_row(
     assert await rows(tables) == {"s": "hi"}
     await ann.delete("/api/sessions/s")
     assert await rows(tables) == {}
+
+
+async def test_move_that_meets_a_change_and_an_erasure_brings_no_title_back(
+    storage: TcpProxy, ann: httpx.AsyncClient, clock: ManualClock, tables: Tables
+) -> None:
+    await answer(ann, "a secret")
+    clock.set(NOON + DAY)
+    moving = storage.on(Match("POST", r"\$batch$", body="~owner-"), Stall())
+    turn = asyncio.create_task(send_message(ann))
+    await moving.until_reached()
+    await change(ann, "s", pinned=True)
+    putting = storage.on(Match("POST", r"sessions\b(?!.*batch)", body="~owner-.*secret|secret.*~owner-"), Stall())
+    moving.release()
+    await putting.until_reached()
+    assert (await ann.delete("/api/sessions/s")).status_code == 204
+    putting.release()
+    await turn
+    assert "secret" not in await texts(tables)
+    assert await rows(tables) == {}
+
+
+async def test_reading_the_list_keeps_a_title_that_is_newer(
+    storage: TcpProxy, ann: httpx.AsyncClient, tables: Tables
+) -> None:
+    await answer(ann)
+    head = await tables.sessions.get("s", "head")
+    assert head
+    await tables.sessions.merge({"PartitionKey": "s", "RowKey": "head", "title": "older"}, head["etag"])
+    rule = storage.on(Match(body="older"), Stall())
+    reading = asyncio.create_task(listed(ann))
+    await rule.until_reached()
+    await change(ann, "s", title="newer")
+    rule.release()
+    await reading
+    assert await rows(tables) == {"s": "newer"}
+
+
+@pytest.mark.parametrize("place", ["8000000000", "9000000000"])
+async def test_session_whose_row_is_elsewhere_is_never_listed_twice(
+    ann: httpx.AsyncClient, tables: Tables, place: str
+) -> None:
+    for session in "abc":
+        await answer(ann, session=session)
+    head = await tables.sessions.get("b", "head")
+    assert head
+    await tables.sessions.merge({"PartitionKey": "b", "RowKey": "head", "places": place}, head["etag"])
+    found = await ids(ann, limit=1)
+    assert len(found) == len(set(found))
+    assert (await ids(ann, limit=1)).index("b") == (0 if place < "82" else 2)
+    assert len(await rows(tables)) == 3
+
+
+async def test_session_that_is_being_erased_is_not_listed(storage: TcpProxy, ann: httpx.AsyncClient) -> None:
+    await answer(ann)
+    rule = storage.on(session_transaction("s"), Stall())
+    erasing = asyncio.create_task(ann.delete("/api/sessions/s"))
+    await rule.until_reached()
+    assert await ids(ann) == []
+    rule.release()
+    assert (await erasing).status_code == 204
+
+
+async def test_session_that_begins_while_all_are_erased_is_listed(
+    storage: TcpProxy, ann: httpx.AsyncClient, clock: ManualClock
+) -> None:
+    sweep = storage.on(Match("GET", r"(~|%7E)owner-"), Stall())
+    erasing = asyncio.create_task(ann.delete("/api/me/sessions"))
+    await sweep.until_reached()
+    clock.set(NOON + MINUTE)
+    reservation = storage.on(Match("POST", r"\$batch$", body="head"), Stall())
+    turn = asyncio.create_task(send_message(ann))
+    await reservation.until_reached()
+    sweep.release()
+    ok_json(await erasing)
+    reservation.release()
+    ok_json(await turn)
+    assert await ids(ann) == ["s"]
 
 
 async def test_erasing_all_sessions_deletes_rows_without_a_session_too(

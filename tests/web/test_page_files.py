@@ -7,6 +7,8 @@ import pytest
 
 from local.places import ROOT
 from shared.web.pages import FILES
+from tests.conftest import Serve
+from tests.support.entra import CLIENT, TENANT
 
 FOLDER = ROOT / "shared" / "web" / "pages"
 OUTSIDE = ["..%2fpages.py", "..%2f..%2fservices.py"]  # existing files outside the folder
@@ -36,6 +38,15 @@ async def test_every_file_has_a_content_security_policy(api: httpx.AsyncClient) 
         assert {policy[name] for name in ("script-src", "style-src", "connect-src", "img-src")} == {"'self'"}
         assert policy["require-trusted-types-for"] == "'script'"
         assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+
+
+async def test_policy_names_the_authority_only_where_people_sign_in(serve: Serve, environ: dict[str, str]) -> None:
+    authority = "https://login.example.com"
+    auth = {"AUTH_TENANT_ID": TENANT, "AUTH_CLIENT_ID": CLIENT, "AUTH_AUTHORITY": authority}
+    for accepted, sources in (("people", f"'self' {authority}"), ("keys", "'self'")):
+        async with serve(environ | auth | {"AUTH_ACCEPT": accepted}) as api:
+            policy = (await api.get("/chat")).headers["content-security-policy"]
+        assert f" connect-src {sources};" in policy
 
 
 async def test_root_leads_to_the_chat_page(api: httpx.AsyncClient) -> None:

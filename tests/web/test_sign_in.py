@@ -19,7 +19,7 @@ from tests.support.processes import Host, HostFactory
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser is shared by the module's tests
 
-KEY = new_key()
+KEY, USAGE_KEY = new_key(), new_key()
 SOON_S = 200  # a token that the pages renew before every request
 
 
@@ -43,7 +43,8 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 def host(host_factory: HostFactory, issuer: LocalIssuer, environ: dict[str, str], tmp_path: Path) -> Host:
-    return host_factory.host(environ | issuer.environ | {"CLIENT_KEYS": line("ann", KEY)}, tmp_path / "log")
+    keys = {"CLIENT_KEYS": line("ann", KEY), "USAGE_KEYS": line("ops", USAGE_KEY)}
+    return host_factory.host(environ | issuer.environ | keys, tmp_path / "log")
 
 
 def open_at(browser: Browser, host: Host, issuer: LocalIssuer) -> AbstractAsyncContextManager[Page]:
@@ -155,6 +156,64 @@ async def test_usage_is_for_administrators(browser: Browser, host: Host, issuer:
         await page.get_by_role("button", name="Sign out").click()
         await sign_in(page, CAROL, "/usage")
         await expect(page.locator("#days table")).to_be_visible()
+        await expect(page.get_by_role("button", name="Use a key")).to_have_count(0)
+
+
+async def test_person_who_is_no_administrator_can_enter_a_usage_key(
+    browser: Browser, host: Host, issuer: LocalIssuer
+) -> None:
+    async with open_at(browser, host, issuer) as page:
+        await sign_in(page, ADA, "/usage")
+        await page.get_by_role("button", name="Use a key").click()
+        await page.get_by_role("dialog").get_by_label("Usage key").fill(USAGE_KEY)
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#days table")).to_be_visible()
+        await expect(page.locator("#account")).to_be_hidden()
+
+
+@pytest.mark.parametrize("path", ["/chat", "/usage"])
+async def test_sign_in_whose_last_request_is_lost_is_completed_by_another_try(
+    browser: Browser, host: Host, issuer: LocalIssuer, path: str
+) -> None:
+    async with open_at(browser, host, issuer) as page:
+        await page.goto(path)
+        await page.route("**/oauth2/v2.0/token", lambda route: route.abort())
+        await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
+        await page.get_by_role("button", name=CAROL.name).click()
+        await expect(page.get_by_role("status")).to_contain_text("The sign-in service can't be reached.")
+        await page.reload()
+        await expect(page.get_by_role("status")).to_contain_text("The sign-in service can't be reached.")
+        await page.unroute("**/oauth2/v2.0/token")
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.locator("#person")).to_have_text(CAROL.name)
+        await expect(page.get_by_role("dialog")).to_have_count(0)
+        await expect(page.locator("#status")).to_have_text("")
+        assert await page.evaluate("sessionStorage.getItem('sign-in-pending')") is None
+
+
+async def test_conversation_has_no_actions_after_the_sign_in_has_ended(
+    browser: Browser, host: Host, issuer: LocalIssuer
+) -> None:
+    async with open_at(browser, host, issuer) as page:
+        await sign_in(page, ADA)
+        await ask(page, "one")
+        await expect(page.get_by_role("button", name="Rename")).to_be_visible()
+        await page.evaluate(
+            "const key = 'sign-in-tokens', tokens = JSON.parse(sessionStorage.getItem(key));"
+            "sessionStorage.setItem(key, JSON.stringify({...tokens, expires: 0, refresh: 'unknown'}))"
+        )
+        await page.get_by_role("textbox", name="Message").fill("two")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("dialog")).to_contain_text("Your sign-in has expired.")
+        await page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        await expect(page.locator(".answer")).to_have_count(2)
+        await expect(page.locator(".answer").last).to_contain_text("Sign in")
+        await expect(page.get_by_role("dialog")).to_have_count(0)  # it asks once
+        for name in ("Rename", "Pin", "Archive", "Clear", "Delete"):
+            await expect(page.get_by_role("button", name=name, exact=True)).to_be_hidden()
+        await page.get_by_role("button", name="Sign in").click()
+        await sign_in(page, ADA)
+        await expect(page.get_by_role("button", name="Rename")).to_be_visible()
 
 
 @pytest.mark.acceptance

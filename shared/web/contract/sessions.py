@@ -42,7 +42,7 @@ class SessionUpdate(Wire):
     @model_validator(mode="after")
     def _changes_something(self) -> "SessionUpdate":
         if not self.model_fields_set:
-            raise ValueError("Send title, pinned or archived.")
+            raise ValueError("Send title, pinned or archived")
         return self
 
 

@@ -27,7 +27,7 @@ export class Access {
   }
 
   // Reads how callers sign in here, and completes a sign-in. Throws ApiError or ConnectionLost; then the next call
-  // repeats it, except the sign-in: that begins again.
+  // repeats it.
   ready() {
     return (this.#read ??= this.#prepare().catch((error) => {
       this.#read = null;
@@ -40,7 +40,7 @@ export class Access {
     this.#keys = new Keys(...this.#kinds(accepted));
     if (accepted.people) {
       this.#signIn = new SignIn(accepted.people);
-      await this.#signIn.complete();
+      await this.#signIn.complete().finally(() => this.#draw());
     }
     this.#draw();
   }
@@ -71,10 +71,13 @@ export class Access {
     return this.#open;
   }
 
-  // Asks for what the server accepts. Returns false if the user cancels.
+  // Asks for what the server accepts, unless a sign-in that was interrupted can be completed. Returns false if the user
+  // cancels.
   async ask(title) {
+    const isInterrupted = this.#read === null;
     await this.ready();
     if (!this.#signIn) return this.#keys.ask(title);
+    if (isInterrupted && this.#signIn.name !== null) return true;
     if (!this.#keys.kinds.length) return this.#start();
     this.#open ??= this.#askPerson(HINT).finally(() => (this.#open = null));
     return this.#open;

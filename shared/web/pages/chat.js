@@ -77,8 +77,11 @@ function drawList() {
   drawConversations(list, shownId, open);
   const title = shownId === null ? null : (list.titleOf(shownId) ?? shown?.title);
   byId("title").textContent = title ?? "New conversation";
-  drawActions(shownId !== null, list.isOnServer, shown);
+  drawActions(shownId !== null && !isSignedOut(), list.isOnServer, shown);
 }
+
+// Where people sign in, nothing can be done without a caller.
+const isSignedOut = () => access.byPeople && access.caller === null;
 
 // The open conversation
 
@@ -231,7 +234,7 @@ async function streamAnswer(request) {
   }
   const id = request.sessionId;
   if (id !== null) withErrorsShown(id, ownVisit, () => list.ended(id));
-  if (ownVisit !== visit || own.isAnswered || id === null) return;
+  if (ownVisit !== visit || own.isAnswered || id === null || isSignedOut()) return;
   await withErrorsShown(id, ownVisit, async () => {
     if (!own.isStopped || !request.turnNumbers.size) return drawTotals(await api.json(`sessions/${id}`));
     const turn = await completedTurn(id, Math.max(...request.turnNumbers), ownVisit);

@@ -8,7 +8,7 @@
 import { ConnectionLost } from "./api.js";
 
 const TOKENS = "sign-in-tokens"; // {issuer, name, access, refresh, expires}; `expires` in ms since 1970
-const PENDING = "sign-in-pending"; // {state, verifier}, while the authority's page is open
+const PENDING = "sign-in-pending"; // {state, verifier} while the authority's page is open, then {verifier, code, address}
 const RENEW_MS = 300_000; // before the token expires
 
 export class SignIn {
@@ -46,20 +46,29 @@ export class SignIn {
     return new Promise(() => {}); // until the page is left
   }
 
-  // Takes up the authority's answer, if the page was opened with one. It is used once: reloading repeats nothing.
+  // Takes up the authority's answer, if the page was opened with one, and exchanges its code for tokens. A code is used
+  // once, unless its request gets no answer: then the next call repeats it, also after a reload. Throws ConnectionLost.
   async complete() {
     const answer = new URLSearchParams(location.hash.slice(1));
-    if (!answer.has("state") || !(answer.has("code") || answer.has("error"))) return;
-    history.replaceState(null, "", location.pathname);
-    const pending = JSON.parse(sessionStorage.getItem(PENDING));
+    if (answer.has("state") && (answer.has("code") || answer.has("error"))) this.#takeUp(answer);
+    const { verifier, code, address } = pending();
+    if (!code) return;
+    const grant = { grant_type: "authorization_code", code, redirect_uri: address };
+    await this.#request({ ...grant, code_verifier: verifier });
     sessionStorage.removeItem(PENDING);
-    if (pending?.state !== answer.get("state")) {
+  }
+
+  // Stores the code, or the problem.
+  #takeUp(answer) {
+    history.replaceState(null, "", location.pathname);
+    const { state, verifier } = pending();
+    sessionStorage.removeItem(PENDING);
+    if (state !== answer.get("state")) {
       this.problem = "This sign-in was not started in this tab.";
     } else if (answer.has("error")) {
       this.problem = reason(Object.fromEntries(answer));
     } else {
-      const grant = { grant_type: "authorization_code", code: answer.get("code"), redirect_uri: here() };
-      await this.#request({ ...grant, code_verifier: pending.verifier });
+      sessionStorage.setItem(PENDING, JSON.stringify({ verifier, code: answer.get("code"), address: here() }));
     }
   }
 
@@ -126,6 +135,8 @@ export class SignIn {
     return JSON.parse(sessionStorage.getItem(TOKENS));
   }
 }
+
+const pending = () => JSON.parse(sessionStorage.getItem(PENDING)) ?? {};
 
 // An OAuth error in words. Entra's descriptions end in IDs for its support.
 function reason({ error, error_subcode, error_description }) {

@@ -10,6 +10,7 @@ import { number, table } from "./tables.js";
 
 const DEFAULT_DAYS = 14;
 const DAY_MS = 86_400_000;
+const FORBIDDEN = "forbidden"; // code of the error
 
 const utcDate = (time) => new Date(time).toISOString().slice(0, 10);
 const today = () => utcDate(Date.now());
@@ -44,8 +45,16 @@ async function show() {
     draw();
   } catch (error) {
     if (!(error instanceof ApiError || error instanceof ConnectionLost)) throw error;
-    if (ownVisit === visit) byId("status").textContent = error.message;
+    if (ownVisit !== visit) return;
+    byId("status").textContent = error.message;
+    if (error.code === FORBIDDEN) offerKey();
   }
+}
+
+// To a person who is no administrator. It is hidden again before the next request.
+function offerKey() {
+  byId("keys").textContent = "Use a key";
+  byId("keys").hidden = false;
 }
 
 function draw() {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 class Persistence:
     """https://github.com/AzureAD/microsoft-authentication-extensions-for-python: `location` is a file that a save
-    touches; the content is in the keystore."""
+    touches; the content is in the keystore. A file named `locked` keeps it from being read."""
 
     def __init__(self, location: str) -> None:
         self._location = Path(location)
@@ -16,6 +16,8 @@ class Persistence:
         self._location.touch()
 
     def load(self) -> str:
+        if self._location.with_name("locked").exists():
+            raise OSError("the keystore is locked")
         return self._keystore.read_text()
 
 
