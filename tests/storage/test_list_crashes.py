@@ -118,9 +118,9 @@ async def titles(api: httpx.AsyncClient) -> dict[str, str | None]:
     sessions: list[JSON] = []
     for archived in ("false", "true"):
         sessions += ok_json(await api.get("/api/sessions", params={"archived": archived, "limit": 50}))["sessions"]
-    found = {session["session_id"]: session["title"] for session in sessions}
-    assert len(found) == len(sessions)
-    return found
+    answered = {session["session_id"]: session["title"] for session in sessions}
+    assert len(answered) == len(sessions)
+    return answered
 
 
 async def crashed_at(host: Host, storage: TcpProxy, change: Awaitable[httpx.Response], nth: int, fate: str) -> bool:

@@ -579,8 +579,8 @@ async def test_session_whose_row_is_elsewhere_is_never_listed_twice(
     head = await tables.sessions.get("b", "head")
     assert head
     await tables.sessions.merge({"PartitionKey": "b", "RowKey": "head", "places": place}, head["etag"])
-    found = await ids(ann, limit=1)
-    assert len(found) == len(set(found))
+    pages = await ids(ann, limit=1)
+    assert len(pages) == len(set(pages))
     assert (await ids(ann, limit=1)).index("b") == (0 if place < "82" else 2)
     assert len(await rows(tables)) == 3
 
