@@ -33,6 +33,7 @@ from shared.storage.sdk_tables import SdkTable
 from shared.storage.tables import Table
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.clock import ManualClock
+from tests.support.cosmos import CosmosTables
 from tests.support.proxy import TcpProxy
 
 pytest.register_assert_rewrite(
@@ -67,6 +68,13 @@ def azurite_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def cosmos_port(azurite_port: int) -> Iterator[int]:
+    """Azure Cosmos DB for Table, as far as its differences are documented."""
+    with CosmosTables(azurite_port) as server:
+        yield server.port
 
 
 @pytest.fixture(scope="session", autouse=True)
