@@ -33,7 +33,6 @@ from shared.storage.sdk_tables import SdkTables
 from shared.storage.table_service import TableService
 from shared.storage.tables import Table, Tables, Write
 from tests.support import cosmos
-from tests.support.cosmos import CosmosTables as CosmosService
 from tests.support.proxy import Action, Answer, Cut, Match, TcpProxy
 
 # The HTTP client warns when it sends more than 1 MiB at once; a character can take 12 bytes in the SDK's JSON.
@@ -395,7 +394,7 @@ class TestUnavailable:
     @pytest.fixture
     def service_port(self, kind: str, azurite_port: int) -> Iterator[int]:
         """Without any other failures."""
-        with CosmosService(azurite_port, every=0) as service:
+        with cosmos.CosmosTables(azurite_port, every=0) as service:
             yield service.port if kind == "cosmos" else azurite_port
 
     async def test_unreachable_service_raises_storage_unavailable_within_seconds(self, prefix: str) -> None:

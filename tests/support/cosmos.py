@@ -97,7 +97,7 @@ class CosmosTables(Loopback):
         self.pages += 1
         if "NextPartitionKey" in options:
             token = json.loads(options["NextPartitionKey"])["token"]
-            pages = self._unread.pop(token)
+            pages = self._unread[token]  # kept: a client may ask again
         else:
             kept = {name: value for name, value in options.items() if name in ("$filter", "$select")}
             rows = await self._all(url.path, kept, headers)
@@ -109,7 +109,7 @@ class CosmosTables(Loopback):
             pages = [[], *pages] if len(rows) > 1 else pages or [[]]
         continuation = {}
         if pages[1:]:
-            token = f"+RID:{self.pages}=="
+            token = f"+RID:{len(self._unread)}=="
             self._unread[token] = pages[1:]
             text = json.dumps({"token": token, "range": {"min": "", "max": "FF"}})
             continuation = {"x-ms-continuation-NextPartitionKey": text, "x-ms-continuation-NextRowKey": "NA"}
