@@ -13,10 +13,8 @@ from local.places import ROOT, venv_python
 PARALLEL = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--no-loadscope-reorder")
 
 _ON_COSMOS = (  # run against Azure Cosmos DB's differences too
-    *(
-        f"tests/storage/test_{name}.py"
-        for name in ("competing", "deletion", "ledger", "limits", "owner_index", "retention")
-    ),
+    *(f"tests/storage/test_{name}.py" for name in ("competing", "deletion", "ledger", "limits")),
+    *(f"tests/storage/test_{name}.py" for name in ("owner_index", "retention")),
     *(f"tests/web/test_{name}.py" for name in ("branches", "limits", "session_list", "sessions", "usage")),
 )
 _PYTHON = [sys.executable, "-m"]

@@ -82,9 +82,9 @@ class TestOrder:
 
         async def counted(*arguments: object) -> tuple[list[Row], bool]:
             nonlocal read
-            found = await rows(*arguments)  # type: ignore[arg-type]
-            read += len(found[0])
-            return found
+            part = await rows(*arguments)  # type: ignore[arg-type]
+            read += len(part[0])
+            return part
 
         monkeypatch.setattr(CosmosTable, "_rows", counted)
         assert len([each async for each in table.query("PartitionKey eq @p", {"p": "p"})]) == 200

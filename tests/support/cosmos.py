@@ -97,10 +97,10 @@ class CosmosTables(Loopback):
         self.pages += 1
         if "NextPartitionKey" in options:
             token = json.loads(options["NextPartitionKey"])["token"]
-            pages = self._unread[token]  # kept: a client may ask again
+            pages = self._unread[token]  # not removed: a client may send the request again
         else:
-            kept = {name: value for name, value in options.items() if name in ("$filter", "$select")}
-            rows = await self._all(url.path, kept, headers)
+            relayed = {name: value for name, value in options.items() if name in ("$filter", "$select")}
+            rows = await self._all(url.path, relayed, headers)
             if isinstance(rows, Answer):
                 return rows
             self._random.shuffle(rows)
@@ -135,9 +135,9 @@ class CosmosTables(Loopback):
     async def _forward(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         azurite = Wire(*await asyncio.open_connection("127.0.0.1", self._azurite_port), server=False)
         try:
-            kept = [(name, value) for name, value in headers.items() if name not in ("content-length", "connection")]
+            relayed = [(name, value) for name, value in headers.items() if name not in ("content-length", "connection")]
             await azurite.send(
-                h11.Request(method=method, target=target, headers=[*kept, ("Content-Length", str(len(body)))]),
+                h11.Request(method=method, target=target, headers=[*relayed, ("Content-Length", str(len(body)))]),
                 h11.Data(data=body),
                 h11.EndOfMessage(),
             )
