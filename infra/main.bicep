@@ -497,7 +497,8 @@ module function 'app/function.bicep' = {
       AZURE_OPENAI_ENDPOINT: openAiEndpoint
       AZURE_OPENAI_MODEL: modelDeployments[0].name
       AZURE_OPENAI_DEPLOYMENTS: deploymentList
-      TABLES_ENDPOINT: storage.outputs.tableEndpoint
+      // Another one: Azure Cosmos DB for Table, see docs/deploying.md.
+      TABLES_ENDPOINT: extraSettings.?TABLES_ENDPOINT ?? storage.outputs.tableEndpoint
       PRICES: pricesSetting
       LIMITS: limitsSetting
       ...peopleSettings

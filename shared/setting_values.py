@@ -323,6 +323,17 @@ def parse_storage_connection_string(value: str) -> str:
     return value
 
 
+def is_cosmos(address: str) -> bool:
+    """True if the endpoint or connection string is of Azure Cosmos DB for Table."""
+    address = address.lower().replace(" ", "")
+    return any(name in address for name in (".table.cosmos.", ".table.cosmosdb.", "endpointsuffix=cosmos"))
+
+
+def is_cosmos_emulator(address: str) -> bool:
+    """True if azure-data-tables takes it for one: localhost, on another port than Azurite's."""
+    return re.search(r"://localhost:(?!10002\b)", address) is not None
+
+
 TablesClient = Literal["http", "sdk"]
 
 

@@ -22,6 +22,8 @@ from shared.setting_values import (
     SettingsError,
     TablesClient,
     UnresolvedReference,
+    is_cosmos,
+    is_cosmos_emulator,
     is_remote_cleartext,
     parse_accepted,
     parse_api_key,
@@ -197,12 +199,14 @@ class TurnSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSettings:
-    """Table storage: `endpoint` with the app's identity, or `connection_string`, which wins if both are set."""
+    """Table storage or Azure Cosmos DB for Table: `endpoint` with the app's identity, or `connection_string`, which
+    wins if both are set."""
 
     endpoint: str | None
     connection_string: str | None = field(repr=False)
     prefix: str  # of the table names
     client: TablesClient
+    cosmos: bool  # Azure Cosmos DB for Table
 
     @classmethod
     def read(cls, env: Environment) -> Self:
@@ -214,10 +218,16 @@ class TableSettings:
                 "(or TABLES_CONNECTION_STRING) is not set. Set one of them to connect to table storage.",
             )
         prefix = env.parsed("TABLE_PREFIX", parse_table_prefix, "chat")
-        is_cosmos = ".table.cosmos." in (connection_string or endpoint or "")
-        default: TablesClient = "sdk" if is_cosmos else "http"
+        address = connection_string or endpoint or ""
+        default: TablesClient = "sdk" if is_cosmos(address) else "http"
         client = env.parsed("TABLES_CLIENT", parse_tables_client, default)
-        return cls(endpoint=endpoint, connection_string=connection_string, prefix=prefix, client=client)
+        if is_cosmos(address) and client != "sdk":
+            raise SettingsError(
+                "TABLES_CLIENT",
+                f"is {client!r}, which is for Table Storage. For Azure Cosmos DB for Table leave it unset.",
+            )
+        cosmos = client == "sdk" and (is_cosmos(address) or is_cosmos_emulator(address))
+        return cls(endpoint=endpoint, connection_string=connection_string, prefix=prefix, client=client, cosmos=cosmos)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,8 +29,11 @@ from local.host import application
 from local.parts import free_port
 from shared import services as composition
 from shared.access.identity import ServiceAccess
+from shared.domain.clock import SystemClock
+from shared.storage.cosmos_tables import CosmosTable
 from shared.storage.sdk_tables import SdkTable
 from shared.storage.tables import Table
+from tests.support import cosmos
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.clock import ManualClock
 from tests.support.proxy import TcpProxy
@@ -51,6 +54,22 @@ FEBRUARY_29 = "0 0 0 29 2 *"
 SETTINGS = json.loads((Path(__file__).parent.parent / "local.settings.sample.json").read_text())["Values"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cosmos", action="store_true", help="let the app store in tests/support/cosmos.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("cosmos"):
+        for item in items:
+            if item.get_closest_marker("table_storage"):
+                item.add_marker(pytest.mark.skip("of the app's own client of Table Storage"))
+
+
+@pytest.fixture(scope="session")
+def on_cosmos(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("cosmos"))
+
+
 @pytest.fixture(scope="session")
 def azurite_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """One Azurite for all tests; each test has its own tables."""
@@ -67,6 +86,13 @@ def azurite_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def cosmos_port(azurite_port: int) -> Iterator[int]:
+    """Azure Cosmos DB for Table, as far as its differences are documented."""
+    with cosmos.CosmosTables(azurite_port) as server:
+        yield server.port
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,7 +132,19 @@ def prefix() -> str:
 
 
 @pytest.fixture
-def environ(azurite_port: int, fake: AzureOpenAI, prefix: str) -> dict[str, str]:
+def service_port(request: pytest.FixtureRequest, on_cosmos: bool, azurite_port: int) -> int:
+    """Of the service that the app stores in."""
+    return int(request.getfixturevalue("cosmos_port")) if on_cosmos else azurite_port
+
+
+def storage_settings(port: int, on_cosmos: bool) -> dict[str, str]:
+    if on_cosmos:
+        return {"TABLES_CONNECTION_STRING": cosmos.connection_string(port), "TABLES_CLIENT": "sdk"}
+    return {"TABLES_CONNECTION_STRING": azurite_server.connection_string(port)}
+
+
+@pytest.fixture
+def environ(service_port: int, on_cosmos: bool, fake: AzureOpenAI, prefix: str) -> dict[str, str]:
     """The app's settings; a test may change them before it starts the app."""
     return {
         "AZURE_OPENAI_ENDPOINT": fake.endpoint,
@@ -114,7 +152,7 @@ def environ(azurite_port: int, fake: AzureOpenAI, prefix: str) -> dict[str, str]
         "AZURE_OPENAI_MODEL": "chat",
         "AZURE_OPENAI_MAX_RETRIES": "0",
         "PRICES": PRICES,
-        "TABLES_CONNECTION_STRING": azurite_server.connection_string(azurite_port),
+        **storage_settings(service_port, on_cosmos),
         "TABLE_PREFIX": prefix,
     }
 
@@ -127,7 +165,9 @@ def with_embeddings(environ: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture
-def storage(azurite_port: int, environ: dict[str, str], prefix: str) -> Iterator[TcpProxy]:
+def storage(
+    azurite_port: int, service_port: int, on_cosmos: bool, environ: dict[str, str], prefix: str
+) -> Iterator[TcpProxy]:
     """A proxy in front of Azurite that injects the faults a test asks for. Request it before `api`, so that the app
     connects through it.
 
@@ -136,8 +176,8 @@ def storage(azurite_port: int, environ: dict[str, str], prefix: str) -> Iterator
     with TableService.from_connection_string(azurite_server.connection_string(azurite_port)) as service:
         for name in ("sessions", "usage", "daily"):
             service.create_table(f"{prefix}{name}")
-    with TcpProxy(azurite_port) as proxy:
-        environ["TABLES_CONNECTION_STRING"] = azurite_server.connection_string(proxy.port)
+    with TcpProxy(service_port) as proxy:
+        environ |= storage_settings(proxy.port, on_cosmos)
         yield proxy
 
 
@@ -226,27 +266,28 @@ async def api(serve: Serve, environ: dict[str, str]) -> AsyncIterator[httpx.Asyn
         yield client
 
 
-def table_of(client: TableClient) -> Table:
-    return SdkTable(client, ServiceAccess.by_setting("Table storage", "TABLES_CONNECTION_STRING"))
+def table_of(client: TableClient, on_cosmos: bool = False) -> Table:
+    access = ServiceAccess.by_setting("Table storage", "TABLES_CONNECTION_STRING")
+    return CosmosTable(client, access, SystemClock()) if on_cosmos else SdkTable(client, access)
 
 
 class Tables:
     """Direct access to the stored rows, independent of the app."""
 
-    def __init__(self, service: TableServiceClient, prefix: str) -> None:
+    def __init__(self, service: TableServiceClient, prefix: str, on_cosmos: bool = False) -> None:
         self.sessions, self.usage, self.daily = (
-            table_of(service.get_table_client(prefix + name)) for name in ("sessions", "usage", "daily")
+            table_of(service.get_table_client(prefix + name), on_cosmos) for name in ("sessions", "usage", "daily")
         )
 
 
 @asynccontextmanager
-async def opened(azurite_port: int, prefix: str) -> AsyncIterator[Tables]:
+async def opened(azurite_port: int, prefix: str, on_cosmos: bool = False) -> AsyncIterator[Tables]:
     connection = azurite_server.connection_string(azurite_port)
     async with TableServiceClient.from_connection_string(connection) as service:
-        yield Tables(service, prefix)
+        yield Tables(service, prefix, on_cosmos)
 
 
 @pytest.fixture
-async def tables(azurite_port: int, prefix: str) -> AsyncIterator[Tables]:
-    async with opened(azurite_port, prefix) as tables:
+async def tables(azurite_port: int, prefix: str, on_cosmos: bool) -> AsyncIterator[Tables]:
+    async with opened(azurite_port, prefix, on_cosmos) as tables:
         yield tables

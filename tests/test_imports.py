@@ -16,8 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 APP = sorted(ROOT.glob("shared/**/*.py"))
 AZURE = {  # part of the SDK -> the modules that may import it
     "azure.communication": {"mail/communication_services"},
-    "azure.core": {"access/identity", "mail/choose", "mail/communication_services", "storage/sdk_tables"},
-    "azure.data": {"storage/sdk_tables"},
+    "azure.core": {
+        *("access/identity", "mail/choose", "mail/communication_services"),
+        *("storage/cosmos_tables", "storage/sdk_tables"),
+    },
+    "azure.data": {"storage/cosmos_tables", "storage/sdk_tables"},
     "azure.functions": set[str](),
     "azure.identity": {"access/identity"},
     "azure.monitor": {"telemetry/tracing"},

@@ -17,9 +17,10 @@ import orjson
 
 from shared.access.identity import ServiceAccess
 from shared.errors import StorageUnavailable, VersionConflict
+from shared.storage.conditions import filter_text
 from shared.storage.entities import Row, checked_etag, joined, properties
 from shared.storage.table_service import NotSignedIn, Request, Response, TableService, Unreachable
-from shared.storage.tables import Write
+from shared.storage.tables import MAX_TRANSACTION_BYTES, Write
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ _NOT_FOUND = ("ResourceNotFound", "EntityNotFound")
 _CODE = re.compile(rb'"code"\s*:\s*"(\w+)"')
 _FAILED_WRITE = re.compile(rb'"value"\s*:\s*"(\d+):')  # of a transaction, from 0
 _ETAG = re.compile(rb"\r?\netag: *([^\r\n]+)", re.IGNORECASE)
-_PARAMETER = re.compile(r"@(\w+)")
 _CONTINUATION = ("NextPartitionKey", "NextRowKey")
 
 
@@ -49,6 +49,9 @@ class HttpTables:
 
 class HttpTable:
     """Implements Table."""
+
+    in_key_order = True
+    max_transaction_bytes = MAX_TRANSACTION_BYTES
 
     def __init__(self, service: TableService, name: str, access: ServiceAccess) -> None:
         self._service = service
@@ -98,8 +101,7 @@ class HttpTable:
     async def query(
         self, condition: str, parameters: Mapping[str, str], *, page: int = 1_000, select: list[str] | None = None
     ) -> AsyncGenerator[Row]:
-        condition = _PARAMETER.sub(lambda match: _literal(parameters[match[1]]), condition)
-        query = f"$top={page}&$filter=" + quote(condition, safe="'()")
+        query = f"$top={page}&$filter=" + quote(filter_text(condition, parameters), safe="'()")
         if select:
             query += f"&$select={','.join(select)}"
         following: str | None = ""
@@ -246,7 +248,3 @@ def _continuation(response: Response) -> str | None:
 
 def _quoted(text: str) -> str:
     return quote(text.replace("'", "''"), safe="")
-
-
-def _literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

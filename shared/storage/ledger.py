@@ -128,8 +128,7 @@ class Ledger:
     async def unfinished(self, day: date) -> AsyncIterator[LedgerEntry]:
         """The day's rows that are open, unaccounted or stopped."""
         states = {state.value: state.value for state in State if not state.final}
-        # The SDK ends a parameter's name at a space, so the parentheses need spaces around them.
-        unfinished = f"( {' or '.join(f'state eq @{name}' for name in states)} )"
+        unfinished = f"({' or '.join(f'state eq @{name}' for name in states)})"
         partitions = f"PartitionKey ge @first and PartitionKey le @last and {unfinished}"
         span = {"first": ledger_partition(day, 0), "last": ledger_partition(day, SHARDS - 1)}
         async for row in self._table.query(partitions, span | states):

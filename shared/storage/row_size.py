@@ -1,9 +1,11 @@
-"""Limits a turn to the size of one row, and cuts an answer that does not fit.
+"""Limits a turn to the size of one row and of its transaction, and cuts an answer that does not fit.
 
 An entity may have 1 MiB, at two bytes per UTF-16 unit
-(https://learn.microsoft.com/rest/api/storageservices/understanding-the-table-service-data-model#property-types).
+(https://learn.microsoft.com/rest/api/storageservices/understanding-the-table-service-data-model#property-types). A
+transaction has a session's head with the system prompt, a turn, and at its reservation the view of its request.
 """
 
+import json
 from collections.abc import Iterator, Set
 from dataclasses import replace
 
@@ -14,37 +16,70 @@ from shared.storage.call_columns import json_text
 
 MAX_TEXT_BYTES = 1_000_000  # leaves the rest of the 1 MiB for names, keys and calls
 BYTES_PER_ANSWER_TOKEN = 8  # four characters of two bytes
+REQUEST_BYTES_PER_ANSWER_TOKEN = 24  # four characters of six bytes: \\uXXXX
+OTHER_REQUEST_BYTES = 100_000  # of a transaction: names, keys, calls, the idempotency record
+ANSWER_FIELDS_BYTES = 2_000  # of a transaction: what an answer has beside its text
+DELETION_REQUEST_BYTES = 1_000_000  # of a deletion's transaction: up to 99 turns without content, beside the head
 MAX_NAMES, MAX_NAME = 20, 64  # of what was cut; characters
 _TEXT = {"content", "refusal"}  # fields of a message
 _TOOL_CALLS = {"tool_calls", "function_call"}
 
 
-def check_size(session: Session, turn: Turn, answer_tokens: int, view: str | None = None) -> None:
+def check_size(
+    session: Session, turn: Turn, answer_tokens: int, view: str | None = None, *, max_request_bytes: int
+) -> None:
     """Raises MessageTooLarge if the session, the turn's view, or the turn with an answer of that many tokens, does not
-    fit in a row."""
-    if len(session.system.encode("utf-16-le")) > MAX_TEXT_BYTES:
+    fit in a row, or all together not in a transaction of `max_request_bytes`."""
+    max_system = max_request_bytes - DELETION_REQUEST_BYTES
+    if _utf16_bytes(session.system) > MAX_TEXT_BYTES or request_bytes(session.system) > max_system:
         raise MessageTooLarge("The system prompt is too large to store.")
-    if view is not None and len(view.encode("utf-16-le")) > MAX_TEXT_BYTES:
+    if view is not None and _utf16_bytes(view) > MAX_TEXT_BYTES:
         raise MessageTooLarge("The instructions and tools are too large to store.")
     if text_bytes(turn) + answer_tokens * BYTES_PER_ANSWER_TOKEN > MAX_TEXT_BYTES:
         raise MessageTooLarge("The message, with room for its answer, is too large to store.")
+    answer = answer_tokens * REQUEST_BYTES_PER_ANSWER_TOKEN + ANSWER_FIELDS_BYTES
+    if request_bytes(_text(turn)) + answer > room_for_turn(session, view, max_request_bytes):
+        raise MessageTooLarge("The message, its instructions and room for its answer are together too large to store.")
 
 
-def cut_to_fit(turn: Turn) -> Turn:
-    """The turn, cut to fit in a row; `truncated` names what was cut. In this order: log probabilities, other fields of
-    the answer's message, its tool calls, the end of its text."""
-    if text_bytes(turn) <= MAX_TEXT_BYTES:
+def room_for_turn(session: Session, view: str | None, max_request_bytes: int) -> int:
+    """How many bytes of a transaction's request are left for the text of a turn."""
+    return max_request_bytes - OTHER_REQUEST_BYTES - request_bytes(session.system) - request_bytes(view or "")
+
+
+def request_bytes(text: str) -> int:
+    """The size of a text in a request: JSON, with every character beyond ASCII as \\uXXXX."""
+    return len(json.dumps(text))
+
+
+def cut_to_fit(turn: Turn, room: int) -> Turn:
+    """The turn, cut to fit in a row, and with `room` bytes in a request; `truncated` names what was cut. In this order:
+    log probabilities, other fields of the answer's message, its tool calls, the end of its text."""
+    if _fits(turn, room):
         return turn
     for cut in _cuts(turn):
         turn = cut
-        if text_bytes(turn) <= MAX_TEXT_BYTES:
+        if _fits(turn, room):
             break
     return turn
 
 
+def _fits(turn: Turn, room: int) -> bool:
+    text = _text(turn)
+    return _utf16_bytes(text) <= MAX_TEXT_BYTES and request_bytes(text) <= room
+
+
 def text_bytes(turn: Turn) -> int:
+    return _utf16_bytes(_text(turn))
+
+
+def _text(turn: Turn) -> str:
     content = (turn.input, turn.output) if turn.input else turn.messages
-    return len((json_text(content) + json_text(turn.extras)).encode("utf-16-le"))
+    return json_text(content) + json_text(turn.extras)
+
+
+def _utf16_bytes(text: str) -> int:
+    return len(text.encode("utf-16-le"))
 
 
 def _cuts(turn: Turn) -> Iterator[Turn]:

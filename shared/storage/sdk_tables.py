@@ -1,21 +1,21 @@
-"""Tables through azure-data-tables: for Azure Cosmos DB for Table, or by the TABLES_CLIENT setting."""
+"""Tables through azure-data-tables: by the TABLES_CLIENT setting, and below `cosmos_tables`."""
 
 import logging
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypeVar
 
 from azure.core import MatchConditions
-from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ResourceExistsError
+from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 from azure.data.tables import EdmType, EntityProperty, TableEntity, UpdateMode
 from azure.data.tables.aio import TableClient, TableServiceClient
 
 from shared.access.identity import Identity, ServiceAccess
 from shared.errors import StorageUnavailable, VersionConflict
+from shared.storage.conditions import filter_text
 from shared.storage.entities import Row, checked_etag, joined, properties
-from shared.storage.tables import Write
+from shared.storage.tables import MAX_TRANSACTION_BYTES, Write
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,9 @@ class SdkTables:
 
 class SdkTable:
     """Implements Table."""
+
+    in_key_order = True
+    max_transaction_bytes = MAX_TRANSACTION_BYTES
 
     def __init__(self, client: TableClient, access: ServiceAccess) -> None:
         self._client = client
@@ -93,10 +96,10 @@ class SdkTable:
         return await self._attempt(request)
 
     async def query(
-        self, condition: str, parameters: Mapping[str, Any], *, page: int = 1_000, select: list[str] | None = None
+        self, condition: str, parameters: Mapping[str, str], *, page: int = 1_000, select: list[str] | None = None
     ) -> AsyncGenerator[Row]:
         pages = self._client.query_entities(
-            condition, parameters=dict(parameters), results_per_page=page, select=select
+            filter_text(condition, parameters), results_per_page=page, select=select
         ).by_page()
 
         async def next_page() -> list[Row]:
@@ -114,13 +117,7 @@ class SdkTable:
 
     async def _attempt(self, request: Callable[[], Awaitable[T]]) -> T:
         try:
-            try:
-                return await request()
-            except HttpResponseError as error:
-                if "TableNotFound" not in str(error):  # after an insert, only the text has the error code
-                    raise
-            await self._create()
-            return await request()
+            return await self._send(request)
         except HttpResponseError as error:
             if error.status_code in (404, 409, 412):
                 raise VersionConflict(_code(error), getattr(error, "index", 0)) from error
@@ -141,9 +138,22 @@ class SdkTable:
             log.warning("storage's answer can't be read: %s in %s", type(error).__name__, _raised_in(error))
             raise StorageUnavailable from error
 
+    async def _send(self, request: Callable[[], Awaitable[T]]) -> T:
+        """The answer. Creates the table if it is missing."""
+        try:
+            return await request()
+        except HttpResponseError as error:
+            if "TableNotFound" not in str(error):  # after an insert, only the text has the error code
+                raise
+        await self._create()
+        return await request()
+
     async def _create(self) -> None:
-        with suppress(ResourceExistsError):
+        try:
             await self._client.create_table()
+        except HttpResponseError as error:
+            if error.status_code != 409:  # another process was faster
+                raise
 
 
 def _code(error: HttpResponseError) -> str:

@@ -26,7 +26,7 @@ class Sessions:
         self._clock = clock
 
     def check_size(self, session: Session, turn: Turn, answer_tokens: int, view: str | None = None) -> None:
-        row_size.check_size(session, turn, answer_tokens, view)
+        row_size.check_size(session, turn, answer_tokens, view, max_request_bytes=self._table.max_transaction_bytes)
 
     async def read(
         self, session_id: str, *, through: int | None = None, whole: bool = False
@@ -74,14 +74,8 @@ class Sessions:
 
     async def history(self, session_id: str, *, first: int, last: int, limit: int) -> list[Turn]:
         """At most `limit` of the session's own turns from the number `first` to `last`, newest first."""
-        span = {"session": session_id, "start": rows.turn_key(last), "end": rows.turn_key(first)}
-        condition = "PartitionKey eq @session and RowKey ge @start and RowKey le @end"
-        turns: list[Turn] = []
-        async for row in self._table.query(condition, span, page=limit):
-            turns.append(rows.to_turn(row))
-            if len(turns) == limit:
-                break
-        return turns
+        first = max(first, last - limit + 1)  # no number is missing
+        return [rows.to_turn(row) async for row in self._turns(session_id, first, last)]
 
     async def view(self, session_id: str, number: int) -> str | None:
         """What the turn's response repeats of its request; None if there is none, or it was deleted."""
@@ -148,7 +142,8 @@ class Sessions:
     ) -> tuple[Session, Turn]:
         """Write all rows in one transaction: each replaces the version that was read, or is inserted. Returns head and
         turn as stored."""
-        session, turn = replace(session, updated=self._clock.now()), row_size.cut_to_fit(turn)
+        room = row_size.room_for_turn(session, view, self._table.max_transaction_bytes)
+        session, turn = replace(session, updated=self._clock.now()), row_size.cut_to_fit(turn, room)
         writes = [
             Write("put", rows.from_session(session), session.etag),
             Write("put", rows.from_turn(session.id, turn), turn.etag),
@@ -188,12 +183,33 @@ class Sessions:
 
     def _head_and_turns(self, session_id: str, through: int | None, *, page: int) -> AsyncGenerator[Row]:
         """The head's row sorts before those of the turns."""
+        if not self._table.in_key_order:
+            return self._head_then_turns(session_id, through, block=page - 1)
         span = {"session": session_id, "head": rows.HEAD, "end": "turn-~"}
         if through is None:
             return self._table.query("PartitionKey eq @session and RowKey ge @head and RowKey lt @end", span, page=page)
         span["start"] = rows.turn_key(through)
         condition = "PartitionKey eq @session and (RowKey eq @head or (RowKey ge @start and RowKey lt @end))"
         return self._table.query(condition, span, page=page)
+
+    async def _head_then_turns(self, session_id: str, through: int | None, *, block: int) -> AsyncGenerator[Row]:
+        """The same without a request for all turns of the session."""
+        row = await self._table.get(session_id, rows.HEAD)
+        if row is None:
+            return
+        yield row
+        head = rows.to_session(row)
+        first, last = head.parent.turn + 1 if head.parent else 1, min(head.turns, through or head.turns)
+        while first <= last:
+            async for row in self._turns(session_id, max(first, last - block + 1), last):
+                yield row
+            last -= block
+
+    def _turns(self, session_id: str, first: int, last: int) -> AsyncGenerator[Row]:
+        """The rows of the turns from the number `first` to `last`, newest first."""
+        span = {"session": session_id, "start": rows.turn_key(last), "end": rows.turn_key(first)}
+        condition = "PartitionKey eq @session and RowKey ge @start and RowKey le @end"
+        return self._table.query(condition, span, page=last - first + 1)
 
 
 @dataclass(slots=True)

@@ -6,6 +6,10 @@ from typing import Literal, Protocol
 
 from shared.storage.entities import Row
 
+# https://learn.microsoft.com/rest/api/storageservices/performing-entity-group-transactions#requirements-for-entity-group-transactions
+MAX_TRANSACTION_BYTES = 4 * 1024 * 1024
+MAX_COSMOS_TRANSACTION_BYTES = 2_000_000  # https://learn.microsoft.com/azure/cosmos-db/table/faq: "up to 2 MBs"
+
 
 @dataclass(frozen=True, slots=True)
 class Write:
@@ -27,6 +31,14 @@ class Table(Protocol):
     """One table, created on first use if it is missing. Raises VersionConflict if a condition fails, and
     StorageUnavailable if the service can't be reached, rejects the request, or its answer is lost, cut or garbled: a
     write may then be committed."""
+
+    @property
+    def in_key_order(self) -> bool:
+        """False if the service returns rows in any order, so that `query` reads all of them before the first."""
+
+    @property
+    def max_transaction_bytes(self) -> int:
+        """The largest request of a transaction, of JSON with every character beyond ASCII as \\uXXXX."""
 
     async def get(self, partition: str, key: str) -> Row | None:
         """The row with its `etag`, or None."""

@@ -83,6 +83,7 @@ async def test_session_of_1000_turns_is_erased(api: httpx.AsyncClient, fake: Azu
     await assert_starts_new_session(api, fake, tables)
 
 
+@pytest.mark.table_storage
 async def test_interrupted_clear_of_1000_turns_is_finished_by_next_read(
     api: httpx.AsyncClient, tables: Tables, storage: TcpProxy
 ) -> None:
@@ -242,6 +243,7 @@ async def test_deletion_completes_when_first_write_succeeds_but_returns_500(
 # Storage requests
 
 
+@pytest.mark.table_storage
 async def test_erasure_asks_for_no_ledger_row_of_a_call_that_was_final_long_ago(
     clock: ManualClock, api: httpx.AsyncClient, tables: Tables, storage: TcpProxy
 ) -> None:
@@ -261,6 +263,7 @@ async def test_erasure_asks_for_no_ledger_row_of_a_call_that_was_final_long_ago(
     assert len(storage.seen) == 7
 
 
+@pytest.mark.table_storage
 async def test_figures_of_a_day_are_read_once_for_all_old_calls(
     api: httpx.AsyncClient, tables: Tables, storage: TcpProxy
 ) -> None:

@@ -233,6 +233,7 @@ async def test_change_during_a_turn_is_not_lost(ann: httpx.AsyncClient, fake: Az
 # What it costs
 
 
+@pytest.mark.table_storage
 async def test_only_the_first_turn_of_a_day_costs_a_request(
     storage: TcpProxy, ann: httpx.AsyncClient, clock: ManualClock
 ) -> None:
@@ -453,6 +454,7 @@ async def test_random_use_with_faults_of_storage(
 # Two processes at once. Each interleaving is forced by holding one request to storage.
 
 
+@pytest.mark.table_storage
 async def test_session_that_is_read_while_it_is_taken_over_stays_in_the_list(
     storage: TcpProxy, ann: httpx.AsyncClient, clock: ManualClock, tables: Tables
 ) -> None:

@@ -155,6 +155,7 @@ async def test_interrupted_clear_does_not_keep_a_session_for_ever(
 
 
 @pytest.mark.parametrize("days", [DAYS, None])
+@pytest.mark.table_storage
 async def test_index_costs_two_requests_on_the_first_turn_of_a_day(
     storage: TcpProxy, clock: ManualClock, serve: Serve, environ: dict[str, str], tables: Tables, days: int | None
 ) -> None:
@@ -306,6 +307,7 @@ async def failing_from(storage: TcpProxy, nth: int) -> AsyncIterator[list[int]]:
     refused.append(rule.hits)
 
 
+@pytest.mark.table_storage
 async def test_turn_that_dies_between_any_two_writes_leaves_a_session_that_is_erased_in_time(
     storage: TcpProxy, clock: ManualClock, api: httpx.AsyncClient, tables: Tables
 ) -> None:
@@ -345,6 +347,7 @@ async def run_job(name: str) -> None:
         pass
 
 
+@pytest.mark.table_storage
 async def test_erasure_that_dies_at_any_request_is_finished_by_the_next_run(
     storage: TcpProxy, clock: ManualClock, api: httpx.AsyncClient, tables: Tables
 ) -> None:

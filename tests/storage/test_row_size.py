@@ -1,23 +1,31 @@
 """The maximum size of a turn, and how an answer that does not fit in a row is cut."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.domain.calls import Call, Rates, State, Usage
 from shared.domain.conversation import Lease, Message, Session, Turn
 from shared.domain.items import items_of
 from shared.errors import MessageTooLarge
+from shared.storage import row_size
 from shared.storage import session_rows as rows
-from shared.storage.row_size import BYTES_PER_ANSWER_TOKEN, MAX_TEXT_BYTES, check_size, cut_to_fit, text_bytes
+from shared.storage.http_tables import _json
+from shared.storage.row_size import BYTES_PER_ANSWER_TOKEN, MAX_TEXT_BYTES, room_for_turn, text_bytes
+from shared.storage.tables import MAX_COSMOS_TRANSACTION_BYTES, MAX_TRANSACTION_BYTES
 
 NOW = datetime(2026, 3, 1, 12, 30, 0, 123456, tzinfo=UTC)
 MEBIBYTE = 1_048_576  # maximum of an entity: https://learn.microsoft.com/azure/storage/tables/scalability-targets
+SERVICES = {"Table Storage": MAX_TRANSACTION_BYTES, "Cosmos DB": MAX_COSMOS_TRANSACTION_BYTES}
+check_size = partial(row_size.check_size, max_request_bytes=MAX_TRANSACTION_BYTES)
+cut_to_fit = partial(row_size.cut_to_fit, room=MAX_TRANSACTION_BYTES)
 SESSION = Session(id="s" * 64, created=NOW, updated=NOW, system="", deployment="chat")
 
 
@@ -167,3 +175,70 @@ class TestCheckSize:
     def test_larger_system_prompt_is_rejected(self, character: str, count: int) -> None:
         with pytest.raises(MessageTooLarge, match="system prompt"):
             check_size(replace(SESSION, system=character * count), turn_of(USER), 1)
+
+
+CHARACTERS = st.sampled_from(["a", "é", "漢", "\N{GRINNING FACE}", '"', "\x00", "\n"])
+
+
+class TestTransactions:
+    """The request of a transaction, as both clients send it."""
+
+    @pytest.mark.parametrize("maximum", SERVICES.values(), ids=SERVICES)
+    @settings(max_examples=30)
+    @given(CHARACTERS, *[st.integers(0, 400_000)] * 3, st.integers(1, 60_000))
+    def test_turn_that_passes_the_check_fits_in_its_transactions_with_any_answer(
+        self, maximum: int, character: str, system: int, message: int, view: int, tokens: int
+    ) -> None:
+        session = replace(SESSION, system=character * system)
+        turn, text = turn_of({"role": "user", "content": character * message}), character * view
+        try:
+            row_size.check_size(session, turn, tokens, text, max_request_bytes=maximum)
+        except MessageTooLarge:
+            return
+        assert transaction_bytes(session, turn, text) <= maximum
+        answered = turn_of(*turn.messages, {"role": "assistant", "content": "é" * 4 * tokens})
+        settled = row_size.cut_to_fit(answered, room_for_turn(session, None, maximum))
+        assert settled is answered
+        assert transaction_bytes(session, settled) <= maximum
+
+    @pytest.mark.parametrize("maximum", SERVICES.values(), ids=SERVICES)
+    def test_answer_that_is_longer_than_it_may_be_is_cut_to_fit_in_the_transaction(self, maximum: int) -> None:
+        session = replace(SESSION, system="漢" * (maximum // 12))  # half of it
+        answered = turn_of(
+            {"role": "user", "content": "漢" * 100_000}, {"role": "assistant", "content": "漢" * 380_000}
+        )
+        settled = row_size.cut_to_fit(answered, room_for_turn(session, None, maximum))
+        assert settled.truncated == ("content",)
+        assert transaction_bytes(session, settled) <= maximum
+
+    def test_largest_answer_that_passes_the_check_is_stored_whole_in_any_script(self) -> None:
+        session, low, high = replace(SESSION, system="漢" * 100_000), 1, 130_000
+        while low < high:
+            tokens = (low + high + 1) // 2
+            try:
+                row_size.check_size(session, turn_of(USER), tokens, max_request_bytes=MAX_COSMOS_TRANSACTION_BYTES)
+                low = tokens
+            except MessageTooLarge:
+                high = tokens - 1
+        answered = turn_of(USER, {"role": "assistant", "content": "é" * 4 * low})
+        assert not row_size.cut_to_fit(answered, room_for_turn(session, None, MAX_COSMOS_TRANSACTION_BYTES)).truncated
+        assert transaction_bytes(session, answered) <= MAX_COSMOS_TRANSACTION_BYTES
+
+    @pytest.mark.parametrize(("count", "refused"), [(160_000, False), (170_000, True)])
+    def test_system_prompt_leaves_room_for_the_turns_that_a_deletion_clears(self, count: int, refused: bool) -> None:
+        session = replace(SESSION, system="漢" * count)
+        with pytest.raises(MessageTooLarge, match="system prompt") if refused else nullcontext():
+            row_size.check_size(session, turn_of(USER), 1, max_request_bytes=MAX_COSMOS_TRANSACTION_BYTES)
+        cleared = [_json(rows.from_turn(SESSION.id, turn_of().without_content()))] * 99
+        request = len(_json(rows.from_session(session))) + sum(map(len, cleared)) + 100 * PART_BYTES
+        assert refused or request <= MAX_COSMOS_TRANSACTION_BYTES
+
+
+PART_BYTES = 1_000  # of a write's head in a transaction: its address, date and conditions
+
+
+def transaction_bytes(session: Session, turn: Turn, view: str | None = None) -> int:
+    written = [rows.from_session(session), rows.from_turn(session.id, turn)]
+    if view is not None:
+        written.append({"PartitionKey": session.id, "RowKey": rows.view_key(1), "view": view})
+    return sum(len(_json(row)) + PART_BYTES for row in written)

@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -25,12 +25,14 @@ from shared.domain.principal import ANONYMOUS
 from shared.errors import StorageUnavailable, VersionConflict
 from shared.services import Services
 from shared.settings import Settings
-from shared.storage import sdk_tables, table_service
+from shared.storage import cosmos_tables, sdk_tables, table_service
+from shared.storage.cosmos_tables import CosmosTables
 from shared.storage.entities import Row
 from shared.storage.http_tables import HttpTables
 from shared.storage.sdk_tables import SdkTables
 from shared.storage.table_service import TableService
 from shared.storage.tables import Table, Tables, Write
+from tests.support import cosmos
 from tests.support.proxy import Action, Answer, Cut, Match, TcpProxy
 
 # The HTTP client warns when it sends more than 1 MiB at once; a character can take 12 bytes in the SDK's JSON.
@@ -57,6 +59,9 @@ def client(service: TableServiceClient, prefix: str) -> TableClient:
 def connected(kind: str, port: int) -> Tables:
     """The tables of the Azurite (or of the proxy in front of it) at this port, by the client of this kind."""
     access = ServiceAccess.by_setting("Table storage", "TABLES_CONNECTION_STRING")
+    if kind == "cosmos":
+        identity = Identity(None, in_azure=True, clock=SystemClock())
+        return CosmosTables(cosmos.connection_string(port), None, identity, access, SystemClock())
     if kind == "sdk":
         return SdkTables(connection_string(port), None, Identity(None, in_azure=True, clock=SystemClock()), access)
     return HttpTables(TableService.from_connection_string(connection_string(port), SystemClock()), access)
@@ -75,16 +80,23 @@ async def opened(kind: str, port: int, name: str) -> AsyncIterator[Table]:
 def without_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_service, "_MAX_REPEATS", 0)
     monkeypatch.setitem(sdk_tables._OPTIONS, "retry_total", 0)
+    monkeypatch.setattr(cosmos_tables, "_PAUSES_S", ())
 
 
-@pytest.fixture(params=["http", "sdk"])
+@pytest.fixture(params=["http", "sdk", "cosmos"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-async def table(kind: str, azurite_port: int, client: TableClient) -> AsyncIterator[Table]:
-    async with opened(kind, azurite_port, client.table_name) as table:
+def service_port(kind: str, azurite_port: int, cosmos_port: int) -> int:
+    """Of the service that the client of this kind is for."""
+    return cosmos_port if kind == "cosmos" else azurite_port
+
+
+@pytest.fixture
+async def table(kind: str, service_port: int, client: TableClient) -> AsyncIterator[Table]:
+    async with opened(kind, service_port, client.table_name) as table:
         yield table
 
 
@@ -350,6 +362,8 @@ class TestQueries:
             await table.commit([Write("put", row(key)) for key in keys[start : start + 100]])
         stored = await all_of(table.query("PartitionKey eq @p", {"p": "p"}))
         assert [each["RowKey"] for each in stored] == keys
+        if kind == "cosmos":
+            return
         with TcpProxy(azurite_port) as proxy:
             async with opened(kind, proxy.port, client.table_name) as paged:
                 read = []
@@ -377,6 +391,12 @@ CUTS = [Cut(fraction, framing) for fraction in (0, 0.5, 0.99) for framing in ("l
 
 
 class TestUnavailable:
+    @pytest.fixture
+    def service_port(self, kind: str, azurite_port: int) -> Iterator[int]:
+        """Without any other failures."""
+        with cosmos.CosmosTables(azurite_port, every=0) as service:
+            yield service.port if kind == "cosmos" else azurite_port
+
     async def test_unreachable_service_raises_storage_unavailable_within_seconds(self, prefix: str) -> None:
         app, began = services(free_port(), prefix), time.monotonic()
         try:
@@ -396,10 +416,10 @@ class TestUnavailable:
     @pytest.mark.parametrize("status", [400, 403, 500])
     @pytest.mark.usefixtures("without_repeats")
     async def test_error_response_raises_storage_unavailable_without_its_text(
-        self, kind: str, azurite_port: int, prefix: str, use: Callable[[Table], Awaitable[object]], status: int
+        self, kind: str, service_port: int, prefix: str, use: Callable[[Table], Awaitable[object]], status: int
     ) -> None:
         refusal = Answer(status, b'{"odata.error": {"code": "Secret", "message": {"value": "hunter2"}}}')
-        with TcpProxy(azurite_port) as proxy:
+        with TcpProxy(service_port) as proxy:
             proxy.on(Match(), refusal, times=None)
             async with opened(kind, proxy.port, f"{prefix}rows") as through:
                 with pytest.raises(StorageUnavailable) as error:
@@ -412,7 +432,7 @@ class TestUnavailable:
     async def test_cut_answer_raises_storage_unavailable_after_the_write(
         self,
         kind: str,
-        azurite_port: int,
+        service_port: int,
         table: Table,
         client: TableClient,
         caplog: pytest.LogCaptureFixture,
@@ -421,7 +441,7 @@ class TestUnavailable:
     ) -> None:
         """azure-data-tables 12.7.0 raises an AttributeError for a 201 with fewer bytes than announced."""
         await table.put(row("there"))
-        with TcpProxy(azurite_port) as proxy:
+        with TcpProxy(service_port) as proxy:
             rule = proxy.on(Match(), cut)
             async with opened(kind, proxy.port, client.table_name) as through:
                 # The app's own client gets no body for an insert, so nothing is cut.
@@ -434,11 +454,11 @@ class TestUnavailable:
 
     @pytest.mark.usefixtures("without_repeats")
     async def test_cut_that_can_not_be_noticed_gives_the_right_answer_or_storage_unavailable(
-        self, kind: str, azurite_port: int, table: Table, client: TableClient
+        self, kind: str, service_port: int, table: Table, client: TableClient
     ) -> None:
         """Some proxies send bodies that only the end of the connection ends."""
         await table.put(row("there", partition="q"))
-        with TcpProxy(azurite_port) as proxy:
+        with TcpProxy(service_port) as proxy:
             async with opened(kind, proxy.port, client.table_name) as through:
                 for percent in range(0, 101, 5):
                     keys = [f"{percent}-{each}" for each in "abc"]
@@ -469,9 +489,9 @@ class TestUnavailable:
 
     @pytest.mark.parametrize("cut", CUTS, ids=repr)
     async def test_cut_answer_to_the_creation_of_a_table_leaves_a_table(
-        self, kind: str, azurite_port: int, prefix: str, cut: Action
+        self, kind: str, service_port: int, prefix: str, cut: Action
     ) -> None:
-        with TcpProxy(azurite_port) as proxy:
+        with TcpProxy(service_port) as proxy:
             proxy.on(Match("POST", "/Tables"), cut)
             async with opened(kind, proxy.port, f"{prefix}rows") as table:
                 with suppress(StorageUnavailable):  # the app's own client gets no body, so nothing is cut
@@ -481,11 +501,11 @@ class TestUnavailable:
     @pytest.mark.parametrize("use", USES.values(), ids=USES)
     @pytest.mark.usefixtures("without_repeats")
     async def test_garbled_answer_raises_storage_unavailable(
-        self, kind: str, azurite_port: int, prefix: str, use: Callable[[Table], Awaitable[object]]
+        self, kind: str, service_port: int, prefix: str, use: Callable[[Table], Awaitable[object]]
     ) -> None:
         bodies = (b"", b"<html>", b"null", b"[]", b"{}", b'{"value": null}', b'{"odata.error": 1}')
         answers = [Answer(status, body, (JSON,)) for status in (200, 201, 202, 400, 500) for body in bodies]
-        with TcpProxy(azurite_port) as proxy:
+        with TcpProxy(service_port) as proxy:
             async with opened(kind, proxy.port, f"{prefix}rows") as through:
                 for garbled in answers:
                     proxy.on(Match(), garbled)
@@ -503,8 +523,8 @@ class TestUnavailable:
             await app.close()
 
     @pytest.mark.usefixtures("without_repeats")
-    async def test_table_works_again_after_an_outage(self, kind: str, azurite_port: int, prefix: str) -> None:
-        with TcpProxy(azurite_port) as proxy:
+    async def test_table_works_again_after_an_outage(self, kind: str, service_port: int, prefix: str) -> None:
+        with TcpProxy(service_port) as proxy:
             async with opened(kind, proxy.port, f"{prefix}rows") as table:
                 await table.put(row())
                 proxy.down()

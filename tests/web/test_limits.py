@@ -131,6 +131,7 @@ async def test_limits_need_a_function_key_and_those_of_all_a_usage_key(api: http
     assert api.headers["x-functions-key"] == FUNCTION_KEY
 
 
+@pytest.mark.table_storage
 async def test_reading_limits_takes_one_storage_request(
     storage: TcpProxy, serve: Serve, environ: dict[str, str]
 ) -> None:
