@@ -168,17 +168,20 @@ class _Keys:
         self._clock = clock
         self._keys: dict[str, jwt.PyJWK] = {}
         self._read_at = self._tried_at = -KEYS_AGE_S  # monotonic seconds
+        self._failed = False  # at the latest attempt
         self._reading = asyncio.Lock()
 
     async def key(self, key_id: str) -> jwt.PyJWK | None:
-        """None if the issuer publishes no such key. Raises SignInUnavailable if no keys could be read yet."""
+        """None if the issuer publishes no such key. Raises SignInUnavailable if that is not known, because the latest
+        attempt to read the keys has failed."""
         if self._may_read(key_id):
             async with self._reading:
                 if self._may_read(key_id):  # no other request has read them meanwhile
                     await self._read()
-        if not self._keys:
+        key = self._keys.get(key_id)
+        if key is None and self._failed:
             raise SignInUnavailable
-        return self._keys.get(key_id)
+        return key
 
     def _may_read(self, key_id: str) -> bool:
         now = self._clock.monotonic()
@@ -190,9 +193,10 @@ class _Keys:
         try:
             async with self._clock.timeout_at(self._clock.monotonic() + KEYS_TIMEOUT_S):
                 self._keys = _usable(await read_keys(self._url))
-            self._read_at = self._clock.monotonic()
+            self._read_at, self._failed = self._clock.monotonic(), False
         except (OSError, aiohttp.ClientError, ValueError) as error:  # a timeout is an OSError
             log.warning("the keys of people's tokens can't be read: %s", type(error).__name__)
+            self._failed = True
         self._tried_at = self._clock.monotonic()
 
 

@@ -376,6 +376,23 @@ class TestKeys:
             assert (await entra.principal(issuer.token(ADA))).name == ADA.name  # without another attempt
         assert issuer.reads == 2
 
+    async def test_token_with_a_new_key_is_unavailable_not_wrong_while_the_issuer_is_down(
+        self, entra: Entra, issuer: EntraIssuer, clock: ManualClock
+    ) -> None:
+        await entra.principal(issuer.token(ADA))
+        issuer.rotate()
+        issuer.answer = (503, {}, b"")
+        await clock.advance(KEYS_INTERVAL_S)
+        for _ in range(3):
+            with pytest.raises(SignInUnavailable):
+                await entra.principal(issuer.token(ADA))
+        assert issuer.reads == 2
+        issuer.answer = None
+        await clock.advance(KEYS_INTERVAL_S)
+
+        assert (await entra.principal(issuer.token(ADA))).name == ADA.name
+        assert "does not publish" in await refusal(entra, issuer.token(ADA, SigningKey(private_key(2))))
+
     async def test_request_that_is_cancelled_while_it_reads_leaves_the_read_to_the_next(
         self, entra: Entra, issuer: EntraIssuer
     ) -> None:
