@@ -96,8 +96,7 @@ class CountingTable(SdkTable):
             raise
 
 
-def new_entry(caller: str, *, limited: bool) -> LedgerEntry:
-    now = datetime.now(UTC)
+def new_entry(caller: str, now: datetime, *, limited: bool) -> LedgerEntry:
     call = Call(
         id=uuid.uuid4().hex,
         day=now.date(),
@@ -124,7 +123,9 @@ async def work(connection: str, start: float, load: Load, *, limited: bool) -> C
             while time.time() < start + load.seconds:
                 began = time.perf_counter()
                 try:
-                    entry = await ledger.open(new_entry(caller, limited=limited), limits if limited else ())
+                    entry = await ledger.open(
+                        new_entry(caller, datetime.now(UTC), limited=limited), limits if limited else ()
+                    )
                 except StorageUnavailable:
                     counts.gave_up += 1
                     continue

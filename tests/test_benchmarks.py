@@ -16,6 +16,7 @@ SMALL = {
     "first_token": "--rounds 2 --turns 3",
     "limits": "--processes 1 --seconds 1",
     "retention": "--sessions 200 --expired 10",
+    "scale": "--turns-per-second 10",
     "session_list": "--sessions 60 200 --rounds 1",
     "streaming": "3 8",
     "streams": "10 --pause 0.1",
