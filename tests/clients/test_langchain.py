@@ -93,7 +93,10 @@ class _Standard(ChatModelIntegrationTests):
         return False
 
 
-@pytest.mark.parametrize(("options", "tokens"), [({}, model.ANSWER_TOKENS), ({"max_tokens": 300}, 300)])
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [({"max_tokens": 30}, 30), pytest.param({}, model.ANSWER_TOKENS, marks=pytest.mark.acceptance)],
+)
 def test_embedded_model_limits_answers_with_and_without_max_tokens(
     embedded: str, options: dict[str, int], tokens: int
 ) -> None:

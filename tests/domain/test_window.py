@@ -616,7 +616,7 @@ class Play:
 
 
 class TestRandomConversations:
-    @settings(max_examples=60)
+    @settings(max_examples=30)
     @given(SCRIPTS)
     def test_history_never_exceeds_the_prompt_budget(self, script: list[Step]) -> None:
         play = Play(sized=False)
@@ -634,7 +634,7 @@ class TestRandomConversations:
                 assert history + fixed <= step.budget * (1.25 if late else 1)
             play.answer(number, step, window, attached)
 
-    @settings(max_examples=60)
+    @settings(max_examples=30)
     @given(SCRIPTS, st.integers(0, 600))
     def test_prompt_is_never_larger_than_its_bound(self, script: list[Step], system: int) -> None:
         play = Play(sized=True, system=system)
@@ -649,7 +649,7 @@ class TestRandomConversations:
                 assert play.chat.prompt(halved, attached) <= halved.bound
             play.answer(number, step, window, attached)
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(SCRIPTS)
     def test_prompt_messages_are_always_valid_for_the_service(self, script: list[Step]) -> None:
         play = Play(sized=True)

@@ -42,7 +42,7 @@ KEY = "a-client-key-of-the-tests"
 EXAMPLES_PER_TABLES = 25
 KINDS = ("prompt", "completion")
 PER_EXAMPLE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-FEW = settings(max_examples=40, derandomize=True, suppress_health_check=PER_EXAMPLE)
+FEW = settings(max_examples=20, derandomize=True, suppress_health_check=PER_EXAMPLE)
 MANY = settings(max_examples=2_000, suppress_health_check=PER_EXAMPLE)
 
 
