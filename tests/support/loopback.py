@@ -188,14 +188,18 @@ class Loopback:
         server = await asyncio.start_server(self._accept, sock=listening)
         await self._stopping.enter()
         server.close()
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        for _ in range(4):  # what is just being accepted, or closed, takes some more steps of the loop
+            for connection in self._connections:
+                connection.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+            await asyncio.sleep(0)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = asyncio.ensure_future(self._connected(Wire(reader, writer, server=True)))
+        wire = Wire(reader, writer, server=True)
+        connection = asyncio.ensure_future(self._connected(wire))
         self._connections.add(connection)
         connection.add_done_callback(self._connections.discard)
+        connection.add_done_callback(lambda _: wire.close())  # also if it was cancelled before it began
 
     async def _connected(self, wire: Wire) -> None:
         try:
@@ -209,8 +213,6 @@ class Loopback:
             pass  # the client disconnected within a message, or does not speak HTTP
         except Exception as crash:
             self.crashes.append(crash)
-        finally:
-            wire.close()
 
     def __enter__(self) -> Self:
         self.start()
