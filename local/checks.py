@@ -15,6 +15,7 @@ PARALLEL = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--no-lo
 _ON_COSMOS = (  # run against Azure Cosmos DB's differences too
     *(f"tests/storage/test_{name}.py" for name in ("competing", "deletion", "ledger", "limits")),
     *(f"tests/storage/test_{name}.py" for name in ("owner_index", "retention")),
+    *(f"tests/turns/test_{name}.py" for name in ("chaos", "crash", "fallback", "late_settlement")),
     *(f"tests/web/test_{name}.py" for name in ("branches", "limits", "session_list", "sessions", "usage")),
 )
 _PYTHON = [sys.executable, "-m"]

@@ -331,7 +331,7 @@ def is_cosmos(address: str) -> bool:
 
 def is_cosmos_emulator(address: str) -> bool:
     """True if azure-data-tables takes it for one: localhost, on another port than Azurite's."""
-    return re.search(r"://localhost:(?!10002\b)", address) is not None
+    return re.search(r"://localhost(?!:10002\b)(?![\w.-])", address, re.IGNORECASE) is not None
 
 
 TablesClient = Literal["http", "sdk"]

@@ -21,6 +21,7 @@ function Set-Capacity([string]$model, [int]$capacity, [int]$least, [string]$vari
         $quota = az cognitiveservices usage list --subscription $env:AZURE_SUBSCRIPTION_ID --location $region --output tsv `
             --query "[?name.value=='OpenAI.GlobalStandard.$model'].[limit, currentValue]" 2>$null
         if ($LASTEXITCODE -ne 0) { continue }
+        if ("$quota" -notmatch '^[0-9.\s]*$') { continue } # such as None
         # Two numbers, such as 350.0 and 20.0, or none if the region does not have the model.
         $numbers = @(-split $quota | ForEach-Object { [int][double]::Parse($_, [cultureinfo]::InvariantCulture) }) + 0, 0
         $left = $numbers[0] - $numbers[1]

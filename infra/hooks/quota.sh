@@ -17,10 +17,12 @@ is_repeated() {
 # check MODEL CAPACITY LEAST VARIABLE: LEAST is the capacity for which azd offers a region.
 check() {
   model=$1 capacity=$2 least=$3 variable=$4 place=
+  case $capacity in *[!0-9]*) return ;; esac # provisioning refuses it
   for region in "${AZURE_LOCATION:-}" "${OPENAI_SECONDARY_LOCATION:-}"; do
     if [ -z "$region" ]; then continue; fi
     quota=$(az cognitiveservices usage list --subscription "$AZURE_SUBSCRIPTION_ID" --location "$region" --output tsv \
       --query "[?name.value=='OpenAI.GlobalStandard.$model'].[limit, currentValue]" 2>/dev/null) || continue
+    case $quota in *[!0-9.[:space:]]*) continue ;; esac # such as None
     # shellcheck disable=SC2086 # two numbers, such as 350.0 and 20.0, or none if the region does not have the model
     set -- $quota
     limit=${1:-0} used=${2:-0}

@@ -65,6 +65,9 @@ class Ledger:
     def known_counter(self, name: str, day: date) -> Counter | None:
         return self._limited.known_counter(name, day)
 
+    async def recent_counter(self, name: str, day: date) -> Counter:
+        return await self._limited.recent_counter(name, day)
+
     async def counter(self, name: str, day: date) -> Counter:
         """What is used of a limit in the day's month."""
         return await self._limited.counter(name, day)

@@ -140,6 +140,10 @@ class LimitedCalls:
         """The limit's counter of the day's month, as stored."""
         return await self._month(day).read(name)
 
+    async def recent_counter(self, name: str, day: date) -> Counter:
+        """The counter as this process read or wrote it within FRESH_S, else as stored."""
+        return self._month(day).fresh(name) or await self.counter(name, day)
+
     def known_counter(self, name: str, day: date) -> Counter | None:
         """The counter as last read or written by this process."""
         month = self._months.get(day.replace(day=1))
@@ -210,6 +214,10 @@ class _Month:
             return None
         fresh = [(limit, each.at(minute)) for limit, each in counters.items() if self._is_fresh(each.name)]
         return refusal(fresh, call, self._clock.now())
+
+    def fresh(self, name: str) -> Counter | None:
+        """The counter, if it was read or written within FRESH_S."""
+        return self.counters.get(name) if self._is_fresh(name) else None
 
     async def read(self, name: str) -> Counter:
         """The counter as stored."""

@@ -38,12 +38,13 @@ class Admission:
             check_session(self.limits, session.totals, call)
 
     async def prefers_fallback(self, principal: Principal, call: Call) -> bool:
-        """True while a budget of the caller's own is nearly used, or has no room for the call. Asks storage only if
-        this process knows nothing of the budget. Raises StorageUnavailable."""
+        """True while a budget of the caller's own is nearly used, or has no room for the call. Reads the
+        counter again unless it is fresh: by an old one, the chosen deployment would be planned here and then refused by
+        `open` until the budget's reset, although the fallback has room. Raises StorageUnavailable."""
         own = self.limits.own(principal)
         if own is None or call.minute is None:
             return False
-        counter = self._ledger.known_counter(own.name, call.day) or await self._ledger.counter(own.name, call.day)
+        counter = await self._ledger.recent_counter(own.name, call.day)
         budgets = counter.at(call.minute).budgets(own)
         return any(budget.nearly_used or not budget.has_room(call.worst_case or ZERO) for budget in budgets)
 

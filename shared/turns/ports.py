@@ -136,6 +136,10 @@ class Ledger(Protocol):
     async def counter(self, name: str, day: date) -> Counter:
         """What is used of a limit in the day's month, as stored."""
 
+    async def recent_counter(self, name: str, day: date) -> Counter:
+        """The same, but at most a second old: without a request to storage if this process has just read or written
+        it."""
+
     def known_counter(self, name: str, day: date) -> Counter | None:
         """What is used of a limit in the day's month, as far as this process knows."""
 

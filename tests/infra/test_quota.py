@@ -37,7 +37,7 @@ class TestHook:
             (tmp_path / name).chmod(0o755)
         return tmp_path
 
-    def run(self, az: Path, **values: str) -> str:
+    def run(self, az: Path, shell: str = "sh", /, **values: str) -> str:
         environment = {
             "AZURE_SUBSCRIPTION_ID": SUBSCRIPTION,
             "AZURE_LOCATION": "swedencentral",
@@ -45,7 +45,7 @@ class TestHook:
             **values,
         }
         result = subprocess.run(
-            ["sh", str(HOOK)],
+            [shell, str(HOOK)],
             env={"PATH": f"{az}:{os.environ['PATH']}", "AZ_LOG": str(az / "log"), **environment},
             capture_output=True,
             text=True,
@@ -102,6 +102,20 @@ class TestHook:
         assert message in output
         assert 'docs/deploying.md, "Quota"' in output
         assert ("azd env set EMBEDDING_DEPLOYMENT '{}'" in output) is (EMBEDDING in message)
+        assert self.log(az, "azd") == []
+
+    @pytest.mark.parametrize("shell", ["sh", "bash"])
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"AZ_swedencentral_g": "None None"},
+            {"AZ_swedencentral_g": "350.0 None"},
+            {"AZ_swedencentral_g": "1e+06 0.0"},
+            {"AZ_swedencentral_g": "10 0", "MODEL_CAPACITY": "many"},
+        ],
+    )
+    def test_what_is_no_number_changes_nothing(self, az: Path, shell: str, values: dict[str, str]) -> None:
+        assert self.run(az, shell, **(ENOUGH | values)) == ""
         assert self.log(az, "azd") == []
 
     def test_capacity_follows_the_region_with_less_quota(self, az: Path) -> None:

@@ -213,6 +213,9 @@ class TestSettings:
         ("endpoint", "client", "is_cosmos"),
         [
             ("http://localhost:8902", "sdk", True),
+            ("http://LOCALHOST:8902", "sdk", True),
+            ("http://localhost/x", "sdk", True),
+            ("http://localhost.example:8902", "sdk", False),
             ("http://localhost:8902", "http", False),
             ("http://localhost:10002/devstoreaccount1", "sdk", False),
             ("http://127.0.0.1:10003/devstoreaccount1", "sdk", False),

@@ -25,18 +25,18 @@ from local.keys import line
 from shared.domain.calls import LedgerEntry, State
 from shared.domain.limits import TOTAL
 from shared.domain.limits import Counter as LimitCounter
-from shared.domain.pricing import cost
 from shared.storage.counter_rows import to_counter
 from shared.storage.session_rows import HEAD
 from tests.conftest import EMBEDDING, Tables, with_embeddings
 from tests.support.azure_openai import AzureOpenAI, Fault, Reply, Request, Script
-from tests.support.chat_client import RATES, billed_usage, until
+from tests.support.chat_client import bill_of, until
 from tests.support.conservation import assert_conserved, assert_counted
 from tests.support.processes import Host, HostFactory
 from tests.support.proxy import Action, Answer, Close, Match, Stall, TcpProxy
 from tests.turns.test_crash import expire
 
 KEYS = {name: f"a-client-key-of-{name}" for name in ("ann", "ben", "cem", "dea")}
+FALLBACK = "small"  # its price is in chat_client
 MAX_TOKENS = 60
 USED_UP, BUSY = 429, 409
 STOPPED, STOPPING, GONE = 200, 202, 404
@@ -64,14 +64,14 @@ def host_factory() -> Iterator[HostFactory]:
 
 
 def limits(usd: Decimal) -> str:
-    """Budgets of each caller, and a total below the callers' together."""
-    own = {"usd_per_day": str(usd), "usd_per_month": str(2 * usd)}
+    """Budgets of each caller, with a fallback, and a total below the callers' together."""
+    own = {"usd_per_day": str(usd), "usd_per_month": str(2 * usd), "fallback_deployment": FALLBACK}
     total = {"usd_per_day": str(3 * usd), "usd_per_month": str(6 * usd), "max_tokens": MAX_TOKENS}
     return json.dumps({"*": own, TOTAL: total})
 
 
 def billed(fake: AzureOpenAI) -> Decimal:
-    return sum((cost(billed_usage(entry), RATES) or Decimal(0) for entry in tuple(fake.meter)), Decimal(0))
+    return sum((bill_of(entry) for entry in tuple(fake.meter)), Decimal(0))
 
 
 @dataclass
@@ -113,7 +113,9 @@ class Chaos:
 
     async def _has_seen_enough(self) -> bool | None:
         """However slow the machine is."""
-        return bool(self.outcomes[200] and self.outcomes[USED_UP] and self.embeddings and self.samples > 10) or None
+        has_fallen_back = any(request.body["model"] == FALLBACK for request in tuple(self.fake.requests))
+        seen = (self.outcomes[200], self.outcomes[USED_UP], self.embeddings, has_fallen_back, self.samples > 10)
+        return all(seen) or None
 
     async def _take_turns(self, http: httpx.AsyncClient, index: int) -> None:
         turn = 0
@@ -313,12 +315,12 @@ async def continue_sessions(chaos: Chaos, host: Host) -> None:
 
 def assert_exact(counters: dict[str, LimitCounter], entries: list[LedgerEntry], fake: AzureOpenAI) -> None:
     """Held is the worst case of the unaccounted and stopped calls; spent are the bills of the settled ones."""
-    bills = {entry.call_id: cost(billed_usage(entry), RATES) for entry in fake.meter}
+    bills = {entry.call_id: bill_of(entry) for entry in fake.meter}
     for name, counter in counters.items():
         calls = [entry.call for entry in entries if name in entry.limits]
         held = [call for call in calls if call.state in (State.UNACCOUNTED, State.STOPPED)]
         assert counter.held == sum(call.worst_case or 0 for call in held)
-        assert counter.spent == sum(bills[call.id] or 0 for call in calls if call.state is State.SETTLED)
+        assert counter.spent == sum(bills[call.id] for call in calls if call.state is State.SETTLED)
     assert billed(fake) <= counters[TOTAL].spent + counters[TOTAL].held
 
 
@@ -348,6 +350,8 @@ async def test_budgets_hold_through_kills_and_faults(
     print(f"seed {seed}")  # shown if the test fails
     rng, started = random.Random(seed), list[Host]()
     environ |= {"CLIENT_KEYS": ",".join(line(*item) for item in KEYS.items()), "LIMITS": limits(size.usd)}
+    prices = json.loads(environ["PRICES"]) | {FALLBACK: {"input": 0.05, "output": 0.4}}
+    environ |= {"AZURE_OPENAI_DEPLOYMENTS": f"chat, {FALLBACK}", "PRICES": json.dumps(prices)}
     environ = with_embeddings(environ)
 
     def start() -> Host:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from contextlib import ExitStack
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from local.keys import line
 from shared.domain.calls import State
+from shared.storage.counter_rows import counter_keys, from_counter, to_counter
 from tests.conftest import EMBEDDING, Serve, Tables, with_embeddings
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import closed_ledger, events, ok_json
@@ -244,6 +246,19 @@ async def test_process_without_any_call_yet_reads_the_budget(
         await use(api, fake, tables)
     async with serve(environ) as api:
         assert ok_json(await ask(api, ANN))["deployment"] == "small"
+
+
+async def test_budget_that_another_process_has_used_falls_back(
+    api: httpx.AsyncClient, fake: AzureOpenAI, tables: Tables, clock: ManualClock
+) -> None:
+    await use(api, fake, tables, times=1)
+    row = await tables.usage.get(*counter_keys("key:ann", NOON.date().replace(day=1)))
+    assert row
+    counter = to_counter(row)
+    spent = replace(counter, spent=Decimal("0.019"), day_spent=Decimal("0.019"))
+    await tables.usage.put(from_counter(spent), counter.etag)
+    await clock.advance(2)
+    assert ok_json(await ask(api, ANN))["deployment"] == "small"
 
 
 async def test_budget_that_running_calls_hold_falls_back(

@@ -10,11 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from local.azurite import connection_string
 from local.keys import line, new_key
 from shared.domain.calls import State
 from shared.storage import session_rows as rows
-from tests.conftest import Tables
+from tests.conftest import Tables, storage_settings
 from tests.support.azure_openai import AzureOpenAI, Hold
 from tests.support.chat_client import JSON, expire_lease, ok_json, stored
 from tests.support.conservation import all_rows, assert_conserved
@@ -55,14 +54,19 @@ async def second(site: "list[Site]") -> Site:
 
 @pytest.fixture
 async def site(
-    host_factory: HostFactory, storage: TcpProxy, azurite_port: int, environ: dict[str, str], tmp_path: Path
+    host_factory: HostFactory,
+    storage: TcpProxy,
+    service_port: int,
+    on_cosmos: bool,
+    environ: dict[str, str],
+    tmp_path: Path,
 ) -> AsyncIterator[list[Site]]:
     environ["CLIENT_KEYS"] = line("ann", CLIENT_KEY)
-    with TcpProxy(azurite_port) as other:
+    with TcpProxy(service_port) as other:
         hosts: list[Host] = []
         clients: list[httpx.AsyncClient] = []
         for proxy in (storage, other):
-            environ["TABLES_CONNECTION_STRING"] = connection_string(proxy.port)
+            environ |= storage_settings(proxy.port, on_cosmos)
             hosts.append(host_factory.host(environ, tmp_path / f"host-{len(hosts)}.log"))
             clients.append(hosts[-1].client())
         yield [Site(client, proxy) for client, proxy in zip(clients, (storage, other), strict=True)]
