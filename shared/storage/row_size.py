@@ -1,9 +1,12 @@
 """Limits a turn to the size of one row, and cuts an answer that does not fit.
 
-An entity may have 1 MiB, at two bytes per UTF-16 unit
-(https://learn.microsoft.com/rest/api/storageservices/understanding-the-table-service-data-model#property-types).
+An entity may have 1 MiB, at two bytes per UTF-16 unit, and a transaction 4 MiB as it is sent: in JSON in ASCII, where a
+unit takes up to six bytes. A turn is stored together with its session's head, or with its view.
+https://learn.microsoft.com/rest/api/storageservices/understanding-the-table-service-data-model#property-types
+https://learn.microsoft.com/rest/api/storageservices/performing-entity-group-transactions
 """
 
+import json
 from collections.abc import Iterator, Set
 from dataclasses import replace
 
@@ -22,9 +25,9 @@ _TOOL_CALLS = {"tool_calls", "function_call"}
 def check_size(session: Session, turn: Turn, answer_tokens: int, view: str | None = None) -> None:
     """Raises MessageTooLarge if the session, the turn's view, or the turn with an answer of that many tokens, does not
     fit in a row."""
-    if len(session.system.encode("utf-16-le")) > MAX_TEXT_BYTES:
+    if _bytes(session.system) > MAX_TEXT_BYTES:
         raise MessageTooLarge("The system prompt is too large to store.")
-    if view is not None and len(view.encode("utf-16-le")) > MAX_TEXT_BYTES:
+    if view is not None and _bytes(view) > MAX_TEXT_BYTES:
         raise MessageTooLarge("The instructions and tools are too large to store.")
     if text_bytes(turn) + answer_tokens * BYTES_PER_ANSWER_TOKEN > MAX_TEXT_BYTES:
         raise MessageTooLarge("The message, with room for its answer, is too large to store.")
@@ -45,6 +48,12 @@ def cut_to_fit(turn: Turn) -> Turn:
 def text_bytes(turn: Turn) -> int:
     content = (turn.input, turn.output) if turn.input else turn.messages
     return len((json_text(content) + json_text(turn.extras)).encode("utf-16-le"))
+
+
+def _bytes(text: str) -> int:
+    """Those that are stored or those that are sent, whichever are more: beside them the largest turn fits in the
+    transaction, which takes up to three times its size."""
+    return max(len(text.encode("utf-16-le")), len(json.dumps(text)))
 
 
 def _cuts(turn: Turn) -> Iterator[Turn]:

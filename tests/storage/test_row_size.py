@@ -1,5 +1,6 @@
 """The maximum size of a turn, and how an answer that does not fit in a row is cut."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -56,6 +57,14 @@ def entity_bytes(row: dict[str, Any]) -> int:
         total += pieces * (8 + 2 * (len(name) + 3))
         total += sizes.get(type(value), 0) or len(text) + 4 * pieces
     return total
+
+
+def utf16_units(text: str) -> int:
+    return len(text.encode("utf-16-le")) // 2
+
+
+def with_text(turn: Turn, text: str) -> Turn:
+    return replace(turn, messages=(turn.messages[0], {"role": "assistant", "content": text}))
 
 
 def fits(turn: Turn, answer_tokens: int) -> bool:
@@ -163,7 +172,25 @@ class TestCheckSize:
         check_size(head, turn_of(USER), 1)
         assert entity_bytes(rows.from_session(replace(head, lease=Lease(call="c" * 32, until=NOW)))) < MEBIBYTE
 
-    @pytest.mark.parametrize(("character", "count"), [("x", 500_001), ("\N{GRINNING FACE}", 250_001)])
-    def test_larger_system_prompt_is_rejected(self, character: str, count: int) -> None:
+    @pytest.mark.parametrize(("character", "count"), [("x", 500_001), ("中", 166_667), ("\N{GRINNING FACE}", 83_334)])
+    def test_larger_system_prompt_or_view_is_rejected(self, character: str, count: int) -> None:
         with pytest.raises(MessageTooLarge, match="system prompt"):
             check_size(replace(SESSION, system=character * count), turn_of(USER), 1)
+        with pytest.raises(MessageTooLarge, match="instructions"):
+            check_size(SESSION, turn_of(USER), 1, view=character * count)
+
+    @pytest.mark.parametrize("character", ["x", "é", "中", "\N{GRINNING FACE}", '"', "\\", "\x00", "\n"])
+    def test_largest_turn_beside_the_largest_other_text_fits_in_a_transaction(self, character: str) -> None:
+        """A transaction has the system prompt or the view beside the turn; the turn's text grows up to the limit."""
+        other = character * ((MAX_TEXT_BYTES - 2) // max(2 * utf16_units(character), len(json.dumps(character)) - 2))
+        session = replace(SESSION, system=other)
+        check_size(session, turn_of(USER), 1)
+        check_size(SESSION, turn_of(USER), 1, view=other)
+        turn = cut_to_fit(turn_of(USER, {"role": "assistant", "content": character * MAX_TEXT_BYTES}))
+        while text_bytes(longer := with_text(turn, turn.messages[-1]["content"] + character * 1_000)) <= MAX_TEXT_BYTES:
+            turn = longer
+        sent = len(
+            json.dumps(rows.from_session(session), default=str)
+            + json.dumps(rows.from_turn("s" * 64, turn), default=str)
+        )
+        assert sent < 4 * MEBIBYTE
