@@ -428,6 +428,25 @@ async def test_what_is_included_in_a_stored_response_is_known(client: httpx.Asyn
     assert ok_json(await client.get(f"{path}/input_items", params={"include": "message.input_image.image_url"}))["data"]
 
 
+async def test_log_probabilities_are_included_in_items(client: httpx.AsyncClient) -> None:
+    logprobs = {"include": ["message.output_text.logprobs"]}
+    conversation = ok_json(await client.post("/openai/v1/conversations", json={}))["id"]
+    first = await create(client, **logprobs, conversation=conversation)
+    second = await create(client, previous_response_id=first["id"])
+    answer = first["output"][0]
+    items = f"/openai/v1/conversations/{conversation}/items"
+
+    listed = ok_json(await client.get(items, params=logprobs))["data"]
+    single = ok_json(await client.get(f"{items}/{answer['id']}", params=logprobs))
+    inherited = ok_json(await client.get(f"{ROUTE}/{second['id']}/input_items", params=logprobs))["data"]
+
+    assert answer["content"][0]["logprobs"]
+    assert listed[0] == single == inherited[1] == answer
+    for path in (items, f"{ROUTE}/{second['id']}/input_items"):
+        shown = {each["id"]: each for each in ok_json(await client.get(path))["data"]}[answer["id"]]
+        assert shown["content"][0]["logprobs"] == []
+
+
 async def test_neither_cancelled_nor_streamed_again(client: httpx.AsyncClient) -> None:
     response = await create(client)
 
