@@ -161,6 +161,20 @@ async def test_two_at_once_continue_the_same_response(client: httpx.AsyncClient,
     await assert_conserved(tables, fake)
 
 
+@pytest.mark.parametrize("between", ["never mind", [RESULT]], ids=["a message", "its results"])
+async def test_results_of_a_call_that_is_over_are_refused(
+    client: httpx.AsyncClient, fake: Fake, between: object
+) -> None:
+    fake.reply(tool_calls=(("call_1", "look", "{}"),))
+    call = await create(client, tools=[TOOL])
+    after = await create(client, input=between, previous_response_id=call["id"])
+
+    error = refused(await post(client, input=[RESULT], previous_response_id=after["id"]))
+
+    assert (error["param"], error["code"]) == ("input", None)
+    assert "have results already, or a message followed without them" in error["message"]
+
+
 async def test_a_response_that_is_not_stored_leaves_nothing(
     client: httpx.AsyncClient, fake: Fake, tables: Tables
 ) -> None:
