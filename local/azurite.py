@@ -64,6 +64,8 @@ def command(port: int, location: Path | None = None) -> list[str]:
         program,
         "--require",
         str(HERE / "azurite/stop.cjs"),
+        "--require",
+        str(HERE / "azurite/entity_size.cjs"),
         str(script),
         *where,
         *storage,

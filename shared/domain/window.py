@@ -251,7 +251,8 @@ def _expected(new: Sequence[Message], pending: set[str]) -> Sequence[Message]:
     calls = {call for message in new for call in _calls(message)} | pending
     expected = [message for message in new if message["role"] != "tool" or message["tool_call_id"] in calls]
     if not expected:
-        raise InvalidRequest("These tool calls have their results already. Send a message instead.", param="input")
+        text = "These tool calls have results already, or a message followed without them. Send a message instead."
+        raise InvalidRequest(text, param="input")
     return expected
 
 

@@ -161,6 +161,20 @@ async def test_two_at_once_continue_the_same_response(client: httpx.AsyncClient,
     await assert_conserved(tables, fake)
 
 
+@pytest.mark.parametrize("between", ["never mind", [RESULT]], ids=["a message", "its results"])
+async def test_results_of_a_call_that_is_over_are_refused(
+    client: httpx.AsyncClient, fake: Fake, between: object
+) -> None:
+    fake.reply(tool_calls=(("call_1", "look", "{}"),))
+    call = await create(client, tools=[TOOL])
+    after = await create(client, input=between, previous_response_id=call["id"])
+
+    error = refused(await post(client, input=[RESULT], previous_response_id=after["id"]))
+
+    assert (error["param"], error["code"]) == ("input", None)
+    assert "have results already, or a message followed without them" in error["message"]
+
+
 async def test_a_response_that_is_not_stored_leaves_nothing(
     client: httpx.AsyncClient, fake: Fake, tables: Tables
 ) -> None:
@@ -426,6 +440,25 @@ async def test_what_is_included_in_a_stored_response_is_known(client: httpx.Asyn
             True,
         )
     assert ok_json(await client.get(f"{path}/input_items", params={"include": "message.input_image.image_url"}))["data"]
+
+
+async def test_log_probabilities_are_included_in_items(client: httpx.AsyncClient) -> None:
+    logprobs = {"include": ["message.output_text.logprobs"]}
+    conversation = ok_json(await client.post("/openai/v1/conversations", json={}))["id"]
+    first = await create(client, **logprobs, conversation=conversation)
+    second = await create(client, previous_response_id=first["id"])
+    answer = first["output"][0]
+    items = f"/openai/v1/conversations/{conversation}/items"
+
+    listed = ok_json(await client.get(items, params=logprobs))["data"]
+    single = ok_json(await client.get(f"{items}/{answer['id']}", params=logprobs))
+    inherited = ok_json(await client.get(f"{ROUTE}/{second['id']}/input_items", params=logprobs))["data"]
+
+    assert answer["content"][0]["logprobs"]
+    assert listed[0] == single == inherited[1] == answer
+    for path in (items, f"{ROUTE}/{second['id']}/input_items"):
+        shown = {each["id"]: each for each in ok_json(await client.get(path))["data"]}[answer["id"]]
+        assert shown["content"][0]["logprobs"] == []
 
 
 async def test_neither_cancelled_nor_streamed_again(client: httpx.AsyncClient) -> None:

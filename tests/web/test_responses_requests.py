@@ -11,6 +11,7 @@ from tests.conftest import Serve, Tables
 from tests.support.azure_openai import AzureOpenAI as Fake
 from tests.support.budgets import limited
 from tests.support.chat_client import JSON, ledger, ok_json
+from tests.support.loopback import MAX_WAIT_S
 from tests.support.responses_api import ANN, KEYS, ROUTE, TOOL, create, get, post, refused
 
 MISSING, UNKNOWN, BOTH = "missing_required_parameter", "unknown_parameter", "mutually_exclusive_parameters"
@@ -357,3 +358,10 @@ async def test_long_instructions_are_stored_and_too_long_ones_refused(
     assert len(fake.requests) == 1
     unstored = await create(client, instructions="x" * 600_000, store=False)
     assert unstored["status"] == "completed"
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of aiohttp, above 1 MiB
+async def test_a_long_input_in_chinese_is_answered_and_stored(client: httpx.AsyncClient) -> None:
+    response = await asyncio.wait_for(create(client, input="中" * 200_000, max_output_tokens=16), MAX_WAIT_S)
+
+    assert await get(client, response) == response

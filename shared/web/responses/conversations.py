@@ -66,17 +66,17 @@ async def post_items(request: Request, app: Services, principal: Principal) -> R
 
 
 async def get_items(request: Request, app: Services, principal: Principal) -> Response:
-    page = page_query(request)
+    page, include = page_query(request), included(request)
     with _named(request) as session_id:
         session = await app.conversations.get(session_id, principal)
-    return json_response(page_answer(await app.conversations.items(session, **page)))
+    return json_response(page_answer(await app.conversations.items(session, **page), include))
 
 
 async def get_item(request: Request, app: Services, principal: Principal) -> Response:
-    included(request)
+    include = included(request)
     with _named(request) as session_id:
         await app.conversations.get(session_id, principal)
-    return json_response(placed_item(await _item(request, app, principal, session_id)))
+    return json_response(placed_item(await _item(request, app, principal, session_id), include))
 
 
 async def delete_item(request: Request, app: Services, principal: Principal) -> Response:

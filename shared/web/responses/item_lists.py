@@ -1,6 +1,7 @@
 """Queries of OpenAI's lists of items and of stored responses, and pages of items: of a conversation, or of a response's
 input. https://platform.openai.com/docs/api-reference/pagination"""
 
+from collections.abc import Sequence
 from typing import Any, TypedDict, get_args
 
 from azurefunctions.extensions.http.fastapi import Request
@@ -23,7 +24,6 @@ class PageQuery(TypedDict):
 
 def page_query(request: Request) -> PageQuery:
     """What the request asks for: `limit`, `after` (the id of an item) and `order` (asc or desc). Raises Refused."""
-    included(request)
     query = request.query_params
     limit, order, after = query.get("limit", str(DEFAULT_PAGE_ITEMS)), query.get("order", "desc"), query.get("after")
     if not (limit.isascii() and limit.isdecimal() and len(limit) < 4 and 1 <= int(limit) <= MAX_PAGE_ITEMS):
@@ -49,8 +49,8 @@ def included(request: Request) -> list[str]:
     return values
 
 
-def page_answer(page: Page) -> dict[str, Any]:
-    data = [placed_item(each) for each in page.items]
+def page_answer(page: Page, include: Sequence[str] = ()) -> dict[str, Any]:
+    data = [placed_item(each, include) for each in page.items]
     return {
         "object": "list",
         "data": data,

@@ -74,10 +74,7 @@ def output_of(session_id: str, turn: Turn, include: Sequence[str] = ()) -> list[
     first, items = len(turn.input), list[JSON]()
     for at, item in enumerate(turn.output):
         if item:
-            items.append(item_object(session_id, turn.number, first + at, item, status))
-    if LOGPROBS in include and (logprobs := turn.extras.get("logprobs")):
-        for part in (part for item in items for part in item.get("content") or () if part["type"] == "output_text"):
-            part["logprobs"] = token_logprobs(logprobs)
+            items.append(_answer_item(session_id, turn, first + at, item, status, include))
     return items
 
 
@@ -91,11 +88,21 @@ def item_object(session_id: str, turn: int, index: int, item: Item, status: str 
     return shown
 
 
-def placed_item(placed: PlacedItem) -> JSON:
+def placed_item(placed: PlacedItem, include: Sequence[str] = ()) -> JSON:
     """A stored item."""
-    turn, index = placed.turn, placed.at
-    cut = index >= len(turn.input) and status_of(turn) == "incomplete"
-    return item_object(placed.session_id, turn.number, index, placed.item, "incomplete" if cut else "completed")
+    session_id, turn, index, item = placed.session_id, placed.turn, placed.at, placed.item
+    if index < len(turn.input):
+        return item_object(session_id, turn.number, index, item)
+    status = "incomplete" if status_of(turn) == "incomplete" else "completed"
+    return _answer_item(session_id, turn, index, item, status, include)
+
+
+def _answer_item(session_id: str, turn: Turn, index: int, item: Item, status: str, include: Sequence[str]) -> JSON:
+    shown = item_object(session_id, turn.number, index, item, status)
+    if LOGPROBS in include and (logprobs := turn.extras.get("logprobs")):
+        for part in (part for part in shown.get("content") or () if part["type"] == "output_text"):
+            part["logprobs"] = token_logprobs(logprobs)
+    return shown
 
 
 def failure_fields(code: str | None, message: str) -> JSON:

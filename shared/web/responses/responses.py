@@ -93,13 +93,13 @@ async def post_cancel(request: Request, app: Services, principal: Principal) -> 
 
 async def get_input_items(request: Request, app: Services, principal: Principal) -> Response:
     """The response's own input first, then the items of the turns that it continues, back to the first."""
-    page = page_query(request)
+    page, include = page_query(request), included(request)
     session, turn = await _stored(request, app, principal)
     if await app.conversations.view(session.id, turn.number) is None:
         raise ResponseNotFound(_response_id(request))
     end = (turn.number, len(turn.input))
     items = await app.conversations.items(session, end=end, **page)
-    return json_response(page_answer(items))
+    return json_response(page_answer(items, include))
 
 
 async def _stored(request: Request, app: Services, principal: Principal) -> tuple[Session, Turn]:
