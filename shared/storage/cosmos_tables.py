@@ -1,8 +1,8 @@
-"""Tables of Azure Cosmos DB for Table, through azure-data-tables. What it does otherwise than Table Storage:
+"""Tables of Azure Cosmos DB for Table, through azure-data-tables. How it differs from Table Storage:
 
 - It returns the rows of a query in any order: they are sorted here.
 - It reserves some names of properties: those are stored under others.
-- For a missing table it may say the same as for a missing row.
+- Its answer for a missing table may be the same as for a missing row.
 - It refuses requests above the provisioned throughput with 429, also within the answer to a transaction.
 - Its answer to a failed transaction may not say which write failed.
 
