@@ -1,10 +1,16 @@
 """Reads a stream of openai/v1/responses and checks the order of its events, their numbers and their ids.
 
-The rules are those of OpenAI's reference and of the clients that were measured; they know nothing of the app.
+The rules are those of OpenAI's reference and of the clients that were measured; they know nothing of the app. The
+accumulator of OpenAI's SDK reads each stream too.
 """
 
 import json
-from typing import Any
+from typing import Any, cast
+
+from openai import omit
+from openai._models import construct_type_unchecked
+from openai.lib.streaming.responses._responses import ResponseStreamState
+from openai.types.responses import ResponseStreamEvent
 
 JSON = dict[str, Any]
 FIRST = ["response.created", "response.in_progress"]
@@ -23,6 +29,7 @@ def checked(body: str) -> list[JSON]:
     assert rest == ""
     events = [_event(block) for block in blocks if not block.startswith(":")]
     check(events)
+    accumulate(events)
     return events
 
 
@@ -47,6 +54,22 @@ def check(events: list[JSON]) -> None:
     items = _items(events[2:-1], complete=end["type"] != "response.failed")
     if end["type"] != "response.failed":
         assert end["response"]["output"] == items
+
+
+def accumulate(events: list[JSON]) -> None:
+    """What the SDK's accumulator has after the last delta of each text and call is what the response ends with."""
+    state = ResponseStreamState[Any](input_tools=omit, text_format=omit)
+    snapshots: dict[tuple[int, int | None], str] = {}
+    for event in events:
+        typed = construct_type_unchecked(type_=cast("type[Any]", ResponseStreamEvent), value=event)
+        for read in state.handle_event(typed):
+            if read.type in ("response.output_text.delta", "response.function_call_arguments.delta"):
+                snapshots[read.output_index, getattr(read, "content_index", None)] = read.snapshot
+    if events[-1]["type"] == "response.failed":
+        return
+    output = events[-1]["response"]["output"]
+    for (at, index), text in snapshots.items():
+        assert text == (output[at]["arguments"] if index is None else output[at]["content"][index]["text"])
 
 
 def _items(events: list[JSON], *, complete: bool) -> list[JSON]:
