@@ -242,7 +242,7 @@ def is_only_usage(data: bytes) -> bool:
     """A chunk with token counts and nothing else."""
     value = parsed(data)
     usage = value.get("usage") if isinstance(value, dict) else None
-    if not isinstance(usage, dict) or choices_of(value):
+    if not isinstance(usage, dict) or value.get("choices"):
         return False
     return all(isinstance(usage.get(f"{kind}_tokens"), int) and usage[f"{kind}_tokens"] > 0 for kind in KINDS)
 
