@@ -35,7 +35,8 @@ from shared.storage.sdk_tables import SdkTable
 from shared.storage.tables import Table
 from tests.support import cosmos
 from tests.support.azure_openai import AzureOpenAI
-from tests.support.clock import ManualClock
+from tests.support.clock import FEBRUARY_29, ManualClock
+from tests.support.processes import Host, HostFactory, Start
 from tests.support.proxy import TcpProxy
 
 pytest.register_assert_rewrite(
@@ -50,7 +51,6 @@ hypothesis.settings.load_profile("patient")
 FUNCTION_KEY = "a-function-key-of-the-tests"
 PRICES = '{"chat": {"input": 0.75, "cached_input": 0.075, "cache_write": 0.9, "output": 4.5}}'
 EMBEDDING = "text-embedding-3-small"  # a deployment, by a name that clients know
-FEBRUARY_29 = "0 0 0 29 2 *"
 SETTINGS = json.loads((Path(__file__).parent.parent / "local.settings.sample.json").read_text())["Values"]
 
 
@@ -264,6 +264,27 @@ async def api(serve: Serve, environ: dict[str, str]) -> AsyncIterator[httpx.Asyn
     """The app with the settings of `environ`."""
     async with serve(environ) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def host_factory() -> Iterator[HostFactory]:
+    with HostFactory() as host_factory:
+        yield host_factory
+
+
+@pytest.fixture
+def start(host_factory: HostFactory, storage: TcpProxy, environ: dict[str, str], tmp_path: Path) -> Iterator[Start]:
+    """Starts a host that stores through `storage`. Hosts are stateless, so a new one is equivalent to a restarted
+    one."""
+    started: list[Host] = []
+
+    def host() -> Host:
+        started.append(host_factory.host(environ, tmp_path / f"host-{len(started)}.log"))
+        return started[-1]
+
+    yield host
+    for running in started:
+        running.kill()
 
 
 def table_of(client: TableClient, on_cosmos: bool = False) -> Table:

@@ -38,9 +38,9 @@ class Admission:
             check_session(self.limits, session.totals, call)
 
     async def prefers_fallback(self, principal: Principal, call: Call) -> bool:
-        """True while a budget of the caller's own is nearly used, or has no room for the call. Reads the
-        counter again unless it is fresh: by an old one, the chosen deployment would be planned here and then refused by
-        `open` until the budget's reset, although the fallback has room. Raises StorageUnavailable."""
+        """True while a budget of the caller's own is nearly used, or has no room for the call. Goes by a recent
+        counter: by an old one, `open` would refuse the chosen deployment until the budget's reset, although the
+        fallback has room. Raises StorageUnavailable."""
         own = self.limits.own(principal)
         if own is None or call.minute is None:
             return False

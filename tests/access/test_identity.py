@@ -19,11 +19,11 @@ from local.parts import free_port
 from local.places import ROOT
 from shared.access.identity import REFRESH_BEFORE_S, RETRY_AFTER_S, TIMEOUT_S, WAIT_BEFORE_S
 from shared.domain.calls import State
-from tests.conftest import FEBRUARY_29, Serve, Tables
+from tests.conftest import Serve, Tables
 from tests.support.app_service import HOUR, AppService
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import answer, closed_ledger, ok_json, send_message, until
-from tests.support.clock import ManualClock
+from tests.support.clock import FEBRUARY_29, ManualClock
 from tests.support.conservation import assert_conserved
 from tests.support.loopback import MAX_WAIT_S
 

@@ -3,6 +3,9 @@ tests against them, too."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from datetime import UTC, date, datetime
 
 import pytest
 from azure.data.tables.aio import TableServiceClient
@@ -15,10 +18,12 @@ from shared.storage import connect, cosmos_tables
 from shared.storage import session_rows as rows
 from shared.storage.cosmos_tables import CosmosTable, CosmosTables
 from shared.storage.entities import Row
+from shared.storage.ledger_rows import ledger_keys
 from shared.storage.tables import Table, Write
 from tests.conftest import Serve
 from tests.support import cosmos
 from tests.support.chat_client import answer, get_json, send_message
+from tests.support.ledger_rows import entry
 
 IDENTITY = Identity(None, in_azure=True, clock=SystemClock())
 ACCESS = ServiceAccess.by_setting("Table storage", "TABLES_CONNECTION_STRING")
@@ -91,13 +96,16 @@ class TestOrder:
         assert read <= 3 * 200
 
     async def test_reader_that_stops_early_reads_only_the_first_range(
-        self, table: Table, monkeypatch: pytest.MonkeyPatch
+        self, service: cosmos.CosmosTables, table: Table, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(cosmos_tables, "MAX_ROWS", 10)
         await filled(table, ["p"], 30)
-        async for each in table.query("PartitionKey eq @p", {"p": "p"}):
-            assert each["RowKey"] == "000"
-            break
+        before = service.pages
+        async with aclosing(table.query("PartitionKey eq @p", {"p": "p"})) as rows:
+            assert (await anext(rows))["RowKey"] == "000"
+        first = service.pages - before
+        assert len([each async for each in table.query("PartitionKey eq @p", {"p": "p"})]) == 30
+        assert first < (service.pages - before - first) / 2
 
 
 class TestReservedNames:
@@ -255,11 +263,12 @@ class TestSettings:
 
 def test_longest_row_keys_fit() -> None:
     session, hashed = "s" * 64, "f" * 64
+    limited = replace(entry(date(2026, 11, 29)).call, id="c" * 32, minute=datetime(2026, 11, 29, tzinfo=UTC))
     keys = [
         rows.branch_key(session),
         rows.record_key(hashed),
         rows.owner_key("!" + "9" * 20, session),
-        f"01~f~{session}~{9_999_999_999:010}~{'c' * 32}",  # a ledger row, see ledger_rows
+        ledger_keys(limited, session, 9_999_999_999)[1],
         f"!key:{'n' * 64}",
     ]
     assert max(len(key.encode()) for key in keys) <= cosmos.MAX_ROW_KEY_BYTES

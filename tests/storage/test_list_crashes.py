@@ -1,9 +1,8 @@
 """SIGKILL at every request to storage of whatever changes an owner's list: afterwards it is exact."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 
 import httpx
 import pytest
@@ -12,9 +11,9 @@ from shared.domain.hashing import sha256_hex
 from tests.conftest import Tables
 from tests.support.chat_client import JSON, answer, expire_lease, ok_json
 from tests.support.conservation import all_rows
-from tests.support.processes import Host, HostFactory
+from tests.support.processes import Host, Start
 from tests.support.proxy import Match, Stall, TcpProxy
-from tests.support.responses_api import ANN, KEYS
+from tests.support.responses_api import KEYS, client_of_ann
 
 OWNER = f"~owner-{sha256_hex('key:ann')}"
 ANONYMOUS = {"authorization": ""}
@@ -72,7 +71,6 @@ def erase_all(api: httpx.AsyncClient, session: str) -> Awaitable[httpx.Response]
     return api.delete("/api/me/sessions")
 
 
-Start = Callable[[], Host]
 Request = Callable[[httpx.AsyncClient, str], Awaitable[httpx.Response]]
 Preparation = Callable[[httpx.AsyncClient, Tables, str], Awaitable[None]]
 CHANGES: dict[str, tuple[Preparation, Request]] = {
@@ -88,29 +86,9 @@ CHANGES: dict[str, tuple[Preparation, Request]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def host_factory() -> Iterator[HostFactory]:
-    with HostFactory() as factory:
-        yield factory
-
-
 @pytest.fixture
-def start(host_factory: HostFactory, storage: TcpProxy, environ: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    started: list[Host] = []
-
-    def host() -> Host:
-        started.append(host_factory.host(environ | KEYS, tmp_path / f"host-{len(started)}.log"))
-        return started[-1]
-
-    yield host
-    for running in started:
-        running.kill()
-
-
-def client_of(host: Host) -> httpx.AsyncClient:
-    client = host.client()
-    client.headers["authorization"] = f"Bearer {ANN}"
-    return client
+def environ(environ: dict[str, str]) -> dict[str, str]:
+    return environ | KEYS
 
 
 async def titles(api: httpx.AsyncClient) -> dict[str, str | None]:
@@ -171,12 +149,12 @@ async def test_list_is_exact_after_a_crash_at_any_request(
     for nth in range(1, MAX_REQUESTS):
         session = f"{nth:032x}"
         print(f"request {nth}")
-        async with client_of(host) as api:
+        async with client_of_ann(host) as api:
             await prepare(api, tables, session)
             if not await crashed_at(host, storage, request(api, session), nth, fate):
                 break
         host = start()
-        async with client_of(host) as api:
+        async with client_of_ann(host) as api:
             with suppress(AssertionError):  # it has no lease
                 await expire_lease(tables, session)
             if request is not turn or nth % 2:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 from tests.support.loopback import MAX_WAIT_S
 
+FEBRUARY_29 = "0 0 0 29 2 *"  # a timer's schedule that no test meets
+
 
 class ManualClock:
     """Runs with the machine's clock, ahead of it by the total that the test has advanced it.

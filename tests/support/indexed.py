@@ -7,7 +7,8 @@ from starlette.applications import Starlette
 
 from local.host import application
 from local.places import ROOT
-from tests.conftest import FEBRUARY_29, FUNCTION_KEY
+from tests.conftest import FUNCTION_KEY
+from tests.support.clock import FEBRUARY_29
 
 
 def indexed() -> Starlette:

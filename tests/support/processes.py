@@ -15,15 +15,17 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import httpx
 
 from local import azurite
 from local.parts import free_port
 from local.places import ROOT
-from tests.conftest import FEBRUARY_29
+from tests.support.clock import FEBRUARY_29
 from tests.support.loopback import MAX_WAIT_S
+
+Start: TypeAlias = Callable[[], "Host"]
 
 
 class HostFactory:

@@ -7,6 +7,7 @@ import httpx
 
 from local.keys import line, new_key
 from tests.support.chat_client import JSON, ok_json
+from tests.support.processes import Host
 from tests.support.response_streams import checked
 
 ANN, BOB = new_key(), new_key()
@@ -14,6 +15,12 @@ KEYS = {"CLIENT_KEYS": f"{line('ann', ANN)},{line('bob', BOB)}"}
 ROUTE = "/openai/v1/responses"
 _AT: JSON = {"type": "object", "properties": {"at": {"type": "string"}}}
 TOOL: JSON = {"type": "function", "name": "look", "parameters": _AT}
+
+
+def client_of_ann(host: Host) -> httpx.AsyncClient:
+    client = host.client()
+    client.headers["authorization"] = f"Bearer {ANN}"
+    return client
 
 
 async def post(client: httpx.AsyncClient, headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:

@@ -19,9 +19,10 @@ from local.keys import line, new_key
 from local.parts import free_port
 from local.places import ROOT
 from shared.telemetry.tracing import tracing
-from tests.conftest import EMBEDDING, FEBRUARY_29, Tables, with_embeddings
+from tests.conftest import EMBEDDING, Tables, with_embeddings
 from tests.support.azure_openai import AzureOpenAI
 from tests.support.chat_client import answer, closed_ledger, ok_json, send_message
+from tests.support.clock import FEBRUARY_29
 from tests.support.loopback import MAX_WAIT_S, Loopback, Wire
 
 KEY = "00000000-1111-2222-3333-444444444444"

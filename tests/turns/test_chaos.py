@@ -11,7 +11,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -55,12 +55,6 @@ class Size:
     kill_every: float
     usd: Decimal  # of a caller, per day
     outages: int = 0
-
-
-@pytest.fixture(scope="module")
-def host_factory() -> Iterator[HostFactory]:
-    with HostFactory() as host_factory:
-        yield host_factory
 
 
 def limits(usd: Decimal) -> str:

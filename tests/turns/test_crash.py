@@ -7,7 +7,7 @@ host is killed. The stalled request is lost or, as in a slow network, arrives af
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -34,41 +34,18 @@ from tests.support.faults import (
     session_transaction,
 )
 from tests.support.loopback import MAX_WAIT_S
-from tests.support.processes import Azurite, Host, HostFactory
+from tests.support.processes import Azurite, Host, Start
 from tests.support.proxy import Match, Rule, Stall, TcpProxy
-from tests.support.responses_api import ANN, KEYS
+from tests.support.responses_api import KEYS, client_of_ann
 from tests.support.rude_upstream import with_rude_fake_in_acceptance
 
 pytestmark = with_rude_fake_in_acceptance
-Start: TypeAlias = Callable[[], Host]
 Step: TypeAlias = Callable[[str], Match]
 
 
-@pytest.fixture(scope="module")
-def host_factory() -> Iterator[HostFactory]:
-    with HostFactory() as host_factory:
-        yield host_factory
-
-
 @pytest.fixture
-def start(host_factory: HostFactory, storage: TcpProxy, environ: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Starts a host. Hosts are stateless, so a new one is equivalent to a restarted one."""
-    started: list[Host] = []
-    environ |= KEYS
-
-    def host() -> Host:
-        started.append(host_factory.host(environ, tmp_path / f"host-{len(started)}.log"))
-        return started[-1]
-
-    yield host
-    for running in started:
-        running.kill()
-
-
-def client_of(host: Host) -> httpx.AsyncClient:
-    client = host.client()
-    client.headers["authorization"] = f"Bearer {ANN}"
-    return client
+def environ(environ: dict[str, str]) -> dict[str, str]:
+    return environ | KEYS
 
 
 @dataclass(frozen=True)
@@ -212,7 +189,7 @@ async def test_recovery_after_a_crash_at_any_step_of_a_turn(
     fail_as_the_message_says(fake)
     fates = ["late", "lost"] if point.before_commit else ["lost"]
     roles = ("retried", "recovered", "cleared", "erased")
-    async with client_of(victim) as client:
+    async with client_of_ann(victim) as client:
         conversations = [await new_conversation(client) for _ in fates]
         sessions = [
             session
@@ -224,7 +201,7 @@ async def test_recovery_after_a_crash_at_any_step_of_a_turn(
         await kill(victim, storage, stalled, late=len(sessions) // 2 if point.before_commit else 0)
 
     host, fake.responder = start(), responder
-    async with client_of(host) as client:
+    async with client_of_ann(host) as client:
         for session in erased:
             assert (await client.delete(f"/api/sessions/{session}")).status_code in (204, 404)
         await expire(tables, sessions)
@@ -260,7 +237,7 @@ async def test_recovery_after_a_crash_at_any_step_of_a_deletion(
 ) -> None:
     victim, (step, done), stalled = start(), DELETION_STEPS[name], StalledRequests()
     paths = {"cleared": "/messages", "cleared-then-used": "/messages", "erased": "", "erased-then-used": ""}
-    async with client_of(victim) as client:
+    async with client_of_ann(victim) as client:
         for session in paths:
             await answer(client, "walrus", session)
         await assert_conserved(tables, fake)
@@ -273,7 +250,7 @@ async def test_recovery_after_a_crash_at_any_step_of_a_deletion(
     marked = {row["PartitionKey"] async for row in all_rows(tables.sessions) if "removal" in row}
 
     host = start()
-    async with client_of(host) as client:
+    async with client_of_ann(host) as client:
         for session in paths:
             if session.endswith("used"):
                 await answer(client, "at last", session)

@@ -24,12 +24,6 @@ SOON_S = 200  # a token that the pages renew before every request
 
 
 @pytest.fixture(scope="module")
-def host_factory() -> Iterator[HostFactory]:
-    with HostFactory() as factory:
-        yield factory
-
-
-@pytest.fixture(scope="module")
 def issuer() -> Iterator[LocalIssuer]:
     with LocalIssuer() as started:
         yield started
